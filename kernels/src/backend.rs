@@ -1,0 +1,236 @@
+//! The coarse operations a device provides.
+//!
+//! Used as `&dyn Backend`: every call is microseconds of work, so dynamic dispatch is free and models stay free of type
+//! parameters. Operations do not return `Result`: a wrong shape panics with operation, expected and found.
+//!
+//! Letters: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched rows,
+//! V vocabulary. Heads lie side by side in a row: `[N, H·d]`.
+
+use crate::{Documents, Segments, Tensor, Write, math};
+use std::ops::Range;
+
+/// Which operand of a product is transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `[M, K]·[N, K]ᵀ`: forward of a linear layer.
+    Nt,
+    /// `[M, N]·[N, K]`: gradient of its input.
+    Nn,
+    /// `[M, N]ᵀ·[M, K]`: gradient of its weight.
+    Tn,
+}
+
+/// Widths of multi-head latent attention's heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    pub heads: usize,
+    /// Query and key parts without and with a position.
+    pub nope: usize,
+    pub rope: usize,
+    pub value: usize,
+    /// Of the softmax.
+    pub scale: f64,
+}
+
+/// Angles of rotary positions (Su et al. 2021), as tables.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Rotated elements per head, even.
+    pub dim: usize,
+    /// Pairs are (2j, 2j + 1), else (j, j + dim/2).
+    pub is_interleaved: bool,
+    /// `[positions, dim/2]`, times the attention factor.
+    pub cos: Vec<f32>,
+    pub sin: Vec<f32>,
+}
+
+impl Rope {
+    /// `frequencies`: radians per position, `[dim/2]`. Angles are products in f32, as checkpoints were trained with.
+    pub fn new(frequencies: &[f32], positions: usize, factor: f64, is_interleaved: bool) -> Self {
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+        let (sin, cos) = angles
+            .map(|angle| {
+                let (sin, cos) = math::sin_cos(angle);
+                ((sin * factor) as f32, (cos * factor) as f32)
+            })
+            .unzip();
+        Self { dim: 2 * frequencies.len(), is_interleaved, cos, sin }
+    }
+
+    pub fn positions(&self) -> usize {
+        self.cos.len() / (self.dim / 2).max(1)
+    }
+}
+
+/// How experts are chosen (DeepSeek-V3, §2.1.2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    pub experts: usize,
+    /// The experts stand in `groups` groups of which a token may use `kept_groups`.
+    pub groups: usize,
+    pub kept_groups: usize,
+    pub top_k: usize,
+    /// Weights of a token are divided by their sum, then multiplied by `scale`.
+    pub normalise: bool,
+    pub scale: f64,
+}
+
+/// The choice of one layer for N tokens, and the rows that follow from it.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    /// `[N, K]`, best first.
+    pub ids: Vec<u32>,
+    /// `[N, K]`
+    pub weights: Tensor,
+    /// Sigmoid of the logits, `[N, E]`.
+    pub scores: Tensor,
+    /// Rows by expert.
+    pub segments: Segments,
+    /// Token of each dispatched row, `[R]`.
+    pub tokens: Vec<u32>,
+    /// Dispatched row of each (token, choice), `[N, K]`.
+    pub slots: Vec<u32>,
+}
+
+impl Routing {
+    /// Sorts the choices by expert, tokens in order within each.
+    pub fn new(ids: Vec<u32>, weights: Tensor, scores: Tensor, experts: usize) -> Self {
+        let top_k = weights.cols();
+        let mut counts = vec![0; experts];
+        ids.iter().for_each(|&e| counts[e as usize] += 1);
+        let segments = Segments::of_counts(&counts);
+        let mut next: Vec<usize> = segments.iter().map(|rows| rows.start).collect();
+        let (mut tokens, mut slots) = (vec![0; ids.len()], vec![0; ids.len()]);
+        for (i, &e) in ids.iter().enumerate() {
+            let row = next[e as usize];
+            next[e as usize] += 1;
+            tokens[row] = (i / top_k) as u32;
+            slots[i] = row as u32;
+        }
+        Self { ids, weights, scores, segments, tokens, slots }
+    }
+}
+
+/// The output projection with softmax: what objectives see of `[N, V]` logits.
+pub struct Head {
+    /// log p(target), `[N]`.
+    pub logp: Vec<f64>,
+    /// log Σ exp(logits), `[N]`.
+    pub lse: Vec<f64>,
+    /// exp(logits − max) and one over its sum per row when they were small enough to keep; else backward computes them again.
+    pub(crate) kept: Option<(Tensor, Vec<f64>)>,
+}
+
+/// Rows of one request in latent attention.
+pub struct LatentRows<'a> {
+    /// Which rows of q; they are the last positions of the cache.
+    pub rows: Range<usize>,
+    /// `[positions, latent + rope]`: normed latents and rotated keys, these rows' included.
+    pub cache: &'a [f32],
+}
+
+/// One step of AdamW (Loshchilov and Hutter 2019) with its corrections worked out.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub decay: f64,
+    /// 1-based.
+    pub step: u64,
+    /// The gradient is multiplied by this first (clipping).
+    pub gradient_scale: f64,
+}
+
+pub trait Backend: Send + Sync {
+    /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
+    fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
+    /// Rows of `a` in segment e meet `w[e]` of `[E, out, in]`: `Nt` or `Nn`.
+    fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write);
+    /// `dw[e] += dyᵀ·x` over the rows of segment e.
+    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor);
+    /// A hint that `w` will be the weight of many products: worth packing once.
+    fn prepare(&self, w: &Tensor);
+
+    /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);
+    /// Returns dx; `dgain += Σ_rows dy · x · rstd`.
+    fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor;
+    /// `[N, 2F] → [N, F]`: silu(gate) · up, gate first.
+    fn swiglu(&self, h: &Tensor) -> Tensor;
+    fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
+    /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward turns the other way.
+    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
+    /// `acc += x`
+    fn add(&self, acc: &mut Tensor, x: &Tensor);
+    /// Columns `..at` and `at..`.
+    fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor);
+    /// The inverse of `split`.
+    fn join(&self, a: &Tensor, b: &Tensor) -> Tensor;
+
+    /// Causal attention within documents. q `[N, H·(nope + rope)]`, kv `[N, H·(nope + value)]`, k_rope `[N, rope]` shared by all
+    /// heads. Returns o `[N, H·value]` and lse `[H, N]`.
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor);
+    /// Returns dq, dkv, dk_rope.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        d_o: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor, Tensor);
+    /// The same attention from latents, `kv_b` `[H·(nope + value), latent]` absorbed into query and output: for generation.
+    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[LatentRows]) -> Tensor;
+
+    /// Rows `ids` of w.
+    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;
+    /// `dw[ids[i]] += dx[i]`, i in order.
+    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor);
+    /// x `[N, D]`, w `[V, D]`.
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head;
+    /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`. Returns dx; `dw += dlogitsᵀ·x`.
+    #[allow(clippy::too_many_arguments)]
+    fn head_backward(
+        &self,
+        head: Head,
+        x: &Tensor,
+        w: &Tensor,
+        targets: &[u32],
+        dlogp: &[f64],
+        dlse: &[f64],
+        dw: &mut Tensor,
+    ) -> Tensor;
+
+    /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, `[N]`: for sampling.
+    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>);
+
+    /// logits `[N, E]`, bias `[E]`. The bias takes part in the choice and in nothing else.
+    fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
+    /// Returns dlogits; `dscores` `[N, E]` is added to what the weights give.
+    fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
+    /// Rows `rows` of x, in that order.
+    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor;
+    /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
+    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor);
+    /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.
+    fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor);
+    /// Returns drows and dweights.
+    fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor);
+
+    /// Σ x², in f64, in one order.
+    fn square_sum(&self, x: &Tensor) -> f64;
+    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
+}

@@ -1,0 +1,134 @@
+//! The output projection, softmax and log-probability, by chunks of rows: `[N, V]` logits need not exist at once.
+//!
+//! exp(logits − max) is kept for backward when all of it is small, else computed again: the same products and the same loops, so
+//! the same bits.
+
+use super::{Cpu, exp_row};
+use crate::backend::Head;
+use crate::gemm::View;
+use crate::{Real, Tensor, Write};
+
+/// Logits computed at once, and kept at most.
+const CHUNK: usize = 1 << 22;
+const KEPT: usize = 1 << 24;
+
+/// Turns logits into exp(logit − max); writes log p(target), lse, and 1/Σexp.
+fn softmax<T: Real>(cpu: &Cpu, logits: &mut [T], vocabulary: usize, targets: &[u32], out: [&mut [f64]; 3]) {
+    let step = cpu.step(targets.len(), 4 * vocabulary);
+    let [logp, lse, inverse] = out;
+    let out = logp.chunks_mut(step).zip(lse.chunks_mut(step)).zip(inverse.chunks_mut(step));
+    let tasks = logits.chunks_mut(step * vocabulary).zip(targets.chunks(step)).zip(out).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |((logits, targets), ((logp, lse), inverse))| {
+            let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
+            for ((row, &target), ((logp, lse), inverse)) in rows.zip(logp.iter_mut().zip(lse).zip(inverse)) {
+                let logit = row[target as usize].f64();
+                let (max, sum) = exp_row(row, T::ONE);
+                *lse = max.f64() + crate::math::ln(sum.f64());
+                *logp = logit - *lse;
+                *inverse = 1.0 / sum.f64();
+            }
+        },
+    );
+}
+
+fn check(x: &Tensor, w: &Tensor, targets: &[u32]) -> [usize; 3] {
+    let ([n, d], [v, inner]) = (x.dims("head: x"), w.dims("head: w"));
+    assert!(d == inner && targets.len() == n, "head: x [{n}, {d}], w [{v}, {inner}], {} targets", targets.len());
+    [n, d, v]
+}
+
+fn logits<T: Real>(cpu: &Cpu, x: &[T], w: &Tensor, out: &mut [T]) {
+    let x = View::new(x, out.len() / w.rows(), w.cols());
+    match w.packed() {
+        Some([packed]) => T::multiply_packed(&cpu.gemm, x, packed, out, Write::Set),
+        _ => T::multiply(&cpu.gemm, x, w.view::<T>().t(), out, Write::Set),
+    }
+}
+
+pub fn forward<T: Real>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+    let [n, d, v] = check(x, w, targets);
+    let (mut logp, mut lse, mut inverse) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+    let keeps = n * v <= KEPT;
+    let chunk = if keeps { n.max(1) } else { (CHUNK / v).max(1) };
+    let mut memory = Tensor::empty([chunk.min(n), v], T::DTYPE);
+    for first in (0..n).step_by(chunk) {
+        let rows = first..(first + chunk).min(n);
+        let z = &mut memory.write::<T>()[..rows.len() * v];
+        logits(cpu, &x.read::<T>()[rows.start * d..rows.end * d], w, z);
+        let out = [&mut logp[rows.clone()], &mut lse[rows.clone()], &mut inverse[rows.clone()]];
+        softmax(cpu, z, v, &targets[rows], out);
+    }
+    Head { logp, lse, kept: keeps.then_some((memory, inverse)) }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn backward<T: Real>(
+    cpu: &Cpu,
+    head: Head,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    dlogp: &[f64],
+    dlse: &[f64],
+    dw: &mut Tensor,
+) -> Tensor {
+    let [n, d, v] = check(x, w, targets);
+    dw.expect("head_backward: dw", [v, d]);
+    assert!(dlogp.len() == n && dlse.len() == n, "head_backward: {} and {} of {n} rows", dlogp.len(), dlse.len());
+    let mut dx = Tensor::empty([n, d], T::DTYPE);
+    let (mut kept, mut inverse) = head.kept.map_or((None, vec![0.0; n]), |(kept, inverse)| (Some(kept), inverse));
+    let chunk = if kept.is_some() { n.max(1) } else { (CHUNK / v).max(1) };
+    for first in (0..n).step_by(chunk) {
+        let rows = first..(first + chunk).min(n);
+        let x = &x.read::<T>()[rows.start * d..rows.end * d];
+        let mut dlogits = kept.take().unwrap_or_else(|| {
+            let mut z = Tensor::empty([rows.len(), v], T::DTYPE);
+            logits(cpu, x, w, z.write::<T>());
+            let (mut logp, mut lse) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
+            softmax(cpu, z.write::<T>(), v, &targets[rows.clone()], [&mut logp, &mut lse, &mut inverse[rows.clone()]]);
+            z
+        });
+        let step = cpu.step(rows.len(), v);
+        let tasks = dlogits.write::<T>().chunks_mut(step * v).enumerate().collect();
+        cpu.each(
+            tasks,
+            #[inline(always)]
+            |(task, z): (usize, &mut [T])| {
+                for (i, z) in z.chunks_exact_mut(v).enumerate() {
+                    let row = rows.start + task * step + i;
+                    let factor = T::of((dlse[row] - dlogp[row]) * inverse[row]);
+                    z.iter_mut().for_each(|z| *z *= factor);
+                    z[targets[row] as usize] += T::of(dlogp[row]);
+                }
+            },
+        );
+        let view = dlogits.view::<T>();
+        T::multiply(&cpu.gemm, view, w.view(), &mut dx.write::<T>()[rows.start * d..rows.end * d], Write::Set);
+        let x = View::new(x, rows.len(), d);
+        T::multiply(&cpu.gemm, view.t(), x, dw.write(), Write::Add);
+    }
+    dx
+}
+
+/// Turns every row into exp(x − max); returns maxima and sums.
+pub fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+    let (n, v) = (x.rows(), x.cols());
+    let (mut max, mut sum) = (vec![0.0; n], vec![0.0; n]);
+    let step = cpu.step(n, 4 * v);
+    let out = max.chunks_mut(step).zip(sum.chunks_mut(step));
+    let tasks = x.write::<T>().chunks_mut((step * v).max(1)).zip(out).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(x, (max, sum)): (&mut [T], (&mut [f64], &mut [f64]))| {
+            for (x, (max, sum)) in x.chunks_exact_mut(v).zip(max.iter_mut().zip(sum)) {
+                let (m, s) = exp_row(x, T::ONE);
+                (*max, *sum) = (m.f64(), s.f64());
+            }
+        },
+    );
+    (max, sum)
+}

@@ -1,0 +1,86 @@
+//! Attention from the latent cache: kv_b is absorbed into the query on one side and into the output on the other, so that a
+//! cached position costs latent + rope elements whatever the number of heads (DeepSeek-V2, §2.1.2).
+//!
+//! The one form of generation: prefill, decoding and verification differ in the number of rows, and a row does not depend on
+//! that number. So a request's tokens have the same bits in any batch.
+
+use super::{Cpu, Scratch, Shared, exp_row, wide};
+use crate::backend::{AttentionShape, LatentRows};
+use crate::gemm::View;
+use crate::{DType, Real, Tensor, Write};
+
+pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[LatentRows]) -> Tensor {
+    let (n, qk, kv) = (q.rows(), s.nope + s.rope, s.nope + s.value);
+    let latent = kv_b.cols();
+    let width = latent + s.rope;
+    q.expect("latent_attention: q", [n, s.heads * qk]);
+    kv_b.expect("latent_attention: kv_b", [s.heads * kv, latent]);
+    let rows: usize = requests.iter().map(|request| request.rows.len()).sum();
+    assert!(rows == n, "latent_attention: requests have {rows} of {n} rows");
+    let (q, kv_b) = (q.read::<f32>(), kv_b.read::<f32>());
+    let up = |head: usize, first: usize, rows: usize| {
+        View::new(&kv_b[(head * kv + first) * latent..][..rows * latent], rows, latent)
+    };
+
+    // queries as the cache sees them, [N, H, latent + rope]
+    let mut absorbed = Scratch::<f32>::new(n * s.heads * width);
+    let all = Shared::new(&mut absorbed.0);
+    cpu.gemm.pool().each((0..s.heads).collect(), |head| {
+        let mut part = Scratch::<f32>::new(n * latent);
+        let view = View::strided(&q[head * qk..], n, s.nope, s.heads * qk);
+        f32::multiply_alone(&cpu.gemm, view, up(head, 0, s.nope), &mut part.0[..n * latent], Write::Set);
+        for (row, part) in part.0.chunks_exact(latent).take(n).enumerate() {
+            // SAFETY: this task alone writes this head.
+            let out = unsafe { all.part((row * s.heads + head) * width, width) };
+            out[..latent].copy_from_slice(part);
+            out[latent..].copy_from_slice(&q[row * s.heads * qk + head * qk + s.nope..][..s.rope]);
+        }
+    });
+
+    // what each head reads from the cache, [N, H, latent]
+    let mut seen = Scratch::<f32>::new(n * s.heads * latent);
+    let out = Shared::new(&mut seen.0);
+    let absorbed = &absorbed.0;
+    cpu.gemm.pool().each(requests.iter().collect(), |request| {
+        let LatentRows { rows, cache } = request;
+        let length = cache.len() / width;
+        assert!(rows.len() <= length, "latent_attention: {} rows, {length} positions", rows.len());
+        let count = rows.len() * s.heads;
+        let mut scores = Scratch::<f32>::new(count * length);
+        let scores = &mut scores.0[..count * length];
+        let query = View::new(&absorbed[rows.start * s.heads * width..][..count * width], count, width);
+        f32::multiply_alone(&cpu.gemm, query, View::new(cache, length, width).t(), scores, Write::Set);
+        // SAFETY: a request's rows are its own.
+        let out = unsafe { out.part(rows.start * s.heads * latent, count * latent) };
+        let mut inverse = Scratch::<f32>::new(count);
+        wide(
+            cpu.gemm.level(),
+            #[inline(always)]
+            || {
+                for (i, (row, inverse)) in scores.chunks_exact_mut(length).zip(&mut inverse.0).enumerate() {
+                    let (visible, hidden) = row.split_at_mut(length - rows.len() + i / s.heads + 1);
+                    *inverse = 1.0 / exp_row(visible, s.scale as f32).1;
+                    hidden.fill(0.0);
+                }
+            },
+        );
+        let values = View::strided(cache, length, latent, width);
+        f32::multiply_alone(&cpu.gemm, View::new(scores, count, length), values, out, Write::Set);
+        for (out, &inverse) in out.chunks_exact_mut(latent).zip(&inverse.0) {
+            out.iter_mut().for_each(|x| *x *= inverse);
+        }
+    });
+
+    let mut o = Tensor::empty([n, s.heads * s.value], DType::F32);
+    let (all, seen) = (Shared::new(o.write::<f32>()), &seen.0);
+    cpu.gemm.pool().each((0..s.heads).collect(), |head| {
+        let mut part = Scratch::<f32>::new(n * s.value);
+        let view = View::strided(&seen[head * latent..], n, latent, s.heads * latent);
+        f32::multiply_alone(&cpu.gemm, view, up(head, s.nope, s.value).t(), &mut part.0[..n * s.value], Write::Set);
+        for (row, part) in part.0.chunks_exact(s.value).take(n).enumerate() {
+            // SAFETY: this task alone writes this head.
+            unsafe { all.part((row * s.heads + head) * s.value, s.value) }.copy_from_slice(part);
+        }
+    });
+    o
+}

@@ -1,0 +1,335 @@
+//! The CPU: the specification of every operation, and the device of the quickstart.
+//!
+//! Small operations are loops one can check by eye, cut over rows into tasks for the threads, and compiled for each CPU level
+//! ([`wide`]). The bits depend on neither: a row is computed alone, and sums over rows go by fixed blocks.
+
+mod attention;
+mod head;
+mod latent;
+mod optimizer;
+mod router;
+mod rows;
+
+use crate::backend::*;
+use crate::gemm::{Gemm, Level, View, wide};
+use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
+
+/// Element operations below which waking a thread costs more than it brings.
+const SERIAL: usize = 1 << 15;
+
+pub struct Cpu {
+    gemm: Gemm,
+}
+
+/// Runs `$body` with `$T` the element type of `$tensor`.
+macro_rules! real {
+    ($tensor:expr, $T:ident => $body:expr) => {
+        match $tensor.dtype() {
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => panic!("cpu: no operation computes in {other:?}"),
+        }
+    };
+}
+
+impl Cpu {
+    /// `threads` counts the caller; 0 takes what the machine has.
+    pub fn new(threads: usize) -> Self {
+        let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { gemm: Gemm::new(if threads == 0 { available() } else { threads }) }
+    }
+
+    /// The same on another CPU level, for tests.
+    pub fn at(self, level: Level) -> Self {
+        Self { gemm: self.gemm.at(level) }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.gemm.pool().threads()
+    }
+
+    /// Rows per task when a row costs `cost` element operations.
+    fn step(&self, rows: usize, cost: usize) -> usize {
+        if rows * cost < SERIAL { rows.max(1) } else { rows.div_ceil(4 * self.threads()).max(1) }
+    }
+
+    /// Calls `work` for each of `tasks`, compiled for this CPU.
+    fn each<I: Send>(&self, tasks: Vec<I>, work: impl Fn(I) + Sync) {
+        let level = self.gemm.level();
+        self.gemm.pool().each(tasks, |task| {
+            wide(
+                level,
+                #[inline(always)]
+                || work(task),
+            )
+        });
+    }
+}
+
+/// Σ a·b in sixteen interleaved sums that are then folded: one order for every vector width.
+#[inline(always)]
+fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut sums = [T::ZERO; 16];
+    let (a, b) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.0.iter().zip(b.0) {
+        for lane in 0..16 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    for ((sum, &a), &b) in sums.iter_mut().zip(a.1).zip(b.1) {
+        *sum += a * b;
+    }
+    fold(sums)
+}
+
+#[inline(always)]
+fn fold<T: Real>(mut sums: [T; 16]) -> T {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+    }
+    sums[0]
+}
+
+/// Turns a row of scores into exp(score·scale − max) in place; returns the maximum of score·scale and the sum.
+#[inline(always)]
+fn exp_row<T: Real>(row: &mut [T], scale: T) -> (T, T) {
+    let mut largest = [T::LOWEST; 16];
+    let (chunks, rest) = row.as_chunks_mut::<16>();
+    for chunk in chunks.iter_mut() {
+        for lane in 0..16 {
+            chunk[lane] *= scale;
+            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
+        }
+    }
+    for (x, largest) in rest.iter_mut().zip(&mut largest) {
+        *x *= scale;
+        *largest = if *x > *largest { *x } else { *largest };
+    }
+    let max = largest.into_iter().fold(T::LOWEST, |a, b| if b > a { b } else { a });
+    let mut sums = [T::ZERO; 16];
+    for chunk in chunks {
+        for lane in 0..16 {
+            chunk[lane] = (chunk[lane] - max).exp();
+            sums[lane] += chunk[lane];
+        }
+    }
+    for (x, sum) in rest.iter_mut().zip(&mut sums) {
+        *x = (*x - max).exp();
+        *sum += *x;
+    }
+    (max, fold(sums))
+}
+
+/// Working memory of a task, from the arena; contents unspecified.
+struct Scratch<T: Element>(Vec<T>);
+
+impl<T: Element> Scratch<T> {
+    fn new(len: usize) -> Self {
+        Self(T::arena().take(len, T::POISON))
+    }
+}
+
+impl<T: Element> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        T::arena().give(std::mem::take(&mut self.0));
+    }
+}
+
+/// A matrix that several tasks write, each its own rectangle.
+struct Shared<T> {
+    data: *mut T,
+    len: usize,
+}
+
+// SAFETY: `part` makes its callers promise that no two parts in use overlap.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn new(data: &mut [T]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len() }
+    }
+
+    /// # Safety
+    /// While the result lives nobody else reads or writes these elements.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.len, "shared: {start} + {len} of {}", self.len);
+        // SAFETY: inside the slice given to `new`, which the borrow of the caller keeps alive; exclusive by promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+    }
+}
+
+impl Backend for Cpu {
+    fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
+        let (shape, dims) = match layout {
+            Layout::Nt => ([a.rows(), b.rows()], [a.cols(), b.cols()]),
+            Layout::Nn => ([a.rows(), b.cols()], [a.cols(), b.rows()]),
+            Layout::Tn => ([a.cols(), b.cols()], [a.rows(), b.rows()]),
+        };
+        assert!(dims[0] == dims[1], "gemm {layout:?}: a is {:?}, b is {:?}", a.shape(), b.shape());
+        assert!([c.rows(), c.cols()] == shape, "gemm {layout:?}: expected c {shape:?}, found {:?}", c.shape());
+        real!(a, T => match (layout, b.packed()) {
+            (Layout::Nt, Some([packed])) => T::multiply_packed(&self.gemm, a.view(), packed, c.write(), write),
+            (Layout::Nt, _) => T::multiply(&self.gemm, a.view(), b.view::<T>().t(), c.write(), write),
+            (Layout::Nn, _) => T::multiply(&self.gemm, a.view(), b.view(), c.write(), write),
+            (Layout::Tn, _) => T::multiply(&self.gemm, a.view::<T>().t(), b.view(), c.write(), write),
+        });
+    }
+
+    fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write) {
+        let [experts, out, inner] = w.dims("grouped_gemm: w");
+        let (k, n) = if layout == Layout::Nt { (inner, out) } else { (out, inner) };
+        assert!(layout != Layout::Tn, "grouped_gemm: Tn is grouped_gradient");
+        assert!(experts == segments.count(), "grouped_gemm: {experts} weights, {} segments", segments.count());
+        a.expect("grouped_gemm: a", [segments.rows(), k]);
+        c.expect("grouped_gemm: c", [segments.rows(), n]);
+        real!(a, T => {
+            if let (Layout::Nt, Some(packed)) = (layout, w.packed()) {
+                return T::grouped_packed(&self.gemm, a.view(), segments.ends(), packed, c.write(), write);
+            }
+            let view = |w| if layout == Layout::Nt { View::new(w, out, inner).t() } else { View::new(w, out, inner) };
+            let b: Vec<View<T>> = w.read::<T>().chunks_exact(out * inner).map(view).collect();
+            T::grouped(&self.gemm, a.view(), segments.ends(), &b, c.write(), write);
+        });
+    }
+
+    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor) {
+        dw.expect("grouped_gradient: dw", [segments.count(), dy.cols(), x.cols()]);
+        let ends = segments.ends();
+        real!(dy, T => T::grouped_gradient(&self.gemm, dy.view(), x.view(), ends, dw.write(), Write::Add));
+    }
+
+    fn prepare(&self, w: &Tensor) {
+        w.keep_packed(&self.gemm);
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+        real!(x, T => rows::rms_norm::<T>(self, x, gain, eps))
+    }
+
+    fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor {
+        real!(x, T => rows::rms_norm_backward::<T>(self, x, rstd, gain, dy, dgain))
+    }
+
+    fn swiglu(&self, h: &Tensor) -> Tensor {
+        real!(h, T => rows::swiglu::<T>(self, h))
+    }
+
+    fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor {
+        real!(h, T => rows::swiglu_backward::<T>(self, h, dy))
+    }
+
+    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool) {
+        real!(x, T => rows::rope::<T>(self, x, heads, offset, rope, positions, is_backward))
+    }
+
+    fn add(&self, acc: &mut Tensor, x: &Tensor) {
+        real!(x, T => rows::add::<T>(self, acc, x))
+    }
+
+    fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor) {
+        real!(x, T => rows::split::<T>(x, at))
+    }
+
+    fn join(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        real!(a, T => rows::join::<T>(a, b))
+    }
+
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor) {
+        real!(q, T => attention::forward::<T>(self, shape, q, kv, k_rope, documents))
+    }
+
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        d_o: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor, Tensor) {
+        real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, lse, d_o, documents))
+    }
+
+    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[LatentRows]) -> Tensor {
+        latent::attention(self, shape, q, kv_b, requests)
+    }
+
+    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor {
+        real!(w, T => rows::gather::<T>(self, w, ids))
+    }
+
+    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
+        real!(dx, T => rows::embedding_backward::<T>(ids, dx, dw))
+    }
+
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+        real!(x, T => head::forward::<T>(self, x, w, targets))
+    }
+
+    fn head_backward(
+        &self,
+        head: Head,
+        x: &Tensor,
+        w: &Tensor,
+        targets: &[u32],
+        dlogp: &[f64],
+        dlse: &[f64],
+        dw: &mut Tensor,
+    ) -> Tensor {
+        real!(x, T => head::backward::<T>(self, head, x, w, targets, dlogp, dlse, dw))
+    }
+
+    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+        real!(logits, T => head::rows::<T>(self, logits))
+    }
+
+    fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
+        real!(logits, T => router::route::<T>(self, router, logits, bias))
+    }
+
+    fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor {
+        real!(dweights, T => router::route_backward::<T>(self, router, r, dweights, dscores))
+    }
+
+    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor {
+        real!(x, T => rows::gather::<T>(self, x, rows))
+    }
+
+    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
+        real!(drows, T => router::gather_backward::<T>(self, drows, slots, dx))
+    }
+
+    fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor) {
+        real!(rows, T => router::combine::<T>(self, rows, r, y))
+    }
+
+    fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
+        real!(rows, T => router::combine_backward::<T>(self, rows, r, dy))
+    }
+
+    fn square_sum(&self, x: &Tensor) -> f64 {
+        real!(x, T => optimizer::square_sum::<T>(self, x))
+    }
+
+    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+        real!(dw, T => optimizer::adamw::<T>(self, hyper, w, dw, m, v))
+    }
+}

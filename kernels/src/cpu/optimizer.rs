@@ -1,0 +1,65 @@
+//! AdamW and the norm it is clipped by.
+
+use super::Cpu;
+use crate::backend::AdamW;
+use crate::{Real, Tensor};
+
+/// Elements per partial sum: fixed, so that the sum's order does not depend on the threads.
+const BLOCK: usize = 1 << 14;
+
+pub fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
+    let mut partial = vec![0.0; x.len().div_ceil(BLOCK)];
+    let tasks: Vec<_> = x.read::<T>().chunks(BLOCK).zip(&mut partial).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(x, partial): (&[T], &mut f64)| {
+            let mut sums = [0.0; 16];
+            let (chunks, rest) = x.as_chunks::<16>();
+            for chunk in chunks {
+                for lane in 0..16 {
+                    sums[lane] += chunk[lane].f64() * chunk[lane].f64();
+                }
+            }
+            rest.iter().zip(&mut sums).for_each(|(x, sum)| *sum += x.f64() * x.f64());
+            *partial = super::fold(sums);
+        },
+    );
+    partial.iter().sum()
+}
+
+/// Elements of w, dw, m and v of one task.
+type Slices<'a, T> = ((&'a mut [T], &'a [T]), (&'a mut [T], &'a mut [T]));
+
+/// βᵗ by squaring: no system function, one order.
+fn power(beta: f64, step: u64) -> f64 {
+    let bit = |power: f64, i: u32| power * power * if step >> i & 1 == 1 { beta } else { 1.0 };
+    (0..u64::BITS - step.leading_zeros()).rev().fold(1.0, bit)
+}
+
+/// `w −= lr·decay·w; m, v` decay towards g and g²; `w −= lr·m̂ / (√v̂ + eps)`, in this order.
+pub fn adamw<T: Real>(cpu: &Cpu, h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+    for x in [&*w, &*m, &*v] {
+        x.expect("adamw", dw.shape());
+    }
+    let keep = T::of(1.0 - h.lr * h.decay);
+    let rate = T::of(h.lr / (1.0 - power(h.beta1, h.step)));
+    let correction = T::of(1.0 / (1.0 - power(h.beta2, h.step)).sqrt());
+    let (beta1, beta2, eps) = (T::of(h.beta1), T::of(h.beta2), T::of(h.eps));
+    let (rest1, rest2, scale) = (T::of(1.0 - h.beta1), T::of(1.0 - h.beta2), T::of(h.gradient_scale));
+    let step = cpu.step(dw.len(), 4);
+    let moments = m.write::<T>().chunks_mut(step).zip(v.write::<T>().chunks_mut(step));
+    let tasks = w.write::<T>().chunks_mut(step).zip(dw.read::<T>().chunks(step)).zip(moments).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |((w, dw), (m, v)): Slices<T>| {
+            for ((w, &dw), (m, v)) in w.iter_mut().zip(dw).zip(m.iter_mut().zip(v)) {
+                let g = dw * scale;
+                *m = *m * beta1 + g * rest1;
+                *v = *v * beta2 + g * g * rest2;
+                *w = *w * keep - rate * *m / (v.sqrt() * correction + eps);
+            }
+        },
+    );
+}

@@ -1,0 +1,217 @@
+//! Operations on rows: norm, gate, rotation, and moving rows about.
+
+use super::{Cpu, dot};
+use crate::{Real, Rope, Tensor};
+
+/// Rows per partial sum of a gain's gradient: fixed, so that the sum's order does not depend on the threads.
+const BLOCK: usize = 128;
+
+pub fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let (n, d) = (x.rows(), x.cols());
+    gain.expect("rms_norm: gain", [d]);
+    let (mut y, mut rstd) = (Tensor::empty([n, d], T::DTYPE), Tensor::empty([n], T::DTYPE));
+    let (x, gain, step) = (x.read::<T>(), gain.read::<T>(), cpu.step(n, d));
+    let out = y.write::<T>().chunks_mut(step * d).zip(rstd.write::<T>().chunks_mut(step));
+    let tasks = x.chunks(step * d).zip(out).collect();
+    let (count, eps) = (T::of(d as f64), T::of(eps));
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(x, (y, rstd))| {
+            for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
+                *rstd = T::ONE / (dot(x, x) / count + eps).sqrt();
+                for ((y, &x), &gain) in y.iter_mut().zip(x).zip(gain) {
+                    *y = x * *rstd * gain;
+                }
+            }
+        },
+    );
+    (y, rstd)
+}
+
+/// With c = Σ_j dy·gain·x · rstd³ / D: `dx = dy·gain·rstd − x·c`.
+pub fn rms_norm_backward<T: Real>(
+    cpu: &Cpu,
+    x: &Tensor,
+    rstd: &Tensor,
+    gain: &Tensor,
+    dy: &Tensor,
+    dgain: &mut Tensor,
+) -> Tensor {
+    let (n, d) = (x.rows(), x.cols());
+    dy.expect("rms_norm_backward: dy", x.shape());
+    let mut dx = Tensor::empty(x.shape(), T::DTYPE);
+    let mut partial = Tensor::empty([n.div_ceil(BLOCK), d], T::DTYPE);
+    let gain = gain.read::<T>();
+    let read =
+        x.read::<T>().chunks(BLOCK * d).zip(dy.read::<T>().chunks(BLOCK * d)).zip(rstd.read::<T>().chunks(BLOCK));
+    let tasks = read.zip(dx.write::<T>().chunks_mut(BLOCK * d)).zip(partial.write::<T>().chunks_mut(d)).collect();
+    let count = T::of(d as f64);
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |((((x, dy), rstd), dx), dgain)| {
+            dgain.fill(T::ZERO);
+            for (((x, dy), dx), &rstd) in
+                x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd)
+            {
+                for ((dx, &dy), &gain) in dx.iter_mut().zip(dy).zip(gain) {
+                    *dx = dy * gain;
+                }
+                let c = dot(dx, x) * rstd * rstd * rstd / count;
+                for ((dx, &x), (&dy, dgain)) in dx.iter_mut().zip(x).zip(dy.iter().zip(dgain.iter_mut())) {
+                    *dgain += dy * x * rstd;
+                    *dx = *dx * rstd - x * c;
+                }
+            }
+        },
+    );
+    let dgain = dgain.write::<T>();
+    for part in partial.read::<T>().chunks_exact(d) {
+        dgain.iter_mut().zip(part).for_each(|(sum, &x)| *sum += x);
+    }
+    dx
+}
+
+pub fn swiglu<T: Real>(cpu: &Cpu, h: &Tensor) -> Tensor {
+    let (n, f) = (h.rows(), h.cols() / 2);
+    let mut y = Tensor::empty([n, f], T::DTYPE);
+    let step = cpu.step(n, 8 * f);
+    let tasks = h.read::<T>().chunks(step * 2 * f).zip(y.write::<T>().chunks_mut(step * f)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(h, y)| {
+            for (h, y) in h.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
+                let (gate, up) = h.split_at(f);
+                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = gate * gate.sigmoid() * up;
+                }
+            }
+        },
+    );
+    y
+}
+
+pub fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
+    let (n, f) = (h.rows(), h.cols() / 2);
+    dy.expect("swiglu_backward: dy", [n, f]);
+    let mut dh = Tensor::empty(h.shape(), T::DTYPE);
+    let step = cpu.step(n, 8 * f);
+    let read = h.read::<T>().chunks(step * 2 * f).zip(dy.read::<T>().chunks(step * f));
+    let tasks = read.zip(dh.write::<T>().chunks_mut(step * 2 * f)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |((h, dy), dh)| {
+            for ((h, dy), dh) in h.chunks_exact(2 * f).zip(dy.chunks_exact(f)).zip(dh.chunks_exact_mut(2 * f)) {
+                let ((gate, up), (dgate, dup)) = (h.split_at(f), dh.split_at_mut(f));
+                for (((&gate, &up), &dy), (dgate, dup)) in gate.iter().zip(up).zip(dy).zip(dgate.iter_mut().zip(dup)) {
+                    let s = gate.sigmoid();
+                    *dgate = dy * up * s * (T::ONE + gate * (T::ONE - s));
+                    *dup = dy * gate * s;
+                }
+            }
+        },
+    );
+    dh
+}
+
+pub fn rope<T: Real>(
+    cpu: &Cpu,
+    x: &mut Tensor,
+    heads: usize,
+    offset: usize,
+    rope: &Rope,
+    positions: &[u32],
+    is_backward: bool,
+) {
+    let (n, width) = (x.rows(), x.cols());
+    let (stride, half) = (width / heads, rope.dim / 2);
+    assert!(stride * heads == width && offset + rope.dim <= stride, "rope: {heads} heads in {width} columns");
+    assert!(positions.len() == n, "rope: {} positions for {n} rows", positions.len());
+    let last = positions.iter().max().map_or(0, |&p| p as usize + 1);
+    assert!(last <= rope.positions(), "rope: position {last} of a table of {}", rope.positions());
+    let step = cpu.step(n, 4 * heads * rope.dim);
+    let tasks = x.write::<T>().chunks_mut(step * width).zip(positions.chunks(step)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(x, positions): (&mut [T], &[u32])| {
+            for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
+                let at = position as usize * half;
+                let (cos, sin) = (&rope.cos[at..at + half], &rope.sin[at..at + half]);
+                for head in x.chunks_exact_mut(stride) {
+                    let x = &mut head[offset..offset + rope.dim];
+                    for j in 0..half {
+                        let (a, b) = if rope.is_interleaved { (2 * j, 2 * j + 1) } else { (j, j + half) };
+                        let (cos, sin) = (T::of(cos[j].into()), T::of(sin[j].into()));
+                        let sin = if is_backward { -sin } else { sin };
+                        (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
+                    }
+                }
+            }
+        },
+    );
+}
+
+pub fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {
+    acc.expect("add: acc", x.shape());
+    let step = cpu.step(x.len(), 1);
+    let tasks = acc.write::<T>().chunks_mut(step).zip(x.read::<T>().chunks(step)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(acc, x): (&mut [T], &[T])| acc.iter_mut().zip(x).for_each(|(acc, &x)| *acc += x),
+    );
+}
+
+pub fn split<T: Real>(x: &Tensor, at: usize) -> (Tensor, Tensor) {
+    let (n, d) = (x.rows(), x.cols());
+    let (mut a, mut b) = (Tensor::empty([n, at], T::DTYPE), Tensor::empty([n, d - at], T::DTYPE));
+    let out = a.write::<T>().chunks_exact_mut(at).zip(b.write::<T>().chunks_exact_mut(d - at));
+    for (x, (a, b)) in x.read::<T>().chunks_exact(d).zip(out) {
+        a.copy_from_slice(&x[..at]);
+        b.copy_from_slice(&x[at..]);
+    }
+    (a, b)
+}
+
+pub fn join<T: Real>(a: &Tensor, b: &Tensor) -> Tensor {
+    let (n, p, q) = (a.rows(), a.cols(), b.cols());
+    assert!(b.rows() == n, "join: {n} and {} rows", b.rows());
+    let mut x = Tensor::empty([n, p + q], T::DTYPE);
+    let parts = a.read::<T>().chunks_exact(p).zip(b.read::<T>().chunks_exact(q));
+    for (x, (a, b)) in x.write::<T>().chunks_exact_mut(p + q).zip(parts) {
+        x[..p].copy_from_slice(a);
+        x[p..].copy_from_slice(b);
+    }
+    x
+}
+
+pub fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &[u32]) -> Tensor {
+    let (n, d) = (x.rows(), x.cols());
+    let mut y = Tensor::empty([rows.len(), d], T::DTYPE);
+    let (x, step) = (x.read::<T>(), cpu.step(rows.len(), d));
+    let tasks = y.write::<T>().chunks_mut(step * d).zip(rows.chunks(step)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(y, rows): (&mut [T], &[u32])| {
+            for (y, &row) in y.chunks_exact_mut(d).zip(rows) {
+                assert!((row as usize) < n, "gather: row {row} of {n}");
+                y.copy_from_slice(&x[row as usize * d..][..d]);
+            }
+        },
+    );
+    y
+}
+
+pub fn embedding_backward<T: Real>(ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
+    let d = dx.cols();
+    assert!(dw.cols() == d && dx.rows() == ids.len(), "embedding_backward: dx {:?}, dw {:?}", dx.shape(), dw.shape());
+    let dw = dw.write::<T>();
+    for (dx, &id) in dx.read::<T>().chunks_exact(d).zip(ids) {
+        dw[id as usize * d..][..d].iter_mut().zip(dx).for_each(|(dw, &dx)| *dw += dx);
+    }
+}

@@ -1,0 +1,183 @@
+//! What a tensor may hold: f32 to work with, f64 to check gradients with, bf16 to store.
+
+use crate::gemm::{Gemm, Operand, PackedB, View, Write};
+use crate::math;
+use crate::memory::Arena;
+use half::bf16;
+use std::fmt::Debug;
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    F32,
+    /// Only for gradient checks: products are plain loops.
+    F64,
+    /// Only for storage: no operation computes in it here.
+    Bf16,
+}
+
+impl DType {
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::Bf16 => 2,
+            DType::F32 => 4,
+            DType::F64 => 8,
+        }
+    }
+}
+
+/// An element a tensor can hold.
+pub trait Element: Copy + Default + Debug + PartialEq + Send + Sync + 'static {
+    const DTYPE: DType;
+    /// What unwritten memory is filled with in debug builds.
+    const POISON: Self;
+    #[doc(hidden)]
+    fn arena() -> &'static Arena<Self>;
+}
+
+macro_rules! element {
+    ($type:ty, $dtype:ident, $nan:expr) => {
+        impl Element for $type {
+            const DTYPE: DType = DType::$dtype;
+            const POISON: Self = $nan;
+            fn arena() -> &'static Arena<Self> {
+                static ARENA: Arena<$type> = Arena::new();
+                &ARENA
+            }
+        }
+    };
+}
+
+element!(f32, F32, f32::NAN);
+element!(f64, F64, f64::NAN);
+element!(bf16, Bf16, bf16::NAN);
+
+/// An element one can calculate with: every operation is written once, for f32 and f64.
+pub trait Real:
+    Element
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const LOWEST: Self;
+    fn of(x: f64) -> Self;
+    fn f64(self) -> f64;
+    fn sqrt(self) -> Self;
+    /// See [`math::exp_f32`].
+    fn exp(self) -> Self;
+    /// Natural logarithm, through f64: see [`math::ln`].
+    fn ln(self) -> Self {
+        Self::of(math::ln(self.f64()))
+    }
+    fn sigmoid(self) -> Self;
+
+    /// `c = a·b` or `c += a·b`, on all threads.
+    fn multiply(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], write: Write);
+    /// The same by the caller alone.
+    fn multiply_alone(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], write: Write);
+    /// With b packed before. Only f32 packs.
+    fn multiply_packed(gemm: &Gemm, a: View<Self>, b: &PackedB<f32>, c: &mut [Self], write: Write);
+    /// Segment e of the rows of `a` times `b[e]`.
+    fn grouped(gemm: &Gemm, a: View<Self>, ends: &[usize], b: &[View<Self>], c: &mut [Self], write: Write);
+    fn grouped_packed(gemm: &Gemm, a: View<Self>, ends: &[usize], b: &[PackedB<f32>], c: &mut [Self], write: Write);
+    /// `dw[e] (+)= dy[segment]ᵀ·x[segment]`.
+    fn grouped_gradient(gemm: &Gemm, dy: View<Self>, x: View<Self>, ends: &[usize], dw: &mut [Self], write: Write);
+}
+
+macro_rules! arithmetic {
+    ($type:ty, $exp:path) => {
+        const ZERO: Self = 0.0;
+        const ONE: Self = 1.0;
+        const LOWEST: Self = <$type>::MIN;
+        #[inline(always)]
+        fn of(x: f64) -> Self {
+            x as $type
+        }
+        #[inline(always)]
+        fn f64(self) -> f64 {
+            self as f64
+        }
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            self.sqrt()
+        }
+        #[inline(always)]
+        fn exp(self) -> Self {
+            $exp(self)
+        }
+        #[inline(always)]
+        fn sigmoid(self) -> Self {
+            1.0 / (1.0 + $exp(-self))
+        }
+    };
+}
+
+impl Real for f32 {
+    arithmetic!(f32, math::exp_f32);
+
+    fn multiply(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
+        gemm.multiply(a, b, c, write);
+    }
+    fn multiply_alone(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
+        gemm.alone(a, b, c, write);
+    }
+    fn multiply_packed(gemm: &Gemm, a: View<f32>, b: &PackedB<f32>, c: &mut [f32], write: Write) {
+        gemm.multiply(a, b, c, write);
+    }
+    fn grouped(gemm: &Gemm, a: View<f32>, ends: &[usize], b: &[View<f32>], c: &mut [f32], write: Write) {
+        let b: Vec<Operand<f32>> = b.iter().map(|&b| b.into()).collect();
+        gemm.grouped(a, ends, &b, c, write);
+    }
+    fn grouped_packed(gemm: &Gemm, a: View<f32>, ends: &[usize], b: &[PackedB<f32>], c: &mut [f32], write: Write) {
+        let b: Vec<Operand<f32>> = b.iter().map(Operand::from).collect();
+        gemm.grouped(a, ends, &b, c, write);
+    }
+    fn grouped_gradient(gemm: &Gemm, dy: View<f32>, x: View<f32>, ends: &[usize], dw: &mut [f32], write: Write) {
+        gemm.grouped_gradient(dy, x, ends, dw, write);
+    }
+}
+
+impl Real for f64 {
+    arithmetic!(f64, math::exp);
+
+    fn multiply(_: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
+        assert_eq!((a.cols, c.len()), (b.rows, a.rows * b.cols), "multiply: [M, K]·[K, N] into [M, N]");
+        for (i, row) in c.chunks_mut(b.cols.max(1)).enumerate() {
+            for (j, c) in row.iter_mut().enumerate() {
+                let start = if write == Write::Add { *c } else { 0.0 };
+                *c = (0..a.cols).fold(start, |c, k| c + a.at(i, k) * b.at(k, j));
+            }
+        }
+    }
+    fn multiply_alone(gemm: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
+        Self::multiply(gemm, a, b, c, write);
+    }
+    fn multiply_packed(_: &Gemm, _: View<f64>, _: &PackedB<f32>, _: &mut [f64], _: Write) {
+        unreachable!("only f32 tensors are packed");
+    }
+    fn grouped(gemm: &Gemm, a: View<f64>, ends: &[usize], b: &[View<f64>], c: &mut [f64], write: Write) {
+        let mut start = 0;
+        for (&end, &b) in ends.iter().zip(b) {
+            Self::multiply(gemm, a.slice(start, end), b, &mut c[start * b.cols..end * b.cols], write);
+            start = end;
+        }
+    }
+    fn grouped_packed(_: &Gemm, _: View<f64>, _: &[usize], _: &[PackedB<f32>], _: &mut [f64], _: Write) {
+        unreachable!("only f32 tensors are packed");
+    }
+    fn grouped_gradient(gemm: &Gemm, dy: View<f64>, x: View<f64>, ends: &[usize], dw: &mut [f64], write: Write) {
+        let (mut start, size) = (0, dy.cols * x.cols);
+        for (e, &end) in ends.iter().enumerate() {
+            Self::multiply(gemm, dy.slice(start, end).t(), x.slice(start, end), &mut dw[e * size..][..size], write);
+            start = end;
+        }
+    }
+}

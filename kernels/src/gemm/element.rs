@@ -1,0 +1,108 @@
+//! What a matrix may hold, and the arithmetic of one step of the chain.
+//!
+//! Kernels see *cells* of 32 bits: an f32, or a pair of bf16 at k and k + 1 (an odd K is padded with zero). So both
+//! have one tile shape, one packing and one blocking.
+
+use super::{
+    Bf16, Level, View,
+    kernel::{Micro, micro},
+    portable,
+};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
+/// `f32` or [`Bf16`].
+///
+/// The step of a bf16 cell is that of `vdpbf16ps`, two fused multiply-adds into f32, **the odd k first**:
+///
+/// ```text
+/// c = fma(a[k+1], b[k+1], c);  c = fma(a[k], b[k], c)
+/// ```
+///
+/// each rounded to nearest even, inputs and results (then) below 2⁻¹²⁶ flushed to zero with their sign, MXCSR ignored.
+/// The other levels compute exactly that, slower.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// Elements per cell, along k.
+    const PER_CELL: usize;
+    fn cell(pair: [Self; 2]) -> u32;
+    /// One step of the chain, as plainly as it can be said: the specification of every kernel.
+    fn step(c: f32, a: u32, b: u32) -> f32;
+    /// Cells of `rows × depth` of A where they lie, and the distance of rows, when elements are cells and rows contiguous.
+    #[doc(hidden)]
+    fn in_place(a: &View<Self>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, usize)> {
+        let _ = (a, row, k, rows, depth);
+        None
+    }
+    #[doc(hidden)]
+    fn micro(level: Level) -> Micro;
+}
+
+impl Element for f32 {
+    const PER_CELL: usize = 1;
+
+    #[inline(always)]
+    fn cell([x, _]: [f32; 2]) -> u32 {
+        x.to_bits()
+    }
+
+    #[inline(always)]
+    fn step(c: f32, a: u32, b: u32) -> f32 {
+        f32::from_bits(a).mul_add(f32::from_bits(b), c)
+    }
+
+    fn in_place(a: &View<f32>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, usize)> {
+        a.rows_in_place(row, k, rows, depth).map(|(first, stride)| (first.cast(), stride))
+    }
+
+    fn micro(level: Level) -> Micro {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 | Level::Avx512 => avx512::f32_tile,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::f32_tile,
+            _ => micro::<portable::Lanes<f32>>,
+        }
+    }
+}
+
+impl Element for Bf16 {
+    const PER_CELL: usize = 2;
+
+    #[inline(always)]
+    fn cell([even, odd]: [Bf16; 2]) -> u32 {
+        u32::from(even.to_bits()) | u32::from(odd.to_bits()) << 16
+    }
+
+    #[inline(always)]
+    fn step(c: f32, a: u32, b: u32) -> f32 {
+        let odd = |x: u32| flush(f32::from_bits(x & 0xffff_0000));
+        let even = |x: u32| flush(f32::from_bits(x << 16));
+        fma_flushed(even(a), even(b), fma_flushed(odd(a), odd(b), flush(c)))
+    }
+
+    fn micro(level: Level) -> Micro {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => avx512::bf16_tile,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx2 => avx2::bf16_tile,
+            _ => micro::<portable::Lanes<Bf16>>,
+        }
+    }
+}
+
+#[inline(always)]
+fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x }
+}
+
+/// Flushes what is below 2⁻¹²⁶ after rounding *as if exponents had no end*, as x86 does: just under 2⁻¹²⁶ the
+/// subnormal rounding of `mul_add` is one bit coarser and may round up to it.
+#[inline(always)]
+fn fma_flushed(a: f32, b: f32, c: f32) -> f32 {
+    const TINY: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
+    let x = a.mul_add(b, c);
+    // In f64 the product is exact, and the sum is wherever it could be mistaken for TINY: b and a have 8 bits.
+    let is_tiny = || (f64::from(a) * f64::from(b) + f64::from(c)).abs() < TINY;
+    if x.abs() <= f32::MIN_POSITIVE && is_tiny() { 0f32.copysign(x) } else { x }
+}

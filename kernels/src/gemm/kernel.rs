@@ -1,0 +1,130 @@
+//! The register tile: R rows × V·16 outputs, all of K in order, one accumulator per output.
+//!
+//! One generic loop serves every level, element and height. A single row (decode) is the same loop with R = 1: it
+//! streams B once with V independent chains, which is as fast as memory, and cannot differ in a bit.
+#![allow(clippy::needless_range_loop)] // the indices are names of registers
+
+use super::packed::NR;
+
+/// One tile of work: C[rows, vectors·16] from A[rows, cells] and a panel of B.
+pub struct Tile {
+    pub a: *const u32,
+    /// Distance between rows of A, and between cells along k.
+    pub a_row: usize,
+    pub a_k: usize,
+    /// `[cells, NR]`
+    pub b: *const u32,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub rows: usize,
+    /// Groups of 16 outputs.
+    pub vectors: usize,
+    pub cells: usize,
+    /// The chain starts here, from zero; otherwise from what C holds.
+    pub is_first: bool,
+}
+
+/// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
+pub type Micro = unsafe fn(&Tile);
+
+/// The most rows of any level's tile.
+pub const MAX_ROWS: usize = 6;
+
+/// 16 accumulators and how to step them: what an instruction set has to say to get a kernel.
+pub trait Lanes: Copy {
+    type Cells: Copy;
+    /// Rows and vectors of the largest tile that stays in registers.
+    const ROWS: usize;
+    const VECTORS: usize;
+    unsafe fn load(c: *const f32) -> Self;
+    unsafe fn store(self, c: *mut f32);
+    unsafe fn zero() -> Self;
+    unsafe fn cells(b: *const u32) -> Self::Cells;
+    unsafe fn splat(a: *const u32) -> Self::Cells;
+    unsafe fn step(self, a: Self::Cells, b: Self::Cells) -> Self;
+}
+
+/// Asks for a cache line. The address need not be valid.
+#[inline(always)]
+pub fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it reads nothing and never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, vector: usize) {
+    // SAFETY: row + R ≤ rows and vector + V ≤ vectors, so every address lies within the extents of `t`.
+    unsafe {
+        let c = t.c.add(row * t.c_row + vector * 16);
+        let mut acc = [[L::zero(); V]; R];
+        for r in 0..R {
+            for v in 0..V {
+                let c = c.add(r * t.c_row + v * 16);
+                prefetch(c.wrapping_add(NR)); // the next panel's, or loads at its start and stores at its end wait
+                if !t.is_first {
+                    acc[r][v] = L::load(c);
+                }
+            }
+        }
+        let (mut a, mut b) = (t.a.add(row * t.a_row), t.b.add(vector * 16));
+        for _ in 0..t.cells {
+            let mut bs = [L::cells(b); V];
+            for v in 1..V {
+                bs[v] = L::cells(b.add(v * 16));
+            }
+            for r in 0..R {
+                let x = L::splat(a.add(r * t.a_row));
+                for v in 0..V {
+                    acc[r][v] = acc[r][v].step(x, bs[v]);
+                }
+            }
+            a = a.add(t.a_k);
+            b = b.add(NR);
+        }
+        for r in 0..R {
+            for v in 0..V {
+                acc[r][v].store(c.add(r * t.c_row + v * 16));
+            }
+        }
+    }
+}
+
+/// Cuts a tile into what the registers of `L` hold, and picks the loop compiled for that many rows and vectors.
+#[inline(always)]
+pub unsafe fn micro<L: Lanes>(t: &Tile) {
+    for vector in (0..t.vectors).step_by(L::VECTORS) {
+        for row in (0..t.rows).step_by(L::ROWS) {
+            let (rows, vectors) = ((t.rows - row).min(L::ROWS), (t.vectors - vector).min(L::VECTORS));
+            // SAFETY: as for `tile`.
+            unsafe {
+                match vectors {
+                    4 if L::VECTORS >= 4 => column::<L, 4>(t, row, rows, vector),
+                    3 if L::VECTORS >= 3 => column::<L, 3>(t, row, rows, vector),
+                    2 if L::VECTORS >= 2 => column::<L, 2>(t, row, rows, vector),
+                    _ => column::<L, 1>(t, row, rows, vector),
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn column<L: Lanes, const V: usize>(t: &Tile, row: usize, rows: usize, vector: usize) {
+    // SAFETY: as for `tile`.
+    unsafe {
+        match rows {
+            6 if L::ROWS >= 6 => tile::<L, 6, V>(t, row, vector),
+            5 if L::ROWS >= 5 => tile::<L, 5, V>(t, row, vector),
+            4 => tile::<L, 4, V>(t, row, vector),
+            3 => tile::<L, 3, V>(t, row, vector),
+            2 => tile::<L, 2, V>(t, row, vector),
+            _ => tile::<L, 1, V>(t, row, vector),
+        }
+    }
+}

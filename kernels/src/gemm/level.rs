@@ -1,0 +1,65 @@
+//! What this CPU can do, asked once at run time: one binary serves all, and all give the same bits.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// `f32::mul_add` in loops. NEON when compiled for aarch64; on x86 without FMA correct but slow.
+    Portable,
+    /// AVX2 and FMA, 256-bit.
+    Avx2,
+    /// AVX-512 F; bf16 as on `Avx2`.
+    Avx512,
+    /// And `vdpbf16ps`.
+    Avx512Bf16,
+}
+
+impl Level {
+    pub const ALL: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+
+    pub fn best() -> Level {
+        *Level::ALL.iter().rev().find(|level| level.is_supported()).expect("portable always is")
+    }
+
+    pub fn is_supported(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+            match self {
+                Level::Portable => true,
+                Level::Avx2 => avx2,
+                Level::Avx512 => avx512,
+                Level::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Level::Portable
+        }
+    }
+}
+
+/// Runs `work`, inlined into a function compiled for `level`: loops in it use that level's vectors. Rust contracts no
+/// multiply and add, and loops here fix the order of every sum, so the level shows in the time alone.
+#[inline(always)]
+pub(crate) fn wide<R>(level: Level, work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        unsafe fn avx512<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn avx2<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        match level {
+            // SAFETY: `Gemm` holds supported levels only.
+            Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512(work) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { avx2(work) },
+            Level::Portable => {}
+        }
+    }
+    let _ = level;
+    work()
+}

@@ -1,0 +1,147 @@
+//! B in the order in which the kernel reads it: panels of 64 outputs, in each all of K, in each k 64 neighbours.
+//!
+//! `lines[panel][cell]` is four cache lines of 16 cells; the last panel is padded with zeros. The layout knows
+//! nothing of M, threads, blocking or CPU level, so one packing serves decode and prefill, and a weight is packed
+//! once per load or optimizer step. Repacking reuses the memory: fresh pages cost more than the packing.
+
+use super::{Element, View};
+use std::marker::PhantomData;
+
+/// Outputs per panel.
+pub(crate) const NR: usize = 64;
+const LINES: usize = NR / 16;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Line(pub [u32; 16]);
+
+pub(crate) const ZERO: Line = Line([0; 16]);
+
+/// A packed `[k, n]` matrix. For `y = x·Wᵀ` with W `[out, in]`, pack `View::new(w, out, in).t()`.
+pub struct PackedB<T> {
+    pub(crate) lines: Vec<Line>,
+    pub k: usize,
+    pub n: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> PackedB<T> {
+    /// Nothing yet; [`Gemm::pack`](super::Gemm::pack) fills it.
+    pub fn empty() -> Self {
+        Self { lines: Vec::new(), k: 0, n: 0, element: PhantomData }
+    }
+
+    pub fn new(b: View<T>) -> Self {
+        let mut packed = Self::empty();
+        packed.reset(b).for_each(|panel| panel.fill());
+        packed
+    }
+
+    /// Takes on the shape of `b`; the panels wait to be filled, in any order.
+    pub(crate) fn reset<'a>(&'a mut self, b: View<'a, T>) -> impl Iterator<Item = Panel<'a, T>> {
+        (self.k, self.n) = (b.rows, b.cols);
+        let lines = panel_lines::<T>(b) * b.cols.div_ceil(NR);
+        self.lines.truncate(lines);
+        self.lines.resize(lines, ZERO);
+        panels(&mut self.lines, b)
+    }
+}
+
+/// The right side of a product: packed before, or packed on the way.
+#[derive(Clone, Copy)]
+pub enum Operand<'a, T> {
+    Packed(&'a PackedB<T>),
+    View(View<'a, T>),
+}
+
+impl<'a, T> From<&'a PackedB<T>> for Operand<'a, T> {
+    fn from(b: &'a PackedB<T>) -> Self {
+        Operand::Packed(b)
+    }
+}
+
+impl<'a, T> From<View<'a, T>> for Operand<'a, T> {
+    fn from(b: View<'a, T>) -> Self {
+        Operand::View(b)
+    }
+}
+
+pub(crate) fn panel_lines<T: Element>(b: View<T>) -> usize {
+    b.rows.div_ceil(T::PER_CELL) * LINES
+}
+
+/// One panel of `b` and the memory it goes to.
+pub(crate) struct Panel<'a, T> {
+    b: View<'a, T>,
+    first: usize,
+    lines: &'a mut [Line],
+}
+
+/// Cuts `lines` into the panels of `b`.
+pub(crate) fn panels<'a, T: Element>(lines: &'a mut [Line], b: View<'a, T>) -> impl Iterator<Item = Panel<'a, T>> {
+    let chunks = lines.chunks_mut(panel_lines(b).max(1));
+    chunks.enumerate().map(move |(p, lines)| Panel { b, first: p * NR, lines })
+}
+
+impl<T: Element> Panel<'_, T> {
+    #[inline(always)] // into a function compiled for the CPU: these are copies
+    pub fn fill(self) {
+        let columns = NR.min(self.b.cols - self.first);
+        if self.b.is_row_major() { self.interleave(columns) } else { self.transpose(columns) }
+    }
+
+    /// Rows of `b` are contiguous: copy 64 neighbours, or zip those of two rows.
+    #[inline(always)]
+    fn interleave(self, columns: usize) {
+        let Self { b, first, lines } = self;
+        let row = |k| {
+            let run = if k < b.rows { b.run(k, first, columns) } else { &[] };
+            run.as_array::<NR>()
+                .copied()
+                .unwrap_or_else(|| std::array::from_fn(|j| run.get(j).copied().unwrap_or_default()))
+        };
+        for (cell, lines) in lines.as_chunks_mut::<LINES>().0.iter_mut().enumerate() {
+            b.expect(cell * T::PER_CELL + 8, first, columns);
+            let even = row(cell * T::PER_CELL);
+            let odd = if T::PER_CELL == 2 { row(cell * 2 + 1) } else { even };
+            for v in 0..LINES {
+                lines[v].0 = std::array::from_fn(|lane| T::cell([even[v * 16 + lane], odd[v * 16 + lane]]));
+            }
+        }
+    }
+
+    /// Columns of `b` are contiguous: 16 × 16 cells at a time, read and written in whole cache lines. Sixteen columns
+    /// go down all of K before the next sixteen, so that prefetchers see sixteen streams, not sixty-four.
+    #[inline(always)]
+    fn transpose(self, columns: usize) {
+        let Self { b, first, lines } = self;
+        for v in 0..LINES {
+            for (c0, cells) in lines.chunks_mut(16 * LINES).enumerate() {
+                let (k0, depth) = (c0 * 16 * T::PER_CELL, cells.len() / LINES);
+                let mut square = [[0; 16]; 16];
+                for (lane, row) in square.iter_mut().enumerate().take(columns.saturating_sub(v * 16)) {
+                    let run = b.run(k0, first + v * 16 + lane, (depth * T::PER_CELL).min(b.rows - k0));
+                    match run.len() == 16 * T::PER_CELL {
+                        true => to_cells(run, row), // a length known when compiled
+                        false => to_cells(run, &mut row[..depth]),
+                    }
+                }
+                for cell in 0..depth {
+                    cells[cell * LINES + v].0 = std::array::from_fn(|lane| square[lane][cell]);
+                }
+            }
+        }
+    }
+}
+
+/// Consecutive k to cells; a lone last element is paired with zero.
+#[inline(always)]
+pub(crate) fn to_cells<T: Element>(run: &[T], cells: &mut [u32]) {
+    let whole = run.chunks_exact(T::PER_CELL);
+    if let [lone] = whole.remainder() {
+        cells[run.len() / 2] = T::cell([*lone, T::default()]);
+    }
+    for (cell, pair) in cells.iter_mut().zip(whole) {
+        *cell = T::cell([pair[0], pair[T::PER_CELL - 1]]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Threads that sleep between jobs. Nobody spins: on a shared machine spinning takes the core the work needs.
+//!
+//! The caller works too and waits only for helpers that have begun, so a helper that the system wakes late costs
+//! nothing. A pool that is busy (nested use, several ranks) lets the caller do it all alone; no result can tell.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{JoinHandle, spawn};
+
+pub struct Pool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+    is_busy: AtomicBool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    start: Condvar,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    job: Option<Job>,
+    /// Counts jobs, so that a helper takes each at most once.
+    number: u64,
+    /// Helpers now inside the job.
+    inside: usize,
+    has_panicked: bool,
+    is_closing: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Job(*const (dyn Fn() + Sync));
+
+// SAFETY: the pointer is to a `Sync` closure, and `Turn` keeps that closure alive while a helper is inside.
+unsafe impl Send for Job {}
+
+impl Shared {
+    /// A panic elsewhere leaves the state whole: it is only ever changed between panicking points.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn help(&self) {
+        let (mut state, mut seen) = (self.lock(), 0);
+        while !state.is_closing {
+            let Some(job) = state.job.filter(|_| state.number != seen) else {
+                state = self.start.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                continue;
+            };
+            seen = state.number;
+            state.inside += 1;
+            drop(state);
+            // SAFETY: `inside` was raised under the lock while the job stood, and `Turn` waits until it is 0.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)() }));
+            state = self.lock();
+            state.has_panicked |= outcome.is_err();
+            state.inside -= 1;
+            if state.inside == 0 {
+                self.done.notify_all();
+            }
+        }
+    }
+}
+
+impl Pool {
+    /// `threads` counts the caller.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        let help = |_| {
+            spawn({
+                let shared = shared.clone();
+                move || shared.help()
+            })
+        };
+        let helpers = (1..threads).map(help).collect();
+        Self { shared, helpers, is_busy: AtomicBool::new(false) }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `work` once for each of `items`, in no promised order or thread.
+    pub fn each<I: Send>(&self, items: Vec<I>, work: impl Fn(I) + Sync) {
+        if items.len() < 2 || self.helpers.is_empty() || self.is_busy.swap(true, Acquire) {
+            return items.into_iter().for_each(work);
+        }
+        let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        let next = AtomicUsize::new(0);
+        let run = || {
+            while let Some(item) = items.get(next.fetch_add(1, Relaxed)) {
+                work(item.lock().unwrap().take().expect("an index is given out once"));
+            }
+        };
+        let turn = Turn::start(self, &run);
+        run();
+        drop(turn);
+        let has_panicked = std::mem::take(&mut self.shared.lock().has_panicked);
+        assert!(!has_panicked, "pool: a helper panicked; its message is above");
+    }
+}
+
+/// A job in progress. Dropping it, also by a panic, closes the job and waits for the helpers inside.
+struct Turn<'a>(&'a Pool);
+
+impl<'a> Turn<'a> {
+    fn start(pool: &'a Pool, run: &'a (dyn Fn() + Sync)) -> Self {
+        let mut state = pool.shared.lock();
+        // SAFETY: forgets only the lifetime; see `Job`.
+        state.job = Some(Job(unsafe { std::mem::transmute::<&'a (dyn Fn() + Sync), *const (dyn Fn() + Sync)>(run) }));
+        state.number += 1;
+        state.has_panicked = false;
+        drop(state);
+        pool.shared.start.notify_all();
+        Self(pool)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.shared.lock();
+        state.job = None;
+        while state.inside > 0 {
+            state = self.0.shared.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        drop(state);
+        self.0.is_busy.store(false, Release);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().is_closing = true;
+        self.shared.start.notify_all();
+        for helper in self.helpers.drain(..) {
+            drop(helper.join()); // a helper that panicked has said so already
+        }
+    }
+}

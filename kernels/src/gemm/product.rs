@@ -1,0 +1,237 @@
+//! Products and groups of products, cut into tasks.
+//!
+//! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
+//! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
+
+use super::packed::{Line, NR, Operand, PackedB, ZERO, panel_lines, panels};
+use super::{Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Task};
+use std::{cell::Cell, ops::Range};
+
+/// Steps of the chain below which waking a thread costs more than it brings.
+const SERIAL: usize = 1 << 20;
+/// Tasks per thread: enough to even out a core that somebody else uses too.
+const TASKS: usize = 4;
+
+/// What becomes of C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// `C = A·B`
+    Set,
+    /// `C += A·B`: the chain goes on from C, so a batch in two parts gives the bits of the whole (bf16: if the cut is
+    /// at an even row, for cells are pairs).
+    Add,
+}
+
+/// Threads and CPU level; neither shows in a result.
+pub struct Gemm {
+    pool: Pool,
+    level: Level,
+}
+
+struct Problem<'a, T> {
+    a: View<'a, T>,
+    b: Operand<'a, T>,
+    c: &'a mut [f32],
+}
+
+thread_local! {
+    /// Memory for operands packed on the way, kept so that its pages are not fetched anew each call.
+    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+impl Gemm {
+    /// `threads` counts the caller.
+    pub fn new(threads: usize) -> Self {
+        Self { pool: Pool::new(threads), level: Level::best() }
+    }
+
+    /// The same on another CPU level, for tests.
+    pub fn at(self, level: Level) -> Self {
+        assert!(level.is_supported(), "gemm: this CPU has no {level:?}");
+        Self { level, ..self }
+    }
+
+    /// The threads, for work that is no product.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// [`multiply`](Self::multiply) by the calling thread alone: for a product that is itself a part of parallel work.
+    pub fn alone<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
+        let problem = Problem { a, b: b.into(), c };
+        problem.checked_steps();
+        self.run_parts(vec![problem], write, None);
+    }
+
+    /// Packs `b`, reusing the memory of what was there.
+    pub fn pack<T: Element>(&self, packed: &mut PackedB<T>, b: View<T>) {
+        let panels = packed.reset(b).collect();
+        self.pool.each(panels, |panel| {
+            wide(
+                self.level,
+                #[inline(always)]
+                || panel.fill(),
+            )
+        });
+    }
+
+    /// `c[M,N] = a[M,K]·b[K,N]`, or `+=`. With `.t()` on a view this is NT (`x, w.t()`), NN (`dy, w`) and
+    /// TN (`dy.t(), x`).
+    pub fn multiply<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
+        self.run(vec![Problem { a, b: b.into(), c }], write);
+    }
+
+    /// Segment e, rows `ends[e-1]..ends[e]` of `a[M,K]`, times its own `b[e]` `[K,N]`, into the same rows of `c[M,N]`.
+    pub fn grouped<'a, T: Element>(
+        &self,
+        a: View<'a, T>,
+        ends: &[usize],
+        b: &[Operand<'a, T>],
+        mut c: &'a mut [f32],
+        write: Write,
+    ) {
+        assert_eq!(ends.len(), b.len(), "grouped: {} segments, {} operands", ends.len(), b.len());
+        let problems = segments(ends, a.rows).zip(b).map(|(rows, &b)| {
+            let segment = c.split_off_mut(..rows.len() * b.shape().1).expect("grouped: c is shorter than [M, N]");
+            Problem { a: a.slice(rows.start, rows.end), b, c: segment }
+        });
+        let problems = problems.collect();
+        assert!(c.is_empty(), "grouped: c is {} longer than [M, N]", c.len());
+        self.run(problems, write);
+    }
+
+    /// Weight gradients of [`grouped`](Self::grouped): `dw[e] = dy[segment]ᵀ·x[segment]`, or `+=`; dy `[M,out]`,
+    /// x `[M,in]`, dw `[E,out,in]`. An empty segment sets zero, or adds nothing.
+    pub fn grouped_gradient<'a, T: Element>(
+        &self,
+        dy: View<'a, T>,
+        x: View<'a, T>,
+        ends: &[usize],
+        dw: &'a mut [f32],
+        write: Write,
+    ) {
+        assert_eq!(dw.len(), ends.len() * dy.cols * x.cols, "grouped_gradient: dw must be [E, out, in]");
+        let parts = dw.chunks_mut((dy.cols * x.cols).max(1));
+        let problems = segments(ends, dy.rows).zip(parts).map(|(rows, c)| Problem {
+            a: dy.slice(rows.start, rows.end).t(),
+            b: x.slice(rows.start, rows.end).into(),
+            c,
+        });
+        self.run(problems.collect(), write);
+    }
+
+    fn run<T: Element>(&self, problems: Vec<Problem<T>>, write: Write) {
+        let steps = problems.iter().map(Problem::checked_steps);
+        let (all, largest) = steps.fold((0, 0), |(all, largest), steps| (all + steps, steps.max(largest)));
+        let each_task = all.div_ceil(TASKS * self.pool.threads()).max(SERIAL / 8);
+        if self.pool.threads() == 1 || all < SERIAL {
+            problems.into_iter().for_each(|problem| self.run_parts(vec![problem], write, None));
+        } else if largest <= each_task {
+            // whole problems are fine enough, and what one packs is still in its own cache when it multiplies
+            self.pool.each(problems, |problem| self.run_parts(vec![problem], write, None));
+        } else {
+            self.run_parts(problems, write, Some(each_task));
+        }
+    }
+
+    /// Packs what is not, then multiplies; in tasks of about `each_task` steps, or alone.
+    fn run_parts<T: Element>(&self, mut problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
+        let lines = problems.iter().map(|problem| problem.b.lines_to_pack()).sum();
+        let mut scratch = SCRATCH.take();
+        if scratch.len() < lines {
+            scratch.resize(lines, ZERO);
+        }
+        let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
+        for Problem { b, .. } in &problems {
+            if let Operand::View(view) = *b {
+                unpacked.extend(panels(rest.split_off_mut(..b.lines_to_pack()).expect("counted above"), view));
+            }
+        }
+        self.each(each_task, unpacked, |panel| {
+            wide(
+                self.level,
+                #[inline(always)]
+                || panel.fill(),
+            )
+        });
+
+        let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
+        for Problem { a, b, c } in &mut problems {
+            let n = b.shape().1;
+            let lines = match b {
+                Operand::Packed(b) => &b.lines[..],
+                Operand::View(_) => rest.split_off(..b.lines_to_pack()).expect("counted above"),
+            };
+            let pieces = each_task.map_or(1, |each| (a.rows * n * a.cols.div_ceil(T::PER_CELL)).div_ceil(each).max(1));
+            let (wide, high) = cut(pieces, a.rows, n.div_ceil(NR));
+            for panels in spans(n.div_ceil(NR), wide) {
+                for rows in spans(a.rows, high) {
+                    tasks.push(Task { a: *a, b: lines, n, c: c.as_mut_ptr(), rows, panels: panels.clone() });
+                }
+            }
+        }
+        self.each(each_task, tasks, |task| {
+            wide(
+                self.level,
+                #[inline(always)]
+                || task.run(self.level, write),
+            )
+        });
+        SCRATCH.set(scratch);
+    }
+
+    fn each<I: Send>(&self, each_task: Option<usize>, items: Vec<I>, work: impl Fn(I) + Sync) {
+        match each_task {
+            Some(_) => self.pool.each(items, work),
+            None => items.into_iter().for_each(work),
+        }
+    }
+}
+
+impl<T: Element> Problem<'_, T> {
+    /// Steps of all its chains together.
+    fn checked_steps(&self) -> usize {
+        let (a, (k, n)) = (self.a, self.b.shape());
+        assert_eq!(a.cols, k, "multiply: a is [{}, {}], b is [{k}, {n}]", a.rows, a.cols);
+        assert_eq!(self.c.len(), a.rows * n, "multiply: c has {} elements for [{}, {n}]", self.c.len(), a.rows);
+        a.rows * n * k.div_ceil(T::PER_CELL)
+    }
+}
+
+impl<T: Element> Operand<'_, T> {
+    fn lines_to_pack(&self) -> usize {
+        match *self {
+            Operand::Packed(_) => 0,
+            Operand::View(b) => panel_lines(b) * b.cols.div_ceil(NR),
+        }
+    }
+
+    /// `(k, n)`
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Operand::Packed(b) => (b.k, b.n),
+            Operand::View(b) => (b.rows, b.cols),
+        }
+    }
+}
+
+/// Panels and rows per task for about `pieces` tasks. Columns first: rows of A are cheaper to read twice than B,
+/// unless a task gets so narrow that copying A shows.
+fn cut(pieces: usize, rows: usize, panels: usize) -> (usize, usize) {
+    let across = pieces.min(if rows < 48 { panels } else { panels.div_ceil(4) }).max(1);
+    let down = pieces.div_ceil(across).min(rows.div_ceil(48)).max(1);
+    (panels.div_ceil(across).max(1), rows.div_ceil(down).next_multiple_of(MAX_ROWS).max(1))
+}
+
+pub(crate) fn spans(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(step).map(move |start| start..len.min(start + step))
+}
+
+fn segments(ends: &[usize], rows: usize) -> impl Iterator<Item = Range<usize>> {
+    assert_eq!(ends.last().copied().unwrap_or(0), rows, "grouped: the last segment must end at row M");
+    (0..ends.len()).map(|e| (if e == 0 { 0 } else { ends[e - 1] })..ends[e])
+}

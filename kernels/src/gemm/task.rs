@@ -1,0 +1,145 @@
+//! One task: blocks of K and N for the caches, tiles for the registers.
+//!
+//! A block of B stays in the second-level cache while all rows of A pass by, a tile of A in the first while panels of B
+//! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
+
+use super::kernel::{MAX_ROWS, Micro, Tile};
+use super::packed::{Line, NR, to_cells};
+use super::{Element, Level, View, Write, product::spans};
+use std::{cell::Cell, ops::Range};
+
+/// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
+const DEPTH: usize = 384;
+/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while rows pass by.
+const PANELS: usize = 6;
+/// Tiles of a transposed A copied at once: 48 neighbours, whole cache lines.
+const STRIP: usize = 8;
+
+/// A rectangle of one problem's C, over all of K.
+pub(crate) struct Task<'a, T> {
+    pub a: View<'a, T>,
+    pub b: &'a [Line],
+    pub n: usize,
+    pub c: *mut f32,
+    pub rows: Range<usize>,
+    pub panels: Range<usize>,
+}
+
+// SAFETY: tasks of one run own disjoint rectangles of C; all else they only read.
+unsafe impl<T: Sync> Send for Task<'_, T> {}
+
+thread_local! {
+    /// Copied tiles of A.
+    static TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+}
+
+impl<T: Element> Task<'_, T> {
+    #[inline(always)] // as `Panel::fill`: it copies A
+    pub fn run(self, level: Level, write: Write) {
+        let micro = T::micro(level);
+        let cells = self.a.cols.div_ceil(T::PER_CELL);
+        let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS)); // 7 rows as 4 + 3, not 6 + 1
+        let mut tiles = TILES.take();
+        tiles.resize(STRIP * DEPTH * 8, 0);
+        let strip = if self.a.is_row_major() { high } else { high * STRIP };
+        for block in spans(self.panels.len(), PANELS) {
+            for k in (0..cells.max(1)).step_by(DEPTH) {
+                let depth = DEPTH.min(cells - k);
+                for strip in spans(self.rows.len(), strip) {
+                    let first = self.rows.start + strip.start;
+                    let in_place = T::in_place(&self.a, first, k, strip.len(), depth);
+                    let (a, [a_tile, a_row, a_k]) = match in_place {
+                        Some((cells, stride)) => (cells, [0, stride, 1]), // one tile, nothing copied
+                        None => {
+                            let strides = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
+                            (tiles.as_ptr(), strides)
+                        }
+                    };
+                    for (t, rows) in spans(strip.len(), high).enumerate() {
+                        let row = self.rows.start + strip.start + rows.start;
+                        for panel in block.clone().map(|p| self.panels.start + p) {
+                            let columns = NR.min(self.n - panel * NR);
+                            let tile = Tile {
+                                a: a.wrapping_add(t * a_tile),
+                                a_row,
+                                a_k,
+                                b: self.b[(panel * cells + k) * (NR / 16)..][..depth * (NR / 16)].as_ptr().cast(),
+                                // SAFETY: (row, panel·NR) is inside C, `[M, n]`.
+                                c: unsafe { self.c.add(row * self.n + panel * NR) },
+                                c_row: self.n,
+                                rows: rows.len(),
+                                vectors: columns.div_ceil(16),
+                                cells: depth,
+                                is_first: write == Write::Set && k == 0,
+                            };
+                            // SAFETY: `at` and `best` give supported levels only; A and B are as large as the slices
+                            // above; the rectangle of C is this task's own.
+                            unsafe {
+                                if columns.is_multiple_of(16) { micro(&tile) } else { ragged(micro, tile, columns) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        TILES.set(tiles);
+    }
+}
+
+/// A tile whose last vector is not full is computed in a copy that is.
+unsafe fn ragged(micro: Micro, tile: Tile, columns: usize) {
+    let mut c = [0.0; MAX_ROWS * NR];
+    // SAFETY: `columns` of each row are inside the tile's C, and inside the copy.
+    unsafe {
+        for r in 0..tile.rows {
+            tile.c.add(r * tile.c_row).copy_to_nonoverlapping(c[r * NR..].as_mut_ptr(), columns);
+        }
+        micro(&Tile { c: c.as_mut_ptr(), c_row: NR, ..tile });
+        for r in 0..tile.rows {
+            tile.c.add(r * tile.c_row).copy_from_nonoverlapping(c[r * NR..].as_ptr(), columns);
+        }
+    }
+}
+
+/// Copies `rows` of A, in tiles `high`: read in place, rows 4096 bytes apart would share one set of the cache.
+/// Returns the strides of tiles, rows and cells.
+#[inline(always)]
+fn copy_a<T: Element>(
+    a: View<T>,
+    row: usize,
+    rows: usize,
+    high: usize,
+    cell: usize,
+    depth: usize,
+    out: &mut [u32],
+) -> [usize; 3] {
+    let k = cell * T::PER_CELL;
+    if a.is_row_major() {
+        let (stride, len) = (DEPTH + 16, (depth * T::PER_CELL).min(a.cols - k));
+        for r in 0..rows {
+            to_cells(a.run(row + r, k, len), &mut out[r * stride..][..depth]);
+        }
+        return [0, stride, 1]; // one tile
+    }
+    let zeros = [T::default(); MAX_ROWS * STRIP];
+    for c in 0..depth {
+        let k = k + c * T::PER_CELL;
+        a.expect(row, k + 16, rows);
+        let even = a.run(row, k, rows);
+        let odd = if T::PER_CELL == 1 {
+            even
+        } else if k + 1 < a.cols {
+            a.run(row, k + 1, rows)
+        } else {
+            &zeros[..rows]
+        };
+        for (t, (even, odd)) in even.chunks(high).zip(odd.chunks(high)).enumerate() {
+            let out = &mut out[(t * DEPTH + c) * 8..][..8];
+            match (even.as_array::<MAX_ROWS>(), odd.as_array::<MAX_ROWS>()) {
+                (Some(even), Some(odd)) => (0..MAX_ROWS).for_each(|r| out[r] = T::cell([even[r], odd[r]])),
+                _ => (0..even.len()).for_each(|r| out[r] = T::cell([even[r], odd[r]])),
+            }
+        }
+    }
+    [DEPTH * 8, 1, 8]
+}

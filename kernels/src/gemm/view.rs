@@ -1,0 +1,79 @@
+//! A matrix somebody else owns, read through strides: transposing is free, so NT, NN and TN are one product.
+
+use super::kernel::prefetch;
+
+/// `[rows, cols]`, element (i, j) at `data[i * row_stride + j * col_stride]`; one of the strides is 1.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a, T> {
+    data: &'a [T],
+    pub rows: usize,
+    pub cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, T: Copy> View<'a, T> {
+    /// Row-major and contiguous.
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "view: {} elements for a matrix of [{rows}, {cols}]", data.len());
+        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// Row-major with `stride` elements from one row to the next.
+    pub fn strided(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
+        let needed = if rows == 0 { 0 } else { (rows - 1) * stride + cols };
+        assert!(
+            cols <= stride && data.len() >= needed,
+            "view: {} elements for [{rows}, {cols}] by {stride}",
+            data.len()
+        );
+        Self { data, rows, cols, row_stride: stride, col_stride: 1 }
+    }
+
+    /// The transpose; moves nothing.
+    pub fn t(self) -> Self {
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// Rows `start..end`.
+    pub fn slice(self, start: usize, end: usize) -> Self {
+        assert!(start <= end && end <= self.rows, "view: rows {start}..{end} of {}", self.rows);
+        let data = &self.data[(start * self.row_stride).min(self.data.len())..];
+        Self { data, rows: end - start, ..self }
+    }
+
+    pub fn at(&self, i: usize, j: usize) -> T {
+        self.data[i * self.row_stride + j * self.col_stride]
+    }
+
+    /// `len` neighbours along the contiguous direction, from (i, j).
+    pub(crate) fn run(&self, i: usize, j: usize, len: usize) -> &'a [T] {
+        let start = i * self.row_stride + j * self.col_stride;
+        &self.data[start..start + len]
+    }
+
+    /// Asks for a run that will be read soon: rows are a stride apart, which prefetchers do not guess.
+    pub(crate) fn expect(&self, i: usize, j: usize, len: usize) {
+        let start = self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride);
+        for line in (0..len * size_of::<T>()).step_by(64) {
+            prefetch(start.wrapping_byte_add(line));
+        }
+    }
+
+    /// The first element of `rows` rows from (i, j) and the distance between them, when rows are contiguous and do not all fall into
+    /// one set of the cache (distances of 4096 bytes do).
+    pub(crate) fn rows_in_place(&self, i: usize, j: usize, rows: usize, len: usize) -> Option<(*const T, usize)> {
+        let stride = self.row_stride;
+        if self.col_stride != 1 || rows == 0 || len == 0 || (stride * size_of::<T>()).is_multiple_of(4096) {
+            return None;
+        }
+        let all = &self.data[i * stride + j..(i + rows - 1) * stride + j + len];
+        Some((all.as_ptr(), stride))
+    }
+
+    /// Whether a row is contiguous in memory (else a column is).
+    pub(crate) fn is_row_major(&self) -> bool {
+        self.col_stride == 1
+    }
+}

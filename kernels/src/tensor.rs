@@ -1,0 +1,300 @@
+//! A contiguous row-major array whose clones share memory.
+//!
+//! Activations are `[N, D]`: tokens by features, the batch folded into N. A clone costs a counter; writing a tensor that
+//! has clones is our bug and panics, because the alternative, copying silently, hides both the bug and the cost.
+
+use crate::gemm::{Gemm, PackedB, View};
+use crate::{DType, Element, Real};
+use half::bf16;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// Up to four dims.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    dims: [usize; 4],
+    rank: usize,
+}
+
+impl Shape {
+    pub fn dims(&self) -> &[usize] {
+        &self.dims[..self.rank]
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The last dim.
+    pub fn cols(&self) -> usize {
+        self.dims().last().copied().unwrap_or(1)
+    }
+
+    /// All dims but the last, multiplied.
+    pub fn rows(&self) -> usize {
+        self.dims().iter().rev().skip(1).product()
+    }
+}
+
+impl From<&[usize]> for Shape {
+    fn from(from: &[usize]) -> Self {
+        assert!(from.len() <= 4, "shape: {from:?} has more than four dims");
+        let mut dims = [1; 4];
+        dims[..from.len()].copy_from_slice(from);
+        Self { dims, rank: from.len() }
+    }
+}
+
+impl<const R: usize> From<[usize; R]> for Shape {
+    fn from(from: [usize; R]) -> Self {
+        from.as_slice().into()
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:?}", self.dims())
+    }
+}
+
+#[derive(Clone)]
+pub struct Tensor {
+    buffer: Arc<Buffer>,
+    shape: Shape,
+}
+
+struct Buffer {
+    data: Data,
+    /// Set by [`Tensor::keep_packed`]; the forms in which products read the tensor, until it is written.
+    packed: OnceLock<Vec<PackedB<f32>>>,
+}
+
+enum Data {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    Bf16(Vec<bf16>),
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match &mut self.data {
+            Data::F32(data) => f32::arena().give(std::mem::take(data)),
+            Data::F64(data) => f64::arena().give(std::mem::take(data)),
+            Data::Bf16(data) => bf16::arena().give(std::mem::take(data)),
+        }
+    }
+}
+
+impl Tensor {
+    /// Memory with unspecified contents: who asks for it writes all of it.
+    pub fn empty(shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        let data = match dtype {
+            DType::F32 => Data::F32(f32::arena().take(shape.len(), f32::POISON)),
+            DType::F64 => Data::F64(f64::arena().take(shape.len(), f64::POISON)),
+            DType::Bf16 => Data::Bf16(bf16::arena().take(shape.len(), bf16::POISON)),
+        };
+        Self { buffer: Arc::new(Buffer { data, packed: OnceLock::new() }), shape }
+    }
+
+    pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
+        let mut tensor = Self::empty(shape, dtype);
+        match dtype {
+            DType::F32 => tensor.write::<f32>().fill(0.0),
+            DType::F64 => tensor.write::<f64>().fill(0.0),
+            DType::Bf16 => tensor.write::<bf16>().fill(bf16::ZERO),
+        }
+        tensor
+    }
+
+    pub fn new<T: Element>(shape: impl Into<Shape>, values: &[T]) -> Self {
+        let mut tensor = Self::empty(shape, T::DTYPE);
+        assert_eq!(tensor.len(), values.len(), "tensor: {:?} given {} values", tensor.shape, values.len());
+        tensor.write::<T>().copy_from_slice(values);
+        tensor
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn dtype(&self) -> DType {
+        match self.buffer.data {
+            Data::F32(_) => DType::F32,
+            Data::F64(_) => DType::F64,
+            Data::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn rows(&self) -> usize {
+        self.shape.rows()
+    }
+
+    pub fn cols(&self) -> usize {
+        self.shape.cols()
+    }
+
+    /// The dims, when there are `R` of them.
+    pub fn dims<const R: usize>(&self, what: &str) -> [usize; R] {
+        let dims = self.shape.dims();
+        dims.try_into().unwrap_or_else(|_| panic!("{what}: expected {R} dims, found {dims:?}"))
+    }
+
+    /// Panics unless the shape is `shape`.
+    pub fn expect(&self, what: &str, shape: impl Into<Shape>) {
+        let shape = shape.into();
+        assert!(self.shape == shape, "{what}: expected {shape:?}, found {:?}", self.shape);
+    }
+
+    /// The same memory under other dims.
+    pub fn reshape(mut self, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        assert_eq!(self.len(), shape.len(), "reshape: {:?} to {shape:?}", self.shape);
+        self.shape = shape;
+        self
+    }
+
+    pub fn read<T: Element>(&self) -> &[T] {
+        let len = self.len();
+        let any: &dyn std::any::Any = match &self.buffer.data {
+            Data::F32(data) => data,
+            Data::F64(data) => data,
+            Data::Bf16(data) => data,
+        };
+        let data = any.downcast_ref::<Vec<T>>();
+        &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
+    }
+
+    /// Panics when a clone of the tensor is alive.
+    pub fn write<T: Element>(&mut self) -> &mut [T] {
+        let (len, found) = (self.len(), self.dtype());
+        let buffer = Arc::get_mut(&mut self.buffer).expect("tensor: written while a clone of it is alive");
+        buffer.packed = OnceLock::new();
+        let any: &mut dyn std::any::Any = match &mut buffer.data {
+            Data::F32(data) => data,
+            Data::F64(data) => data,
+            Data::Bf16(data) => data,
+        };
+        let data = any.downcast_mut::<Vec<T>>();
+        &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]
+    }
+
+    /// As a matrix `[rows, cols]`.
+    pub fn view<T: Real>(&self) -> View<'_, T> {
+        View::new(self.read(), self.rows(), self.cols())
+    }
+
+    /// A copy with memory of its own.
+    pub fn copy(&self) -> Self {
+        match self.dtype() {
+            DType::F32 => Self::new(self.shape, self.read::<f32>()),
+            DType::F64 => Self::new(self.shape, self.read::<f64>()),
+            DType::Bf16 => Self::new(self.shape, self.read::<bf16>()),
+        }
+    }
+
+    /// A copy in another element type, rounded to nearest even; `self` when it already is that.
+    pub fn cast(&self, dtype: DType) -> Self {
+        if dtype == self.dtype() {
+            return self.clone();
+        }
+        let values = self.to_f64();
+        match dtype {
+            DType::F32 => Self::new(self.shape, &values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
+            DType::F64 => Self::new(self.shape, &values),
+            // f64 holds every f32, so rounding through f32 rounds once
+            DType::Bf16 => Self::new(self.shape, &values.iter().map(|&x| bf16::from_f32(x as f32)).collect::<Vec<_>>()),
+        }
+    }
+
+    pub fn to_f64(&self) -> Vec<f64> {
+        match self.dtype() {
+            DType::F32 => self.read::<f32>().iter().map(|&x| x.into()).collect(),
+            DType::F64 => self.read::<f64>().to_vec(),
+            DType::Bf16 => self.read::<bf16>().iter().map(|&x| x.into()).collect(),
+        }
+    }
+
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype() {
+            DType::F32 => self.read::<f32>().to_vec(),
+            _ => self.to_f64().into_iter().map(|x| x as f32).collect(),
+        }
+    }
+
+    /// Packs the tensor once for products `x·selfᵀ` (`[.., out, in]`: one per leading index), until it is written.
+    /// For weights that meet many small batches; costs the tensor's size again.
+    pub fn keep_packed(&self, gemm: &Gemm) {
+        if self.dtype() != DType::F32 || self.shape.dims().len() < 2 {
+            return;
+        }
+        self.buffer.packed.get_or_init(|| {
+            let [out, inner] = [self.shape.dims()[self.shape.dims().len() - 2], self.cols()];
+            let pack = |w: &[f32]| {
+                let mut packed = PackedB::empty();
+                gemm.pack(&mut packed, View::new(w, out, inner).t());
+                packed
+            };
+            self.read::<f32>().chunks_exact((out * inner).max(1)).map(pack).collect()
+        });
+    }
+
+    pub(crate) fn packed(&self) -> Option<&[PackedB<f32>]> {
+        self.buffer.packed.get().map(Vec::as_slice)
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Tensor {:?} {:?}", self.dtype(), self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "written while a clone of it is alive")]
+    fn writing_a_shared_tensor_panics() {
+        let mut a = Tensor::zeros([2, 3], DType::F32);
+        let _b = a.clone();
+        a.write::<f32>()[0] = 1.0;
+    }
+
+    #[test]
+    #[should_panic(expected = "expected F64, found F32")]
+    fn reading_as_another_type_panics() {
+        Tensor::zeros([2, 3], DType::F32).read::<f64>();
+    }
+
+    #[test]
+    fn bf16_holds_what_rounding_to_nearest_even_says() {
+        let x = Tensor::new([4], &[1.0f32, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.0]);
+        let y = x.cast(DType::Bf16).to_f32();
+        assert_eq!(y, [1.0, 1.0, 1.015625, 0.0]); // both ties go to the even neighbour
+        assert!(y[3].is_sign_negative());
+    }
+
+    #[test]
+    fn writing_forgets_the_packed_form() {
+        let mut w = Tensor::new([3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        w.keep_packed(&Gemm::new(1));
+        assert!(w.packed().is_some());
+        w.write::<f32>()[0] = 7.0;
+        assert!(w.packed().is_none());
+    }
+}

@@ -1,0 +1,234 @@
+//! Operations against plain loops, and the promise that bits depend on neither threads nor CPU level nor batch.
+
+use smelt_kernels::gemm::Level;
+use smelt_kernels::*;
+
+fn noise(seed: u64, shape: &[usize]) -> Tensor {
+    let values: Vec<f32> =
+        (0..shape.iter().product::<usize>()).map(|i| random::normal(seed, 0, i as u64) as f32).collect();
+    Tensor::new(shape, &values)
+}
+
+fn bits(x: &Tensor) -> Vec<u32> {
+    x.read::<f32>().iter().map(|x| x.to_bits()).collect()
+}
+
+const SHAPE: AttentionShape = AttentionShape { heads: 3, nope: 8, rope: 4, value: 6, scale: 0.3 };
+const LATENT: usize = 10;
+
+/// Softmax attention of one head, by the definition, in f64.
+fn attention_by_loops(q: &[f64], kv: &[f64], k_rope: &[f64], documents: &Documents) -> Vec<f64> {
+    let (s, mut o) = (SHAPE, vec![0.0; documents.rows() * SHAPE.heads * SHAPE.value]);
+    let (qk, kvw) = (s.nope + s.rope, s.nope + s.value);
+    for rows in documents.iter() {
+        for i in rows.clone() {
+            for h in 0..s.heads {
+                let q = &q[(i * s.heads + h) * qk..][..qk];
+                let weight = |j: usize| {
+                    let k = &kv[(j * s.heads + h) * kvw..][..s.nope];
+                    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                    ((dot(&q[..s.nope], k) + dot(&q[s.nope..], &k_rope[j * s.rope..][..s.rope])) * s.scale).exp()
+                };
+                let total: f64 = (rows.start..=i).map(weight).sum();
+                for j in rows.start..=i {
+                    for c in 0..s.value {
+                        o[(i * s.heads + h) * s.value + c] +=
+                            weight(j) / total * kv[(j * s.heads + h) * kvw + s.nope + c];
+                    }
+                }
+            }
+        }
+    }
+    o
+}
+
+fn attention_inputs(documents: &Documents) -> [Tensor; 3] {
+    let (n, s) = (documents.rows(), SHAPE);
+    [(1, s.heads * (s.nope + s.rope)), (2, s.heads * (s.nope + s.value)), (3, s.rope)]
+        .map(|(seed, d)| noise(seed, &[n, d]))
+}
+
+/// f32 against f64 on sums of up to 300 terms of size 1: 1e-5 is a hundred roundings.
+#[test]
+fn attention_is_softmax_over_the_document_so_far() {
+    let documents = Documents::of_lengths(&[5, 1, 300, 130]);
+    let [q, kv, k_rope] = attention_inputs(&documents);
+    let (o, _) = Cpu::new(2).attention(&SHAPE, &q, &kv, &k_rope, &documents);
+    let expected = attention_by_loops(&q.to_f64(), &kv.to_f64(), &k_rope.to_f64(), &documents);
+    for (i, (a, b)) in o.to_f64().iter().zip(expected).enumerate() {
+        assert!((a - b).abs() < 1e-5, "element {i}: {a} {b}");
+    }
+}
+
+/// The latent form sums in another order: 1e-4 is what the design asks of it, 1e-5 is what it keeps here.
+#[test]
+fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
+    let cpu = Cpu::new(2);
+    let (s, lengths) = (SHAPE, [7, 40, 1]);
+    let documents = Documents::of_lengths(&lengths);
+    let (n, width) = (documents.rows(), LATENT + s.rope);
+    let q = noise(1, &[n, s.heads * (s.nope + s.rope)]);
+    let (latents, k_rope) = (noise(2, &[n, LATENT]), noise(3, &[n, s.rope]));
+    let kv_b = noise(4, &[s.heads * (s.nope + s.value), LATENT]);
+    let mut kv = Tensor::empty([n, kv_b.rows()], DType::F32);
+    cpu.gemm(Layout::Nt, &latents, &kv_b, &mut kv, Write::Set);
+    let (expected, _) = cpu.attention(&s, &q, &kv, &k_rope, &documents);
+
+    let cache = cpu.join(&latents, &k_rope);
+    let cache = cache.read::<f32>();
+    let whole: Vec<LatentRows> = documents
+        .iter()
+        .map(|rows| LatentRows { rows: rows.clone(), cache: &cache[rows.start * width..rows.end * width] })
+        .collect();
+    let o = cpu.latent_attention(&s, &q, &kv_b, &whole);
+    for (a, b) in o.to_f64().iter().zip(expected.to_f64()) {
+        assert!((a - b).abs() < 2e-5 * b.abs().max(1.0), "{a} {b}");
+    }
+    let alone = Cpu::new(1);
+    for row in documents.iter().flat_map(|rows| rows.clone().map(move |row| (rows.start, row))) {
+        let (start, row) = row;
+        let q = alone.gather(&q, &[row as u32]);
+        let one = LatentRows { rows: 0..1, cache: &cache[start * width..(row + 1) * width] };
+        let o1 = alone.latent_attention(&s, &q, &kv_b, &[one]);
+        let wide = s.heads * s.value;
+        assert_eq!(bits(&o1), bits(&o)[row * wide..(row + 1) * wide], "row {row}");
+    }
+}
+
+/// Every operation on every level and thread count, as one list of bits.
+fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
+    let documents = Documents::of_lengths(&[150, 3, 200]);
+    let n = documents.rows();
+    let [q, kv, k_rope] = attention_inputs(&documents);
+    let (o, lse) = cpu.attention(&SHAPE, &q, &kv, &k_rope, &documents);
+    let d_o = noise(5, &[n, o.cols()]);
+    let (dq, dkv, dk) = cpu.attention_backward(&SHAPE, &q, &kv, &k_rope, &o, &lse, &d_o, &documents);
+    let (x, gain, dy) = (noise(6, &[n, 50]), noise(7, &[50]), noise(8, &[n, 50]));
+    let (y, rstd) = cpu.rms_norm(&x, &gain, 1e-6);
+    let mut dgain = Tensor::zeros([50], DType::F32);
+    let dx = cpu.rms_norm_backward(&x, &rstd, &gain, &dy, &mut dgain);
+    let half = noise(9, &[n, 25]);
+    let (act, dact) = (cpu.swiglu(&x), cpu.swiglu_backward(&x, &half));
+    let router = Router { experts: 12, groups: 4, kept_groups: 2, top_k: 3, normalise: true, scale: 2.5 };
+    let routing = cpu.route(&router, &noise(10, &[n, 12]), &noise(11, &[12]));
+    let rows = cpu.gather(&x, &routing.tokens);
+    let mut sum = x.copy();
+    cpu.combine(&rows, &routing, &mut sum);
+    let (drows, dweights) = cpu.combine_backward(&rows, &routing, &dy);
+    let dlogits = cpu.route_backward(&router, &routing, &dweights, None);
+    let mut back = dy.copy();
+    cpu.gather_backward(&drows, &routing.slots, &mut back);
+    let (w, mut dw) = (noise(12, &[700, 50]), Tensor::zeros([700, 50], DType::F32));
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % 700).collect();
+    let head = cpu.head(&x, &w, &targets);
+    let logp = Tensor::new([n], &head.logp.iter().map(|&x| x as f32).collect::<Vec<_>>());
+    let dhead = cpu.head_backward(head, &x, &w, &targets, &vec![0.1; n], &vec![0.2; n], &mut dw);
+    let square = cpu.square_sum(&w);
+    let (mut p, mut m, mut v) = (w.copy(), noise(13, &[700, 50]), noise(14, &[700, 50]));
+    v.write::<f32>().iter_mut().for_each(|v| *v = v.abs());
+    let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 3, gradient_scale: 0.5 };
+    cpu.adamw(&hyper, &mut p, &dw, &mut m, &mut v);
+    let mut list: Vec<Vec<u32>> = [
+        o,
+        lse,
+        dq,
+        dkv,
+        dk,
+        y,
+        rstd,
+        dgain,
+        dx,
+        act,
+        dact,
+        routing.weights,
+        rows,
+        sum,
+        drows,
+        dweights,
+        dlogits,
+        back,
+        dw,
+        logp,
+        dhead,
+        p,
+        m,
+        v,
+    ]
+    .iter()
+    .map(bits)
+    .collect();
+    list.push(vec![square.to_bits() as u32, (square.to_bits() >> 32) as u32]);
+    list.push(routing.ids);
+    list
+}
+
+#[test]
+fn threads_and_cpu_level_change_no_bit() {
+    let expected = everything(&Cpu::new(1).at(Level::Portable));
+    for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
+        for threads in [1, 2, 3] {
+            let found = everything(&Cpu::new(threads).at(level));
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!(found == expected, "result {i} at {level:?}, {threads} threads");
+            }
+        }
+    }
+}
+
+/// A head too large to keep its logits computes them again, with the same bits: 8200 rows of 2100 pass the limit.
+#[test]
+fn the_head_has_the_same_bits_kept_or_computed_again() {
+    let cpu = Cpu::new(2);
+    let (n, v, d) = (8200, 2100, 4);
+    let (x, w) = (noise(1, &[n, d]), noise(2, &[v, d]));
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 31 % v as u32).collect();
+    let whole = cpu.head(&x, &w, &targets);
+    let (dlogp, dlse) = (vec![-0.5; n], vec![0.01; n]);
+    let mut dw = Tensor::zeros([v, d], DType::F32);
+    let logp = whole.logp.clone();
+    let dx = cpu.head_backward(whole, &x, &w, &targets, &dlogp, &dlse, &mut dw);
+    let mut dw2 = Tensor::zeros([v, d], DType::F32);
+    for rows in [0..4000usize, 4000..8200] {
+        let ids: Vec<u32> = rows.clone().map(|i| i as u32).collect();
+        let part = cpu.gather(&x, &ids);
+        let head = cpu.head(&part, &w, &targets[rows.clone()]);
+        assert_eq!(head.logp, logp[rows.clone()]);
+        let dpart = cpu.head_backward(
+            head,
+            &part,
+            &w,
+            &targets[rows.clone()],
+            &dlogp[rows.clone()],
+            &dlse[rows.clone()],
+            &mut dw2,
+        );
+        assert_eq!(bits(&dpart), bits(&dx)[rows.start * d..rows.end * d]);
+    }
+    assert_eq!(bits(&dw), bits(&dw2));
+}
+
+#[test]
+fn the_router_chooses_by_score_plus_bias_within_the_best_groups() {
+    let router = Router { experts: 8, groups: 4, kept_groups: 2, top_k: 3, normalise: true, scale: 2.0 };
+    let (n, logits, bias) = (200, noise(1, &[200, 8]), noise(2, &[8]));
+    let r = Cpu::new(2).route(&router, &logits, &bias);
+    let (logits, bias) = (logits.to_f64(), bias.to_f64());
+    for t in 0..n {
+        let scores: Vec<f64> = logits[t * 8..][..8].iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
+        let chosen: Vec<f64> = scores.iter().zip(&bias).map(|(s, b)| s + b).collect();
+        let mut groups: Vec<usize> = (0..4).collect();
+        groups.sort_by(|&a, &b| (chosen[2 * b] + chosen[2 * b + 1]).total_cmp(&(chosen[2 * a] + chosen[2 * a + 1])));
+        let mut experts: Vec<usize> = groups[..2].iter().flat_map(|g| [2 * g, 2 * g + 1]).collect();
+        experts.sort_by(|&a, &b| chosen[b].total_cmp(&chosen[a]));
+        let ids: Vec<usize> = r.ids[t * 3..][..3].iter().map(|&e| e as usize).collect();
+        assert_eq!(ids, experts[..3], "token {t}");
+        let total: f64 = ids.iter().map(|&e| scores[e]).sum();
+        for (k, &e) in ids.iter().enumerate() {
+            let w = f64::from(r.weights.read::<f32>()[t * 3 + k]);
+            assert!((w - 2.0 * scores[e] / total).abs() < 1e-6, "token {t}"); // ten roundings of f32
+            let slot = r.slots[t * 3 + k] as usize;
+            let rows = r.segments.iter().nth(e).unwrap();
+            assert!(rows.contains(&slot) && r.tokens[slot] as usize == t);
+        }
+    }
+}

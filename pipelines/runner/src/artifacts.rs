@@ -1,0 +1,324 @@
+//! `smelt artifacts`: what a store holds, where it came from, whether it is whole.
+
+use crate::diagnostic::{Diagnostic, Result};
+use crate::query;
+use crate::table::{Format, Listing, bytes, duration, time};
+use clap::Subcommand;
+use serde_json::json;
+use smelt_schemas::{ArtifactRef, Books, ExitCode, Manifest};
+use smelt_store::{GcRules, Store, Tag, now};
+use std::collections::BTreeMap;
+
+#[derive(clap::Args, Clone)]
+pub struct Where {
+    /// A directory or s3://bucket/prefix; overrides SMELT_STORE
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// The pipeline whose job names are meant; the one that ran last if not said
+    #[arg(long)]
+    pipeline: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Every committed artifact
+    List {
+        #[command(flatten)]
+        at: Where,
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
+    /// One artifact: ports, files, books, config, provenance
+    Show {
+        /// A job, a tag, or six or more digits of a fingerprint or of a port's digest
+        artifact: String,
+        #[command(flatten)]
+        at: Where,
+        /// `json` prints the manifest
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
+    /// What an artifact was made from, back to the sources
+    Lineage {
+        artifact: String,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Read every byte and compare it with the manifests; all artifacts if none is named
+    Verify {
+        artifact: Vec<String>,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Delete what no tag and no pipeline reaches any more, and abandoned attempts
+    Gc {
+        #[command(flatten)]
+        at: Where,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Keep what is younger than this many hours
+        #[arg(long, default_value_t = 24.0)]
+        older_than: f64,
+    },
+    /// Give an artifact a name that keeps it: `smelt artifacts tag best aligned`
+    Tag {
+        /// Without an artifact, lists all tags
+        name: Option<String>,
+        artifact: Option<String>,
+        #[command(flatten)]
+        at: Where,
+        /// Remove the tag
+        #[arg(long)]
+        delete: bool,
+    },
+}
+
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::List { at, format } => list(&open(&at)?, format),
+        Command::Show { artifact, at, format } => show(&find(&open(&at)?, &at, &artifact)?, format),
+        Command::Lineage { artifact, at } => {
+            let store = open(&at)?;
+            lineage(&store, &find(&store, &at, &artifact)?, 0)
+        }
+        Command::Verify { artifact, at } => verify(&open(&at)?, &at, &artifact),
+        Command::Gc { at, dry_run, older_than } => gc(&open(&at)?, dry_run, older_than * 3600.0),
+        Command::Tag { name, artifact, at, delete } => tag(&open(&at)?, &at, name, artifact, delete),
+    }
+}
+
+fn open(at: &Where) -> Result<Store> {
+    query::store_of(at.store.as_deref(), at.pipeline.as_deref())
+}
+
+/// The artifact that a person means by a job's name, a tag, or the beginning of a digest.
+fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> {
+    let gone = || Diagnostic::new(ExitCode::Data, format!("what `{wanted}` names is gone from {}", store.address()));
+    if let Some(tag) = store.tag(wanted)? {
+        return store.manifest(&tag.artifact)?.ok_or_else(gone);
+    }
+    if let Ok(pipeline) = query::pipeline_name(store, at.pipeline.as_deref())
+        && let Some(pointer) = store.pointer(&pipeline, wanted)?
+    {
+        return store.manifest(&pointer.artifact)?.ok_or_else(gone);
+    }
+    if wanted.len() >= 6 {
+        let mut newest: Option<Manifest> = None;
+        for artifact in store.artifacts()? {
+            let Some(m) = store.manifest(&artifact)? else { continue };
+            if m.fingerprint.as_str().starts_with(wanted)
+                || m.ports.values().any(|p| p.digest.as_str().starts_with(wanted))
+            {
+                newest = Some(m);
+            }
+        }
+        if let Some(found) = newest {
+            return Ok(found);
+        }
+    }
+    Err(Diagnostic::pipeline(format!("`{wanted}` is no job, tag or digest in {}", store.address()))
+        .hint("`smelt artifacts list` shows what is there"))
+}
+
+fn list(store: &Store, format: Format) -> Result<()> {
+    let mut names: BTreeMap<ArtifactRef, Vec<String>> = BTreeMap::new();
+    for (pipeline, job, pointer) in store.pointers()? {
+        names.entry(pointer.artifact).or_default().push(format!("{pipeline}.{job}"));
+    }
+    for (tag, t) in store.tags()? {
+        names.entry(t.artifact).or_default().push(format!("tag:{tag}"));
+    }
+    let mut listing = Listing::new(&["stage", "artifact", "made", "size", "rows", "named"]);
+    let mut found = Vec::new();
+    for artifact in store.artifacts()? {
+        found.extend(store.manifest(&artifact)?);
+    }
+    found.sort_by(|a, b| a.provenance.started.total_cmp(&b.provenance.started));
+    for m in &found {
+        let named = names.get(&m.artifact()).map_or_else(String::new, |n| n.join(" "));
+        listing.row(vec![
+            json!(m.stage),
+            json!(format!("{}/{}", m.fingerprint.short(), m.edition)),
+            json!(time(m.provenance.started)),
+            json!(bytes(m.bytes())),
+            json!(
+                m.ports
+                    .values()
+                    .filter(|p| p.kind.counts_as_output())
+                    .map(|p| p.rows().unwrap_or(0))
+                    .max()
+                    .unwrap_or(0)
+            ),
+            json!(named),
+        ]);
+    }
+    if listing.is_empty() && format == Format::Table {
+        println!("{} holds nothing yet", store.address());
+        return Ok(());
+    }
+    print!("{}", listing.text(format));
+    Ok(())
+}
+
+fn show(m: &Manifest, format: Format) -> Result<()> {
+    if format == Format::Json {
+        println!("{}", serde_json::to_string_pretty(m).expect("a manifest is plain data"));
+        return Ok(());
+    }
+    println!("{} {}/{}", m.stage, m.fingerprint, m.edition);
+    let p = &m.provenance;
+    println!("  made     {} on {} by smelt {}, job {} of run {}", time(p.started), p.host, p.smelt, p.job, p.run);
+    println!(
+        "  took     {}, {} threads, {} at most, {}",
+        duration(p.seconds),
+        p.threads,
+        bytes(p.peak_memory_bytes),
+        p.cpu
+    );
+    println!("  config   {}", m.config);
+    for (port, inputs) in &m.inputs {
+        for i in inputs {
+            println!(
+                "  input    {port} = {} {}/{} port {} ({})",
+                i.artifact.stage,
+                i.artifact.fingerprint.short(),
+                i.artifact.edition,
+                i.port,
+                i.digest.short()
+            );
+        }
+    }
+    if !m.sources.is_empty() {
+        println!("  sources  {} files, {}", m.sources.len(), bytes(m.sources.iter().map(|s| s.bytes).sum()));
+    }
+    if m.books != Books::default() {
+        println!("  books    {} read + {} derived = {}", m.books.read, m.books.derived, m.books.summary("rows"));
+    }
+    for (name, value) in &m.metrics {
+        println!("  metric   {name} = {value}");
+    }
+    for (name, port) in &m.ports {
+        println!(
+            "  port     {name}: {}, digest {}, {} files, {}",
+            port.kind,
+            port.digest.short(),
+            port.files.len(),
+            bytes(port.bytes())
+        );
+        for f in &port.files {
+            let rows = f.rows.map_or_else(String::new, |r| format!(", {r} rows"));
+            println!("             {}  {}{rows}", f.path, bytes(f.bytes));
+        }
+    }
+    Ok(())
+}
+
+fn lineage(store: &Store, m: &Manifest, depth: usize) -> Result<()> {
+    println!(
+        "{:depth$}{} {}/{}  {}",
+        "",
+        m.stage,
+        m.fingerprint.short(),
+        m.edition,
+        time(m.provenance.started),
+        depth = depth * 2
+    );
+    if !m.sources.is_empty() {
+        println!("{:depth$}{} source files, first {}", "", m.sources.len(), m.sources[0].name, depth = depth * 2 + 2);
+    }
+    for (port, inputs) in &m.inputs {
+        for input in inputs {
+            print!("{:depth$}{port}: ", "", depth = depth * 2 + 2);
+            match store.manifest(&input.artifact)? {
+                Some(made) => {
+                    println!("port {} ({})", input.port, input.digest.short());
+                    lineage(store, &made, depth + 2)?;
+                }
+                None => println!(
+                    "{} {}/{} is gone",
+                    input.artifact.stage,
+                    input.artifact.fingerprint.short(),
+                    input.artifact.edition
+                ),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn verify(store: &Store, at: &Where, wanted: &[String]) -> Result<()> {
+    let manifests = match wanted {
+        [] => {
+            let mut all = Vec::new();
+            for artifact in store.artifacts()? {
+                all.extend(store.manifest(&artifact)?);
+            }
+            all
+        }
+        wanted => wanted.iter().map(|w| find(store, at, w)).collect::<Result<_>>()?,
+    };
+    let scratch = std::env::temp_dir();
+    let mut bad = 0;
+    for m in &manifests {
+        for trouble in store.verify(m, &scratch)? {
+            bad += 1;
+            println!("{} {}/{}: {trouble}", m.stage, m.fingerprint.short(), m.edition);
+        }
+    }
+    let total: u64 = manifests.iter().map(Manifest::bytes).sum();
+    match bad {
+        0 => {
+            println!("{} artifacts, {}: every byte is as its manifest says", manifests.len(), bytes(total));
+            Ok(())
+        }
+        n => Err(Diagnostic::new(ExitCode::Data, format!("{n} files are damaged"))
+            .hint("`smelt rerun JOB` makes a new edition")),
+    }
+}
+
+fn gc(store: &Store, dry_run: bool, age: f64) -> Result<()> {
+    let plan = store.plan_gc(&GcRules { attempt_age: age, artifact_age: age })?;
+    for a in &plan.artifacts {
+        println!("artifact {} {}/{}", a.stage, a.fingerprint.short(), a.edition);
+    }
+    for a in &plan.attempts {
+        println!("attempt  {a}");
+    }
+    if !dry_run {
+        store.gc(&plan)?;
+    }
+    let verb = if dry_run { "would go" } else { "deleted" };
+    println!("{} artifacts and {} attempts, {}, {verb}", plan.artifacts.len(), plan.attempts.len(), bytes(plan.bytes));
+    Ok(())
+}
+
+fn tag(store: &Store, at: &Where, name: Option<String>, artifact: Option<String>, delete: bool) -> Result<()> {
+    match (name, artifact, delete) {
+        (None, _, _) => {
+            let mut listing = Listing::new(&["tag", "stage", "artifact", "set"]);
+            for (name, t) in store.tags()? {
+                listing.row(vec![
+                    json!(name),
+                    json!(t.artifact.stage),
+                    json!(format!("{}/{}", t.artifact.fingerprint.short(), t.artifact.edition)),
+                    json!(time(t.time)),
+                ]);
+            }
+            print!("{}", listing.text(Format::Table));
+        }
+        (Some(name), _, true) => store.delete_tag(&name)?,
+        (Some(name), Some(artifact), false) => {
+            let artifact = find(store, at, &artifact)?.artifact();
+            store.set_tag(&name, &Tag { artifact: artifact.clone(), time: now() })?;
+            println!("tag:{name} is {} {}/{}", artifact.stage, artifact.fingerprint.short(), artifact.edition);
+        }
+        (Some(name), None, false) => {
+            let t = store.tag(&name)?.ok_or_else(|| {
+                Diagnostic::pipeline(format!("there is no tag `{name}`")).hint("`smelt artifacts tag` lists them")
+            })?;
+            println!("{} {}/{}", t.artifact.stage, t.artifact.fingerprint, t.artifact.edition);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! One job as a process: its environment, events, logs, time limit and retries.
+
+use crate::diagnostic::{Diagnostic, Result};
+use crate::load::Job;
+use crate::plan::Recipe;
+use crate::view::{Progress, View};
+use serde_json::Value;
+use smelt_schemas::{ArtifactRef, Event, EventBody, ExitCode, Invocation, Io, Manifest, PROTOCOL, Problem};
+use smelt_store::{Store, safe_name};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Set by Ctrl-C or SIGTERM: start nothing more, end what runs.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+pub struct Work<'a> {
+    pub job: &'a Job,
+    pub recipe: &'a Recipe,
+    pub store: &'a Store,
+    pub run: &'a str,
+    pub edition: u32,
+    pub threads: usize,
+    pub retries: Option<u32>,
+    pub view: &'a View,
+}
+
+/// How a process ended.
+struct Ended {
+    code: ExitCode,
+    problem: Option<Problem>,
+    committed: Option<ArtifactRef>,
+    why: String,
+}
+
+const DEFAULT_RETRIES: u32 = 2;
+
+impl Work<'_> {
+    /// Runs the job to its manifest, trying again what may pass.
+    pub fn run(&self) -> Result<Manifest> {
+        let logs = Logs::new(self.store, self.run, &self.job.name);
+        let result = self.try_often(&logs);
+        let flushed = logs.flush();
+        match result {
+            Err(e) => Err(e),
+            Ok(manifest) => flushed.map(|()| manifest).map_err(Into::into),
+        }
+    }
+
+    fn try_often(&self, logs: &Logs) -> Result<Manifest> {
+        let (name, stage) = (&self.job.name, &self.job.program.description.name);
+        let retries = self.retries.or(self.job.run.retries).unwrap_or(DEFAULT_RETRIES);
+        for attempt in 0.. {
+            let ended = self.once(logs)?;
+            if ended.code == ExitCode::Done {
+                let artifact = ended.committed.ok_or_else(|| {
+                    Diagnostic::new(ExitCode::Bug, format!("job `{name}`: stage `{stage}` ended without a commit"))
+                })?;
+                let manifest = self.store.manifest(&artifact)?;
+                return manifest.ok_or_else(|| {
+                    Diagnostic::new(ExitCode::Bug, format!("job `{name}`: its manifest is not in the store"))
+                });
+            }
+            if STOP.load(Ordering::SeqCst) {
+                return Err(stopped());
+            }
+            if ended.code != ExitCode::Again || attempt >= retries {
+                let (message, hint) = ended.problem.map_or((ended.why.clone(), None), |p| {
+                    let field = p.field.filter(|f| !f.is_empty()).map(|f| format!("`config{}`: ", f.replace('/', ".")));
+                    (format!("{}{}", field.unwrap_or_default(), p.message), p.hint)
+                });
+                self.view.failed(name, stage, ended.code.remedy());
+                let mut error =
+                    Diagnostic::new(ended.code, format!("job `{name}` failed: {message}")).at(self.job.place.clone());
+                error.hint = hint.or_else(|| Some(format!("`smelt logs {name}` shows what it said")));
+                return Err(error);
+            }
+            let wait = (0.5 * f64::from(1 << attempt.min(6))).min(30.0);
+            let why = ended.problem.map_or(ended.why, |p| p.message);
+            self.view.again(name, stage, &why, wait);
+            let until = Instant::now() + Duration::from_secs_f64(wait);
+            while Instant::now() < until && !STOP.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        unreachable!("the loop returns")
+    }
+
+    fn once(&self, logs: &Logs) -> Result<Ended> {
+        let scratch = Scratch::new(self.run, &self.job.name)?;
+        let invocation = Invocation {
+            protocol: PROTOCOL,
+            run: self.run.into(),
+            job: self.job.name.clone(),
+            stage: self.job.program.description.name.clone(),
+            version: self.job.program.description.version,
+            fingerprint: self.recipe.fingerprint.clone(),
+            config: self.job.resolved.config.clone(),
+            sources: self.job.resolved.sources.clone(),
+            inputs: self.recipe.inputs.clone(),
+            store: self.store.address().into(),
+            edition: self.edition,
+            threads: self.threads,
+            scratch: scratch.0.join("scratch"),
+        };
+        let file = scratch.0.join("invocation.json");
+        let text = serde_json::to_vec_pretty(&invocation).expect("an invocation is plain data");
+        std::fs::write(&file, text)
+            .map_err(|e| Diagnostic::new(ExitCode::Machine, format!("`{}` cannot be written: {e}", file.display())))?;
+        let mut command = match self.job.program.description.io {
+            Io::Store => Command::new(&self.job.program.path),
+            Io::Files => {
+                let mut shim = Command::new(std::env::current_exe().unwrap_or_else(|_| "smelt".into()));
+                shim.arg("shim").arg(&self.job.program.path);
+                shim
+            }
+        };
+        command.arg("run").arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.environment(&mut command);
+        // A group of its own: Ctrl-C reaches the runner alone, which ends its jobs in order.
+        command.process_group(0);
+        let start_failed =
+            |e| Diagnostic::new(ExitCode::Machine, format!("job `{}` cannot be started: {e}", self.job.name));
+        let mut child = command.spawn().map_err(start_failed)?;
+        let said = Mutex::new((None, None));
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let (status, why) = std::thread::scope(|scope| {
+            scope.spawn(|| self.listen(out, logs, &said));
+            scope.spawn(|| lines(err, |line| logs.text(line)));
+            self.wait(&mut child)
+        });
+        let (problem, committed) = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let code = status.map_or(ExitCode::Bug, |s| ExitCode::of_process(s.code()));
+        let code = if why.is_some() { ExitCode::Again } else { code };
+        let why = why.unwrap_or_else(|| match status {
+            Some(s) => format!("its process ended with {s}"),
+            None => "its process could not be waited for".into(),
+        });
+        Ok(Ended { code, problem, committed, why })
+    }
+
+    /// Secrets that a stage has no use for do not reach it.
+    fn environment(&self, command: &mut Command) {
+        const NAMES: [&str; 10] = [
+            "PATH",
+            "HOME",
+            "USER",
+            "TMPDIR",
+            "LANG",
+            "TZ",
+            "RUST_BACKTRACE",
+            "LD_LIBRARY_PATH",
+            "SSL_CERT_FILE",
+            "VIRTUAL_ENV",
+        ];
+        const PREFIXES: [&str; 5] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON"];
+        command.env_clear();
+        for (name, value) in std::env::vars_os() {
+            let Some(text) = name.to_str() else { continue };
+            if NAMES.contains(&text)
+                || PREFIXES.iter().any(|p| text.starts_with(p))
+                || self.job.run.env.iter().any(|e| e == text)
+            {
+                command.env(&name, value);
+            }
+        }
+        command.env("SMELT_RUNNER_PID", std::process::id().to_string());
+    }
+
+    fn listen(&self, out: Option<impl Read>, logs: &Logs, said: &Mutex<(Option<Problem>, Option<ArtifactRef>)>) {
+        let (name, stage) = (&self.job.name, &self.job.program.description.name);
+        lines(out, |line| {
+            let Ok(event) = serde_json::from_str::<Event>(line) else {
+                logs.text(line);
+                return;
+            };
+            logs.event(line);
+            match event.body {
+                EventBody::Progress { phase, done, total, unit, note } => {
+                    let progress = Progress { phase: &phase, done, total, unit: &unit, note: &note };
+                    self.view.progress(name, stage, progress);
+                }
+                EventBody::Warning { message } => self.view.warning(name, stage, &message),
+                EventBody::Error { problem, .. } => {
+                    said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).0 = Some(problem);
+                }
+                EventBody::Committed { fingerprint, edition, .. } => {
+                    let artifact = ArtifactRef { stage: stage.clone(), fingerprint, edition };
+                    said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1 = Some(artifact);
+                }
+                EventBody::Started { .. } | EventBody::Metrics { .. } | EventBody::Books(_) => {}
+            }
+        });
+    }
+
+    /// Waits for the process; ends it at its time limit, or when the run is stopped. The second value says why it was ended.
+    fn wait(&self, child: &mut Child) -> (Option<std::process::ExitStatus>, Option<String>) {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return (Some(status), None),
+                Err(_) => return (None, None),
+                Ok(None) => {}
+            }
+            let late = self.job.timeout.filter(|t| started.elapsed().as_secs_f64() > *t);
+            if late.is_some() || STOP.load(Ordering::SeqCst) {
+                let why = late.map_or_else(
+                    || "it was stopped".into(),
+                    |t| format!("it took longer than its timeout of {}", crate::table::duration(t)),
+                );
+                return (end(child), Some(why));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+}
+
+pub fn stopped() -> Diagnostic {
+    Diagnostic::new(ExitCode::Again, "stopped").hint("what is finished is kept; the same command goes on from there")
+}
+
+/// Asks a process group to end, and after two seconds makes it.
+fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let group = -(child.id() as i32);
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        // SAFETY: signals the group of a child that has not been waited for, so its number is still its own.
+        unsafe { libc::kill(group, signal) };
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    child.wait().ok()
+}
+
+/// Lines of a pipe, whatever bytes they hold.
+fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
+    let Some(pipe) = pipe else { return };
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        take(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
+        line.clear();
+    }
+}
+
+/// A local folder that goes with the process.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(run: &str, job: &str) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("smelt-{run}-{}-{}", safe_name(job), std::process::id()));
+        let made = std::fs::create_dir_all(folder.join("scratch"));
+        made.map_err(|e| {
+            Diagnostic::new(ExitCode::Machine, format!("`{}` cannot be made: {e}", folder.display()))
+                .hint("set TMPDIR to a folder with space")
+        })?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// A job's log and events on their way into the store, in parts: S3 cannot append.
+pub struct Logs {
+    store: Store,
+    folder: String,
+    buffers: Mutex<Buffers>,
+}
+
+struct Buffers {
+    text: Vec<u8>,
+    events: Vec<u8>,
+    parts: u32,
+    flushed: Instant,
+}
+
+impl Logs {
+    const BYTES: usize = 256 << 10;
+    const EVERY: Duration = Duration::from_secs(5);
+
+    fn new(store: &Store, run: &str, job: &str) -> Self {
+        let buffers = Buffers { text: Vec::new(), events: Vec::new(), parts: 0, flushed: Instant::now() };
+        Self {
+            store: store.clone(),
+            folder: format!("runs/{run}/jobs/{}", safe_name(job)),
+            buffers: Mutex::new(buffers),
+        }
+    }
+
+    fn text(&self, line: &str) {
+        self.push(|b| &mut b.text, line);
+    }
+
+    fn event(&self, line: &str) {
+        self.push(|b| &mut b.events, line);
+    }
+
+    fn push(&self, which: impl Fn(&mut Buffers) -> &mut Vec<u8>, line: &str) {
+        let mut buffers = self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let buffer = which(&mut buffers);
+        buffer.extend_from_slice(line.as_bytes());
+        buffer.push(b'\n');
+        let large = buffers.text.len() + buffers.events.len() > Self::BYTES;
+        if large || buffers.flushed.elapsed() > Self::EVERY {
+            drop(buffers);
+            // A log that cannot be written now is kept and tried again; the last flush reports.
+            drop(self.flush());
+        }
+    }
+
+    fn flush(&self) -> smelt_store::Result<()> {
+        let mut b = self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        b.flushed = Instant::now();
+        if b.text.is_empty() && b.events.is_empty() {
+            return Ok(());
+        }
+        let part = b.parts;
+        for (kind, bytes) in [("log", &b.text), ("events", &b.events)] {
+            if !bytes.is_empty() {
+                self.store.put(&format!("{}/{kind}-{part:05}.txt", self.folder), bytes)?;
+            }
+        }
+        b.parts += 1;
+        b.text.clear();
+        b.events.clear();
+        Ok(())
+    }
+}
+
+/// Everything a job said in a run: its log, or its events.
+pub fn read_logs(store: &Store, run: &str, job: &str, kind: &str) -> Result<Option<String>> {
+    let folder = format!("runs/{run}/jobs/{}", safe_name(job));
+    let mut text = String::new();
+    let mut found = false;
+    for file in store.list_here(&folder)?.0.iter().filter(|f| f.starts_with(kind)) {
+        found = true;
+        text += &String::from_utf8_lossy(&store.get(&format!("{folder}/{file}"))?);
+    }
+    Ok(found.then_some(text))
+}
+
+/// The facts of a finished job for the record of its run.
+pub fn facts(manifest: &Manifest) -> Value {
+    serde_json::json!({
+        "stage": manifest.stage, "fingerprint": manifest.fingerprint, "edition": manifest.edition,
+        "seconds": manifest.provenance.seconds, "peak_memory_bytes": manifest.provenance.peak_memory_bytes,
+    })
+}

@@ -1,0 +1,206 @@
+//! What would run, and why: each job is cached, new, or after another.
+
+use crate::diagnostic::Result;
+use crate::load::{Input, Job, Plan};
+use serde_json::Value;
+use smelt_schemas::{Digest, InputRef, Manifest, Source, fingerprint};
+use smelt_store::Store;
+use std::collections::BTreeMap;
+
+/// Whether a job's work is there already.
+#[derive(Debug)]
+pub enum State {
+    Cached(Box<Manifest>),
+    /// Must run; says what made it so.
+    New(String),
+    /// Cannot be said before this job has run.
+    After(String),
+}
+
+/// A job's inputs and address, once they are known.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    pub inputs: BTreeMap<String, Vec<InputRef>>,
+    pub fingerprint: Digest,
+}
+
+/// Which manifest each finished job stands for; `None` for those that are not done.
+pub type Done = Vec<Option<Manifest>>;
+
+/// The recipe of `job`, or the name of the first input that is not there yet.
+pub fn recipe(plan: &Plan, job: &Job, done: &Done) -> std::result::Result<Recipe, String> {
+    let mut inputs = BTreeMap::new();
+    for (port, list) in &job.inputs {
+        let mut refs = Vec::new();
+        for input in list {
+            refs.push(match input {
+                Input::Fixed(input) => input.clone(),
+                Input::Job { job, port } => {
+                    let manifest = done[*job].as_ref().ok_or_else(|| plan.jobs[*job].name.clone())?;
+                    let record = &manifest.ports[port];
+                    InputRef {
+                        artifact: manifest.artifact(),
+                        port: port.clone(),
+                        kind: record.kind.clone(),
+                        digest: record.digest.clone(),
+                    }
+                }
+            });
+        }
+        inputs.insert(port.clone(), refs);
+    }
+    let d = &job.program.description;
+    let fingerprint = fingerprint(&d.name, d.version, &job.resolved.config, &inputs, &job.resolved.sources);
+    Ok(Recipe { inputs, fingerprint })
+}
+
+/// Looks a recipe up: the edition that the pipeline's pointer names, else the newest.
+pub fn look_up(store: &Store, plan: &Plan, job: &Job, recipe: &Recipe) -> Result<State> {
+    let pointer = store.pointer(&plan.name, &job.name)?;
+    let stage = &job.program.description.name;
+    if let Some(pointer) = &pointer
+        && (&pointer.artifact.stage, &pointer.artifact.fingerprint) == (stage, &recipe.fingerprint)
+        && let Some(manifest) = store.manifest(&pointer.artifact)?
+    {
+        return Ok(State::Cached(Box::new(manifest)));
+    }
+    if let Some(manifest) = store.newest(stage, &recipe.fingerprint)? {
+        return Ok(State::Cached(Box::new(manifest)));
+    }
+    let Some(pointer) = pointer else { return Ok(State::New("first run".into())) };
+    if pointer.artifact.fingerprint == recipe.fingerprint {
+        return Ok(State::New("its manifest is gone".into()));
+    }
+    Ok(State::New(match store.manifest(&pointer.artifact)? {
+        Some(before) => difference(&before, job, recipe),
+        None => "its last manifest is gone".into(),
+    }))
+}
+
+/// What differs between a job's last manifest and its recipe now.
+fn difference(before: &Manifest, job: &Job, now: &Recipe) -> String {
+    let d = &job.program.description;
+    if before.stage != d.name {
+        return format!("stage: {} -> {}", before.stage, d.name);
+    }
+    let mut found = Vec::new();
+    if before.version != d.version {
+        found.push(format!("stage version: {} -> {}", before.version, d.version));
+    }
+    fields("config", &before.config, &job.resolved.config, &mut found);
+    for (port, refs) in &now.inputs {
+        let digests = |refs: &[InputRef]| refs.iter().map(|r| r.digest.clone()).collect::<Vec<_>>();
+        let old = before.inputs.get(port).map(|r| digests(r));
+        if old.as_ref() != Some(&digests(refs)) {
+            found.push(format!("input {port}"));
+        }
+    }
+    found.extend(before.inputs.keys().filter(|p| !now.inputs.contains_key(*p)).map(|p| format!("input {p}: gone")));
+    found.extend(sources(&before.sources, &job.resolved.sources));
+    if found.is_empty() { "its recipe changed".into() } else { found.join(", ") }
+}
+
+fn fields(path: &str, before: &Value, now: &Value, found: &mut Vec<String>) {
+    match (before, now) {
+        (Value::Object(a), Value::Object(b)) => {
+            for (key, value) in b {
+                fields(&format!("{path}.{key}"), a.get(key).unwrap_or(&Value::Null), value, found);
+            }
+            for key in a.keys().filter(|k| !b.contains_key(*k)) {
+                fields(&format!("{path}.{key}"), &a[key], &Value::Null, found);
+            }
+        }
+        (a, b) if a == b || (a.as_f64().is_some() && a.as_f64() == b.as_f64()) => {}
+        (a, b) => {
+            let show = |v: &Value| match v {
+                Value::Null => "default".to_owned(),
+                v => v.to_string(),
+            };
+            found.push(format!("{path}: {} -> {}", show(a), show(b)));
+        }
+    }
+}
+
+fn sources(before: &[Source], now: &[Source]) -> Option<String> {
+    let map = |s: &[Source]| s.iter().map(|s| (s.name.clone(), s.version.clone())).collect::<BTreeMap<_, _>>();
+    let (before, now) = (map(before), map(now));
+    let changed = now.iter().filter(|(n, v)| before.get(*n).is_some_and(|b| b != *v)).map(|(n, _)| n);
+    let added = now.keys().filter(|n| !before.contains_key(*n));
+    let removed = before.keys().filter(|n| !now.contains_key(*n));
+    let (changed, added, removed): (Vec<_>, Vec<_>, Vec<_>) = (changed.collect(), added.collect(), removed.collect());
+    let first = changed.first().or(added.first()).or(removed.first())?;
+    Some(format!("sources: {} changed, {} added, {} removed, first {first}", changed.len(), added.len(), removed.len()))
+}
+
+/// The state of every job as things are now.
+pub fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
+    let mut done: Done = vec![None; plan.jobs.len()];
+    let mut states = Vec::new();
+    for (i, job) in plan.jobs.iter().enumerate() {
+        let state = match recipe(plan, job, &done) {
+            Ok(recipe) => look_up(store, plan, job, &recipe)?,
+            Err(input) => State::After(input),
+        };
+        if let State::Cached(manifest) = &state {
+            done[i] = Some((**manifest).clone());
+        }
+        states.push(state);
+    }
+    Ok((states, done))
+}
+
+/// Seconds that this job took the last time, if the store remembers.
+pub fn last_seconds(store: &Store, plan: &Plan, job: &Job) -> Option<f64> {
+    let pointer = store.pointer(&plan.name, &job.name).ok()??;
+    Some(store.manifest(&pointer.artifact).ok()??.provenance.seconds)
+}
+
+/// Jobs that `wanted` needs, itself included; `wanted` names a job or an instance.
+pub fn needed(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
+    let mut keep = vec![false; plan.jobs.len()];
+    let mut open: Vec<usize> = named(plan, wanted)?;
+    while let Some(i) = open.pop() {
+        if !std::mem::replace(&mut keep[i], true) {
+            open.extend(inputs_of(&plan.jobs[i]));
+        }
+    }
+    Ok(keep)
+}
+
+/// Jobs that need one of `wanted`, these included, and whatever those need.
+pub fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
+    let mut keep = vec![false; plan.jobs.len()];
+    for i in named(plan, wanted)? {
+        keep[i] = true;
+    }
+    for i in 0..plan.jobs.len() {
+        keep[i] |= inputs_of(&plan.jobs[i]).any(|n| keep[n]);
+    }
+    let names: Vec<String> = (0..keep.len()).filter(|&i| keep[i]).map(|i| plan.jobs[i].name.clone()).collect();
+    needed(plan, &names)
+}
+
+fn inputs_of(job: &Job) -> impl Iterator<Item = usize> + '_ {
+    job.inputs.values().flatten().filter_map(|i| if let Input::Job { job, .. } = i { Some(*job) } else { None })
+}
+
+/// Places of the jobs that `wanted` names: an instance, or all instances of a job.
+pub fn named(plan: &Plan, wanted: &[String]) -> Result<Vec<usize>> {
+    let mut found = Vec::new();
+    for name in wanted {
+        let these: Vec<usize> = (0..plan.jobs.len())
+            .filter(|&i| plan.jobs[i].name == *name || plan.jobs[i].base == name.trim_end_matches("[*]"))
+            .collect();
+        if these.is_empty() {
+            let mut known: Vec<&str> = plan.jobs.iter().map(|j| j.base.as_str()).collect();
+            known.dedup();
+            let error = crate::diagnostic::Diagnostic::pipeline(format!("there is no job `{name}` in {}", plan.file));
+            return Err(match crate::diagnostic::nearest(name, known.iter().copied()) {
+                Some(near) => error.hint(format!("is `{near}` meant?")),
+                None => error.hint(format!("jobs: {}", known.join(", "))),
+            });
+        }
+        found.extend(these);
+    }
+    Ok(found)
+}

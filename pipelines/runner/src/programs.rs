@@ -1,0 +1,136 @@
+//! Stage programs: where they are, and what they say of themselves.
+
+use crate::diagnostic::{Diagnostic, Result, nearest};
+use serde_json::{Map, Value, json};
+use smelt_schemas::{Description, Doctor, ExitCode, Io, PROTOCOL, Problem, ResolveRequest, Resolved};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A stage program that answered `describe`.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub path: PathBuf,
+    pub description: Description,
+}
+
+/// Folders that hold stage programs: the one this program is in, then PATH.
+fn folders() -> Vec<PathBuf> {
+    let own =
+        std::env::current_exe().ok().and_then(|p| p.canonicalize().ok()).and_then(|p| Some(p.parent()?.to_path_buf()));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    own.into_iter().chain(std::env::split_paths(&path)).collect()
+}
+
+/// Finds `smelt-NAME`. With a `/` in it, `name` is a file relative to `base`.
+pub fn locate(name: &str, base: &Path) -> Result<PathBuf> {
+    if name.contains('/') {
+        let path = base.join(name);
+        return match path.is_file() {
+            true => Ok(path),
+            false => Err(Diagnostic::pipeline(format!("stage `{name}` is no file beside the pipeline"))),
+        };
+    }
+    let file = format!("smelt-{name}");
+    if let Some(found) = folders().into_iter().map(|f| f.join(&file)).find(|p| p.is_file()) {
+        return Ok(found);
+    }
+    let known = known();
+    let error =
+        Diagnostic::pipeline(format!("stage `{name}` is unknown: no program `{file}` beside `smelt` or in PATH"));
+    Err(match nearest(name, known.iter().map(String::as_str)) {
+        Some(near) => error.hint(format!("is `{near}` meant?")),
+        None if known.is_empty() => error.hint("build all programs: `cargo build --release`"),
+        None => error.hint(format!("known stages: {}", known.iter().cloned().collect::<Vec<_>>().join(", "))),
+    })
+}
+
+/// Names of the stages beside this program.
+pub fn known() -> BTreeSet<String> {
+    let own = folders().into_iter().next();
+    let names = own.and_then(|f| std::fs::read_dir(f).ok()).into_iter().flatten().flatten();
+    names
+        .filter_map(|e| e.file_name().to_str()?.strip_prefix("smelt-").map(str::to_owned))
+        .filter(|n| n != "query" && !n.contains('.'))
+        .collect()
+}
+
+impl Program {
+    pub fn load(name: &str, base: &Path) -> Result<Self> {
+        let path = locate(name, base)?;
+        let bug = |what: String| Diagnostic::new(ExitCode::Bug, format!("stage `{name}` ({}) {what}", path.display()));
+        let answer = Command::new(&path).arg("describe").stdin(Stdio::null()).output();
+        let answer = answer.map_err(|e| bug(format!("cannot be started: {e}")).hint("is it executable?"))?;
+        if !answer.status.success() {
+            let said = String::from_utf8_lossy(&answer.stderr);
+            return Err(bug(format!("failed at `describe`: {}", said.trim())));
+        }
+        let description: Description = serde_json::from_slice(&answer.stdout)
+            .map_err(|e| bug(format!("does not answer `describe` as a stage does: {e}")))?;
+        if description.protocol != PROTOCOL {
+            return Err(bug(format!("speaks protocol {}, this smelt {PROTOCOL}", description.protocol))
+                .hint("build both from one source: `cargo build --release`"));
+        }
+        Ok(Self { path, description })
+    }
+
+    /// The effective config. A problem of the config comes as `Err(Ok(problem))`.
+    pub fn resolve(
+        &self,
+        request: &ResolveRequest,
+    ) -> std::result::Result<Resolved, std::result::Result<(ExitCode, Problem), Diagnostic>> {
+        if self.description.io == Io::Files {
+            let mut config = request.config.clone();
+            fill_defaults(&mut config, &self.description.config);
+            return Ok(Resolved { config, outputs: self.description.outputs.clone(), sources: Vec::new() });
+        }
+        let bug =
+            |what: String| Err(Diagnostic::new(ExitCode::Bug, format!("stage `{}` {what}", self.description.name)));
+        let run = || -> std::io::Result<_> {
+            let mut child = Command::new(&self.path)
+                .args(["resolve", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let text = serde_json::to_vec(request)?;
+            child.stdin.take().expect("it is piped").write_all(&text)?;
+            child.wait_with_output()
+        };
+        let answer = run().map_err(|e| bug(format!("cannot be started: {e}")))?;
+        if answer.status.success() {
+            return serde_json::from_slice(&answer.stdout)
+                .map_err(|e| bug(format!("does not answer `resolve` as a stage does: {e}")));
+        }
+        match serde_json::from_slice::<Problem>(&answer.stdout) {
+            Ok(problem) => Err(Ok((ExitCode::of_process(answer.status.code()), problem))),
+            Err(_) => Err(bug(format!("failed at `resolve`: {}", String::from_utf8_lossy(&answer.stderr).trim()))),
+        }
+    }
+
+    pub fn doctor(&self) -> Doctor {
+        let answer = Command::new(&self.path).arg("doctor").stdin(Stdio::null()).output();
+        answer.ok().and_then(|a| serde_json::from_slice(&a.stdout).ok()).unwrap_or_default()
+    }
+}
+
+/// Puts the defaults of a schema where the config says nothing: what `resolve` does for a stage that has no such verb.
+fn fill_defaults(config: &mut Value, schema: &Value) {
+    if config.is_null() {
+        *config = json!({});
+    }
+    let (Some(config), Some(properties)) =
+        (config.as_object_mut(), schema.get("properties").and_then(Value::as_object))
+    else {
+        return;
+    };
+    let mut filled = Map::new();
+    for (name, field) in properties {
+        if let Some(value) = config.remove(name).or_else(|| field.get("default").cloned()) {
+            filled.insert(name.clone(), value);
+        }
+    }
+    filled.append(config);
+    *config = filled;
+}

@@ -1,0 +1,331 @@
+//! SQL: the tables of a pipeline, for `smelt-query` to answer. The shell and `report:` come here too.
+
+use crate::diagnostic::{Diagnostic, Result};
+use crate::load;
+use serde_json::{Value, json};
+use smelt_schemas::{
+    ExitCode, Manifest, QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType, kind,
+};
+use smelt_store::{Pointer, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A job of a pipeline and the artifact that it means.
+struct JobRecord {
+    pipeline: String,
+    job: String,
+    pointer: Pointer,
+    manifest: Manifest,
+}
+
+/// The pipeline that a query is about: as named, by its file or its name, else the one that ran last in this store.
+pub fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
+    let pointers = store.pointers()?;
+    let known: BTreeSet<&str> = pointers.iter().map(|(p, _, _)| p.as_str()).collect();
+    if let Some(given) = given {
+        if known.contains(given) {
+            return Ok(given.into());
+        }
+        if Path::new(given).is_file() {
+            let text = std::fs::read_to_string(given)
+                .map_err(|e| Diagnostic::pipeline(format!("`{given}` cannot be read: {e}")))?;
+            let tree = crate::yaml::parse(&text, given)?;
+            return Ok(tree.value.get("name").and_then(Value::as_str).unwrap_or_default().into());
+        }
+        let error = Diagnostic::pipeline(format!("pipeline `{given}` has not run in {}", store.address()));
+        return Err(match known.is_empty() {
+            true => error.hint("`smelt run PIPELINE.yaml` fills the store"),
+            false => error.hint(format!("pipelines there: {}", known.into_iter().collect::<Vec<_>>().join(", "))),
+        });
+    }
+    let last = pointers.iter().max_by(|a, b| a.2.time.total_cmp(&b.2.time));
+    last.map(|(p, _, _)| p.clone()).ok_or_else(|| {
+        Diagnostic::pipeline(format!("no pipeline has run in {}", store.address()))
+            .hint("`smelt run PIPELINE.yaml` fills the store; `--store` names another")
+    })
+}
+
+fn records(store: &Store) -> Result<Vec<JobRecord>> {
+    let mut found = Vec::new();
+    for (pipeline, job, pointer) in store.pointers()? {
+        if let Some(manifest) = store.manifest(&pointer.artifact)? {
+            found.push(JobRecord { pipeline, job, pointer, manifest });
+        }
+    }
+    Ok(found)
+}
+
+/// `train[seed=1]` as (`train`, {seed: 1})
+fn split_instance(job: &str) -> (String, BTreeMap<String, String>) {
+    match job.split_once('[') {
+        None => (job.into(), BTreeMap::new()),
+        Some((base, axes)) => {
+            let pairs = axes.trim_end_matches(']').split(',').filter_map(|p| p.split_once('='));
+            (base.into(), pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+        }
+    }
+}
+
+fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
+    let all = records(store)?;
+    let mut tables: Vec<QueryTable> = Vec::new();
+    let mut add = |schema: Option<String>,
+                   name: &str,
+                   record: &JobRecord,
+                   port: &str,
+                   constants: BTreeMap<String, String>| {
+        let port_record = &record.manifest.ports[port];
+        let files = port_record.files.iter().map(|f| (store.file_key(&record.manifest, port, f), f.bytes)).collect();
+        let part = QueryPart { files, constants };
+        match tables.iter_mut().find(|t| t.schema == schema && t.name == name && t.kind == port_record.kind) {
+            Some(table) => table.parts.push(part),
+            None => {
+                tables.push(QueryTable { schema, name: name.into(), kind: port_record.kind.clone(), parts: vec![part] })
+            }
+        }
+    };
+    for record in all.iter().filter(|r| r.pipeline == pipeline) {
+        let (base, axes) = split_instance(&record.job);
+        let mut first = true;
+        // A job's own name means the first of its ports that has rows; drops and curves never are meant.
+        let mut ports: Vec<(&String, bool)> = record
+            .manifest
+            .ports
+            .iter()
+            .map(|(n, p)| (n, p.kind == kind::drops() || p.kind == kind::metrics()))
+            .collect();
+        ports.sort_by_key(|(n, side)| (*side, record.manifest.ports[*n].files.is_empty()));
+        for (port, side) in ports {
+            let of = &record.manifest.ports[port].kind;
+            if of.schema().is_none() {
+                continue;
+            }
+            if std::mem::take(&mut first) && !side {
+                add(None, &base, record, port, axes.clone());
+            }
+            add(Some(base.clone()), port, record, port, axes.clone());
+            let job = BTreeMap::from([("job".to_owned(), record.job.clone())]);
+            if *of == kind::drops() {
+                add(Some("smelt".into()), "drops", record, port, job);
+            } else if *of == kind::metrics() {
+                add(Some("smelt".into()), "metrics", record, port, job);
+            }
+        }
+    }
+    for (name, kind) in [("drops", kind::drops()), ("metrics", kind::metrics())] {
+        if !tables.iter().any(|t| t.schema.as_deref() == Some("smelt") && t.name == name) {
+            let empty = QueryPart { files: Vec::new(), constants: BTreeMap::from([("job".into(), String::new())]) };
+            tables.push(QueryTable { schema: Some("smelt".into()), name: name.into(), kind, parts: vec![empty] });
+        }
+    }
+    let records = vec![jobs_table(&all), runs_table(store)?, artifacts_table(store)?];
+    Ok(QueryRequest {
+        store: store.address().into(),
+        sql: sql.into(),
+        format: QueryFormat::Table,
+        output: None,
+        tables,
+        records,
+    })
+}
+
+fn record_table(name: &str, columns: &[(&str, RecordType)], rows: Vec<Vec<Value>>) -> RecordTable {
+    let columns = columns.iter().map(|(n, t)| ((*n).to_owned(), *t)).collect();
+    RecordTable { schema: "smelt".into(), name: name.into(), columns, rows }
+}
+
+fn jobs_table(all: &[JobRecord]) -> RecordTable {
+    use RecordType::{Integer, Number, Text, Time};
+    const COLUMNS: [(&str, RecordType); 15] = [
+        ("pipeline", Text),
+        ("job", Text),
+        ("stage", Text),
+        ("fingerprint", Text),
+        ("edition", Integer),
+        ("run", Text),
+        ("started", Time),
+        ("seconds", Number),
+        ("peak_memory_bytes", Integer),
+        ("threads", Integer),
+        ("read", Integer),
+        ("derived", Integer),
+        ("written", Integer),
+        ("dropped", Integer),
+        ("bytes", Integer),
+    ];
+    let row = |r: &JobRecord| {
+        let (m, p) = (&r.manifest, &r.manifest.provenance);
+        vec![
+            json!(r.pipeline),
+            json!(r.job),
+            json!(m.stage),
+            json!(m.fingerprint),
+            json!(m.edition),
+            json!(r.pointer.run),
+            json!(p.started),
+            json!(p.seconds),
+            json!(p.peak_memory_bytes),
+            json!(p.threads),
+            json!(m.books.read),
+            json!(m.books.derived),
+            json!(m.books.written),
+            json!(m.books.dropped_total()),
+            json!(m.bytes()),
+        ]
+    };
+    record_table("jobs", &COLUMNS, all.iter().map(row).collect())
+}
+
+/// The record of each run, newest last.
+pub fn runs(store: &Store) -> Result<Vec<Value>> {
+    let mut found = Vec::new();
+    for run in store.list_here("runs")?.1 {
+        if let Some(bytes) = store.get_opt(&format!("runs/{run}/run.json"))? {
+            found.extend(serde_json::from_slice::<Value>(&bytes));
+        }
+    }
+    Ok(found)
+}
+
+fn runs_table(store: &Store) -> Result<RecordTable> {
+    use RecordType::{Integer, Text, Time};
+    let row = |r: &Value| {
+        let jobs = r["jobs"].as_array().map_or(0, Vec::len);
+        vec![
+            r["run"].clone(),
+            r["pipeline"].clone(),
+            r["state"].clone(),
+            r["started"].clone(),
+            r["ended"].clone(),
+            json!(jobs),
+        ]
+    };
+    let columns =
+        [("run", Text), ("pipeline", Text), ("state", Text), ("started", Time), ("ended", Time), ("jobs", Integer)];
+    Ok(record_table("runs", &columns, runs(store)?.iter().map(row).collect()))
+}
+
+fn artifacts_table(store: &Store) -> Result<RecordTable> {
+    use RecordType::{Integer, Text, Time};
+    let columns = [
+        ("stage", Text),
+        ("fingerprint", Text),
+        ("edition", Integer),
+        ("port", Text),
+        ("kind", Text),
+        ("digest", Text),
+        ("rows", Integer),
+        ("bytes", Integer),
+        ("started", Time),
+    ];
+    let mut rows = Vec::new();
+    for artifact in store.artifacts()? {
+        let Some(m) = store.manifest(&artifact)? else { continue };
+        for (port, p) in &m.ports {
+            rows.push(vec![
+                json!(m.stage),
+                json!(m.fingerprint),
+                json!(m.edition),
+                json!(port),
+                json!(p.kind),
+                json!(p.digest),
+                json!(p.rows()),
+                json!(p.bytes()),
+                json!(m.provenance.started),
+            ]);
+        }
+    }
+    Ok(record_table("artifacts", &columns, rows))
+}
+
+/// Asks one query; its answer goes to standard output, or Parquet to `output`.
+pub fn ask(store: &Store, pipeline: &str, sql: &str, format: QueryFormat, output: Option<PathBuf>) -> Result<()> {
+    let mut request = request(store, pipeline, sql)?;
+    request.format = format;
+    request.output = output;
+    let program = crate::programs::locate("query", Path::new(".")).map_err(|_| {
+        Diagnostic::new(ExitCode::Machine, "`smelt-query` is not beside `smelt` or in PATH")
+            .hint("build all programs: `cargo build --release`")
+    })?;
+    let mut child = Command::new(program)
+        .stdin(Stdio::piped())
+        .spawn()
+        .map_err(|e| Diagnostic::new(ExitCode::Machine, format!("`smelt-query` cannot be started: {e}")))?;
+    let text = serde_json::to_vec(&request).expect("a request is plain data");
+    if let Some(mut pipe) = child.stdin.take() {
+        // A query program that ended early says why itself.
+        drop(std::io::Write::write_all(&mut pipe, &text));
+    }
+    let status =
+        child.wait().map_err(|e| Diagnostic::new(ExitCode::Machine, format!("`smelt-query` was lost: {e}")))?;
+    match ExitCode::of_process(status.code()) {
+        ExitCode::Done => Ok(()),
+        // It has said why on standard error.
+        code => Err(Diagnostic::new(code, String::new())),
+    }
+}
+
+/// A prompt that answers queries, with a history.
+pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
+    let failed = |e: rustyline::error::ReadlineError| {
+        Diagnostic::new(ExitCode::Machine, format!("the terminal cannot be read: {e}"))
+    };
+    let mut editor = rustyline::DefaultEditor::new().map_err(failed)?;
+    let history = std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache/smelt/sql_history"));
+    if let Some(file) = &history {
+        drop(std::fs::create_dir_all(file.parent().unwrap_or(Path::new("."))));
+        drop(editor.load_history(file)); // the first time there is none
+    }
+    println!(
+        "Pipeline `{pipeline}` in {}. End a query with `;`. `\\d` lists tables, `\\q` or Ctrl-D leaves.",
+        store.address()
+    );
+    let mut text = String::new();
+    loop {
+        match editor.readline(if text.is_empty() { "smelt> " } else { "    -> " }) {
+            Ok(line) => {
+                let command = line.trim();
+                match command {
+                    "\\q" | "exit" | "quit" if text.is_empty() => break,
+                    "\\d" if text.is_empty() => text = "select table_schema, table_name from information_schema.tables where table_schema <> 'information_schema' order by 1, 2;".into(),
+                    "" => continue,
+                    _ => {
+                        text += &line;
+                        text.push('\n');
+                    }
+                }
+                if let Some(sql) = text.trim_end().strip_suffix(';') {
+                    drop(editor.add_history_entry(text.trim_end()));
+                    // The query program has said what is wrong; the shell goes on.
+                    if let Err(e) = ask(store, pipeline, sql, QueryFormat::Table, None)
+                        && !e.message.is_empty()
+                    {
+                        e.print();
+                    }
+                    text.clear();
+                }
+            }
+            Err(rustyline::error::ReadlineError::Interrupted) => text.clear(),
+            Err(rustyline::error::ReadlineError::Eof) => break,
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    if let Some(file) = &history {
+        drop(editor.save_history(file));
+    }
+    Ok(())
+}
+
+/// Opens the store that the command line, the environment or the pipeline file names.
+pub fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
+    let environment = std::env::var("SMELT_STORE").ok().filter(|s| !s.is_empty());
+    let from_file = || {
+        let file = pipeline.filter(|p| Path::new(p).is_file())?;
+        let tree = crate::yaml::parse(&std::fs::read_to_string(file).ok()?, file).ok()?;
+        tree.value.get("store")?.as_str().map(str::to_owned)
+    };
+    let address =
+        given.map(str::to_owned).or(environment).or_else(from_file).unwrap_or_else(|| load::DEFAULT_STORE.into());
+    Ok(Store::open(&address)?)
+}

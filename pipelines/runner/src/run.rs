@@ -1,0 +1,305 @@
+//! Runs what must run: ready jobs in parallel within the machine's cores, until all are done or one fails.
+
+use crate::diagnostic::{Diagnostic, Result};
+use crate::job::{self, STOP, Work};
+use crate::load::Plan;
+use crate::plan::{self, Done, State};
+use crate::table::duration;
+use crate::view::{Mode, View};
+use serde_json::{Value, json};
+use smelt_schemas::{Cores, ExitCode, Manifest};
+use smelt_store::{Pointer, Store};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Instant;
+
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which jobs may run; all when empty.
+    pub wanted: Option<Vec<bool>>,
+    /// Jobs to run again though they are cached: each commits its next edition.
+    pub again: Vec<usize>,
+    pub retries: Option<u32>,
+    pub mode: Mode,
+    pub cores: Option<usize>,
+}
+
+/// What a run did.
+#[derive(Debug, Default)]
+pub struct Summary {
+    pub ran: usize,
+    pub cached: usize,
+    pub reproduced: Vec<String>,
+}
+
+/// On a terminal's Ctrl-C and on SIGTERM, jobs are ended and their work is kept; a second Ctrl-C ends the runner.
+pub fn catch_signals() {
+    extern "C" fn stop(signal: libc::c_int) {
+        if STOP.swap(true, Ordering::SeqCst) {
+            // SAFETY: `_exit` may be called from a signal handler.
+            unsafe { libc::_exit(128 + signal) };
+        }
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler only swaps an atomic and may leave.
+        unsafe { libc::signal(signal, stop as *const () as libc::sighandler_t) };
+    }
+}
+
+/// A name for a run: sorts by time.
+fn new_run() -> String {
+    let now = smelt_store::now();
+    let stamp: String = crate::table::time(now).chars().filter(|c| c.is_ascii_digit()).collect();
+    let milliseconds = (now.fract() * 1000.0) as u32;
+    format!("{}-{}.{milliseconds:03}-{}", &stamp[..8], &stamp[8..], &smelt_store::unique()[..4])
+}
+
+struct Runner<'a> {
+    plan: &'a Plan,
+    store: &'a Store,
+    options: &'a Options,
+    view: &'a View,
+    run: String,
+    done: Done,
+    /// Jobs that were started, are cached, or are not wanted.
+    settled: Vec<bool>,
+    began: bool,
+    started: f64,
+    facts: Vec<Value>,
+    summary: Summary,
+}
+
+pub fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summary> {
+    let clock = Instant::now();
+    let view =
+        View::new(options.mode, plan.jobs.iter().map(|j| (j.name.chars().count(), j.program.description.name.len())));
+    let n = plan.jobs.len();
+    let wanted = options.wanted.clone().unwrap_or_else(|| vec![true; n]);
+    let mut runner = Runner {
+        plan,
+        store,
+        options,
+        view: &view,
+        run: new_run(),
+        done: vec![None; n],
+        settled: wanted.iter().map(|w| !w).collect(),
+        began: false,
+        started: smelt_store::now(),
+        facts: Vec::new(),
+        summary: Summary::default(),
+    };
+    let result = runner.work();
+    if runner.began {
+        let state = match &result {
+            Ok(()) => "done",
+            Err(_) if STOP.load(Ordering::SeqCst) => "stopped",
+            Err(_) => "failed",
+        };
+        let recorded = runner.record(state);
+        result?;
+        recorded?;
+        let s = &runner.summary;
+        view.note(&format!(
+            "{} jobs in {}, {} cached; store {}, run {}",
+            s.ran,
+            duration(clock.elapsed().as_secs_f64()),
+            s.cached,
+            store.address(),
+            runner.run
+        ));
+    } else {
+        result?;
+        view.note(&format!(
+            "{}: nothing to do, {} jobs cached ({:.2} s)",
+            plan.name,
+            runner.summary.cached,
+            clock.elapsed().as_secs_f64()
+        ));
+    }
+    Ok(runner.summary)
+}
+
+impl Runner<'_> {
+    fn work(&mut self) -> Result<()> {
+        let cores =
+            self.options.cores.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+        let (send, receive) = mpsc::channel::<(usize, usize, Result<Manifest>)>();
+        let (plan, store, view, run) = (self.plan, self.store, self.view, self.run.clone());
+        std::thread::scope(|scope| {
+            let (mut free, mut running, mut failure) = (cores, 0usize, None);
+            loop {
+                if failure.is_none() && !STOP.load(Ordering::SeqCst) {
+                    match self.start_ready(cores, &mut free, &mut running, |i, recipe, edition, threads, retries| {
+                        let (send, run) = (send.clone(), run.clone());
+                        scope.spawn(move || {
+                            let work = Work {
+                                job: &plan.jobs[i],
+                                recipe: &recipe,
+                                store,
+                                run: &run,
+                                edition,
+                                threads,
+                                retries,
+                                view,
+                            };
+                            // The receiver lives until every job has reported.
+                            drop(send.send((i, threads, work.run())));
+                        });
+                    }) {
+                        Ok(()) => {}
+                        Err(e) => failure = Some(e),
+                    }
+                }
+                if running == 0 {
+                    break;
+                }
+                let Ok((i, threads, result)) = receive.recv() else { break };
+                (free, running) = (free + threads, running - 1);
+                match result.and_then(|manifest| self.finish(i, manifest)) {
+                    Ok(()) => {}
+                    Err(e) => {
+                        self.facts.push(json!({ "job": plan.jobs[i].name, "state": "failed", "error": e.message }));
+                        failure.get_or_insert(e);
+                    }
+                }
+            }
+            match failure {
+                Some(e) => Err(e),
+                None if STOP.load(Ordering::SeqCst) && self.settled.iter().any(|s| !s) => Err(job::stopped()),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Starts every job whose inputs are there, as long as cores are free; settles those that are cached.
+    fn start_ready(
+        &mut self,
+        cores: usize,
+        free: &mut usize,
+        running: &mut usize,
+        mut spawn: impl FnMut(usize, plan::Recipe, u32, usize, Option<u32>),
+    ) -> Result<()> {
+        let mut settled_one = true;
+        while std::mem::take(&mut settled_one) {
+            for i in 0..self.plan.jobs.len() {
+                let job = &self.plan.jobs[i];
+                if self.settled[i] {
+                    continue;
+                }
+                let Ok(recipe) = plan::recipe(self.plan, job, &self.done) else { continue };
+                let state = plan::look_up(self.store, self.plan, job, &recipe)?;
+                let stage = &job.program.description.name;
+                let again = self.options.again.contains(&i);
+                let why = match state {
+                    State::Cached(manifest) if !again => {
+                        self.settled[i] = true;
+                        settled_one = true;
+                        self.summary.cached += 1;
+                        if self.began {
+                            self.view.cached(&job.name, stage, &manifest.books.summary("rows"));
+                        }
+                        self.point(i, &manifest)?;
+                        self.done[i] = Some(*manifest);
+                        continue;
+                    }
+                    State::Cached(_) => "again".to_owned(),
+                    State::New(why) => why,
+                    State::After(_) => continue,
+                };
+                let claim = job.run.threads.unwrap_or(match job.program.description.cores {
+                    Cores::One => 1,
+                    Cores::All => cores,
+                });
+                let claim = claim.clamp(1, cores);
+                if claim > *free {
+                    continue;
+                }
+                if !self.began {
+                    self.begin()?;
+                }
+                let edition = if again {
+                    self.store.editions(stage, &recipe.fingerprint)?.last().map_or(0, |e| e + 1)
+                } else {
+                    0
+                };
+                self.settled[i] = true;
+                *free -= claim;
+                *running += 1;
+                self.view.started(&job.name, stage, &why);
+                spawn(i, recipe, edition, claim, self.options.retries);
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the first job: the store must be writable, and safe for two runs at once.
+    fn begin(&mut self) -> Result<()> {
+        self.store.probe()?;
+        self.began = true;
+        let cached = self.summary.cached;
+        let note = if cached > 0 { format!(", {cached} cached") } else { String::new() };
+        self.view.note(&format!(
+            "{}: {} jobs{note}, store {}, run {}",
+            self.plan.name,
+            self.plan.jobs.len(),
+            self.store.address(),
+            self.run
+        ));
+        self.record("running")
+    }
+
+    fn finish(&mut self, i: usize, manifest: Manifest) -> Result<()> {
+        let job = &self.plan.jobs[i];
+        let mut summary = summarise(&manifest);
+        if self.options.again.contains(&i)
+            && let Some(before) = (0..manifest.edition).next_back()
+            && let Some(before) =
+                self.store.manifest(&smelt_schemas::ArtifactRef { edition: before, ..manifest.artifact() })?
+        {
+            if manifest.reproduces(&before) {
+                self.summary.reproduced.push(job.name.clone());
+                summary += ", reproduced";
+            } else {
+                summary += ", other bytes than before";
+            }
+        }
+        self.view.done(&job.name, &job.program.description.name, &summary, manifest.provenance.seconds);
+        self.point(i, &manifest)?;
+        let mut facts = job::facts(&manifest);
+        facts["job"] = json!(job.name);
+        facts["state"] = json!("done");
+        self.facts.push(facts);
+        self.summary.ran += 1;
+        self.done[i] = Some(manifest);
+        Ok(())
+    }
+
+    /// Makes the pipeline's job mean this artifact, if it does not already.
+    fn point(&self, i: usize, manifest: &Manifest) -> Result<()> {
+        let name = &self.plan.jobs[i].name;
+        let artifact = manifest.artifact();
+        if self.store.pointer(&self.plan.name, name)?.is_some_and(|p| p.artifact == artifact) {
+            return Ok(());
+        }
+        let pointer = Pointer { artifact, time: smelt_store::now(), run: self.run.clone() };
+        Ok(self.store.point(&self.plan.name, name, &pointer)?)
+    }
+
+    fn record(&self, state: &str) -> Result<()> {
+        let ended = if state == "running" { Value::Null } else { json!(smelt_store::now()) };
+        let record = json!({
+            "run": self.run, "pipeline": self.plan.name, "file": self.plan.file, "state": state, "started": self.started, "ended": ended,
+            "jobs": self.facts,
+        });
+        let text = serde_json::to_vec_pretty(&record).map_err(|e| Diagnostic::new(ExitCode::Bug, e.to_string()))?;
+        Ok(self.store.put(&format!("runs/{}/run.json", self.run), &text)?)
+    }
+}
+
+/// One line about what a job made.
+pub fn summarise(manifest: &Manifest) -> String {
+    if manifest.books != Default::default() {
+        return format!("{}, {}", manifest.books.summary("rows"), crate::table::bytes(manifest.bytes()));
+    }
+    crate::table::bytes(manifest.bytes())
+}

@@ -1,0 +1,202 @@
+//! Runs a stage with `io: files`: brings its inputs as local files, takes its outputs from local folders, commits.
+
+use crate::diagnostic::{Diagnostic, Result};
+use indexmap::IndexMap;
+use smelt_schemas::{
+    Books, Description, Event, EventBody, ExitCode, FileRecord, FilesInvocation, Invocation, Manifest, PROTOCOL,
+    PortRecord, Provenance,
+};
+use smelt_store::{Attempt, Commit, Store};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// `smelt shim PROGRAM run INVOCATION.json`: what the runner starts in place of the program.
+pub fn run(program: &Path, invocation: &Path) -> Result<()> {
+    let unreadable =
+        |e: String| Diagnostic::new(ExitCode::Bug, format!("`{}` cannot be read: {e}", invocation.display()));
+    let text = std::fs::read(invocation).map_err(|e| unreadable(e.to_string()))?;
+    let invocation: Invocation = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
+    let mut seq = 0;
+    let mut emit = |body| {
+        let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank: 0, body };
+        seq += 1;
+        println!("{}", serde_json::to_string(&event).expect("events are plain data"));
+    };
+    let answer = Command::new(program).arg("describe").stdin(Stdio::null()).output();
+    let answer = answer
+        .map_err(|e| Diagnostic::new(ExitCode::Bug, format!("`{}` cannot be started: {e}", program.display())))?;
+    let description: Description =
+        serde_json::from_slice(&answer.stdout).map_err(|e| Diagnostic::new(ExitCode::Bug, e.to_string()))?;
+    let started = smelt_store::now();
+    let store = Store::open(&invocation.store)?;
+    let attempt = Attempt::begin(&store, &invocation.stage, &invocation.fingerprint, invocation.edition)?;
+    emit(EventBody::Started { attempt: attempt.id().into(), resumed: attempt.resumed(), resumed_at: None });
+    let result = work(program, &invocation, &description, &store, &attempt);
+    let (files, books) = match result {
+        Ok(done) => done,
+        Err(e) => {
+            attempt.release();
+            return Err(e);
+        }
+    };
+    books.check().map_err(|e| Diagnostic::new(ExitCode::Bug, format!("stage `{}`: {e}", invocation.stage)))?;
+    let mut files = files;
+    let ports: IndexMap<String, PortRecord> = description
+        .outputs
+        .iter()
+        .map(|p| (p.name.clone(), PortRecord::new(p.kind.clone(), files.remove(&p.name).unwrap_or_default())))
+        .collect();
+    let manifest = Manifest {
+        protocol: PROTOCOL,
+        stage: invocation.stage.clone(),
+        version: invocation.version,
+        fingerprint: invocation.fingerprint.clone(),
+        edition: invocation.edition,
+        attempt: attempt.id().into(),
+        config: invocation.config.clone(),
+        inputs: invocation.inputs.clone(),
+        sources: invocation.sources.clone(),
+        ports,
+        books,
+        metrics: BTreeMap::new(),
+        provenance: Provenance {
+            run: invocation.run.clone(),
+            job: invocation.job.clone(),
+            smelt: env!("CARGO_PKG_VERSION").into(),
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().into(),
+            started,
+            seconds: attempt.seconds(),
+            threads: invocation.threads,
+            resumed: attempt.resumed(),
+            ..Provenance::default()
+        },
+    };
+    let (adopted, edition) = match store.commit(&manifest)? {
+        Commit::Won => (false, manifest.edition),
+        Commit::Adopted(theirs) => (true, theirs.edition),
+    };
+    let summary = manifest.books.summary("rows");
+    emit(EventBody::Committed { fingerprint: manifest.fingerprint, edition, adopted, summary });
+    attempt.release();
+    Ok(())
+}
+
+fn work(
+    program: &Path,
+    invocation: &Invocation,
+    description: &Description,
+    store: &Store,
+    attempt: &Attempt,
+) -> Result<(BTreeMap<String, Vec<FileRecord>>, Books)> {
+    let machine = |what: &str, e: std::io::Error| Diagnostic::new(ExitCode::Machine, format!("{what}: {e}"));
+    let mut kept = Vec::new(); // copies live until the program has ended
+    let mut inputs: BTreeMap<String, Vec<Vec<PathBuf>>> = BTreeMap::new();
+    for (port, list) in &invocation.inputs {
+        for input in list {
+            let missing = || Diagnostic::new(ExitCode::Data, format!("input `{port}` is not in {}", store.address()));
+            let manifest = store.manifest(&input.artifact)?.ok_or_else(missing)?;
+            let mut paths = Vec::new();
+            for file in &manifest.ports.get(&input.port).ok_or_else(missing)?.files {
+                let local = store.fetch(&store.file_key(&manifest, &input.port, file), file, &invocation.scratch)?;
+                paths.push(local.path().to_path_buf());
+                kept.push(local);
+            }
+            inputs.entry(port.clone()).or_default().push(paths);
+        }
+    }
+    let mut outputs = BTreeMap::new();
+    for port in &description.outputs {
+        let folder = invocation.scratch.join("out").join(&port.name);
+        std::fs::create_dir_all(&folder).map_err(|e| machine("making an output folder", e))?;
+        outputs.insert(port.name.clone(), folder);
+    }
+    let files = FilesInvocation {
+        config: invocation.config.clone(),
+        inputs,
+        outputs: outputs.clone(),
+        threads: invocation.threads,
+    };
+    let path = invocation.scratch.join("files.json");
+    let text = serde_json::to_vec_pretty(&files).expect("an invocation is plain data");
+    std::fs::write(&path, text).map_err(|e| machine("writing the invocation", e))?;
+    let mut child = Command::new(program)
+        .arg("run")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| machine("starting the program", e))?;
+    let mut books = Books::default();
+    if let Some(out) = child.stdout.take() {
+        for line in BufReader::new(out).lines() {
+            let Ok(line) = line else { break };
+            // Its books are for us, everything else is for the runner.
+            match serde_json::from_str::<EventBody>(&line) {
+                Ok(EventBody::Books(b)) => books.add(&b),
+                _ => println!("{line}"),
+            }
+        }
+    }
+    let status = child.wait().map_err(|e| machine("waiting for the program", e))?;
+    if !status.success() {
+        let code = match status.code() {
+            Some(1) => ExitCode::Bug, // what an interpreter says of an exception
+            code => ExitCode::of_process(code),
+        };
+        return Err(Diagnostic::new(code, format!("stage `{}` ended with {status}", invocation.stage)));
+    }
+    let mut written: BTreeMap<String, Vec<FileRecord>> = BTreeMap::new();
+    for port in &description.outputs {
+        let mut found = Vec::new();
+        collect(&outputs[&port.name], String::new(), &mut found).map_err(|e| machine("reading an output folder", e))?;
+        found.sort();
+        for (name, path) in found {
+            if port.kind.schema().is_some() {
+                check_parquet(&path).map_err(|why| {
+                    Diagnostic::new(
+                        ExitCode::Data,
+                        format!(
+                            "stage `{}` left `{name}` in port `{}`, which holds {}: {why}",
+                            invocation.stage, port.name, port.kind
+                        ),
+                    )
+                })?;
+            }
+            let mut source = std::fs::File::open(&path).map_err(|e| machine("reading an output", e))?;
+            let mut upload = attempt.upload(&port.name, &name)?;
+            let mut buffer = vec![0; 1 << 18];
+            loop {
+                let n = source.read(&mut buffer).map_err(|e| machine("reading an output", e))?;
+                if n == 0 {
+                    break;
+                }
+                upload.write_all(&buffer[..n]).map_err(|e| smelt_store::Error::from_write(e, store, &name))?;
+            }
+            written.entry(port.name.clone()).or_default().push(upload.finish(&name)?);
+        }
+    }
+    Ok((written, books))
+}
+
+fn collect(folder: &Path, prefix: String, found: &mut Vec<(String, PathBuf)>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match entry.file_type()?.is_dir() {
+            true => collect(&entry.path(), format!("{name}/"), found)?,
+            false => found.push((name, entry.path())),
+        }
+    }
+    Ok(())
+}
+
+/// A Parquet file begins and ends with four known bytes; a truncated one does not.
+fn check_parquet(path: &Path) -> std::result::Result<(), String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    match bytes.len() >= 12 && bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1") {
+        true => Ok(()),
+        false => Err("it is no whole Parquet file".into()),
+    }
+}

@@ -1,0 +1,40 @@
+//! Every type that crosses a process boundary: what a pipeline file says, what a stage is told, what it tells, what
+//! it leaves behind. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
+//! `schemas/generated/` are printed from here.
+
+mod digest;
+mod event;
+mod exit;
+mod invocation;
+pub mod kind;
+mod manifest;
+mod pipeline;
+mod query;
+mod stage;
+
+pub use digest::{Digest, NotADigest, canonical_json, fingerprint, fingerprint_fields};
+pub use event::{Event, EventBody, PROTOCOL};
+pub use exit::ExitCode;
+pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, ResolveRequest};
+pub use kind::Kind;
+pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
+pub use pipeline::{Each, Inputs, Job, Pipeline, RunOptions};
+pub use query::{QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
+pub use stage::{
+    Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, Problem, Resolved, Source,
+};
+
+/// Every type of this crate that is published as a JSON Schema, with the file it is published in.
+pub fn published_json_schemas() -> Vec<(&'static str, schemars::Schema)> {
+    vec![
+        ("pipeline.schema.json", schemars::schema_for!(Pipeline)),
+        ("manifest.schema.json", schemars::schema_for!(Manifest)),
+        ("invocation.schema.json", schemars::schema_for!(Invocation)),
+        ("files_invocation.schema.json", schemars::schema_for!(FilesInvocation)),
+        ("event.schema.json", schemars::schema_for!(Event)),
+        ("description.schema.json", schemars::schema_for!(Description)),
+        ("resolve_request.schema.json", schemars::schema_for!(ResolveRequest)),
+        ("resolved.schema.json", schemars::schema_for!(Resolved)),
+        ("problem.schema.json", schemars::schema_for!(Problem)),
+    ]
+}

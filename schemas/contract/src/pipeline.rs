@@ -1,0 +1,120 @@
+//! The pipeline file, after variables are filled in and before instances are made.
+
+use indexmap::IndexMap;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// A YAML file of jobs. Job names match `[a-z][a-z0-9_]*`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    pub name: String,
+    /// A directory, or `s3://bucket/prefix`; `--store` and `SMELT_STORE` override it.
+    #[serde(default)]
+    pub store: Option<String>,
+    /// Fills the `seed` of every stage that draws random numbers and is given none.
+    #[serde(default)]
+    pub seed: u64,
+    /// Values for `${name}` anywhere below. Names in capitals, `${HOME}`, are left to the stages.
+    #[serde(default)]
+    pub vars: IndexMap<String, Value>,
+    pub jobs: IndexMap<String, Job>,
+    /// SQL that is run and printed last.
+    #[serde(default)]
+    pub report: Option<String>,
+}
+
+/// One use of a stage.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// A program: `smelt-<stage>` beside `smelt` or in PATH; with a `/` in it, a file relative to the pipeline file.
+    pub stage: String,
+    #[serde(default)]
+    pub input: Inputs,
+    #[serde(default)]
+    pub config: Map<String, Value>,
+    #[serde(default)]
+    pub run: RunOptions,
+    /// Axes: the job is made once for each combination, as `job[axis=value]`.
+    #[serde(default)]
+    pub each: Each,
+}
+
+/// Axis name to values, in order.
+pub type Each = IndexMap<String, Vec<Value>>;
+
+/// How to run; never part of an identity.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunOptions {
+    /// Cores this job may use; all of them, or one, by what its stage says.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// How often exit code 4 is tried again; 2 when not said.
+    #[serde(default)]
+    pub retries: Option<u32>,
+    /// Such as `90s`, `30m`, `2h`.
+    #[serde(default)]
+    pub timeout: Option<String>,
+    /// Names of environment variables that the stage may see, beside PATH, HOME, the AWS_*, SMELT_*, CARGO_* and locale ones.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
+/// `clean`, `clean.drops`, `[a, b]`, `score[*]`, `tag:NAME`, `artifact:DIGEST`; or a map from port to those.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct Inputs(pub Vec<(Option<String>, Vec<String>)>);
+
+impl TryFrom<Value> for Inputs {
+    type Error = String;
+    fn try_from(value: Value) -> Result<Self, String> {
+        fn list(value: Value) -> Result<Vec<String>, String> {
+            let one = |v: Value| match v {
+                Value::String(s) => Ok(s),
+                other => {
+                    Err(format!("`{other}` is no input: name a job, a job's port, `tag:NAME` or `artifact:DIGEST`"))
+                }
+            };
+            match value {
+                Value::Array(items) => items.into_iter().map(one).collect(),
+                other => Ok(vec![one(other)?]),
+            }
+        }
+        match value {
+            Value::Null => Ok(Self::default()),
+            Value::Object(ports) => {
+                ports.into_iter().map(|(port, v)| Ok((Some(port), list(v)?))).collect::<Result<_, _>>().map(Self)
+            }
+            other => Ok(Self(vec![(None, list(other)?)])),
+        }
+    }
+}
+
+impl From<Inputs> for Value {
+    fn from(inputs: Inputs) -> Value {
+        let list = |v: Vec<String>| if v.len() == 1 { Value::from(v[0].clone()) } else { Value::from(v) };
+        match inputs.0.as_slice() {
+            [] => Value::Null,
+            [(None, refs)] => list(refs.clone()),
+            ports => ports.iter().map(|(p, r)| (p.clone().unwrap_or_default(), list(r.clone()))).collect(),
+        }
+    }
+}
+
+impl JsonSchema for Inputs {
+    fn schema_name() -> Cow<'static, str> {
+        "Inputs".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let one = json_schema!({ "oneOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] });
+        json_schema!({ "oneOf": [
+            { "type": "string" },
+            { "type": "array", "items": { "type": "string" } },
+            { "type": "object", "additionalProperties": one },
+        ] })
+    }
+}

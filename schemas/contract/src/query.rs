@@ -1,0 +1,71 @@
+//! What `smelt` asks of `smelt-query`.
+
+use crate::Kind;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One SQL query over the files that manifests name; never over a listing.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct QueryRequest {
+    /// The store's address.
+    pub store: String,
+    pub sql: String,
+    #[serde(default)]
+    pub format: QueryFormat,
+    /// Where Parquet goes; the other formats go to standard output.
+    #[serde(default)]
+    pub output: Option<PathBuf>,
+    pub tables: Vec<QueryTable>,
+    pub records: Vec<RecordTable>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryFormat {
+    #[default]
+    Table,
+    Json,
+    Csv,
+    Parquet,
+}
+
+/// A port as a table: `clean`, or `clean.drops`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct QueryTable {
+    #[serde(default)]
+    pub schema: Option<String>,
+    pub name: String,
+    pub kind: Kind,
+    pub parts: Vec<QueryPart>,
+}
+
+/// Files of one artifact, with columns that are the same in all its rows: `job`, or the axes of an instance.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct QueryPart {
+    /// (key in the store, bytes)
+    pub files: Vec<(String, u64)>,
+    #[serde(default)]
+    pub constants: BTreeMap<String, String>,
+}
+
+/// A small table of the store's own records.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RecordTable {
+    pub schema: String,
+    pub name: String,
+    pub columns: Vec<(String, RecordType)>,
+    pub rows: Vec<Vec<Value>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordType {
+    Text,
+    Integer,
+    Number,
+    /// Seconds since 1970 in the rows, a timestamp in SQL.
+    Time,
+}

@@ -1,0 +1,143 @@
+//! What a stage tells about itself: the answers of `describe`, `resolve`, `estimate` and `doctor`.
+
+use crate::Kind;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The answer of `describe`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Description {
+    pub protocol: u32,
+    pub name: String,
+    /// Bumped when the same config and inputs would give other bytes.
+    pub version: u32,
+    /// One sentence.
+    pub about: String,
+    #[serde(default)]
+    pub io: Io,
+    #[serde(default)]
+    pub cores: Cores,
+    #[serde(default)]
+    pub inputs: Vec<InputPort>,
+    pub outputs: Vec<OutputPort>,
+    /// JSON Schema of the config.
+    #[serde(default)]
+    pub config: Value,
+}
+
+impl Description {
+    pub fn input(&self, name: &str) -> Option<&InputPort> {
+        self.inputs.iter().find(|p| p.name == name)
+    }
+    pub fn output(&self, name: &str) -> Option<&OutputPort> {
+        self.outputs.iter().find(|p| p.name == name)
+    }
+    /// Whether the stage draws random numbers: its config has a `seed`, which the pipeline fills.
+    pub fn takes_seed(&self) -> bool {
+        self.config.pointer("/properties/seed").is_some()
+    }
+}
+
+/// Who moves the bytes: the stage itself, or the runner through local folders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    #[default]
+    Store,
+    Files,
+}
+
+/// How many cores a job of this stage keeps busy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cores {
+    #[default]
+    One,
+    All,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Arity {
+    #[default]
+    One,
+    Optional,
+    /// One or more; their order counts.
+    List,
+    /// None or more; their order counts.
+    OptionalList,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InputPort {
+    pub name: String,
+    pub kind: Kind,
+    #[serde(default)]
+    pub arity: Arity,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OutputPort {
+    pub name: String,
+    pub kind: Kind,
+}
+
+/// Something read from outside the store, by what it is: never by where it lies on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// Relative name, the same on every machine.
+    pub name: String,
+    pub bytes: u64,
+    /// blake3 of the bytes, or the ETag of a remote object.
+    pub version: String,
+}
+
+/// The answer of `resolve`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Resolved {
+    /// Typed, defaults filled in; a field added after version 1 is left out while it has its default.
+    pub config: Value,
+    /// Output ports that this config produces, with their kinds.
+    pub outputs: Vec<OutputPort>,
+    #[serde(default)]
+    pub sources: Vec<Source>,
+}
+
+/// What is wrong, where, and the one thing to do. Printed by `resolve` when it refuses a config.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    pub message: String,
+    /// JSON pointer into the config, if the trouble lies there: `/rules/min_words`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// The answer of `estimate`: zero where nothing is known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Estimate {
+    pub memory_bytes: u64,
+    pub flops: f64,
+    /// On this machine, with all its cores.
+    pub seconds: f64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, f64>,
+}
+
+/// The answer of `doctor`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Doctor {
+    pub checks: Vec<Check>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    pub found: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}

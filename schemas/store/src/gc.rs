@@ -1,0 +1,105 @@
+//! What nobody reaches any more.
+
+use crate::artifacts::artifact_key;
+use crate::attempt::{Lease, Owner};
+use crate::error::Result;
+use crate::store::Store;
+use smelt_schemas::{ArtifactRef, Manifest};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug)]
+pub struct GcRules {
+    /// Attempts younger than this stay, in seconds.
+    pub attempt_age: f64,
+    /// Artifacts younger than this stay: a run that is under way may need them.
+    pub artifact_age: f64,
+}
+
+impl Default for GcRules {
+    fn default() -> Self {
+        Self { attempt_age: 86_400.0, artifact_age: 86_400.0 }
+    }
+}
+
+/// What `gc` would delete, and how much that is.
+#[derive(Clone, Debug, Default)]
+pub struct GcPlan {
+    pub artifacts: Vec<ArtifactRef>,
+    /// Folders of attempts that committed nothing.
+    pub attempts: Vec<String>,
+    pub bytes: u64,
+}
+
+impl Store {
+    /// An artifact goes when no tag and no pointer reaches it, directly or as an input of what they reach; an attempt
+    /// when it has lapsed and is a day old.
+    pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
+        let now = crate::now();
+        let mut manifests: BTreeMap<ArtifactRef, Manifest> = BTreeMap::new();
+        for artifact in self.artifacts()? {
+            if let Some(manifest) = self.manifest(&artifact)? {
+                manifests.insert(artifact, manifest);
+            }
+        }
+        let tags = self.tags()?.into_iter().map(|(_, t)| t.artifact);
+        let mut open: Vec<ArtifactRef> = self.pointers()?.into_iter().map(|(_, _, p)| p.artifact).chain(tags).collect();
+        open.extend(manifests.iter().filter(|(_, m)| now - ended(m) < rules.artifact_age).map(|(a, _)| a.clone()));
+        let mut reached = BTreeSet::new();
+        while let Some(artifact) = open.pop() {
+            if let Some(manifest) = manifests.get(&artifact)
+                && reached.insert(artifact)
+            {
+                open.extend(manifest.inputs.values().flatten().map(|i| i.artifact.clone()));
+            }
+        }
+
+        let mut plan = GcPlan::default();
+        let committed: BTreeSet<String> = manifests
+            .values()
+            .map(|m| format!("{}/attempts/{}", artifact_key(&m.stage, &m.fingerprint), m.attempt))
+            .collect();
+        for (artifact, manifest) in &manifests {
+            if !reached.contains(artifact) {
+                plan.bytes += manifest.bytes();
+                plan.artifacts.push(artifact.clone());
+            }
+        }
+        let me = Owner::this_process();
+        for stage in self.list_here("artifacts")?.1 {
+            for fingerprint in self.list_here(&format!("artifacts/{stage}"))?.1 {
+                let folder = format!("artifacts/{stage}/{fingerprint}/attempts");
+                for id in self.list_here(&folder)?.1 {
+                    let attempt = format!("{folder}/{id}");
+                    if committed.contains(&attempt) {
+                        continue;
+                    }
+                    let lease: Option<Lease> = self.get_json(&format!("{attempt}/lease.json"))?;
+                    if lease.is_none_or(|l| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age) {
+                        plan.bytes += self.list(&attempt)?.iter().map(|e| e.bytes).sum::<u64>();
+                        plan.attempts.push(attempt);
+                    }
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Deletes what a plan names: each manifest before its files, so that nothing half deleted is ever visible.
+    pub fn gc(&self, plan: &GcPlan) -> Result<()> {
+        for artifact in &plan.artifacts {
+            let Some(manifest) = self.manifest(artifact)? else { continue };
+            let recipe = artifact_key(&artifact.stage, &artifact.fingerprint);
+            self.delete(&format!("{recipe}/{}.json", artifact.edition))?;
+            self.delete_all(&format!("{recipe}/attempts/{}", manifest.attempt))?;
+        }
+        for attempt in &plan.attempts {
+            self.delete_all(attempt)?;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds since 1970 when the work of an artifact ended.
+fn ended(manifest: &Manifest) -> f64 {
+    manifest.provenance.started + manifest.provenance.seconds
+}

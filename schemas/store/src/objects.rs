@@ -1,0 +1,152 @@
+//! A store behind `object_store`: S3, and memory for tests.
+
+use crate::store::{Entry, Version};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult, Result, RetryConfig,
+    UpdateVersion,
+};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+pub struct Objects {
+    pub objects: Arc<dyn ObjectStore>,
+    pub prefix: String,
+}
+
+/// The one runtime that waits for networks. Never dropped, so it may be used from anywhere but from inside itself.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("smelt-store")
+            .enable_all()
+            .build()
+            .expect("a runtime of two threads starts")
+    })
+}
+
+/// A client of `bucket`, from the usual AWS_* variables: endpoint, region, path style, credentials.
+pub fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
+    let endpoint =
+        ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().find_map(|v| std::env::var(v).ok());
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            base: 2.0,
+        },
+        max_retries: 6,
+        retry_timeout: Duration::from_secs(60),
+    });
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
+    }
+    Ok(Arc::new(builder.build()?))
+}
+
+impl Objects {
+    pub fn path(&self, key: &str) -> Path {
+        let full = if self.prefix.is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) };
+        Path::parse(&full).unwrap_or_else(|_| Path::from(full))
+    }
+
+    fn key(&self, path: &Path) -> String {
+        let full = path.as_ref();
+        full.strip_prefix(&self.prefix).map_or(full, |k| k.trim_start_matches('/')).to_owned()
+    }
+
+    pub fn get(&self, key: &str) -> Result<(Bytes, Version)> {
+        runtime().block_on(async {
+            let found = self.objects.get(&self.path(key)).await?;
+            let version = Version { etag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+            Ok((found.bytes().await?, version))
+        })
+    }
+
+    pub fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+        runtime().block_on(self.objects.get_range(&self.path(key), range))
+    }
+
+    /// Calls `take` with each piece of `key` as it arrives.
+    pub fn stream(&self, key: &str, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<()> {
+        runtime().block_on(async {
+            let mut pieces = self.objects.get(&self.path(key)).await?.into_stream();
+            while let Some(piece) = pieces.next().await {
+                take(&piece?).map_err(|e| Error::Generic { store: "local copy", source: Box::new(e) })?;
+            }
+            Ok(())
+        })
+    }
+
+    fn put_with(&self, key: &str, bytes: &[u8], mode: PutMode) -> Result<PutResult> {
+        let payload = PutPayload::from(bytes.to_vec());
+        runtime().block_on(self.objects.put_opts(&self.path(key), payload, PutOptions::from(mode)))
+    }
+
+    pub fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
+        self.put_with(key, bytes, PutMode::Overwrite).map(drop)
+    }
+
+    /// False if `key` exists. An error may hide a success whose reply was lost: the caller reads back.
+    pub fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
+        match self.put_with(key, bytes, PutMode::Create) {
+            Ok(_) => Ok(true),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Replaces `key` if it still is `expected`.
+    pub fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
+        let update = UpdateVersion { e_tag: expected.etag.clone(), version: expected.version.clone() };
+        match self.put_with(key, bytes, PutMode::Update(update)) {
+            Ok(_) => Ok(true),
+            Err(Error::Precondition { .. } | Error::NotFound { .. } | Error::AlreadyExists { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
+        let found = runtime().block_on(self.objects.list(Some(&self.path(prefix))).try_collect::<Vec<_>>())?;
+        let mut entries: Vec<_> = found
+            .into_iter()
+            .map(|m| Entry {
+                key: self.key(&m.location),
+                bytes: m.size,
+                modified: m.last_modified.timestamp_millis() as f64 / 1e3,
+            })
+            .collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
+    }
+
+    pub fn list_here(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>)> {
+        let found = runtime().block_on(self.objects.list_with_delimiter(Some(&self.path(prefix))))?;
+        let name = |p: &Path| p.filename().unwrap_or_default().to_owned();
+        let mut files: Vec<_> = found.objects.iter().map(|m| name(&m.location)).collect();
+        let mut folders: Vec<_> = found.common_prefixes.iter().map(name).collect();
+        files.sort();
+        folders.sort();
+        Ok((files, folders))
+    }
+
+    pub fn delete(&self, key: &str) -> Result<()> {
+        match runtime().block_on(self.objects.delete(&self.path(key))) {
+            Err(Error::NotFound { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub fn delete_all(&self, prefix: &str) -> Result<()> {
+        runtime().block_on(async {
+            let paths = self.objects.list(Some(&self.path(prefix))).map_ok(|m| m.location).boxed();
+            self.objects.delete_stream(paths).try_for_each(|_| async { Ok(()) }).await
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! `align`: reinforcement learning with group-relative advantages (GRPO; Shao et al. 2024, DeepSeek-V3, §5.2).
+//!
+//! Reads a `checkpoint` (the policy to start from, which is also the reference), `prompts` and optionally a reward model; writes a
+//! `checkpoint`, curves, and the `samples` of the last step. Every step asks some prompts, answers each several times, rewards by rule and
+//! by the reward model, and moves the policy towards what was better than its group's mean. Groups without spread say nothing and are
+//! left out.
+
+mod step;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use smelt_checkpoint::{Loaded, fault, write};
+use smelt_kernels::{Backend, Cpu, DType};
+use smelt_stage::kinds::{Checkpoint, Metrics, Prompt, Prompts, Samples};
+use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
+use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use step::{Guard, Rollout, Sampler};
+
+/// Defaults are the quickstart's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub seed: u64,
+    /// Rollouts, each with one update.
+    pub steps: u64,
+    /// Prompts per step.
+    pub prompts: u64,
+    /// Answers per prompt.
+    pub group: usize,
+    pub temperature: f64,
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+    /// Tokens computed at once.
+    pub micro_batch_tokens: usize,
+    pub lr: f64,
+    pub warmup: u64,
+    /// Last learning rate as a share of the largest; the course is linear.
+    pub floor: f64,
+    pub optimizer: Hyper,
+    /// Change of the routers' correction biases per step.
+    pub bias_speed: f64,
+    /// The ratio of new to old probability is clipped to 1 ± this.
+    pub clip: f64,
+    /// Weight of the KL to the reference.
+    pub beta: f64,
+    /// System prompt of the rollouts; empty asks without one.
+    pub system: String,
+    /// The rule's reward for a right answer is 1, for a wrong one this times its share of leading right steps.
+    pub partial_credit: f64,
+    /// Weight of the reward model's sigmoid beside the rule.
+    pub reward_weight: f64,
+    /// System prompt under which the reward model scores.
+    pub reward_system: String,
+    /// Stop when the mean KL to the reference per token passes this.
+    pub max_kl: f64,
+    /// Stop when for ten steps in a row more than this share of answers is cut off.
+    pub max_truncated: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            steps: 60,
+            prompts: 16,
+            group: 8,
+            temperature: 1.0,
+            max_tokens: 68,
+            micro_batch_tokens: 4096,
+            lr: 3e-4,
+            warmup: 5,
+            floor: 0.2,
+            optimizer: Hyper { beta2: 0.95, weight_decay: 0.0, ..Hyper::default() },
+            bias_speed: 1e-4,
+            clip: 0.2,
+            beta: 0.003,
+            system: String::new(),
+            partial_credit: 0.5,
+            reward_weight: 0.5,
+            reward_system: "Think step by step.".into(),
+            max_kl: 5.0,
+            max_truncated: 0.9,
+        }
+    }
+}
+
+smelt_stage::inputs! {
+    pub struct Inputs {
+        model: Artifact<Checkpoint>,
+        prompts: Artifact<Prompts>,
+        reward: Option<Artifact<Checkpoint>>,
+    }
+}
+smelt_stage::outputs! {
+    pub struct Outputs { model: Port<Checkpoint>, samples: Port<Samples>, metrics: Port<Metrics> }
+}
+
+pub struct Align;
+
+impl Stage for Align {
+    const NAME: &'static str = "align";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
+    const ROWS: &'static str = "samples";
+    const CORES: Cores = Cores::All;
+    type Config = Config;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        if config.group < 2 {
+            let what = format!("a group of {} has no spread, expected at least 2", config.group);
+            return Err(Error::config("/group", what));
+        }
+        if config.prompts == 0 || config.steps == 0 || config.max_tokens == 0 {
+            return Err(Error::config("", "`prompts`, `steps` and `max_tokens` must be at least 1"));
+        }
+        if config.temperature <= 0.0 || !config.temperature.is_finite() {
+            let what = format!("{} gives one answer again and again, expected more than 0", config.temperature);
+            return Err(Error::config("/temperature", what));
+        }
+        Ok(Vec::new())
+    }
+
+    fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
+        let loaded = Loaded::open(&inputs.model)?;
+        let chat = loaded.chat()?;
+        let reward = inputs.reward.as_ref().map(Loaded::open).transpose()?;
+        if reward.as_ref().is_some_and(|reward| !reward.model.config().reward_head) {
+            return Err(
+                Error::data("input `reward` is a checkpoint without a reward head").hint("connect a job of `reward`")
+            );
+        }
+        let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
+        if prompts.is_empty() {
+            return Err(Error::data("there is not one prompt to learn from"));
+        }
+        let backend: Arc<dyn Backend> = Arc::new(Cpu::new(cx.threads()));
+        let reference = loaded.params.copy();
+        let settings = Settings {
+            hyper: config.optimizer,
+            schedule: Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor),
+            balance_loss: 0.0,
+            bias_speed: config.bias_speed,
+        };
+        let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
+        let sampler =
+            Sampler { config: &config, prompts: &prompts, chat: &chat, reward: reward.as_ref(), reference: &reference };
+        let mut next = 0;
+        if let Some((step, state)) = cx.saved_training()? {
+            trainer.restore(&state).map_err(fault)?;
+            next = step;
+        }
+        let (mut guard, mut last) = (Guard::default(), None);
+        while next < config.steps {
+            let rollout = sampler.rollout(next, &trainer)?;
+            let values = sampler.update(&rollout, &mut trainer)?;
+            next += 1;
+            cx.metrics(next, &values);
+            let get = |name| values.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, value)| *value);
+            let note = format!("reward {:.3}, right {:.0} %, KL {:.3}", get("reward"), 100.0 * get("right"), get("kl"));
+            cx.progress("train", next, Some(config.steps), "steps", &note);
+            guard.check(&config, next, get("kl"), get("truncated"))?;
+            if next < config.steps {
+                cx.save_when_due(next, || trainer.save())?;
+            }
+            last = Some(rollout);
+        }
+        // saves lie before the last step, so every process that gets here has made it
+        let rows = last.map_or_else(Vec::new, Rollout::samples);
+        cx.single(|unit| {
+            for row in &rows {
+                unit.count_derived(1);
+                unit.keep(&out.samples, row.clone())?;
+            }
+            write(unit, &out.model, trainer.model(), trainer.params(), &loaded.text, DType::F32)
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! The stage as a runner runs it.
+
+mod workshop;
+
+use serde_json::{Value, json};
+use smelt_clean::Clean;
+use smelt_stage::Stage;
+use smelt_stage::kinds::{Documents, Drops};
+use workshop::{Workshop, digests, told};
+
+const PROSE: &str = "The compiler checks every borrow before the program may run, and it tells with some care what is \
+                     wrong and where. Write to jane@example.net about it, or look at 8.8.8.8 for the notes of the team.";
+
+fn documents() -> Vec<(String, String)> {
+    let german = "Der Übersetzer prüft jede Ausleihe, bevor das Programm laufen darf, und er sagt mit einiger Sorgfalt, \
+                  was falsch ist und an welcher Stelle es steht, damit man es leicht finden und verbessern kann.";
+    let code = "/// Adds.\npub fn add(a: u32, b: u32) -> u32 {\n    let sum = a.checked_add(b);\n    sum.unwrap_or(u32::MAX)\n}\n\n\
+                #[test]\nfn adds() {\n    assert_eq!(add(1, 2), 3);\n}\n";
+    [
+        ("prose", PROSE),
+        ("accent", "cafe\u{301} \r\n"),
+        ("german", german),
+        ("code", code),
+        ("short", "too few words"),
+        ("spam", &"buy now ".repeat(40)),
+        ("control", &format!("{PROSE}\u{0}\u{7}\r\nAnd a second line.\r\n")),
+    ]
+    .map(|(id, text)| (id.to_owned(), text.to_owned()))
+    .to_vec()
+}
+
+fn fed(workshop: &Workshop) -> smelt_schemas::InputRef {
+    let documents = documents();
+    let borrowed: Vec<(&str, &str)> = documents.iter().map(|(id, text)| (id.as_str(), text.as_str())).collect();
+    workshop.feed(&borrowed, 3)
+}
+
+/// The bytes of this input under the default config. Whoever changes them raises the stage's version.
+#[test]
+fn bytes_change_only_with_the_version() {
+    let mut all = Vec::new();
+    for threads in [1, 3] {
+        let mut workshop = Workshop::new(&format!("clean-golden-{threads}"));
+        workshop.threads = threads;
+        let input = fed(&workshop);
+        let manifest = workshop.run::<Clean>(json!({}), &[("documents", &[input])]).unwrap();
+        all.push(digests(&manifest));
+    }
+    assert_eq!(all[0], all[1], "threads change bytes");
+    assert_eq!(Clean::VERSION, 1);
+    let golden = [
+        "documents 794833e8d0f73ca4b9e700d9a39adb26ac5acb9985f4447b6ceea77ea6f789bf",
+        "drops b6a5c9306718322f531a162343aab81f0aa6f02f2c04643045138200952c7a76",
+    ];
+    assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new digests here");
+}
+
+#[test]
+fn every_document_is_kept_or_dropped_with_its_rule() {
+    let workshop = Workshop::new("clean-rules");
+    let input = fed(&workshop);
+    let config = json!({ "languages": ["en"] });
+    let manifest = workshop.run::<Clean>(config, &[("documents", &[input])]).unwrap();
+    let kept = workshop.rows::<Documents>(&manifest, "documents");
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    assert_eq!(kept.len() + drops.len(), documents().len());
+    let prose = kept.iter().find(|d| d.id == "prose").expect("prose stays");
+    assert_eq!(prose.language.as_deref(), Some("en"));
+    assert!(prose.text.contains("Write to email@example.com about it, or look at 192.0.2.1 for"), "{}", prose.text);
+    let control = kept.iter().find(|d| d.id == "control").expect("control stays");
+    assert!(control.text.ends_with("of the team.\nAnd a second line.\n"), "{:?}", control.text);
+    let rule = |id: &str| drops.iter().find(|d| d.id == id).map(|d| (d.rule.as_str(), d.detail.as_deref()));
+    assert_eq!(rule("german"), Some(("language", Some("de"))));
+    assert!(rule("spam").is_some() && rule("short").is_some(), "{drops:?}");
+    assert_eq!(manifest.books.read, 7);
+    assert_eq!(manifest.metrics["masked"], 4.0);
+}
+
+#[test]
+fn a_limit_of_null_turns_its_rule_off() {
+    let workshop = Workshop::new("clean-null");
+    let input = fed(&workshop);
+    let rules: Value = serde_json::to_value(smelt_clean::rules::Rules::none()).unwrap();
+    let config = json!({ "rules": rules, "pii": { "emails": [], "ipv4": [], "ipv6": [], "phones": [] } });
+    let manifest = workshop.run::<Clean>(config, &[("documents", &[input])]).unwrap();
+    let kept = workshop.rows::<Documents>(&manifest, "documents");
+    assert_eq!(kept.len(), 7);
+    assert_eq!(kept[1].text, "café \n");
+    assert_eq!(kept[0].text, PROSE);
+}
+
+#[test]
+fn an_output_without_documents_is_an_error_that_counts_the_rules() {
+    let workshop = Workshop::new("clean-empty");
+    let input = workshop.feed(&[("a", "too few words"), ("b", ""), ("c", "1 2 3")], 2);
+    let error = workshop.run::<Clean>(json!({}), &[("documents", &[input])]).unwrap_err();
+    assert_eq!(
+        told(&error),
+        "none of 3 documents is left: 1 empty, 2 too_few_words\n\
+         hint: loosen these limits under `rules`, or set them to null"
+    );
+}
+
+#[test]
+fn wrong_configs_are_refused_before_anything_runs() {
+    let workshop = Workshop::new("clean-config");
+    let refuse = |config: Value| {
+        let error = workshop.resolve::<Clean>(config, &[]).unwrap_err();
+        (error.problem().field.clone().unwrap_or_default(), told(&error))
+    };
+    let (field, text) = refuse(json!({ "languages": ["en", "english"] }));
+    assert_eq!(field, "/languages/1");
+    assert!(
+        text.starts_with("`english` is no language that can be told apart\nhint: known are af, ak, am, "),
+        "{text}"
+    );
+    let (field, text) = refuse(json!({ "min_language_confidence": 65 }));
+    assert_eq!((field.as_str(), text.as_str()), ("/min_language_confidence", "65 is no confidence, expected 0 to 1"));
+    let (field, text) = refuse(json!({ "rules": { "max_top_runs": [{ "n": 0, "share": 0.1 }] } }));
+    assert_eq!((field.as_str(), text.as_str()), ("/rules/max_top_runs/0/n", "a run of 0 words, expected at least 1"));
+    let (_, text) = refuse(json!({ "rules": { "min_wrods": 3 } }));
+    assert!(text.starts_with("unknown field `min_wrods`, expected one of `min_words`"), "{text}");
+}
+
+#[test]
+fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
+    let workshop = Workshop::new("clean-kills");
+    let input = fed(&workshop);
+    let kills =
+        workshop.kill_at_every_write::<Clean>(env!("CARGO_BIN_EXE_smelt-clean"), json!({}), &[("documents", &[input])]);
+    // A lease, a shard and a record of each unit, the manifest.
+    assert!(kills >= 8, "killed {kills} times");
+}

@@ -1,0 +1,216 @@
+//! Runs stages in tests as a runner would, without processes: a fresh store, rows in, manifests and rows out.
+//!
+//! Shared by the tests of the data stages, which include it by path.
+
+#![allow(dead_code, reason = "every test takes what it needs")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use smelt_schemas::{ArtifactRef, InputRef, Invocation, Manifest, PROTOCOL};
+use smelt_stage::kinds::{Document, Documents, Table};
+use smelt_stage::{Context, Error, Source, Stage, run_invocation};
+use smelt_store::Store;
+
+/// A store in a folder of its own, and how many threads its jobs get.
+pub struct Workshop {
+    folder: PathBuf,
+    store: Store,
+    pub threads: usize,
+}
+
+impl Workshop {
+    /// An empty one; `test` names its folder and must be used once.
+    pub fn new(test: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+        std::fs::create_dir_all(folder.join("scratch")).unwrap();
+        let store = Store::open(folder.join("store").to_str().unwrap()).unwrap();
+        Workshop { folder, store, threads: 2 }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The effective config, as `resolve` would print it.
+    pub fn resolve<S: Stage>(&self, config: Value, inputs: &[(&str, &[InputRef])]) -> Result<Value, Error> {
+        self.resolve_sources::<S>(config, inputs).map(|(config, _)| config)
+    }
+
+    /// The effective config, and what is read from outside the store.
+    pub fn resolve_sources<S: Stage>(
+        &self,
+        config: Value,
+        inputs: &[(&str, &[InputRef])],
+    ) -> Result<(Value, Vec<Source>), Error> {
+        let mut config: S::Config = serde_json::from_value(config).map_err(|e| Error::config("", e.to_string()))?;
+        let counts = inputs.iter().map(|(name, refs)| ((*name).to_owned(), refs.len())).collect();
+        let sources = S::resolve(&mut config, &counts)?;
+        Ok((serde_json::to_value(&config).unwrap(), sources))
+    }
+
+    /// Does a whole job and gives what it committed.
+    pub fn run<S: Stage>(&self, config: Value, inputs: &[(&str, &[InputRef])]) -> Result<Manifest, Error> {
+        let (config, sources) = self.resolve_sources::<S>(config, inputs)?;
+        self.run_resolved::<S>(config, sources, inputs)
+    }
+
+    /// Does a job of which `resolve` was asked before.
+    pub fn run_resolved<S: Stage>(
+        &self,
+        config: Value,
+        sources: Vec<Source>,
+        inputs: &[(&str, &[InputRef])],
+    ) -> Result<Manifest, Error> {
+        let invocation = self.invocation::<S>(config, sources, inputs, "");
+        run_invocation::<S>(&invocation)?;
+        Ok(self.manifest(&invocation)?.expect("a job that is done has a manifest"))
+    }
+
+    /// Runs `program`, the stage's own, in one attempt after the other, killed right before its first write, its second and
+    /// so on, and each time once more to the end. The ports must come out as in an undisturbed run. Returns the kills.
+    pub fn kill_at_every_write<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> usize {
+        let expected = digests(&self.run::<S>(config.clone(), inputs).unwrap());
+        let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
+        for n in 1.. {
+            let invocation = self.invocation::<S>(config.clone(), sources.clone(), inputs, &n.to_string());
+            let file = self.folder.join("invocation.json");
+            std::fs::write(&file, serde_json::to_vec(&invocation).unwrap()).unwrap();
+            let mut command = std::process::Command::new(program);
+            command.arg("run").arg(&file).stdout(std::process::Stdio::null());
+            let killed = command.env("SMELT_KILL_AT_WRITE", n.to_string()).status().unwrap();
+            if killed.success() {
+                return n - 1;
+            }
+            assert_eq!(killed.code(), None, "write {n}: it ended by itself");
+            assert!(command.env_remove("SMELT_KILL_AT_WRITE").status().unwrap().success(), "after a kill at write {n}");
+            let manifest = self.manifest(&invocation).unwrap().expect("a job that is done has a manifest");
+            assert_eq!(digests(&manifest), expected, "after a kill at write {n}");
+        }
+        unreachable!("a job ends before it writes for ever")
+    }
+
+    /// What a runner hands to a stage; another `salt` makes it another job.
+    fn invocation<S: Stage>(
+        &self,
+        config: Value,
+        sources: Vec<Source>,
+        inputs: &[(&str, &[InputRef])],
+        salt: &str,
+    ) -> Invocation {
+        let inputs: BTreeMap<String, Vec<InputRef>> =
+            inputs.iter().map(|(name, refs)| ((*name).to_owned(), refs.to_vec())).collect();
+        let recipe = json!([S::NAME, S::VERSION, config, inputs, sources, salt]).to_string();
+        Invocation {
+            protocol: PROTOCOL,
+            run: "test".into(),
+            job: S::NAME.into(),
+            stage: S::NAME.into(),
+            version: S::VERSION,
+            fingerprint: blake3::hash(recipe.as_bytes()).into(),
+            config,
+            sources,
+            inputs,
+            store: self.store.address().to_owned(),
+            edition: 0,
+            threads: self.threads,
+            scratch: self.folder.join("scratch"),
+        }
+    }
+
+    fn manifest(&self, invocation: &Invocation) -> Result<Option<Manifest>, Error> {
+        let (stage, fingerprint) = (invocation.stage.clone(), invocation.fingerprint.clone());
+        Ok(self.store.manifest(&ArtifactRef { stage, fingerprint, edition: 0 })?)
+    }
+
+    /// What a runner connects when a job reads this port.
+    pub fn port(&self, manifest: &Manifest, port: &str) -> InputRef {
+        let record = &manifest.ports[port];
+        InputRef {
+            artifact: manifest.artifact(),
+            port: port.into(),
+            kind: record.kind.clone(),
+            digest: record.digest.clone(),
+        }
+    }
+
+    /// Documents of the given ids and texts as an artifact with `per_file` of them in each file.
+    pub fn feed(&self, documents: &[(&str, &str)], per_file: usize) -> InputRef {
+        let config = json!({ "documents": documents, "per_file": per_file });
+        let manifest = self.run::<Feed>(config, &[]).unwrap();
+        self.port(&manifest, "documents")
+    }
+
+    /// All rows of a table port, in order.
+    pub fn rows<K: Table>(&self, manifest: &Manifest, port: &str) -> Vec<K::Row> {
+        let mut rows = Vec::new();
+        for file in &manifest.ports[port].files {
+            let key = self.store.file_key(manifest, port, file);
+            let local = self.store.fetch(&key, file, &self.folder.join("scratch")).unwrap();
+            let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(local.path()).unwrap()).unwrap();
+            for batch in reader.build().unwrap() {
+                rows.extend(K::rows(&batch.unwrap()).unwrap());
+            }
+        }
+        rows
+    }
+
+    /// The bytes of one file of a port.
+    pub fn file(&self, manifest: &Manifest, port: &str, path: &str) -> Vec<u8> {
+        let file = manifest.ports[port].files.iter().find(|file| file.path == path).expect("the port has the file");
+        self.store.get(&self.store.file_key(manifest, port, file)).unwrap().to_vec()
+    }
+}
+
+/// What an error says, its hint on a line of its own.
+pub fn told(error: &Error) -> String {
+    match &error.problem().hint {
+        Some(hint) => format!("{}\nhint: {hint}", error.problem().message),
+        None => error.problem().message.clone(),
+    }
+}
+
+/// The digests of a manifest's ports, to be compared with golden ones.
+pub fn digests(manifest: &Manifest) -> Vec<String> {
+    manifest.ports.iter().map(|(name, port)| format!("{name} {}", port.digest)).collect()
+}
+
+/// Writes the documents of its config.
+struct Feed;
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct FeedConfig {
+    documents: Vec<(String, String)>,
+    per_file: usize,
+}
+
+smelt_stage::inputs! { struct NoInputs {} }
+smelt_stage::outputs! { struct Fed { documents: Port<Documents> } }
+
+impl Stage for Feed {
+    const NAME: &'static str = "feed";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Writes the documents of its config";
+    type Config = FeedConfig;
+    type Inputs = NoInputs;
+    type Outputs = Fed;
+
+    fn run(config: FeedConfig, _inputs: NoInputs, out: Fed, cx: &Context) -> Result<(), Error> {
+        let files: Vec<&[(String, String)]> = config.documents.chunks(config.per_file).collect();
+        cx.units("feed", files.len(), |i, unit| {
+            for (id, text) in files[i] {
+                unit.count_derived(1);
+                unit.keep(&out.documents, Document::new(id.clone(), text.clone(), "feed"))?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! What a running stage may ask for and say.
+
+use crate::error::Error;
+use crate::kinds::Metric;
+use crate::unit::Unit;
+use serde_json::Value;
+use smelt_schemas::{Event, EventBody, FileRecord, PROTOCOL, Source};
+use smelt_store::{Attempt, Progress, UnitRecord};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// One running job: its threads, its attempt, its voice.
+pub struct Context {
+    pub(crate) attempt: Attempt,
+    pub(crate) threads: usize,
+    pub(crate) scratch: PathBuf,
+    sources: Vec<Source>,
+    pub(crate) records: Mutex<Vec<UnitRecord>>,
+    pub(crate) curve: Mutex<Vec<Metric>>,
+    pub(crate) results: Mutex<BTreeMap<String, f64>>,
+    pub(crate) phases: Mutex<Vec<String>>,
+    events: AtomicU64,
+    last_progress: Mutex<Option<Instant>>,
+    last_save: Mutex<Instant>,
+    save_every: Duration,
+}
+
+/// A save of an earlier process, to go on from.
+pub struct Saved {
+    /// As it was given to `save`, such as the next training step.
+    pub cursor: u64,
+    pub detail: Value,
+    /// Verified contents, by name.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+/// Names the saved curve among the files of a save.
+const CURVE: &str = "curve.json";
+
+/// Names a training's state among the files of a save.
+const STATE: &str = "state";
+
+/// Between two saves of a running training: ten seconds, or what `SMELT_SAVE_SECONDS` says. A save changes no byte of the
+/// output, so the interval is part of no fingerprint.
+fn save_every() -> Duration {
+    let seconds = std::env::var("SMELT_SAVE_SECONDS").ok().and_then(|s| s.parse().ok());
+    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(Duration::from_secs(10))
+}
+
+impl Context {
+    pub(crate) fn new(attempt: Attempt, threads: usize, scratch: PathBuf, sources: Vec<Source>) -> Self {
+        Self {
+            attempt,
+            threads,
+            scratch,
+            sources,
+            records: Mutex::default(),
+            curve: Mutex::default(),
+            results: Mutex::default(),
+            phases: Mutex::default(),
+            events: AtomicU64::new(0),
+            last_progress: Mutex::default(),
+            last_save: Mutex::new(Instant::now()),
+            save_every: save_every(),
+        }
+    }
+
+    /// Threads this job may use; no byte of its output may depend on them.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// What `resolve` listed as read from outside the store, and the fingerprint stands for. Whoever reads it checks it.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// A local folder that may vanish between two processes.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// Does units `0..count` of a phase, in parallel, each once: those that an earlier process committed are left out.
+    /// Returns the record of each, in order. The first error stops all workers after the unit they are at.
+    pub fn units<F>(&self, phase: &str, count: usize, work: F) -> Result<Vec<UnitRecord>, Error>
+    where
+        F: Fn(usize, &mut Unit) -> Result<(), Error> + Sync,
+    {
+        let first_phase = {
+            let mut phases = lock(&self.phases);
+            assert!(!phases.iter().any(|p| p == phase), "phase `{phase}` runs twice");
+            phases.push(phase.to_owned());
+            phases.len() == 1
+        };
+        let mut done: Vec<Option<UnitRecord>> = vec![None; count];
+        for (index, record) in self.attempt.units(phase)? {
+            if let Some(place) = done.get_mut(index as usize) {
+                *place = Some(record);
+            }
+        }
+        let open: Vec<usize> = (0..count).filter(|&i| done[i].is_none()).collect();
+        let (next, finished, failed) =
+            (AtomicUsize::new(0), AtomicUsize::new(count - open.len()), AtomicBool::new(false));
+        let (results, error) = (Mutex::new(&mut done), Mutex::new(None));
+        let worker = || {
+            while !failed.load(Ordering::SeqCst) {
+                let Some(&index) = open.get(next.fetch_add(1, Ordering::SeqCst)) else { return };
+                // Shards of the first phase carry plain numbers, later ones the phase's name as well.
+                let name = if first_phase { format!("{index:05}") } else { format!("{phase}-{index:05}") };
+                let mut unit = Unit::new(&self.attempt, name, index);
+                let record = work(index, &mut unit)
+                    .and_then(|()| unit.finish())
+                    .and_then(|record| Ok(self.attempt.commit_unit(phase, index as u64, record)?));
+                match record {
+                    Ok(record) => {
+                        lock(&results)[index] = Some(record);
+                        let finished = finished.fetch_add(1, Ordering::SeqCst) + 1;
+                        if count > 1 {
+                            self.progress(phase, finished as u64, Some(count as u64), "units", "");
+                        }
+                    }
+                    Err(e) => {
+                        failed.store(true, Ordering::SeqCst);
+                        lock(&error).get_or_insert(e);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.threads.min(open.len()) {
+                scope.spawn(worker);
+            }
+            worker();
+        });
+        if let Some(e) = error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            return Err(e);
+        }
+        let done: Vec<UnitRecord> = done.into_iter().map(|r| r.expect("every unit is done")).collect();
+        lock(&self.records).extend(done.iter().cloned());
+        Ok(done)
+    }
+
+    /// A job that is one piece: a phase of one unit.
+    pub fn single<F>(&self, work: F) -> Result<(), Error>
+    where
+        F: Fn(&mut Unit) -> Result<(), Error> + Sync,
+    {
+        self.units("all", 1, |_, unit| work(unit)).map(drop)
+    }
+
+    /// The newest save of an earlier process, its files verified.
+    pub fn saved(&self) -> Result<Option<Saved>, Error> {
+        let Some(progress) = self.attempt.progress()? else { return Ok(None) };
+        let mut files = BTreeMap::new();
+        for (name, record) in &progress.files {
+            let file = self.attempt.store().fetch(&self.attempt.key(&record.path), record, &self.scratch)?;
+            let bytes = std::fs::read(file.path())
+                .map_err(|e| Error::machine(format!("reading {}: {e}", file.path().display())))?;
+            files.insert(name.clone(), bytes);
+        }
+        if let Some(curve) = files.remove(CURVE) {
+            let rows: Vec<(u64, String, f64)> = serde_json::from_slice(&curve)
+                .map_err(|e| Error::data(format!("the saved curve cannot be read: {e}")))?;
+            *lock(&self.curve) = rows.into_iter().map(|(step, name, value)| Metric { step, name, value }).collect();
+        }
+        Ok(Some(Saved { cursor: progress.cursor, detail: progress.detail, files }))
+    }
+
+    /// Saves where a running job stands: first the files, then the progress that names them, then older saves go.
+    pub fn save(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+        let before = self.attempt.progress()?;
+        let curve: Vec<_> = lock(&self.curve).iter().map(|m| (m.step, m.name.clone(), m.value)).collect();
+        let curve =
+            serde_json::to_vec(&curve).map_err(|e| Error::bug(format!("a curve holds what JSON cannot: {e}")))?;
+        let mut records = BTreeMap::new();
+        for (name, bytes) in files.iter().copied().chain([(CURVE, curve.as_slice())]) {
+            let path = format!("saves/{cursor}/{name}");
+            let mut upload = self.attempt.store().upload(&self.attempt.key(&path))?;
+            upload.write_all(bytes).map_err(|e| smelt_store::Error::from_write(e, self.attempt.store(), &path))?;
+            records.insert(name.to_owned(), upload.finish(&path)?);
+        }
+        self.attempt.save_progress(&Progress { cursor, files: records, books: Default::default(), detail })?;
+        for old in before.iter().filter(|b| b.cursor != cursor).flat_map(|b| b.files.values()) {
+            let old: &FileRecord = old;
+            self.attempt.store().delete(&self.attempt.key(&old.path))?;
+        }
+        Ok(())
+    }
+
+    /// Saves a training that is about to do step `next`, if the last save is long enough ago.
+    pub fn save_when_due(&self, next: u64, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
+        let is_due = lock(&self.last_save).elapsed() >= self.save_every;
+        if is_due {
+            self.save(next, Value::Null, &[(STATE, &state())])?;
+            *lock(&self.last_save) = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Where an earlier process left a training: the next step, and the state it saved.
+    pub fn saved_training(&self) -> Result<Option<(u64, Vec<u8>)>, Error> {
+        let Some(mut saved) = self.saved()? else { return Ok(None) };
+        let state = saved.files.remove(STATE).ok_or_else(|| Error::bug("a save of this training has no state"))?;
+        Ok(Some((saved.cursor, state)))
+    }
+
+    /// How far the job is. At most ten a second are sent; the last one always is.
+    pub fn progress(&self, phase: &str, done: u64, total: Option<u64>, unit: &str, note: &str) {
+        {
+            let mut last = lock(&self.last_progress);
+            if total != Some(done) && last.is_some_and(|t| t.elapsed().as_millis() < 100) {
+                return;
+            }
+            *last = Some(Instant::now());
+        }
+        self.emit(EventBody::Progress { phase: phase.into(), done, total, unit: unit.into(), note: note.into() });
+    }
+
+    /// Points of curves: into the event stream, the port `metrics` if the stage has one, and, the last of each name,
+    /// the manifest. Values that are no numbers are left out, with a warning.
+    pub fn metrics(&self, step: u64, values: &[(&str, f64)]) {
+        let (good, bad): (Vec<_>, Vec<_>) = values.iter().partition(|(_, v)| v.is_finite());
+        for (name, value) in bad {
+            self.warn(&format!("metric `{name}` is {value} at step {step}"));
+        }
+        let mut curve = lock(&self.curve);
+        let mut results = lock(&self.results);
+        for (name, value) in &good {
+            curve.push(Metric { step, name: (*name).to_owned(), value: *value });
+            results.insert((*name).to_owned(), *value);
+        }
+        drop((curve, results));
+        self.emit(EventBody::Metrics { step, values: good.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect() });
+    }
+
+    /// One value for the manifest.
+    pub fn result(&self, name: &str, value: f64) {
+        lock(&self.results).insert(name.into(), value);
+    }
+
+    /// Something a person should know, though work goes on.
+    pub fn warn(&self, message: &str) {
+        self.emit(EventBody::Warning { message: message.into() });
+    }
+
+    pub(crate) fn emit(&self, body: EventBody) {
+        emit(self.events.fetch_add(1, Ordering::SeqCst), body);
+    }
+}
+
+/// One event, one line, in one write: lines of threads never mix.
+pub(crate) fn emit(seq: u64, body: EventBody) {
+    let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank: 0, body };
+    let mut line = serde_json::to_vec(&event).expect("events are plain data");
+    line.push(b'\n');
+    // Nobody reads any more when the runner is gone; then it also ends this process.
+    drop(std::io::stdout().lock().write_all(&line));
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,205 @@
+//! Input ports: committed artifacts, verified before a byte of them is used.
+
+use crate::error::Error;
+use crate::kinds::{KindType, Table};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use smelt_schemas::{Arity, Digest, FileRecord, InputPort, InputRef, Manifest, PortRecord};
+use smelt_store::{LocalFile, Store};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The input ports of a stage; `inputs!` writes it.
+pub trait Inputs: Sized + Send + Sync {
+    fn specs() -> Vec<InputPort>;
+    fn connect(from: &Connections) -> Result<Self, Error>;
+}
+
+/// What an invocation connects to each port.
+pub struct Connections {
+    pub(crate) store: Store,
+    pub(crate) scratch: PathBuf,
+    pub(crate) inputs: BTreeMap<String, Vec<InputRef>>,
+}
+
+/// A committed port of another job.
+pub struct Artifact<K> {
+    store: Store,
+    scratch: PathBuf,
+    name: String,
+    port: String,
+    manifest: Arc<Manifest>,
+    record: PortRecord,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// What can stand in an `Inputs`: an artifact, an optional one, a list.
+pub trait Connected: Sized {
+    fn spec(name: &str) -> InputPort;
+    fn connect(name: &str, from: &Connections) -> Result<Self, Error>;
+}
+
+fn spec<K: KindType>(name: &str, arity: Arity) -> InputPort {
+    InputPort { name: name.into(), kind: K::kind(), arity }
+}
+
+fn open_all<K: KindType>(name: &str, from: &Connections) -> Result<Vec<Artifact<K>>, Error> {
+    let refs = from.inputs.get(name).map(Vec::as_slice).unwrap_or_default();
+    refs.iter().map(|r| Artifact::open(name, r, from)).collect()
+}
+
+impl<K: KindType> Connected for Artifact<K> {
+    fn spec(name: &str) -> InputPort {
+        spec::<K>(name, Arity::One)
+    }
+    fn connect(name: &str, from: &Connections) -> Result<Self, Error> {
+        let mut all = open_all(name, from)?;
+        match (all.pop(), all.len()) {
+            (Some(one), 0) => Ok(one),
+            (_, n) => Err(Error::bug(format!("input `{name}` takes one artifact, {} were given", n))),
+        }
+    }
+}
+
+impl<K: KindType> Connected for Option<Artifact<K>> {
+    fn spec(name: &str) -> InputPort {
+        spec::<K>(name, Arity::Optional)
+    }
+    fn connect(name: &str, from: &Connections) -> Result<Self, Error> {
+        Ok(open_all(name, from)?.pop())
+    }
+}
+
+impl<K: KindType> Connected for Vec<Artifact<K>> {
+    fn spec(name: &str) -> InputPort {
+        spec::<K>(name, Arity::OptionalList)
+    }
+    fn connect(name: &str, from: &Connections) -> Result<Self, Error> {
+        open_all(name, from)
+    }
+}
+
+impl<K: KindType> Artifact<K> {
+    fn open(name: &str, input: &InputRef, from: &Connections) -> Result<Self, Error> {
+        let manifest = from.store.manifest(&input.artifact)?.ok_or_else(|| {
+            let a = &input.artifact;
+            Error::data(format!(
+                "input `{name}`: edition {} of {} {} is not in {}",
+                a.edition,
+                a.stage,
+                a.fingerprint.short(),
+                from.store.address()
+            ))
+            .hint("run the pipeline again: what is missing is made anew")
+        })?;
+        let record =
+            manifest.ports.get(&input.port).cloned().ok_or_else(|| {
+                Error::bug(format!("input `{name}`: {} has no port `{}`", manifest.stage, input.port))
+            })?;
+        if !record.kind.fits(&K::kind()) {
+            return Err(Error::data(format!(
+                "input `{name}` reads {}, but {} gives {}",
+                K::kind(),
+                manifest.stage,
+                record.kind
+            )));
+        }
+        let (store, scratch) = (from.store.clone(), from.scratch.clone());
+        let manifest = Arc::new(manifest);
+        Ok(Self { store, scratch, name: name.into(), port: input.port.clone(), manifest, record, kind: PhantomData })
+    }
+
+    /// Files in the order of their paths.
+    pub fn files(&self) -> &[FileRecord] {
+        &self.record.files
+    }
+
+    pub fn digest(&self) -> &Digest {
+        &self.record.digest
+    }
+
+    /// The record of the job that made it.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Rows of all files; 0 for kinds that have none.
+    pub fn row_count(&self) -> u64 {
+        self.record.rows().unwrap_or(0)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.record.bytes()
+    }
+
+    /// File number `i` on this machine, verified.
+    pub fn fetch(&self, i: usize) -> Result<LocalFile, Error> {
+        let file = &self.record.files[i];
+        Ok(self.store.fetch(&self.store.file_key(&self.manifest, &self.port, file), file, &self.scratch)?)
+    }
+
+    /// The bytes of the file called `path`, verified.
+    pub fn bytes_of(&self, path: &str) -> Result<Vec<u8>, Error> {
+        let i = self.record.files.iter().position(|f| f.path == path).ok_or_else(|| {
+            let has: Vec<&str> = self.record.files.iter().map(|f| f.path.as_str()).collect();
+            Error::data(format!("input `{}` has no file `{path}`; it has {}", self.name, has.join(", ")))
+        })?;
+        let file = self.fetch(i)?;
+        std::fs::read(file.path()).map_err(|e| Error::machine(format!("reading {}: {e}", file.path().display())))
+    }
+}
+
+impl<K: Table> Artifact<K> {
+    /// The rows of file number `i`, in order.
+    pub fn read(&self, i: usize) -> Result<Rows<K>, Error> {
+        Rows::open(self.fetch(i)?, &format!("`{}` of input `{}`", self.record.files[i].path, self.name))
+    }
+
+    /// The rows of all files, in order.
+    pub fn read_all(&self) -> impl Iterator<Item = Result<K::Row, Error>> + '_ {
+        (0..self.record.files.len()).flat_map(|i| {
+            let (rows, error) = match self.read(i) {
+                Ok(rows) => (Some(rows), None),
+                Err(e) => (None, Some(Err(e))),
+            };
+            rows.into_iter().flatten().chain(error)
+        })
+    }
+}
+
+/// Rows of one Parquet file.
+pub struct Rows<K: Table> {
+    batches: ParquetRecordBatchReader,
+    rows: std::vec::IntoIter<K::Row>,
+    what: String,
+    _file: LocalFile,
+}
+
+impl<K: Table> Rows<K> {
+    fn open(file: LocalFile, what: &str) -> Result<Self, Error> {
+        let opened = std::fs::File::open(file.path()).map_err(|e| Error::machine(format!("{what}: {e}")))?;
+        let unreadable = |e: parquet::errors::ParquetError| Error::data(format!("{what} is no readable Parquet: {e}"));
+        let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(unreadable)?;
+        let batches = builder.with_batch_size(1024).build().map_err(unreadable)?;
+        Ok(Self { batches, rows: Vec::new().into_iter(), what: what.into(), _file: file })
+    }
+}
+
+impl<K: Table> Iterator for Rows<K> {
+    type Item = Result<K::Row, Error>;
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.rows.next() {
+                return Some(Ok(row));
+            }
+            match self.batches.next()? {
+                Err(e) => return Some(Err(Error::data(format!("{} is no readable Parquet: {e}", self.what)))),
+                Ok(batch) => match K::rows(&batch) {
+                    Ok(rows) => self.rows = rows.into_iter(),
+                    Err(e) => return Some(Err(Error::data(format!("{}: {e}", self.what)))),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Kinds as types: what an `Artifact<K>` or a `Port<K>` holds, and the rows of those that are tables.
+
+pub use crate::input::Connected;
+use crate::rows::Cell;
+pub use crate::rows::{Message, Micros};
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::compute::interleave;
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use smelt_schemas::{Kind, kind};
+use std::sync::{Arc, LazyLock};
+
+/// A kind known to this build.
+pub trait KindType: Send + Sync + 'static {
+    fn kind() -> Kind;
+}
+
+/// A kind whose files are Parquet.
+pub trait Table: KindType {
+    type Row: Clone + Send + 'static;
+    /// The promised columns.
+    fn schema() -> SchemaRef;
+    fn columns(rows: &[Self::Row]) -> Vec<ArrayRef>;
+    /// Rows of a batch; `Err` names the first column that is missing, of another type, or null where none may be.
+    fn rows(batch: &RecordBatch) -> Result<Vec<Self::Row>, String>;
+    /// Columns beyond the promised ones, if rows of this kind carry them.
+    fn extra(_row: &Self::Row) -> Option<&Extra> {
+        None
+    }
+    /// About how many bytes a row takes in memory.
+    fn weight(_row: &Self::Row) -> usize {
+        64
+    }
+}
+
+/// The columns that a reader does not know, carried to the writer: one row of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Extra(Option<(Arc<RecordBatch>, usize)>);
+
+impl PartialEq for Extra {
+    fn eq(&self, other: &Self) -> bool {
+        let row = |e: &Self| e.0.as_ref().map(|(batch, i)| batch.slice(*i, 1));
+        row(self) == row(other)
+    }
+}
+
+impl Extra {
+    fn of_batch(batch: &RecordBatch, known: &Schema) -> Option<Arc<RecordBatch>> {
+        let others: Vec<usize> = (0..batch.num_columns())
+            .filter(|&i| known.field_with_name(batch.schema().field(i).name()).is_err())
+            .collect();
+        if others.is_empty() { None } else { batch.project(&others).ok().map(Arc::new) }
+    }
+
+    /// The columns that `rows` carry: those of the first row that has any; null where another row has them not.
+    pub(crate) fn fields<'a>(rows: impl Iterator<Item = &'a Extra>) -> Vec<Field> {
+        let first = rows.filter_map(|e| e.0.as_ref()).next();
+        let fields =
+            first.map(|(batch, _)| batch.schema().fields().iter().map(|f| f.as_ref().clone()).collect::<Vec<_>>());
+        fields.unwrap_or_default().into_iter().map(|f| f.with_nullable(true)).collect()
+    }
+
+    pub(crate) fn column(rows: &[&Extra], field: &Field) -> ArrayRef {
+        let nothing = arrow::array::new_null_array(field.data_type(), 1);
+        let mut batches: Vec<&Arc<RecordBatch>> = Vec::new();
+        let mut places = Vec::with_capacity(rows.len());
+        for Extra(row) in rows {
+            let found = row
+                .as_ref()
+                .filter(|(b, _)| b.column_by_name(field.name()).is_some_and(|c| c.data_type() == field.data_type()));
+            places.push(match found {
+                None => (0, 0),
+                Some((batch, i)) => {
+                    let known = batches.iter().rposition(|b| Arc::ptr_eq(b, batch)).unwrap_or_else(|| {
+                        batches.push(batch);
+                        batches.len() - 1
+                    });
+                    (known + 1, *i)
+                }
+            });
+        }
+        let mut arrays: Vec<&dyn Array> = vec![&nothing];
+        arrays.extend(batches.iter().filter_map(|b| b.column_by_name(field.name())).map(|c| c as &dyn Array));
+        interleave(&arrays, &places).unwrap_or_else(|_| arrow::array::new_null_array(field.data_type(), rows.len()))
+    }
+}
+
+macro_rules! kind_types {
+    ($($(#[$doc:meta])* $name:ident = $kind:ident;)*) => { $(
+        $(#[$doc])* pub struct $name;
+        impl KindType for $name {
+            fn kind() -> Kind { kind::$kind() }
+        }
+    )* };
+}
+
+kind_types! {
+    Documents = documents; Drops = drops; Tokens = tokens; Conversations = conversations; Prompts = prompts;
+    Samples = samples; Preferences = preferences; Scores = scores; Metrics = metrics;
+    /// Files: `tokenizer.json`, `tokenizer_config.json`.
+    Tokenizer = tokenizer;
+    /// Files: `config.json`, safetensors, tokenizer and chat template.
+    Checkpoint = checkpoint;
+    /// Files: a trainer's state.
+    State = state;
+}
+
+macro_rules! tables {
+    ($($(#[$doc:meta])* $kind:ident, $row:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty),* $(,)? } $(extra $extra:ident)? weight $weight:expr;)*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $row { $($(#[$fdoc])* pub $field: $ty,)* $(pub $extra: Extra,)? }
+        impl Table for $kind {
+            type Row = $row;
+            fn schema() -> SchemaRef {
+                static SCHEMA: LazyLock<SchemaRef> =
+                    LazyLock::new(|| Arc::new($kind::kind().schema().expect("every table kind has a schema")));
+                SCHEMA.clone()
+            }
+            fn columns(rows: &[$row]) -> Vec<ArrayRef> {
+                vec![$(<$ty as Cell>::column(rows.iter().map(|r| &r.$field))),*]
+            }
+            fn rows(batch: &RecordBatch) -> Result<Vec<$row>, String> {
+                $(let mut $field = column::<$ty>(batch, stringify!($field), &Self::schema())?.into_iter();)*
+                $(let $extra = Extra::of_batch(batch, &Self::schema());)?
+                let row = |_i: usize| Some($row {
+                    $($field: $field.next()?,)*
+                    $($extra: Extra($extra.clone().map(|b| (b, _i))),)?
+                });
+                (0..batch.num_rows()).map(row).collect::<Option<_>>().ok_or_else(|| "columns differ in length".into())
+            }
+            $(fn extra(row: &$row) -> Option<&Extra> { Some(&row.$extra) })?
+            fn weight(row: &$row) -> usize { let weight: fn(&$row) -> usize = $weight; 64 + weight(row) }
+        }
+    )* };
+}
+
+fn column<C: Cell>(batch: &RecordBatch, name: &str, schema: &Schema) -> Result<Vec<C>, String> {
+    let field = schema.field_with_name(name).map_err(|e| e.to_string())?;
+    match batch.column_by_name(name) {
+        Some(found) => C::read(found).ok_or_else(|| match found.null_count() {
+            0 => format!("column `{name}` has type {}, expected {}", found.data_type(), field.data_type()),
+            n => format!("column `{name}` has {n} nulls, expected none"),
+        }),
+        // An optional column that a writer left out is null everywhere.
+        None if field.is_nullable() => C::read(&arrow::array::new_null_array(field.data_type(), batch.num_rows()))
+            .ok_or_else(|| format!("column `{name}` is missing")),
+        None => Err(format!("column `{name}` is missing")),
+    }
+}
+
+tables! {
+    Documents, Document {
+        id: String, text: String, source: String, url: Option<String>, language: Option<String>, time: Option<Micros>,
+        /// A JSON object.
+        metadata: Option<String>,
+    } extra extra weight |r| r.text.len();
+    Drops, Drop { id: String, rule: String, value: Option<f64>, detail: Option<String> } weight |_| 0;
+    Tokens, TokenRow {
+        /// Id of the document.
+        document: String,
+        source: String,
+        /// Length of its text in bytes.
+        bytes: u64,
+        ids: Vec<u32>,
+    } weight |r| 4 * r.ids.len();
+    Conversations, Conversation {
+        id: String, messages: Vec<Message>, source: String,
+        /// Digest of the model that wrote the answer.
+        checkpoint: Option<String>,
+    } weight |r| r.messages.iter().map(|m| m.content.len()).sum();
+    Prompts, Prompt {
+        id: String, messages: Vec<Message>, answer: String,
+        /// JSON, as `smelt-verify` reads it.
+        verifier: String,
+    } weight |r| r.messages.iter().map(|m| m.content.len()).sum();
+    Samples, Sample {
+        /// Id of the prompt.
+        prompt: String,
+        /// 0, 1, … of one prompt.
+        sample: u32,
+        completion: String, ids: Vec<u32>,
+        /// Of each id, by the model that drew it.
+        logp: Vec<f32>,
+        reward: Option<f64>,
+        /// `stop` or `length`.
+        finish: String,
+    } weight |r| r.completion.len() + 8 * r.ids.len();
+    Preferences, Preference {
+        id: String, messages: Vec<Message>, chosen: String, rejected: String, margin: Option<f64>,
+        /// What is wrong with `rejected`.
+        fault: Option<String>,
+    } weight |r| r.chosen.len() + r.rejected.len();
+    Scores, Score {
+        model: String, benchmark: String, metric: String, value: f64, standard_error: Option<f64>, n: u64,
+    } weight |_| 0;
+    Metrics, Metric { step: u64, name: String, value: f64 } weight |_| 0;
+}
+
+impl Document {
+    /// A document with nothing but a text and where it comes from.
+    pub fn new(id: impl Into<String>, text: impl Into<String>, source: impl Into<String>) -> Self {
+        let (id, text, source) = (id.into(), text.into(), source.into());
+        Self { id, text, source, url: None, language: None, time: None, metadata: None, extra: Extra::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Int32Array, StringArray};
+
+    #[test]
+    fn rows_survive_columns() {
+        let chat = vec![Message::new("user", "1+1"), Message::new("assistant", "2")];
+        let rows = vec![
+            Conversation { id: "a".into(), messages: chat, source: "s".into(), checkpoint: None },
+            Conversation { id: "b".into(), messages: vec![], source: "s".into(), checkpoint: Some("c".into()) },
+        ];
+        let batch = RecordBatch::try_new(Conversations::schema(), Conversations::columns(&rows)).unwrap();
+        assert_eq!(Conversations::rows(&batch).unwrap(), rows);
+        let rows = vec![TokenRow { document: "a".into(), source: "s".into(), bytes: 3, ids: vec![1, 2] }];
+        let batch = RecordBatch::try_new(Tokens::schema(), Tokens::columns(&rows)).unwrap();
+        assert_eq!(Tokens::rows(&batch).unwrap(), rows);
+        let mut document = Document::new("a", "text", "s");
+        document.time = Some(Micros(5));
+        let batch =
+            RecordBatch::try_new(Documents::schema(), Documents::columns(std::slice::from_ref(&document))).unwrap();
+        assert_eq!(Documents::rows(&batch).unwrap(), [document]);
+    }
+
+    #[test]
+    fn a_column_that_is_missing_or_of_another_type_is_named() {
+        let ids = Arc::new(StringArray::from(vec!["a"])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter([("id", ids.clone())]).unwrap();
+        assert_eq!(Documents::rows(&batch).unwrap_err(), "column `text` is missing");
+        let numbers = Arc::new(Int32Array::from(vec![1])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter([("id", ids.clone()), ("text", numbers)]).unwrap();
+        assert_eq!(Documents::rows(&batch).unwrap_err(), "column `text` has type Int32, expected Utf8");
+        let nulls = Arc::new(StringArray::from(vec![None::<&str>])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter([("id", ids), ("text", nulls)]).unwrap();
+        assert_eq!(Documents::rows(&batch).unwrap_err(), "column `text` has 1 nulls, expected none");
+    }
+
+    #[test]
+    fn columns_that_a_stage_does_not_know_are_carried_along() {
+        let text = |s: &str| Arc::new(StringArray::from(vec![s, s])) as ArrayRef;
+        let quality = Arc::new(Int32Array::from(vec![7, 8])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter([
+            ("id", text("a")),
+            ("text", text("b")),
+            ("source", text("c")),
+            ("quality", quality),
+        ])
+        .unwrap();
+        let rows = Documents::rows(&batch).unwrap();
+        let mut extras: Vec<&Extra> = rows.iter().rev().map(|r| &r.extra).collect();
+        let none = Extra::default();
+        extras.push(&none);
+        let fields = Extra::fields(extras.iter().copied());
+        assert_eq!(fields.len(), 1);
+        let column = Extra::column(&extras, &fields[0]);
+        assert_eq!(column.as_ref(), &Int32Array::from(vec![Some(8), Some(7), None]) as &dyn Array);
+    }
+}

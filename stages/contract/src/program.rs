@@ -1,0 +1,351 @@
+//! The five verbs, and a job from its invocation to its manifest.
+
+use crate::context::{Context, emit, lock};
+use crate::error::Error;
+use crate::help;
+use crate::input::{Connections, Inputs};
+use crate::kinds::{KindType, Metrics, Table};
+use crate::shard::Shard;
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use smelt_schemas::{
+    Books, Cores, Description, Digest, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Kind,
+    Manifest, OutputPort, PROTOCOL, PortRecord, Problem, Provenance, ResolveRequest, Resolved, Source,
+};
+use smelt_store::{Attempt, Commit, Store};
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Read};
+use std::marker::PhantomData;
+use std::process::ExitCode as ProcessExit;
+
+/// A program that turns artifacts into artifacts.
+pub trait Stage {
+    const NAME: &'static str;
+    /// Bumped when the same config and inputs would give other bytes.
+    const VERSION: u32;
+    /// One sentence.
+    const ABOUT: &'static str;
+    /// What the rows of its main output are called in summaries.
+    const ROWS: &'static str = "documents";
+    const CORES: Cores = Cores::One;
+
+    /// A field that is added later must be left out of the serialized form while it has its default, so that old
+    /// artifacts keep their address. A field `seed: u64` is filled from the pipeline's.
+    type Config: Serialize + DeserializeOwned + JsonSchema;
+    type Inputs: Inputs;
+    type Outputs: Outputs;
+
+    /// Checks what a schema cannot say, and lists what is read from outside the store. May change the config into
+    /// its one form. Runs before anything else does, so it should be fast.
+    fn resolve(_config: &mut Self::Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Reads the inputs, writes the outputs. Called again after a kill; `Context::units` and `Context::saved` know
+    /// what was done.
+    fn run(config: Self::Config, inputs: Self::Inputs, out: Self::Outputs, cx: &Context) -> Result<(), Error>;
+
+    fn estimate(_config: &Self::Config) -> Estimate {
+        Estimate::default()
+    }
+
+    fn doctor() -> Doctor {
+        Doctor::default()
+    }
+}
+
+/// The output ports of a stage; `outputs!` writes it.
+pub trait Outputs: Sized + Send + Sync {
+    fn specs() -> Vec<OutputPort>;
+    fn bind() -> Self;
+}
+
+/// A named output of one kind. Rows and files go to it through a `Unit`.
+pub struct Port<K> {
+    pub(crate) name: &'static str,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: KindType> Port<K> {
+    pub fn named(name: &'static str) -> Self {
+        Self { name, kind: PhantomData }
+    }
+    pub fn spec(name: &str) -> OutputPort {
+        OutputPort { name: name.into(), kind: K::kind() }
+    }
+}
+
+pub(crate) fn describe<S: Stage>() -> Description {
+    Description {
+        protocol: PROTOCOL,
+        name: S::NAME.into(),
+        version: S::VERSION,
+        about: S::ABOUT.into(),
+        io: Io::Store,
+        cores: S::CORES,
+        inputs: S::Inputs::specs(),
+        outputs: S::Outputs::specs(),
+        config: schemars::schema_for!(S::Config).to_value(),
+    }
+}
+
+/// Reads a config as the stage's type; the error names the field.
+fn typed<S: Stage>(config: &serde_json::Value) -> Result<S::Config, Error> {
+    serde_path_to_error::deserialize(config).map_err(|e| {
+        let field: String = e
+            .path()
+            .iter()
+            .filter_map(|s| match s {
+                serde_path_to_error::Segment::Map { key } => Some(format!("/{key}")),
+                serde_path_to_error::Segment::Seq { index } => Some(format!("/{index}")),
+                _ => None,
+            })
+            .collect();
+        Error::config(&field, e.inner().to_string())
+    })
+}
+
+fn resolve<S: Stage>(request: &ResolveRequest) -> Result<Resolved, Error> {
+    let mut config = typed::<S>(&request.config)?;
+    let sources = S::resolve(&mut config, &request.inputs)?;
+    let config = serde_json::to_value(&config).map_err(|e| Error::bug(format!("the config cannot be written: {e}")))?;
+    Ok(Resolved { config, outputs: S::Outputs::specs(), sources })
+}
+
+fn read_json<T: DeserializeOwned>(path: Option<&str>) -> Result<T, Error> {
+    let path = path.ok_or_else(|| Error::config("", "a file is expected after the verb, or `-` for standard input"))?;
+    let mut text = Vec::new();
+    let read = match path {
+        "-" => std::io::stdin().lock().read_to_end(&mut text).map(drop),
+        path => std::fs::read(path).map(|bytes| text = bytes),
+    };
+    read.map_err(|e| Error::config("", format!("`{path}` cannot be read: {e}")))?;
+    serde_json::from_slice(&text).map_err(|e| Error::config("", format!("`{path}` is not what this verb reads: {e}")))
+}
+
+fn print(value: &impl Serialize) {
+    println!("{}", serde_json::to_string(value).expect("answers are plain data"));
+}
+
+/// The whole of a stage's `main`.
+pub fn main<S: Stage>() -> ProcessExit {
+    die_with_parent();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let file = args.get(1).map(String::as_str);
+    let done = match args.first().map(String::as_str) {
+        Some("describe") => {
+            print(&describe::<S>());
+            Ok(())
+        }
+        Some("resolve") => {
+            read_json(file).and_then(|r| resolve::<S>(&r)).map(|r| print(&r)).inspect_err(|e| print(e.problem()))
+        }
+        Some("estimate") => {
+            read_json::<ResolveRequest>(file).and_then(|r| typed::<S>(&r.config)).map(|c| print(&S::estimate(&c)))
+        }
+        Some("doctor") => {
+            print(&S::doctor());
+            Ok(())
+        }
+        Some("run") => read_json(file).and_then(|invocation| run_invocation::<S>(&invocation)).inspect_err(|e| {
+            emit(u64::MAX, EventBody::Error { code: e.exit_code(), problem: e.problem().clone() });
+        }),
+        Some("--version" | "-V") => {
+            println!("{} {} (smelt {})", S::NAME, S::VERSION, env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Some("--help" | "-h" | "help") | None => {
+            print!("{}", help::text(&describe::<S>()));
+            Ok(())
+        }
+        Some(verb) => {
+            Err(Error::config("", format!("`{verb}` is no verb: describe, resolve, run, estimate, doctor or --help")))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::Done.into(),
+        Err(e) => {
+            complain(e.problem());
+            e.exit_code().into()
+        }
+    }
+}
+
+fn complain(problem: &Problem) {
+    let bold =
+        |s: &'static str| if std::io::stderr().is_terminal() { format!("\x1b[1;31m{s}\x1b[0m") } else { s.into() };
+    let field = problem
+        .field
+        .as_deref()
+        .filter(|f| !f.is_empty())
+        .map(|f| format!("`{}`: ", f.trim_start_matches('/').replace('/', ".")));
+    eprintln!("{}: {}{}", bold("error"), field.unwrap_or_default(), problem.message);
+    if let Some(hint) = &problem.hint {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// A stage that a runner started must not outlive it.
+fn die_with_parent() {
+    if let Some(parent) = std::env::var("SMELT_RUNNER_PID").ok().and_then(|p| p.parse::<i32>().ok()) {
+        // SAFETY: plain system calls on this process; the second look closes the gap before the first.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != parent {
+                libc::kill(libc::getpid(), libc::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Does a job, from taking up an attempt to the commit of its manifest. Tests call it without a process of its own.
+pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
+    if invocation.protocol != PROTOCOL {
+        return Err(Error::config(
+            "",
+            format!("the invocation speaks protocol {}, this stage {PROTOCOL}", invocation.protocol),
+        ));
+    }
+    if (invocation.stage.as_str(), invocation.version) != (S::NAME, S::VERSION) {
+        let (stage, version) = (&invocation.stage, invocation.version);
+        return Err(Error::config(
+            "",
+            format!("the invocation is for `{stage}` version {version}, this is `{}` version {}", S::NAME, S::VERSION),
+        ));
+    }
+    let started = smelt_store::now();
+    let config = typed::<S>(&invocation.config)?;
+    let store = Store::open(&invocation.store)?;
+    let attempt = Attempt::begin(&store, S::NAME, &invocation.fingerprint, invocation.edition)?;
+    let connections =
+        Connections { store: store.clone(), scratch: invocation.scratch.clone(), inputs: invocation.inputs.clone() };
+    let inputs = S::Inputs::connect(&connections)?;
+    let cx = Context::new(attempt, invocation.threads.max(1), invocation.scratch.clone(), invocation.sources.clone());
+    let resumed_at = cx.attempt.progress()?.map(|p| p.cursor);
+    cx.emit(EventBody::Started { attempt: cx.attempt.id().into(), resumed: cx.attempt.resumed(), resumed_at });
+    if let Err(e) = S::run(config, inputs, S::Outputs::bind(), &cx) {
+        cx.attempt.release();
+        return Err(e);
+    }
+    write_curve::<S>(&cx)?;
+    let manifest = manifest::<S>(invocation, &cx, started)?;
+    let (adopted, manifest) = match store.commit(&manifest)? {
+        Commit::Won => (false, manifest),
+        Commit::Adopted(theirs) => (true, *theirs),
+    };
+    let summary = manifest.books.summary(S::ROWS);
+    cx.emit(EventBody::Committed { fingerprint: manifest.fingerprint, edition: manifest.edition, adopted, summary });
+    cx.attempt.release();
+    Ok(())
+}
+
+/// The curves of `Context::metrics`, as a file of the port `metrics`.
+fn write_curve<S: Stage>(cx: &Context) -> Result<(), Error> {
+    let rows = std::mem::take(&mut *lock(&cx.curve));
+    let wanted = S::Outputs::specs().iter().any(|p| p.name == "metrics" && p.kind == Metrics::kind());
+    if !wanted || rows.is_empty() {
+        return Ok(());
+    }
+    let path = "curve.parquet";
+    let mut shard = Shard::<Metrics>::new(cx.attempt.upload("metrics", path)?, path.into());
+    for row in rows {
+        shard.write(row)?;
+    }
+    let mut record = smelt_store::UnitRecord::default();
+    record.files.insert("metrics".into(), vec![shard.finish()?]);
+    lock(&cx.records).push(record);
+    Ok(())
+}
+
+fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Result<Manifest, Error> {
+    let mut files: BTreeMap<String, Vec<FileRecord>> = BTreeMap::new();
+    let (mut books, mut metrics) = (Books::default(), lock(&cx.results).clone());
+    for record in lock(&cx.records).iter() {
+        books.add(&record.books);
+        metrics.extend(record.metrics.clone());
+        for (port, written) in &record.files {
+            files.entry(port.clone()).or_default().extend(written.iter().cloned());
+        }
+    }
+    books.check().map_err(|e| {
+        Error::bug(format!("stage `{}`: {e}", S::NAME)).hint("this is a bug of the stage: nothing was committed")
+    })?;
+    let port = |spec: OutputPort| {
+        let mut record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
+        // A table without rows is an empty file list: then `rows` is 0, not unknown.
+        record.files.dedup_by(|a, b| a.path == b.path);
+        (spec.name, record)
+    };
+    let ports: IndexMap<String, PortRecord> = S::Outputs::specs().into_iter().map(port).collect();
+    if let Some(drops) = ports.get("drops").filter(|p| p.kind == smelt_schemas::kind::drops()) {
+        let (rows, counted) = (drops.rows().unwrap_or(0), books.dropped_total());
+        if rows > counted {
+            return Err(Error::bug(format!("stage `{}` wrote {rows} drops but counted {counted}", S::NAME)));
+        }
+    }
+    Ok(Manifest {
+        protocol: PROTOCOL,
+        stage: S::NAME.into(),
+        version: S::VERSION,
+        fingerprint: invocation.fingerprint.clone(),
+        edition: invocation.edition,
+        attempt: cx.attempt.id().into(),
+        config: invocation.config.clone(),
+        inputs: invocation.inputs.clone(),
+        sources: invocation.sources.clone(),
+        ports,
+        books,
+        metrics,
+        provenance: Provenance {
+            run: invocation.run.clone(),
+            job: invocation.job.clone(),
+            smelt: env!("CARGO_PKG_VERSION").into(),
+            binary: own_digest(),
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().into(),
+            started,
+            seconds: cx.attempt.seconds(),
+            peak_memory_bytes: peak_memory(),
+            threads: cx.threads,
+            cpu: cpu_level().into(),
+            resumed: cx.attempt.resumed(),
+        },
+    })
+}
+
+fn own_digest() -> Option<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    std::io::copy(&mut std::fs::File::open(std::env::current_exe().ok()?).ok()?, &mut hasher).ok()?;
+    Some(hasher.finalize().into())
+}
+
+fn peak_memory() -> u64 {
+    // SAFETY: zeroed is a valid value of this plain struct, and the call only writes into it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    usage.ru_maxrss as u64 * 1024
+}
+
+fn cpu_level() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    "portable"
+}
+
+/// The kind of a port, for those who only have its type.
+impl<K: Table> Port<K> {
+    pub fn kind(&self) -> Kind {
+        K::kind()
+    }
+}

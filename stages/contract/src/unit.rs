@@ -1,0 +1,152 @@
+//! One indivisible piece of a job's work: what it writes, and its books.
+
+use crate::error::Error;
+use crate::kinds::{Drop as DropRow, Drops, KindType, Table};
+use crate::program::Port;
+use crate::shard::{AnyShard, Shard};
+use smelt_schemas::Books;
+use smelt_store::{Attempt, Store, UnitRecord, Upload};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+/// Nothing that a unit writes counts before the unit is committed, which happens when its closure returns `Ok`.
+pub struct Unit<'a> {
+    attempt: &'a Attempt,
+    /// Names the shards of this unit: the same for any number of workers.
+    name: String,
+    index: usize,
+    shards: Vec<(&'static str, Box<dyn AnyShard>)>,
+    record: UnitRecord,
+}
+
+impl<'a> Unit<'a> {
+    pub(crate) fn new(attempt: &'a Attempt, name: String, index: usize) -> Self {
+        Self { attempt, name, index, shards: Vec::new(), record: UnitRecord::default() }
+    }
+
+    /// 0, 1, … in its phase.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Counts rows that were read.
+    pub fn count_read(&mut self, rows: u64) {
+        self.record.books.read += rows;
+    }
+
+    /// Counts rows that came into being here.
+    pub fn count_derived(&mut self, rows: u64) {
+        self.record.books.derived += rows;
+    }
+
+    /// Counts rows that live on inside something larger, such as documents inside a checkpoint.
+    pub fn count_written(&mut self, rows: u64) {
+        self.record.books.written += rows;
+    }
+
+    /// Counts rows that were dropped without a row in a `drops` port.
+    pub fn count_dropped(&mut self, rule: &str, rows: u64) {
+        *self.record.books.dropped.entry(rule.into()).or_default() += rows;
+    }
+
+    /// Writes a row, and counts it in the books.
+    pub fn keep<K: Table>(&mut self, port: &Port<K>, row: K::Row) -> Result<(), Error> {
+        self.record.books.written += 1;
+        self.write(port, row)
+    }
+
+    /// Writes what a filter left out, and counts it in the books under its rule.
+    pub fn drop_row(
+        &mut self,
+        port: &Port<Drops>,
+        id: &str,
+        rule: &str,
+        value: Option<f64>,
+        detail: Option<String>,
+    ) -> Result<(), Error> {
+        self.count_dropped(rule, 1);
+        self.write(port, DropRow { id: id.into(), rule: rule.into(), value, detail })
+    }
+
+    /// Writes a row that the books do not count.
+    pub fn write<K: Table>(&mut self, port: &Port<K>, row: K::Row) -> Result<(), Error> {
+        let place = match self.shards.iter().position(|(name, _)| *name == port.name) {
+            Some(place) => place,
+            None => {
+                let path = format!("{}.parquet", self.name);
+                let upload = self.attempt.upload(port.name, &path)?;
+                self.shards.push((port.name, Box::new(Shard::<K>::new(upload, path))));
+                self.shards.len() - 1
+            }
+        };
+        let shard = self.shards[place].1.as_any().downcast_mut::<Shard<K>>();
+        shard.expect("a port has one kind").write(row)
+    }
+
+    /// A file of a port that is no table, in writing; give it back with `PortFile::finish`.
+    pub fn file<K: KindType>(&self, port: &Port<K>, path: &str) -> Result<PortFile, Error> {
+        let upload = self.attempt.upload(port.name, path)?;
+        Ok(PortFile { upload, port: port.name, path: path.into(), store: self.attempt.store().clone() })
+    }
+
+    /// A whole file of a port that is no table.
+    pub fn put<K: KindType>(&mut self, port: &Port<K>, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        let mut file = self.file(port, path)?;
+        let written = file.write_all(bytes);
+        written.map_err(|e| file.error(e))?;
+        file.finish(self)
+    }
+
+    /// The value of a metric in the manifest.
+    pub fn metric(&mut self, name: &str, value: f64) {
+        self.record.metrics.insert(name.into(), value);
+    }
+
+    /// A small result that a later phase reads from the committed record.
+    pub fn set_detail(&mut self, detail: serde_json::Value) {
+        self.record.detail = detail;
+    }
+
+    pub fn books(&self) -> &Books {
+        &self.record.books
+    }
+
+    pub(crate) fn finish(mut self) -> Result<UnitRecord, Error> {
+        for (port, shard) in std::mem::take(&mut self.shards) {
+            let file = shard.finish()?;
+            self.record.files.entry(port.into()).or_default().push(file);
+        }
+        Ok(self.record)
+    }
+}
+
+/// A file of a port, in writing.
+pub struct PortFile {
+    upload: Upload,
+    port: &'static str,
+    path: String,
+    store: Store,
+}
+
+impl PortFile {
+    /// What went wrong with a write, by who has to act.
+    pub fn error(&self, error: io::Error) -> Error {
+        smelt_store::Error::from_write(error, &self.store, &self.path).into()
+    }
+
+    pub fn finish(self, unit: &mut Unit) -> Result<(), Error> {
+        let record = self.upload.finish(&self.path)?;
+        let files: &mut BTreeMap<_, Vec<_>> = &mut unit.record.files;
+        files.entry(self.port.into()).or_default().push(record);
+        Ok(())
+    }
+}
+
+impl Write for PortFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.upload.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.upload.flush()
+    }
+}

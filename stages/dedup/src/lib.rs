@@ -1,0 +1,141 @@
+//! `dedup`: keeps one document of every group of equal or nearly equal documents.
+//!
+//! Reads `documents`, writes `documents`. Two documents are equal when their texts are after white space is folded, and
+//! nearly equal when the Jaccard similarity of their word 5-grams, estimated with MinHash (Broder 1997), is high: at
+//! least one band of their signatures agrees, and the estimate reaches `jaccard`. Of each group the first document in
+//! input order stays; a row in `drops` names it and the similarity.
+
+pub mod clusters;
+pub mod exact;
+pub mod minhash;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use smelt_stage::kinds::{Documents, Drops};
+use smelt_stage::{Artifact, Context, Error, Source, Stage};
+
+use crate::clusters::{Joining, Sketch, Sketches, duplicates};
+use crate::minhash::MinHash;
+
+/// Defaults follow FineWeb (Penedo et al. 2024): 14 bands of 8 hashes over 5-grams of words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Drop documents whose text is equal to an earlier one's.
+    pub exact: bool,
+    /// Drop documents whose text is nearly equal to an earlier one's.
+    pub near: bool,
+    /// Estimated similarity from which candidates count as nearly equal, in [0, 1]. 0 takes every candidate, as FineWeb
+    /// does.
+    pub jaccard: f64,
+    /// Words in a shingle, at least 1; shorter documents have no near-duplicates.
+    pub words: usize,
+    /// Bands of a signature, at least 1: more find less similar pairs.
+    pub bands: usize,
+    /// Hashes per band, at least 1: more miss less similar pairs. The estimate's standard error is at most
+    /// 1 / (2·√(bands · hashes)).
+    pub hashes: usize,
+    /// Draws the hash functions; 1 gives the published ones. No part of the pipeline's randomness.
+    pub hash_seed: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { exact: true, near: true, jaccard: 0.0, words: 5, bands: 14, hashes: 8, hash_seed: 1 }
+    }
+}
+
+smelt_stage::inputs! {
+    pub struct Inputs { documents: Vec<Artifact<Documents>> }
+}
+smelt_stage::outputs! {
+    pub struct Outputs { documents: Port<Documents>, drops: Port<Drops> }
+}
+
+pub struct Dedup;
+
+impl Stage for Dedup {
+    const NAME: &'static str = "dedup";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Keeps one document of every group of equal or nearly equal ones";
+    const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
+    type Config = Config;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        if inputs.get("documents").is_none_or(|&n| n == 0) {
+            return Err(Error::config("", "`dedup` reads documents, but no input is given").hint("set `input: JOB`"));
+        }
+        if !(0.0..=1.0).contains(&config.jaccard) {
+            return Err(Error::config("/jaccard", format!("{} is no similarity, expected 0 to 1", config.jaccard)));
+        }
+        for (field, value) in [("words", config.words), ("bands", config.bands), ("hashes", config.hashes)] {
+            if !(1..=10_000).contains(&value) {
+                return Err(Error::config(
+                    &format!("/{field}"),
+                    format!("{value} is out of range, expected 1 to 10000"),
+                ));
+            }
+        }
+        if !config.exact && !config.near {
+            return Err(Error::config("/near", "neither equal nor nearly equal documents are sought")
+                .hint("set `exact` or `near` to true, or leave the job out"));
+        }
+        Ok(Vec::new())
+    }
+
+    fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
+        let inputs = &inputs.documents;
+        let files: Vec<(usize, usize)> =
+            inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f))).collect();
+        let minhash = MinHash::new(config.words, config.bands * config.hashes, config.hash_seed);
+        let sketched = cx.units("sketches", files.len(), |i, unit| {
+            let (artifact, file) = files[i];
+            let mut found: Vec<(String, String)> = Vec::new();
+            for document in inputs[artifact].read(file)? {
+                let document = document?;
+                let signature = if config.near { minhash.signature(&document.text) } else { None };
+                let sketch = Sketch::new(exact::digest(&document.text), signature.as_deref());
+                found.push((document.id, sketch.to_hex()));
+            }
+            unit.set_detail(serde_json::to_value(found).map_err(|e| Error::bug(format!("writing sketches: {e}")))?);
+            Ok(())
+        })?;
+
+        let (mut ids, mut sketches, mut starts) = (Vec::new(), Sketches::default(), Vec::new());
+        for record in sketched {
+            starts.push(ids.len());
+            let found: Vec<(String, String)> = serde_json::from_value(record.detail)
+                .map_err(|e| Error::bug(format!("a committed unit holds no sketches: {e}")))?;
+            for (id, hex) in found {
+                let sketch = Sketch::from_hex(&hex)
+                    .ok_or_else(|| Error::bug(format!("a committed unit holds a broken sketch of `{id}`")))?;
+                sketches.push(sketch);
+                ids.push(id);
+            }
+        }
+        let outcome =
+            duplicates(&sketches, Joining { exact: config.exact, bands: config.bands, jaccard: config.jaccard });
+
+        cx.units("filter", files.len(), |i, unit| {
+            let (artifact, file) = files[i];
+            for (document, found) in inputs[artifact].read(file)?.zip(&outcome[starts[i]..]) {
+                let document = document?;
+                unit.count_read(1);
+                match found {
+                    None => unit.keep(&out.documents, document)?,
+                    Some(found) => {
+                        let rule = if found.exact { "exact_duplicate" } else { "near_duplicate" };
+                        let leader = ids[found.leader].clone();
+                        unit.drop_row(&out.drops, &document.id, rule, Some(found.similarity), Some(leader))?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! Checkpoint artifacts as models that speak, and back: what every stage with a model does first and last.
+//!
+//! Floor 5, beside train and generate: it sees the stage contract, the model and the text crate, so that those three need not see each
+//! other.
+
+use smelt_kernels::DType;
+use smelt_model::{Config, Model, Params, load, save};
+use smelt_stage::kinds::{Checkpoint, KindType, Message, Tokenizer};
+use smelt_stage::{Artifact, Error, Port, Unit};
+use smelt_text::Chat;
+use std::sync::Arc;
+
+/// The files of a checkpoint that are about text.
+#[derive(Clone, Debug, Default)]
+pub struct TextFiles {
+    /// tokenizer.json
+    pub tokenizer: Vec<u8>,
+    /// tokenizer_config.json, with the chat template once there is one.
+    pub config: Vec<u8>,
+}
+
+/// A checkpoint in memory.
+pub struct Loaded {
+    pub model: Arc<Model>,
+    pub params: Params,
+    pub text: TextFiles,
+    /// Of the artifact.
+    pub digest: String,
+}
+
+/// An engine's error as a stage's: the data are wrong, and the line after `hint:` is the hint.
+pub fn fault(error: impl std::fmt::Display) -> Error {
+    let text = error.to_string();
+    match text.split_once("\nhint: ") {
+        Some((what, hint)) => Error::data(what).hint(hint),
+        None => Error::data(text),
+    }
+}
+
+fn text_files<K: KindType>(artifact: &Artifact<K>) -> Result<TextFiles, Error> {
+    Ok(TextFiles {
+        tokenizer: artifact.bytes_of("tokenizer.json")?,
+        config: artifact.bytes_of("tokenizer_config.json")?,
+    })
+}
+
+/// The files of a `tokenizer` artifact.
+pub fn tokenizer(artifact: &Artifact<Tokenizer>) -> Result<TextFiles, Error> {
+    text_files(artifact)
+}
+
+impl Loaded {
+    pub fn open(artifact: &Artifact<Checkpoint>) -> Result<Self, Error> {
+        let config = artifact.bytes_of("config.json")?;
+        let weights = artifact.files().iter().filter(|file| file.path.ends_with(".safetensors"));
+        let weights: Vec<(&str, Vec<u8>)> = weights
+            .map(|file| Ok((file.path.as_str(), artifact.bytes_of(&file.path)?)))
+            .collect::<Result<_, Error>>()?;
+        let files = weights.iter().map(|(name, bytes)| (*name, bytes.as_slice()));
+        let (model, params) = load(&config, files).map_err(fault)?;
+        let digest = artifact.digest().as_str().to_owned();
+        Ok(Self { model: Arc::new(model), params, text: text_files(artifact)?, digest })
+    }
+
+    /// How the checkpoint speaks; an error without a chat template.
+    pub fn chat(&self) -> Result<Chat, Error> {
+        self.text.chat()
+    }
+}
+
+impl TextFiles {
+    pub fn chat(&self) -> Result<Chat, Error> {
+        Chat::from_files(&self.tokenizer, &self.config).map_err(fault)
+    }
+}
+
+/// Writes a checkpoint to a port, with its tokenizer, as `transformers` loads it.
+pub fn write(
+    unit: &mut Unit,
+    port: &Port<Checkpoint>,
+    model: &Model,
+    params: &Params,
+    text: &TextFiles,
+    dtype: DType,
+) -> Result<(), Error> {
+    for (name, bytes) in save(model, params, dtype) {
+        unit.put(port, &name, &bytes)?;
+    }
+    unit.put(port, "tokenizer.json", &text.tokenizer)?;
+    unit.put(port, "tokenizer_config.json", &text.config)
+}
+
+/// A model with a reward head that starts from `loaded`'s parameters.
+pub fn with_reward_head(loaded: &Loaded, init: &smelt_model::Init) -> Result<(Arc<Model>, Params), Error> {
+    let model = Model::new(Config { reward_head: true, ..loaded.model.config().clone() }).map_err(fault)?;
+    let mut params = model.init(init);
+    params.adopt(&loaded.params);
+    Ok((Arc::new(model), params))
+}
+
+/// The messages of a row as a chat template reads them; `system` replaces what the row says: None leaves no system prompt.
+pub fn with_system(messages: &[Message], system: Option<&str>) -> Vec<smelt_text::Message> {
+    let rest = messages.iter().filter(|message| message.role != "system");
+    let rest = rest.map(|message| smelt_text::Message::new(&message.role, message.content.as_str()));
+    system.map(|text| smelt_text::Message::new("system", text)).into_iter().chain(rest).collect()
+}
+
+/// The messages of a row as a chat template reads them.
+pub fn messages(messages: &[Message]) -> Vec<smelt_text::Message> {
+    messages.iter().map(|message| smelt_text::Message::new(&message.role, message.content.as_str())).collect()
+}

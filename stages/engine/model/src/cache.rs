@@ -1,0 +1,28 @@
+//! What generation remembers of a request: per layer and position the normed latent and the rotated key.
+
+use std::ops::Range;
+
+#[derive(Clone, Debug, Default)]
+pub struct LatentCache {
+    layers: Vec<Vec<f32>>, // each [positions, latent + rope]
+}
+
+impl LatentCache {
+    pub fn new(layers: usize) -> Self {
+        Self { layers: vec![Vec::new(); layers] }
+    }
+
+    pub fn layer(&self, layer: usize) -> &[f32] {
+        &self.layers[layer]
+    }
+
+    pub fn layer_mut(&mut self, layer: usize) -> &mut Vec<f32> {
+        &mut self.layers[layer]
+    }
+}
+
+/// One request's share of a batch: which rows are its next positions, and where they go.
+pub struct CacheRows<'a> {
+    pub rows: Range<usize>,
+    pub cache: &'a mut LatentCache,
+}

@@ -1,0 +1,203 @@
+//! Checkpoints as Hugging Face lays them out: config.json and safetensors whose names are the parameters' own.
+//!
+//! Bytes in, bytes out. Reading is strict: a tensor that is missing, extra, or of another shape is an error that names it, because
+//! a model that loads "almost" computes nonsense without a word.
+
+use crate::{Config, Error, Model, Params};
+use bytemuck::cast_slice;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::json;
+use smelt_kernels::{DType, Tensor, bf16};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+/// Bytes of tensors per file; larger models are written in shards with an index.
+const SHARD: usize = 4 << 30;
+
+/// `files`: names and contents; those that end in `.safetensors` are read, others ignored.
+pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<(Model, Params), Error> {
+    let model = Model::new(Config::from_json(config)?)?;
+    let mut found = HashMap::new();
+    for (file, bytes) in files.into_iter().filter(|(file, _)| file.ends_with(".safetensors")) {
+        let tensors = SafeTensors::deserialize(bytes).map_err(|source| Error::File { file: file.into(), source })?;
+        // `tensors()` borrows from `bytes`, not from the list
+        found.extend(tensors.tensors());
+    }
+    let mut values = Vec::new();
+    for spec in &model.specs().0 {
+        let mut flat = Vec::with_capacity(spec.shape.len());
+        for part in &spec.parts {
+            let expected = || format!("{:?}", part.shape);
+            let view = found
+                .remove(&part.name)
+                .ok_or_else(|| Error::Missing { name: part.name.clone(), expected: expected() })?;
+            if view.shape() != part.shape {
+                let found = format!("{:?}", view.shape());
+                return Err(Error::Shape { name: part.name.clone(), expected: expected(), found });
+            }
+            read(&part.name, &view, &mut flat)?;
+        }
+        values.push(Tensor::new(spec.shape, &flat));
+    }
+    // released files repeat the shared tensors under the further modules, and some the head although it is tied
+    let config = model.config();
+    let further = config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers;
+    for layer in further {
+        found.remove(&format!("model.layers.{layer}.embed_tokens.weight"));
+        found.remove(&format!("model.layers.{layer}.shared_head.head.weight"));
+    }
+    if config.tie_word_embeddings {
+        found.remove("lm_head.weight");
+    }
+    if let Some(name) = found.into_keys().min() {
+        return Err(Error::Extra { name });
+    }
+    let params = Params::new(model.specs().clone(), values);
+    Ok((model, params))
+}
+
+fn read(name: &str, view: &TensorView, out: &mut Vec<f32>) -> Result<(), Error> {
+    match view.dtype() {
+        // files promise no alignment
+        Dtype::F32 => out.extend(view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
+        Dtype::BF16 => {
+            let bits = view.data().as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
+            out.extend(bits.map(|bits| bf16::from_bits(bits).to_f32()));
+        }
+        other => return Err(Error::DType { name: name.into(), found: format!("{other:?}") }),
+    }
+    Ok(())
+}
+
+/// Tensors of a checkpoint by name: type, shape, bytes.
+type Tensors<'a> = BTreeMap<String, (Dtype, Vec<usize>, Cow<'a, [u8]>)>;
+
+/// config.json and the safetensors, as file names and contents. The correction biases stay F32 whatever `dtype` is.
+pub fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8>)> {
+    let mut tensors = Tensors::new();
+    for (_, spec, value) in params.iter() {
+        let mut start = 0;
+        for part in &spec.parts {
+            let len: usize = part.shape.iter().product();
+            let values = &value.read::<f32>()[start..start + len];
+            let is_plain = dtype == DType::F32 || part.name.ends_with("e_score_correction_bias");
+            let (kind, bytes) = if is_plain {
+                (Dtype::F32, Cow::Borrowed(cast_slice(values)))
+            } else {
+                let short: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
+                (Dtype::BF16, Cow::Owned(cast_slice(&short).to_vec()))
+            };
+            tensors.insert(part.name.clone(), (kind, part.shape.clone(), bytes));
+            start += len;
+        }
+    }
+    // vLLM looks for the shared tensors under each further module too
+    let config = model.config();
+    for layer in config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers {
+        let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        for (copy, of) in [("embed_tokens", "model.embed_tokens.weight"), ("shared_head.head", head)] {
+            let tensor = tensors[of].clone();
+            tensors.insert(format!("model.layers.{layer}.{copy}.weight"), tensor);
+        }
+    }
+    let mut files = vec![("config.json".to_owned(), config.to_json())];
+    files.extend(shards(tensors));
+    files
+}
+
+fn shards(tensors: Tensors) -> Vec<(String, Vec<u8>)> {
+    let total: usize = tensors.values().map(|(_, _, bytes)| bytes.len()).sum();
+    let (mut groups, mut bytes_in_last) = (vec![Vec::new()], 0);
+    for (name, (dtype, shape, bytes)) in &tensors {
+        if bytes_in_last + bytes.len() > SHARD && bytes_in_last > 0 {
+            groups.push(Vec::new());
+            bytes_in_last = 0;
+        }
+        bytes_in_last += bytes.len();
+        let view = TensorView::new(*dtype, shape.clone(), bytes).expect("a part's bytes fit its shape");
+        groups.last_mut().expect("there is a first").push((name.as_str(), view));
+    }
+    let count = groups.len();
+    let (mut files, mut map) = (Vec::new(), serde_json::Map::new());
+    for (i, group) in groups.into_iter().enumerate() {
+        let file = if count == 1 {
+            "model.safetensors".into()
+        } else {
+            format!("model-{:05}-of-{count:05}.safetensors", i + 1)
+        };
+        map.extend(group.iter().map(|(name, _)| (name.to_string(), file.as_str().into())));
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let bytes = safetensors::serialize(group, Some(metadata)).expect("names are unique and shapes fit");
+        files.push((file, bytes));
+    }
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        files.push(("model.safetensors.index.json".into(), serde_json::to_vec_pretty(&index).expect("plain JSON")));
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Init;
+    use crate::testing::tiny;
+
+    const INIT: Init = Init { seed: 1, embedding: 0.5, router: 0.1, weight: None };
+
+    fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, &[u8])> {
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect()
+    }
+
+    fn bits(params: &Params) -> Vec<Vec<u32>> {
+        params.iter().map(|(_, _, t)| t.read::<f32>().iter().map(|x| x.to_bits()).collect()).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_to_the_bit() {
+        for (is_tied, reward_head) in [(false, false), (true, true)] {
+            let config = Config { tie_word_embeddings: is_tied, reward_head, num_nextn_predict_layers: 1, ..tiny() };
+            let model = Model::new(config).unwrap();
+            let params = model.init(&INIT);
+            let files = save(&model, &params, DType::F32);
+            let (again, loaded) = load(&files[0].1, borrowed(&files)).unwrap();
+            assert_eq!(again.config(), model.config());
+            assert_eq!(bits(&loaded), bits(&params));
+            assert_eq!(save(&again, &loaded, DType::F32), files);
+        }
+    }
+
+    #[test]
+    fn bf16_halves_the_file_and_rounds_once() {
+        let model = Model::new(tiny()).unwrap();
+        let params = model.init(&INIT);
+        let (full, half) = (save(&model, &params, DType::F32), save(&model, &params, DType::Bf16));
+        let saved = full[1].1.len() - half[1].1.len();
+        assert!(saved > 2 * params.count() * 9 / 10, "{saved} bytes"); // two per element; the header differs a little
+        let (_, loaded) = load(&half[0].1, borrowed(&half)).unwrap();
+        for ((_, spec, a), (_, _, b)) in params.iter().zip(loaded.iter()) {
+            let rounded = if spec.kind == crate::Kind::Bias { a.clone() } else { a.cast(DType::Bf16).cast(DType::F32) };
+            assert_eq!(rounded.read::<f32>(), b.read::<f32>());
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let model = Model::new(tiny()).unwrap();
+        let files = save(&model, &model.init(&INIT), DType::F32);
+        let load_as = |change: fn(&mut Config)| {
+            let mut config = tiny();
+            change(&mut config);
+            let error = load(&config.to_json(), borrowed(&files)).err().expect("it does not fit");
+            error.to_string()
+        };
+        let text = load_as(|c| c.vocab_size = 40);
+        assert!(text.contains("`model.embed_tokens.weight` has shape [32, 12] in the checkpoint, [40, 12]"), "{text}");
+        let text = load_as(|c| c.num_nextn_predict_layers = 1);
+        assert!(text.contains("`model.layers.2.enorm.weight` is missing: the model expects [12]"), "{text}");
+        let text = load_as(|c| c.n_shared_experts = 0);
+        assert!(text.contains("`model.layers.1.mlp.shared_experts.down_proj.weight` is in the checkpoint"), "{text}");
+        let text = load(&tiny().to_json(), [("model.safetensors", &files[1].1[..100])]).err().unwrap().to_string();
+        assert!(text.contains("the file may be cut short"), "{text}");
+    }
+}

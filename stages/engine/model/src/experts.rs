@@ -1,0 +1,191 @@
+//! DeepSeekMoE (Dai et al. 2024; DeepSeek-V3, §2.1.2): shared experts for every token, and a few of many routed ones.
+//!
+//! The correction bias takes part in the choice alone. The optional sequence-wise balance loss (eq. 17 to 20) enters at the router:
+//! it needs the scores, not the loss of the step.
+
+use crate::mlp::MlpSaved;
+use crate::params::Specs;
+use crate::{Config, Cx, Grads, Kind, Layer, Linear, Mlp, Param, WeightGemm};
+use smelt_kernels::{Documents, Layout, Router, Routing, Tensor, Write};
+
+#[derive(Clone, Debug)]
+pub struct Experts {
+    layer: usize,
+    router: Router,
+    gate: Linear,   // [E, D]
+    bias: Param,    // [E]
+    gate_up: Param, // [E, 2F, D]
+    down: Param,    // [E, D, F]
+    shared: Option<Mlp>,
+}
+
+pub struct ExpertsSaved {
+    x: Tensor, // [N, D]
+    routing: Routing,
+    dscores: Option<Tensor>, // of the balance loss, [N, E]
+    dispatched: Tensor,      // [R, D]
+    h: Tensor,               // [R, 2F]
+    act: Tensor,             // [R, F]
+    rows: Tensor,            // [R, D]
+    shared: Option<MlpSaved>,
+}
+
+impl Experts {
+    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config, layer: usize) -> Self {
+        let (e, d, f) = (c.n_routed_experts, c.hidden_size, c.moe_intermediate_size);
+        let expert = |e: usize, part: &str, shape: [usize; 2]| {
+            (format!("{name}.experts.{e}.{part}_proj.weight"), shape.to_vec())
+        };
+        let gate_up = (0..e).flat_map(|e| [expert(e, "gate", [f, d]), expert(e, "up", [f, d])]);
+        Self {
+            layer,
+            router: c.router(),
+            gate: Linear { w: specs.one(format!("{name}.gate.weight"), &[e, d], Kind::Router) },
+            bias: specs.one(format!("{name}.gate.e_score_correction_bias"), &[e], Kind::Bias),
+            gate_up: specs.add(&[e, 2 * f, d], Kind::Weight, gate_up),
+            down: specs.add(&[e, d, f], Kind::Weight, (0..e).map(|e| expert(e, "down", [d, f]))),
+            shared: (c.n_shared_experts > 0)
+                .then(|| Mlp::new(specs, &format!("{name}.shared_experts"), d, f * c.n_shared_experts)),
+        }
+    }
+
+    pub fn bias(&self) -> Param {
+        self.bias
+    }
+
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    fn route(&self, cx: &Cx, x: &Tensor) -> Routing {
+        let routing = cx.backend.route(&self.router, &self.gate.apply(cx, x), cx.params.get(self.bias));
+        let mut stats = cx.stats.borrow_mut();
+        let loads = stats.loads.entry(self.layer).or_insert_with(|| vec![0; self.router.experts]);
+        loads.iter_mut().zip(routing.segments.iter()).for_each(|(load, rows)| *load += rows.len() as u64);
+        if stats.keeps_routes {
+            stats.routes.entry(self.layer).or_default().extend(&routing.ids);
+        }
+        routing
+    }
+
+    /// Dispatched rows through their experts: h, act and the experts' outputs.
+    fn run(&self, cx: &Cx, dispatched: &Tensor, routing: &Routing) -> [Tensor; 3] {
+        let (gate_up, down) = (cx.params.get(self.gate_up), cx.params.get(self.down));
+        let [_, f2, d] = gate_up.dims("experts");
+        let rows = dispatched.rows();
+        let mut h = Tensor::empty([rows, f2], dispatched.dtype());
+        cx.backend.grouped_gemm(Layout::Nt, dispatched, gate_up, &routing.segments, &mut h, Write::Set);
+        let act = cx.backend.swiglu(&h);
+        let mut y = Tensor::empty([rows, d], dispatched.dtype());
+        cx.backend.grouped_gemm(Layout::Nt, &act, down, &routing.segments, &mut y, Write::Set);
+        [h, act, y]
+    }
+
+    /// Without saving anything.
+    pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
+        let routing = self.route(cx, x);
+        let [_, _, rows] = self.run(cx, &cx.backend.gather(x, &routing.tokens), &routing);
+        let mut y = match &self.shared {
+            Some(shared) => shared.apply(cx, x),
+            None => Tensor::zeros(x.shape(), x.dtype()),
+        };
+        cx.backend.combine(&rows, &routing, &mut y);
+        y
+    }
+}
+
+impl Layer for Experts {
+    type Saved = ExpertsSaved;
+
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, ExpertsSaved) {
+        let routing = self.route(cx, &x);
+        let dscores = (cx.balance > 0.0).then(|| {
+            let (loss, dscores) = balance(&self.router, &routing.scores, cx.documents, cx.balance);
+            cx.stats.borrow_mut().balance += loss;
+            dscores
+        });
+        let dispatched = cx.backend.gather(&x, &routing.tokens);
+        let [h, act, rows] = self.run(cx, &dispatched, &routing);
+        let (mut y, shared) = match &self.shared {
+            Some(shared) => {
+                let (y, saved) = shared.forward(cx, x.clone());
+                (y, Some(saved))
+            }
+            None => (Tensor::zeros(x.shape(), x.dtype()), None),
+        };
+        cx.backend.combine(&rows, &routing, &mut y);
+        (y, ExpertsSaved { x, routing, dscores, dispatched, h, act, rows, shared })
+    }
+
+    fn backward(&self, cx: &Cx, s: ExpertsSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let (gate_up, down, segments) = (cx.params.get(self.gate_up), cx.params.get(self.down), &s.routing.segments);
+        let (drows, dweights) = cx.backend.combine_backward(&s.rows, &s.routing, &dy);
+        let mut dact = Tensor::empty(s.act.shape(), dy.dtype());
+        cx.backend.grouped_gemm(Layout::Nn, &drows, down, segments, &mut dact, Write::Set);
+        let dh = cx.backend.swiglu_backward(&s.h, &dact);
+        let mut ddispatched = Tensor::empty(s.dispatched.shape(), dy.dtype());
+        cx.backend.grouped_gemm(Layout::Nn, &dh, gate_up, segments, &mut ddispatched, Write::Set);
+        let mut dx = match (&self.shared, s.shared) {
+            (Some(shared), Some(saved)) => shared.backward(cx, saved, dy, grads),
+            _ => Tensor::zeros(s.x.shape(), dy.dtype()),
+        };
+        cx.backend.gather_backward(&ddispatched, &s.routing.slots, &mut dx);
+        let dlogits = cx.backend.route_backward(&self.router, &s.routing, &dweights, s.dscores.as_ref());
+        self.gate.backward_into(cx, s.x, dlogits, &mut dx, Write::Add, grads);
+        let segments = Some(s.routing.segments);
+        grads.defer(WeightGemm { param: self.down, dy: drows, x: s.act, segments: segments.clone() });
+        grads.defer(WeightGemm { param: self.gate_up, dy: dh, x: s.dispatched, segments });
+        dx
+    }
+}
+
+/// Per sequence of T tokens `Σ_e f_e·P_e`, f_e = E/(K·T) times how often e is among a token's K best raw scores (no gradient), P_e the
+/// mean of its share of the scores; times `weight`, summed over sequences. Returns the loss and its gradient in the scores.
+fn balance(router: &Router, scores: &Tensor, documents: &Documents, weight: f64) -> (f64, Tensor) {
+    let (e, k) = (router.experts, router.top_k);
+    let s = scores.to_f64();
+    let (mut loss, mut ds) = (0.0, vec![0.0; s.len()]);
+    for rows in documents.iter().filter(|rows| !rows.is_empty()) {
+        let length = rows.len() as f64;
+        let (mut f, mut p) = (vec![0.0; e], vec![0.0; e]);
+        for t in rows.clone() {
+            let row = &s[t * e..][..e];
+            let mut order: Vec<usize> = (0..e).collect();
+            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+            order[..k].iter().for_each(|&i| f[i] += e as f64 / (k as f64 * length));
+            let sum: f64 = row.iter().sum::<f64>() + 1e-20;
+            p.iter_mut().zip(row).for_each(|(p, s)| *p += s / sum / length);
+        }
+        loss += weight * f.iter().zip(&p).map(|(f, p)| f * p).sum::<f64>();
+        for t in rows {
+            let row = &s[t * e..][..e];
+            let sum: f64 = row.iter().sum::<f64>() + 1e-20;
+            let mean: f64 = f.iter().zip(row).map(|(f, s)| f * s / sum).sum();
+            for (ds, f) in ds[t * e..][..e].iter_mut().zip(&f) {
+                *ds = weight * (f - mean) / sum / length;
+            }
+        }
+    }
+    (loss, Tensor::new(scores.shape(), &ds).cast(scores.dtype()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, check_gradients_with, tiny};
+
+    #[test]
+    fn experts_have_the_gradient_of_their_loss() {
+        check_gradients(&[6, 3], 12, |specs, config| Experts::new(specs, "moe", config, 0), tiny().hidden_size);
+    }
+
+    #[test]
+    fn experts_with_balance_loss_have_the_gradient_of_their_loss() {
+        let layer = |specs: &mut Specs, config: &mut Config| {
+            config.n_shared_experts = 0;
+            config.norm_topk_prob = false;
+            Experts::new(specs, "moe", config, 0)
+        };
+        check_gradients_with(&[6, 3], 12, layer, tiny().hidden_size, 0.7);
+    }
+}

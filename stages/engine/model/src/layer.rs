@@ -1,0 +1,120 @@
+//! The contract of a differentiable layer, and the leaves that need no thought.
+
+use crate::{Grads, Param, Params, WeightGemm};
+use smelt_kernels::{Backend, Documents, Layout, Rope, Tensor, Write};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// What a layer may touch while it runs.
+#[derive(Clone, Copy)]
+pub struct Cx<'a> {
+    pub backend: &'a dyn Backend,
+    pub params: &'a Params,
+    pub documents: &'a Documents,
+    pub rope: &'a Rope,
+    /// Weight of the sequence-wise balance loss over the number of sequences of the step; 0 leaves it out.
+    pub balance: f64,
+    pub stats: &'a RefCell<Stats>,
+}
+
+/// What a pass tells besides its result.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Rows each expert got, by layer.
+    pub loads: BTreeMap<usize, Vec<u64>>,
+    /// Balance loss so far, already weighted.
+    pub balance: f64,
+    /// Keep the experts of every token in `routes`, for tests and analysis.
+    pub keeps_routes: bool,
+    /// `[N, K]` by layer.
+    pub routes: BTreeMap<usize, Vec<u32>>,
+}
+
+/// A function and its derivative, side by side. `Saved` is everything backward needs, by name; it is moved.
+pub trait Layer {
+    type Saved;
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, Self::Saved);
+    /// Returns dx; gradients of parameters are added to `grads`, weight products deferred.
+    fn backward(&self, cx: &Cx, saved: Self::Saved, dy: Tensor, grads: &mut Grads) -> Tensor;
+}
+
+/// `y = x·Wᵀ`, no bias.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub w: Param, // [out, in]
+}
+
+impl Linear {
+    pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
+        let w = cx.params.get(self.w);
+        let mut y = Tensor::empty([x.rows(), w.rows()], x.dtype());
+        cx.backend.gemm(Layout::Nt, x, w, &mut y, Write::Set);
+        y
+    }
+
+    /// `dx = dy·W`, or `+=`.
+    pub fn backward_into(&self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
+        cx.backend.gemm(Layout::Nn, &dy, cx.params.get(self.w), dx, write);
+        grads.defer(WeightGemm { param: self.w, dy, x, segments: None });
+    }
+}
+
+impl Layer for Linear {
+    type Saved = Tensor; // x [N, in]
+
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, Tensor) {
+        (self.apply(cx, &x), x)
+    }
+
+    fn backward(&self, cx: &Cx, x: Tensor, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let mut dx = Tensor::empty(x.shape(), x.dtype());
+        self.backward_into(cx, x, dy, &mut dx, Write::Set, grads);
+        dx
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    pub gain: Param, // [D]
+    pub eps: f64,
+}
+
+pub struct RmsNormSaved {
+    x: Tensor,    // [N, D]
+    rstd: Tensor, // [N]
+}
+
+impl Layer for RmsNorm {
+    type Saved = RmsNormSaved;
+
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, RmsNormSaved) {
+        let (y, rstd) = cx.backend.rms_norm(&x, cx.params.get(self.gain), self.eps);
+        (y, RmsNormSaved { x, rstd })
+    }
+
+    fn backward(&self, cx: &Cx, s: RmsNormSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        cx.backend.rms_norm_backward(&s.x, &s.rstd, cx.params.get(self.gain), &dy, grads.get_mut(self.gain))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+    use crate::testing::check_gradients;
+
+    #[test]
+    fn linear_has_the_gradient_of_its_loss() {
+        check_gradients(&[4, 3], 5, |specs, _| Linear { w: specs.one("w".into(), &[5, 6], Kind::Weight) }, 6);
+    }
+
+    #[test]
+    fn rms_norm_has_the_gradient_of_its_loss() {
+        check_gradients(
+            &[140],
+            8,
+            |specs, _| RmsNorm { gain: specs.one("gain".into(), &[8], Kind::Embedding), eps: 1e-3 },
+            8,
+        );
+    }
+}

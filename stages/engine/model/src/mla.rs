@@ -1,0 +1,174 @@
+//! Multi-head latent attention (DeepSeek-V2, §2.1): keys and values come from one small latent per token, positions from one rotary
+//! key shared by all heads.
+//!
+//! Rows of `q` hold per head [nope | rope]; rows of `kv_b_proj` per head [k_nope | v]; rows of `kv_a_proj_with_mqa` are
+//! [latent | rope], of which the latent alone is normed. The latent norms use eps 1e-6 whatever the config says, as
+//! transformers does.
+
+use crate::layer::RmsNormSaved;
+use crate::params::Specs;
+use crate::{CacheRows, Config, Cx, Grads, Kind, Layer, Linear, RmsNorm};
+use smelt_kernels::{AttentionShape, LatentRows, Tensor, Write};
+
+const LATENT_EPS: f64 = 1e-6;
+
+#[derive(Clone, Debug)]
+pub struct Mla {
+    shape: AttentionShape,
+    latent: usize,
+    query: Query,
+    kv_a: Linear, // [latent + rope, D]
+    kv_norm: RmsNorm,
+    kv_b: Linear, // [H·(nope + value), latent]
+    o: Linear,    // [D, H·value]
+}
+
+#[derive(Clone, Debug)]
+enum Query {
+    Direct(Linear),
+    Compressed { a: Linear, norm: RmsNorm, b: Linear },
+}
+
+enum QuerySaved {
+    Direct(Tensor),
+    Compressed { a: Tensor, norm: RmsNormSaved, b: Tensor },
+}
+
+impl Query {
+    fn apply(&self, cx: &Cx, x: &Tensor) -> (Tensor, QuerySaved) {
+        match self {
+            Query::Direct(q) => (q.apply(cx, x), QuerySaved::Direct(x.clone())),
+            Query::Compressed { a, norm, b } => {
+                let (y, norm_saved) = norm.forward(cx, a.apply(cx, x));
+                (b.apply(cx, &y), QuerySaved::Compressed { a: x.clone(), norm: norm_saved, b: y })
+            }
+        }
+    }
+
+    fn backward(&self, cx: &Cx, saved: QuerySaved, dq: Tensor, dx: &mut Tensor, grads: &mut Grads) {
+        match (self, saved) {
+            (Query::Direct(q), QuerySaved::Direct(x)) => q.backward_into(cx, x, dq, dx, Write::Set, grads),
+            (Query::Compressed { a, norm, b }, QuerySaved::Compressed { a: x, norm: norm_saved, b: y }) => {
+                let dy = b.backward(cx, y, dq, grads);
+                let dy = norm.backward(cx, norm_saved, dy, grads);
+                a.backward_into(cx, x, dy, dx, Write::Set, grads);
+            }
+            _ => unreachable!("a query saves its own kind"),
+        }
+    }
+}
+
+pub struct MlaSaved {
+    query: QuerySaved,
+    x: Tensor, // [N, D]
+    kv_norm: RmsNormSaved,
+    latent: Tensor, // normed, [N, latent]
+    q: Tensor,      // rotated, [N, H·(nope + rope)]
+    kv: Tensor,     // [N, H·(nope + value)]
+    k_rope: Tensor, // rotated, [N, rope]
+    o: Tensor,      // [N, H·value]
+    lse: Tensor,    // [H, N]
+}
+
+impl Mla {
+    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config) -> Self {
+        let shape = c.attention_shape();
+        let (d, latent) = (c.hidden_size, c.kv_lora_rank);
+        let mut linear = |part: &str, out: usize, inner: usize| Linear {
+            w: specs.one(format!("{name}.{part}.weight"), &[out, inner], Kind::Weight),
+        };
+        let q_width = shape.heads * (shape.nope + shape.rope);
+        let projections = match c.q_lora_rank {
+            None => (linear("q_proj", q_width, d), None),
+            Some(rank) => (linear("q_a_proj", rank, d), Some(linear("q_b_proj", q_width, rank))),
+        };
+        let kv_a = linear("kv_a_proj_with_mqa", latent + shape.rope, d);
+        let kv_b = linear("kv_b_proj", shape.heads * (shape.nope + shape.value), latent);
+        let o = linear("o_proj", d, shape.heads * shape.value);
+        let mut norm = |part: &str, width: usize| RmsNorm {
+            gain: specs.one(format!("{name}.{part}.weight"), &[width], Kind::Gain),
+            eps: LATENT_EPS,
+        };
+        let query = match projections {
+            (q, None) => Query::Direct(q),
+            (a, Some(b)) => Query::Compressed { a, norm: norm("q_a_layernorm", c.q_lora_rank.unwrap_or(0)), b },
+        };
+        Self { shape, latent, query, kv_a, kv_norm: norm("kv_a_layernorm", latent), kv_b, o }
+    }
+
+    /// Rotated queries, what backward of them needs, the normed latent, and the rotated key.
+    fn project(&self, cx: &Cx, x: &Tensor, positions: &[u32]) -> (Tensor, QuerySaved, (Tensor, RmsNormSaved), Tensor) {
+        let s = &self.shape;
+        let (mut q, query) = self.query.apply(cx, x);
+        cx.backend.rope(&mut q, s.heads, s.nope, cx.rope, positions, false);
+        let (latent, mut k_rope) = cx.backend.split(&self.kv_a.apply(cx, x), self.latent);
+        cx.backend.rope(&mut k_rope, 1, 0, cx.rope, positions, false);
+        (q, query, self.kv_norm.forward(cx, latent), k_rope)
+    }
+
+    /// Generation: appends the rows of `x` to the caches of layer `layer` and attends from the latents.
+    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &[u32], requests: &mut [CacheRows], layer: usize) -> Tensor {
+        let (q, _, (latent, _), k_rope) = self.project(cx, x, positions);
+        let (latent, k_rope, width) = (latent.read::<f32>(), k_rope.read::<f32>(), self.latent + self.shape.rope);
+        for request in requests.iter_mut() {
+            let cache = request.cache.layer_mut(layer);
+            cache.reserve(request.rows.len() * width);
+            for row in request.rows.clone() {
+                cache.extend_from_slice(&latent[row * self.latent..][..self.latent]);
+                cache.extend_from_slice(&k_rope[row * self.shape.rope..][..self.shape.rope]);
+            }
+        }
+        let rows: Vec<LatentRows> =
+            requests.iter().map(|r| LatentRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
+        let o = cx.backend.latent_attention(&self.shape, &q, cx.params.get(self.kv_b.w), &rows);
+        self.o.apply(cx, &o)
+    }
+}
+
+impl Layer for Mla {
+    type Saved = MlaSaved;
+
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, MlaSaved) {
+        let (q, query, (latent, kv_norm), k_rope) = self.project(cx, &x, cx.documents.positions());
+        let kv = self.kv_b.apply(cx, &latent);
+        let (o, lse) = cx.backend.attention(&self.shape, &q, &kv, &k_rope, cx.documents);
+        let y = self.o.apply(cx, &o);
+        (y, MlaSaved { query, x, kv_norm, latent, q, kv, k_rope, o, lse })
+    }
+
+    fn backward(&self, cx: &Cx, s: MlaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let d_o = self.o.backward(cx, s.o.clone(), dy, grads);
+        let (mut dq, dkv, mut dk_rope) =
+            cx.backend.attention_backward(&self.shape, &s.q, &s.kv, &s.k_rope, &s.o, &s.lse, &d_o, cx.documents);
+        let (shape, positions) = (&self.shape, cx.documents.positions());
+        cx.backend.rope(&mut dq, shape.heads, shape.nope, cx.rope, positions, true);
+        cx.backend.rope(&mut dk_rope, 1, 0, cx.rope, positions, true);
+        let dlatent = self.kv_b.backward(cx, s.latent, dkv, grads);
+        let dlatent = self.kv_norm.backward(cx, s.kv_norm, dlatent, grads);
+        let mut dx = Tensor::empty(s.x.shape(), s.x.dtype());
+        self.query.backward(cx, s.query, dq, &mut dx, grads);
+        self.kv_a.backward_into(cx, s.x, cx.backend.join(&dlatent, &dk_rope), &mut dx, Write::Add, grads);
+        dx
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, tiny};
+
+    #[test]
+    fn attention_has_the_gradient_of_its_loss() {
+        check_gradients(&[5, 1, 3], 12, |specs, config| Mla::new(specs, "attn", config), tiny().hidden_size);
+    }
+
+    #[test]
+    fn attention_without_query_compression_and_interleaving_has_the_gradient_of_its_loss() {
+        let layer = |specs: &mut Specs, config: &mut Config| {
+            config.q_lora_rank = None;
+            config.rope_interleave = false;
+            Mla::new(specs, "attn", config)
+        };
+        check_gradients(&[4, 2], 12, layer, tiny().hidden_size);
+    }
+}

@@ -1,0 +1,226 @@
+//! Parameters live beside the model: a layer holds handles, values and gradients are parallel stores.
+//!
+//! A parameter's one name is Hugging Face's. A packed tensor (gate and up of a feed-forward layer; all experts of a layer) lists the
+//! names it holds in the order of memory; the optimizer walks packed tensors, checkpoints the parts.
+
+use crate::Cx;
+use smelt_kernels::{Backend, DType, Layout, Segments, Shape, Tensor, Write, random};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Param(usize);
+
+impl Param {
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// How a parameter starts, and whether gradients reach it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Weight,
+    Embedding,
+    /// The router's weight.
+    Router,
+    /// A norm's gain, from 1.
+    Gain,
+    /// The router's correction bias: selects, has no gradient, moves by its own rule.
+    Bias,
+    /// Starts at these values (the reward model's likelihood weights).
+    Fixed([f64; 2]),
+    /// Starts at zero.
+    Zero,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub name: String,
+    pub shape: Vec<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub shape: Shape,
+    pub kind: Kind,
+    /// One after the other in memory.
+    pub parts: Vec<Part>,
+}
+
+/// Standard deviations of normal draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Init {
+    pub seed: u64,
+    pub embedding: f64,
+    pub router: f64,
+    /// None: 1/√(3·inputs), what PyTorch's linear layers start with.
+    pub weight: Option<f64>,
+}
+
+/// What a model with given sizes is made of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Specs(pub Vec<Spec>);
+
+impl Specs {
+    pub fn add(&mut self, shape: &[usize], kind: Kind, parts: impl IntoIterator<Item = (String, Vec<usize>)>) -> Param {
+        let parts: Vec<Part> = parts.into_iter().map(|(name, shape)| Part { name, shape }).collect();
+        let shape = Shape::from(shape);
+        debug_assert_eq!(parts.iter().map(|p| p.shape.iter().product::<usize>()).sum::<usize>(), shape.len());
+        self.0.push(Spec { shape, kind, parts });
+        Param(self.0.len() - 1)
+    }
+
+    pub fn one(&mut self, name: String, shape: &[usize], kind: Kind) -> Param {
+        self.add(shape, kind, [(name, shape.to_vec())])
+    }
+}
+
+pub struct Params {
+    specs: Arc<Specs>,
+    values: Vec<Tensor>,
+}
+
+impl Params {
+    pub(crate) fn new(specs: Arc<Specs>, values: Vec<Tensor>) -> Self {
+        Self { specs, values }
+    }
+
+    /// Draws depend on seed and tensor name alone, not on the order of layers.
+    pub(crate) fn init(specs: Arc<Specs>, init: &Init) -> Self {
+        let draw = |spec: &Spec| {
+            let mut values = Vec::with_capacity(spec.shape.len());
+            for part in &spec.parts {
+                let stream = part.name.bytes().fold(0, |hash, byte| random::mix(hash ^ u64::from(byte)));
+                let inputs = part.shape.last().copied().unwrap_or(1) as f64;
+                let std = match spec.kind {
+                    Kind::Weight => init.weight.unwrap_or(1.0 / (3.0 * inputs).sqrt()),
+                    Kind::Embedding => init.embedding,
+                    Kind::Router => init.router,
+                    _ => 0.0,
+                };
+                values.extend((0..part.shape.iter().product::<usize>()).map(|i| match spec.kind {
+                    Kind::Gain => 1.0,
+                    Kind::Bias | Kind::Zero => 0.0,
+                    Kind::Fixed(values) => values[i] as f32,
+                    _ => (std * random::normal(init.seed, stream, i as u64)) as f32,
+                }));
+            }
+            Tensor::new(spec.shape, &values)
+        };
+        let values = specs.0.iter().map(draw).collect();
+        Self { specs, values }
+    }
+
+    pub fn get(&self, p: Param) -> &Tensor {
+        &self.values[p.0]
+    }
+
+    /// To write: panics in the tensor when a clone is alive.
+    pub fn get_mut(&mut self, p: Param) -> &mut Tensor {
+        &mut self.values[p.0]
+    }
+
+    pub fn spec(&self, p: Param) -> &Spec {
+        &self.specs.0[p.0]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Param, &Spec, &Tensor)> {
+        self.specs.0.iter().zip(&self.values).enumerate().map(|(i, (spec, value))| (Param(i), spec, value))
+    }
+
+    pub fn handles(&self) -> impl Iterator<Item = Param> + use<> {
+        (0..self.values.len()).map(Param)
+    }
+
+    /// Values with memory of their own, in `dtype`.
+    pub fn copy_as(&self, dtype: DType) -> Self {
+        let copy = |t: &Tensor| if t.dtype() == dtype { t.copy() } else { t.cast(dtype) };
+        Self { specs: self.specs.clone(), values: self.values.iter().map(copy).collect() }
+    }
+
+    /// Values with memory of their own: a reference that stays while the policy moves.
+    pub fn copy(&self) -> Self {
+        self.copy_as(DType::F32)
+    }
+
+    /// All trainable elements.
+    pub fn count(&self) -> usize {
+        self.specs.0.iter().filter(|spec| spec.kind != Kind::Bias).map(|spec| spec.shape.len()).sum()
+    }
+
+    /// Packs the weights once for many small batches: for generation, while the values stay.
+    pub fn prepare(&self, backend: &dyn Backend) {
+        for (_, spec, value) in self.iter() {
+            if matches!(spec.kind, Kind::Weight | Kind::Router) {
+                backend.prepare(value);
+            }
+        }
+    }
+
+    /// Takes the values of all parameters that `other` also has by name; the rest keeps what it is. For a reward model that starts
+    /// from a language model.
+    pub fn adopt(&mut self, other: &Params) {
+        for i in 0..self.values.len() {
+            let name = &self.specs.0[i].parts[0].name;
+            if let Some((_, _, value)) = other.iter().find(|(_, spec, _)| spec.parts[0].name == *name) {
+                self.values[i] = value.copy();
+            }
+        }
+    }
+}
+
+/// A weight gradient not yet computed: `dW += dyᵀ·x`, per segment if grouped.
+pub struct WeightGemm {
+    pub param: Param,
+    pub dy: Tensor,
+    pub x: Tensor,
+    pub segments: Option<Segments>,
+}
+
+/// Gradients of all parameters; weight products wait until [`run`](Self::run).
+pub struct Grads {
+    values: Vec<Tensor>,
+    deferred: Vec<WeightGemm>,
+}
+
+impl Grads {
+    pub fn zeros(params: &Params) -> Self {
+        let values = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
+        Self { values, deferred: Vec::new() }
+    }
+
+    pub fn get(&self, p: Param) -> &Tensor {
+        &self.values[p.0]
+    }
+
+    pub fn get_mut(&mut self, p: Param) -> &mut Tensor {
+        &mut self.values[p.0]
+    }
+
+    pub fn defer(&mut self, work: WeightGemm) {
+        self.deferred.push(work);
+    }
+
+    /// The weight work recorded since the last call: one `W` of a timetable.
+    pub fn take_deferred(&mut self) -> Vec<WeightGemm> {
+        std::mem::take(&mut self.deferred)
+    }
+
+    /// `+=`, in the order of `work`.
+    pub fn run(&mut self, cx: &Cx, work: Vec<WeightGemm>) {
+        for w in work {
+            let dw = &mut self.values[w.param.0];
+            match &w.segments {
+                None => cx.backend.gemm(Layout::Tn, &w.dy, &w.x, dw, Write::Add),
+                Some(segments) => cx.backend.grouped_gradient(&w.dy, &w.x, segments, dw),
+            }
+        }
+    }
+
+    /// Runs what waits now.
+    pub fn flush(&mut self, cx: &Cx) {
+        let work = self.take_deferred();
+        self.run(cx, work);
+    }
+}

@@ -1,0 +1,128 @@
+//! Gradients against central differences, in f64.
+
+use crate::params::Specs;
+use crate::{Config, Cx, Grads, Init, Kind, Layer, Params, Stats};
+use smelt_kernels::{Cpu, DType, Documents, Tensor, random};
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// Small, with every feature on.
+pub fn tiny() -> Config {
+    Config {
+        vocab_size: 32,
+        hidden_size: 12,
+        intermediate_size: 10,
+        moe_intermediate_size: 6,
+        num_hidden_layers: 2,
+        num_nextn_predict_layers: 0,
+        num_attention_heads: 2,
+        n_shared_experts: 1,
+        n_routed_experts: 8,
+        routed_scaling_factor: 2.5,
+        kv_lora_rank: 5,
+        q_lora_rank: Some(7),
+        qk_rope_head_dim: 4,
+        v_head_dim: 3,
+        qk_nope_head_dim: 6,
+        n_group: 4,
+        topk_group: 2,
+        num_experts_per_tok: 3,
+        first_k_dense_replace: 1,
+        norm_topk_prob: true,
+        max_position_embeddings: 64,
+        rms_norm_eps: 1e-6,
+        rope_theta: 100.0,
+        rope_scaling: None,
+        rope_interleave: true,
+        tie_word_embeddings: false,
+        initializer_range: 0.02,
+        bos_token_id: Some(0),
+        eos_token_id: Some(1),
+        pad_token_id: None,
+        reward_head: false,
+    }
+}
+
+/// Builds a layer, and compares its gradients in x `[N, width]` and in every parameter with central differences.
+pub fn check_gradients<L: Layer>(
+    lengths: &[usize],
+    out: usize,
+    layer: impl FnOnce(&mut Specs, &mut Config) -> L,
+    width: usize,
+) {
+    check_gradients_with(lengths, out, layer, width, 0.0);
+}
+
+/// The loss is Σ c·y for random c, plus the balance loss with weight `balance`. With steps of 1e-5 the truncation is about 1e-10 and
+/// the rounding 1e-16/1e-5; the tolerance leaves a factor of 1000 above both.
+pub fn check_gradients_with<L: Layer>(
+    lengths: &[usize],
+    out: usize,
+    layer: impl FnOnce(&mut Specs, &mut Config) -> L,
+    width: usize,
+    balance: f64,
+) {
+    let (mut specs, mut config) = (Specs::default(), tiny());
+    let layer = layer(&mut specs, &mut config);
+    let specs = Arc::new(specs);
+    let init = Init { seed: 3, embedding: 1.0, router: 1.0, weight: None };
+    let mut params = Params::init(specs, &init).copy_as(DType::F64);
+    let biases: Vec<_> = params.iter().filter(|(_, spec, _)| spec.kind == Kind::Bias).map(|(p, _, _)| p).collect();
+    for p in &biases {
+        let bias = params.get_mut(*p).write::<f64>();
+        bias.iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * random::normal(9, 9, i as u64));
+    }
+    let (documents, cpu) = (Documents::of_lengths(lengths), Cpu::new(1));
+    let rope = config.rope(64);
+    let n = documents.rows();
+    let draws = |seed: u64, len: usize| (0..len).map(|i| random::normal(seed, 1, i as u64)).collect::<Vec<_>>();
+    let mut x = Tensor::new([n, width], &draws(1, n * width));
+    let c = Tensor::new([n, out], &draws(2, n * out));
+
+    let loss = |params: &Params, x: &Tensor| {
+        let stats = RefCell::default();
+        let cx = Cx { backend: &cpu, params, documents: &documents, rope: &rope, balance, stats: &stats };
+        let (y, _) = layer.forward(&cx, x.clone());
+        assert_eq!((y.rows(), y.cols()), (n, out));
+        let sum: f64 = y.read::<f64>().iter().zip(c.read::<f64>()).map(|(y, c)| y * c).sum();
+        sum + stats.borrow().balance
+    };
+    let stats = RefCell::<Stats>::default();
+    let cx = Cx { backend: &cpu, params: &params, documents: &documents, rope: &rope, balance, stats: &stats };
+    let mut grads = Grads::zeros(&params);
+    let (_, saved) = layer.forward(&cx, x.copy());
+    let dx = layer.backward(&cx, saved, c.clone(), &mut grads);
+    grads.flush(&cx);
+
+    const STEP: f64 = 1e-5;
+    let close = |found: f64, up: f64, down: f64, what: &str| {
+        let expected = (up - down) / (2.0 * STEP);
+        assert!(
+            (found - expected).abs() < 1e-6 * expected.abs().max(1.0),
+            "{what}: {found}, by differences {expected}"
+        );
+    };
+    for i in 0..x.len() {
+        let old = x.read::<f64>()[i];
+        let mut at = |value| {
+            x.write::<f64>()[i] = value;
+            loss(&params, &x)
+        };
+        let (up, down) = (at(old + STEP), at(old - STEP));
+        at(old);
+        close(dx.read::<f64>()[i], up, down, &format!("dx[{i}]"));
+    }
+    for p in params.handles().filter(|p| !biases.contains(p)) {
+        for i in 0..params.get(p).len() {
+            let old = params.get(p).read::<f64>()[i];
+            let mut at = |value| {
+                params.get_mut(p).write::<f64>()[i] = value;
+                loss(&params, &x)
+            };
+            let (up, down) = (at(old + STEP), at(old - STEP));
+            at(old);
+            let name = &params.spec(p).parts[0].name;
+            close(grads.get(p).read::<f64>()[i], up, down, &format!("d {name}[{i}]"));
+        }
+    }
+}

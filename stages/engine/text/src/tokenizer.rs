@@ -1,0 +1,80 @@
+//! The tokenizer of a checkpoint.
+
+use crate::Error;
+
+/// The reserved tokens, in the order of their ids when our own `tokenize` made the vocabulary.
+pub const SPECIAL: [&str; 6] = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"];
+
+pub struct Tokenizer {
+    /// Reads special tokens in text as such.
+    template: tokenizers::Tokenizer,
+    /// Reads them as the characters they are.
+    plain: tokenizers::Tokenizer,
+    special: Vec<String>,
+}
+
+impl Tokenizer {
+    /// From tokenizer.json.
+    pub fn from_bytes(json: &[u8]) -> Result<Self, Error> {
+        let mut template =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|error| Error::Tokenizer { what: error.to_string() })?;
+        template.set_encode_special_tokens(false);
+        let mut plain = template.clone();
+        plain.set_encode_special_tokens(true);
+        let added = template.get_added_tokens_decoder();
+        let mut special: Vec<(u32, String)> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        special.sort();
+        Ok(Self { template, plain, special: special.into_iter().map(|(_, token)| token).collect() })
+    }
+
+    /// Ids of plain text: nothing is added, and a spelled special token is its characters.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        encode(&self.plain, text)
+    }
+
+    /// Ids of rendered text, in which special tokens stand for themselves.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, Error> {
+        encode(&self.template, text)
+    }
+
+    /// Text of `ids`, special tokens left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        self.plain.decode(ids, true).map_err(|error| Error::Encode { what: error.to_string() })
+    }
+
+    pub fn vocabulary(&self) -> usize {
+        self.plain.get_vocab_size(true)
+    }
+
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.plain.token_to_id(token)
+    }
+
+    /// The id of a token that must be there.
+    pub fn special(&self, token: &str) -> Result<u32, Error> {
+        self.id(token).ok_or_else(|| Error::Special { token: token.into() })
+    }
+
+    pub fn bos(&self) -> Result<u32, Error> {
+        self.special(SPECIAL[0])
+    }
+
+    pub fn eos(&self) -> Result<u32, Error> {
+        self.special(SPECIAL[1])
+    }
+
+    pub fn pad(&self) -> Result<u32, Error> {
+        self.special(SPECIAL[2])
+    }
+
+    /// A special token that `text` spells.
+    pub fn spelled<'a>(&'a self, text: &str) -> Option<&'a str> {
+        self.special.iter().map(String::as_str).find(|token| text.contains(token))
+    }
+}
+
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, Error> {
+    let encoding = tokenizer.encode_fast(text, false).map_err(|error| Error::Encode { what: error.to_string() })?;
+    Ok(encoding.get_ids().to_vec())
+}

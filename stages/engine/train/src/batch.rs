@@ -1,0 +1,78 @@
+//! Examples with a mask, and how they become batches.
+
+use smelt_kernels::Documents;
+use smelt_model::{Batch, IGNORE};
+use std::ops::Range;
+
+/// A sequence of which some tokens are to be learnt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Example {
+    pub ids: Vec<u32>,
+    /// Whether token i is trained; the first cannot be.
+    pub mask: Vec<bool>,
+}
+
+impl Example {
+    /// `prompt` as context, `answer` to be learnt.
+    pub fn new(prompt: &[u32], answer: &[u32]) -> Self {
+        let mask = (0..prompt.len() + answer.len()).map(|i| i >= prompt.len()).collect();
+        Self { ids: [prompt, answer].concat(), mask }
+    }
+
+    /// Tokens with a target.
+    pub fn targets(&self) -> usize {
+        self.mask.iter().skip(1).filter(|&&is_trained| is_trained).count()
+    }
+}
+
+/// One document per example; its last token is no input, for it predicts nothing.
+pub fn masked_batch<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Batch {
+    let (mut batch, mut lengths) = (Batch::default(), Vec::new());
+    for Example { ids, mask } in examples {
+        assert!(ids.len() == mask.len(), "masked_batch: {} ids, {} mask", ids.len(), mask.len());
+        let Some(last) = ids.len().checked_sub(1) else { continue };
+        batch.ids.extend(&ids[..last]);
+        batch
+            .targets
+            .extend(ids[1..].iter().zip(&mask[1..]).map(|(&id, &is_trained)| if is_trained { id } else { IGNORE }));
+        lengths.extend((last > 0).then_some(last));
+    }
+    batch.documents = Documents::of_lengths(&lengths);
+    batch
+}
+
+/// Cuts a list of sequences, in order, so that each part has at most `limit` tokens (one sequence may have more).
+pub fn micro_batches(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (i, &length) in lengths.iter().enumerate() {
+        if tokens + length > limit && i > start {
+            parts.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += length;
+    }
+    if start < lengths.len() {
+        parts.push(start..lengths.len());
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_masked_tokens_are_targets() {
+        let batch = masked_batch(&[Example::new(&[5, 6], &[7, 8]), Example::new(&[9], &[3])]);
+        assert_eq!(batch.ids, [5, 6, 7, 9]);
+        assert_eq!(batch.targets, [IGNORE, 7, 8, 3]);
+        assert_eq!(batch.documents, Documents::of_lengths(&[3, 1]));
+        assert_eq!(batch.target_rows(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn parts_keep_the_order_and_the_limit() {
+        assert_eq!(micro_batches(&[3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
+        assert!(micro_batches(&[], 6).is_empty());
+    }
+}

@@ -1,0 +1,23 @@
+//! What can stop a training.
+
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Model(#[from] smelt_model::Error),
+    /// The step was not applied: parameters and optimizer are as before it.
+    #[error(
+        "step {step}: {what} is {value}\nhint: lower the learning rate or the clipping norm, and look at the batches of this step; \
+         the model is as it was before it"
+    )]
+    NotFinite { step: u64, what: &'static str, value: f64 },
+    #[error(
+        "step {step} has nothing to learn: no row of its batches has a target\nhint: check masks and lengths of the data"
+    )]
+    Empty { step: u64 },
+    #[error(
+        "the training state cannot be read: {what}\nhint: it belongs to another model or was cut short; start without it"
+    )]
+    State { what: String },
+}

@@ -1,0 +1,25 @@
+//! Training: data order, packing, schedules, optimizer, objectives, and the trainer that puts them together.
+//!
+//! Everything random is a function of (seed, step), so a checkpoint stores one integer; 20 steps are 10, a save, a load and 10 more,
+//! to the bit. No store and no files here: bytes and tokens in, bytes and figures out.
+
+mod batch;
+mod error;
+mod objective;
+mod optimizer;
+mod order;
+mod packing;
+mod reward;
+mod schedule;
+mod state;
+mod trainer;
+
+pub use batch::{Example, masked_batch, micro_batches};
+pub use error::Error;
+pub use objective::{Grpo, Loss, Masked, NextToken, Objective};
+pub use optimizer::{Hyper, Optimizer};
+pub use order::sample;
+pub use packing::Corpus;
+pub use reward::{BradleyTerry, Scored, reward_scores, scored_batch};
+pub use schedule::{Decay, Schedule};
+pub use trainer::{Report, Settings, Trainer};

@@ -1,0 +1,200 @@
+//! What is minimised, as a function of token log-probabilities with a derivative in closed form.
+//!
+//! The head turns `dlogp` into gradients once for all of them. An objective holds the data of one micro-batch and a normaliser of the
+//! whole step, so the sum over micro-batches is the same however the step is cut.
+
+use smelt_kernels::math;
+use smelt_model::{Batch, HeadOutput, IGNORE, OutputGradient};
+
+#[derive(Debug, Default)]
+pub struct Loss {
+    pub value: f64,
+    /// Named terms and measures; summed over micro-batches.
+    pub parts: Vec<(&'static str, f64)>,
+    pub gradient: OutputGradient,
+}
+
+pub trait Objective {
+    fn loss(&self, head: &HeadOutput, batch: &Batch) -> Loss;
+}
+
+/// Pretraining: mean negative log-likelihood, plus `lambda` times that of each further module, whose sum over the modules is the
+/// report's λ (DeepSeek-V3, eq. 24 and 25).
+#[derive(Clone, Debug)]
+pub struct NextToken {
+    /// Targets of the whole step.
+    pub targets: usize,
+    pub lambda: f64,
+    /// Targets of the further modules in the whole step, by module.
+    pub further: Vec<usize>,
+}
+
+impl NextToken {
+    /// For the batches of one step and a model with `modules` further modules, which share `weight`.
+    pub fn of(batches: &[Batch], weight: f64, modules: usize) -> Self {
+        // module d reads all but the last d rows of a document, and predicts what those after its first d predict
+        let count = |skipped: usize| {
+            let trained = |batch: &Batch| {
+                let rows = batch.documents.iter().flat_map(|rows| rows.skip(skipped));
+                rows.filter(|&row| batch.targets[row] != IGNORE).count()
+            };
+            batches.iter().map(trained).sum()
+        };
+        let lambda = weight / modules.max(1) as f64;
+        Self { targets: count(0), lambda, further: (1..=modules).map(count).collect() }
+    }
+}
+
+impl Objective for NextToken {
+    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
+        let n = self.targets as f64;
+        let main = -head.logp.iter().sum::<f64>() / n;
+        let (mut value, mut parts) = (main, vec![("main", main)]);
+        let mut mtp = Vec::new();
+        for (logp, &n) in head.mtp.iter().zip(&self.further) {
+            let n = n as f64;
+            let further = -logp.iter().sum::<f64>() / n;
+            value += self.lambda * further;
+            parts.push(("mtp", further));
+            mtp.push(vec![-self.lambda / n; logp.len()]);
+        }
+        let dlogp = vec![-1.0 / n; head.logp.len()];
+        let gradient = OutputGradient { dlogp, dlse: vec![0.0; head.logp.len()], mtp, ..Default::default() };
+        Loss { value, parts, gradient }
+    }
+}
+
+/// Fine-tuning on masked examples: mean over the trained tokens of the step.
+#[derive(Clone, Copy, Debug)]
+pub struct Masked {
+    pub targets: usize,
+}
+
+impl Objective for Masked {
+    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
+        let n = self.targets as f64;
+        let value = -head.logp.iter().sum::<f64>() / n;
+        let gradient = OutputGradient {
+            dlogp: vec![-1.0 / n; head.logp.len()],
+            dlse: vec![0.0; head.logp.len()],
+            mtp: head.mtp.iter().map(|logp| vec![0.0; logp.len()]).collect(),
+            ..Default::default()
+        };
+        Loss { value, parts: Vec::new(), gradient }
+    }
+}
+
+/// Group-relative policy optimisation (Shao et al. 2024, eq. 3; DeepSeek-R1, eq. 1): the clipped ratio times the answer's advantage,
+/// minus `beta` times an estimate of the KL to the reference, `r − ln r − 1` with r = p_ref/p (never negative).
+///
+/// All vectors run over the rows with a target, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Grpo {
+    /// Of each token's answer, normalised within its group.
+    pub advantage: Vec<f64>,
+    /// Log-probabilities at the time of sampling.
+    pub old: Vec<f64>,
+    /// Log-probabilities of the reference.
+    pub reference: Vec<f64>,
+    /// Each token's share of the loss: 1/(|answer| · answers of the step).
+    pub weight: Vec<f64>,
+    pub clip: f64,
+    pub beta: f64,
+}
+
+impl Objective for Grpo {
+    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
+        let n = head.logp.len();
+        for (what, length) in [
+            ("advantage", self.advantage.len()),
+            ("old", self.old.len()),
+            ("reference", self.reference.len()),
+            ("weight", self.weight.len()),
+        ] {
+            assert!(length == n, "grpo: {length} values of `{what}` for {n} rows");
+        }
+        let (mut surrogate, mut kl, mut clipped, mut entropy) = (0.0, 0.0, 0.0, 0.0);
+        let mut dlogp = Vec::with_capacity(n);
+        for (i, &logp) in head.logp.iter().enumerate() {
+            let (a, w) = (self.advantage[i], self.weight[i]);
+            let ratio = math::exp(logp - self.old[i]);
+            let bounded = ratio.clamp(1.0 - self.clip, 1.0 + self.clip);
+            let is_free = ratio * a <= bounded * a;
+            // beyond e⁵ the estimate explodes and its gradient pulls nowhere useful: it goes on linearly
+            let log_r = self.reference[i] - logp;
+            let r = math::exp(log_r.min(5.0));
+            let (k3, dk3) =
+                if log_r < 5.0 { (r - log_r - 1.0, 1.0 - r) } else { (r * (log_r - 4.0) - log_r - 1.0, 1.0 - r) };
+            surrogate -= w * if is_free { ratio * a } else { bounded * a };
+            kl += w * k3;
+            clipped += w * f64::from(u8::from(!is_free));
+            entropy -= w * logp;
+            dlogp.push(w * (if is_free { -ratio * a } else { 0.0 } + self.beta * dk3));
+        }
+        let gradient = OutputGradient {
+            dlogp,
+            dlse: vec![0.0; n],
+            mtp: head.mtp.iter().map(|logp| vec![0.0; logp.len()]).collect(),
+            ..Default::default()
+        };
+        let parts = vec![("surrogate", surrogate), ("kl", kl), ("clipped", clipped), ("entropy", entropy)];
+        Loss { value: surrogate + self.beta * kl, parts, gradient }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(logp: &[f64]) -> HeadOutput {
+        HeadOutput {
+            rows: (0..logp.len() as u32).collect(),
+            logp: logp.to_vec(),
+            lse: vec![0.0; logp.len()],
+            ..Default::default()
+        }
+    }
+
+    /// Central differences with steps of 1e-6: truncation 1e-12, rounding 1e-10.
+    #[test]
+    fn grpo_has_the_derivative_of_its_value() {
+        let grpo = Grpo {
+            advantage: vec![1.0, -0.5, 2.0, -1.0, 0.3],
+            old: vec![-1.0, -1.0, -0.5, -3.0, -2.0],
+            reference: vec![-1.2, -0.5, -0.6, -2.0, -1.0],
+            weight: vec![0.1, 0.2, 0.3, 0.1, 0.3],
+            clip: 0.2,
+            beta: 0.4,
+        };
+        // inside the trust region, clipped above, clipped below, free on the pessimistic side, and far below the reference
+        let logp = [-1.1, -0.3, -0.2, -2.0, -9.0];
+        let loss = grpo.loss(&head(&logp), &Batch::default());
+        assert_eq!(loss.gradient.dlogp.len(), 5);
+        for i in 0..5 {
+            let at = |step: f64| {
+                let mut logp = logp;
+                logp[i] += step;
+                grpo.loss(&head(&logp), &Batch::default()).value
+            };
+            let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
+            let found = loss.gradient.dlogp[i];
+            assert!((found - expected).abs() < 1e-7 * expected.abs().max(1.0), "{i}: {found} {expected}");
+        }
+        // a positive advantage beyond the clip pulls no further
+        assert!((loss.gradient.dlogp[2] - 0.3 * 0.4 * (1.0 - math::exp(-0.4))).abs() < 1e-12);
+    }
+
+    #[test]
+    fn on_policy_grpo_is_the_policy_gradient() {
+        let logp = vec![-0.5, -1.5];
+        let grpo = Grpo {
+            advantage: vec![2.0, -1.0],
+            old: logp.clone(),
+            reference: logp.clone(),
+            weight: vec![0.25, 0.5],
+            clip: 0.2,
+            beta: 0.1,
+        };
+        assert_eq!(grpo.loss(&head(&logp), &Batch::default()).gradient.dlogp, [-0.5, 0.5]);
+    }
+}

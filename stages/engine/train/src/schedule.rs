@@ -1,0 +1,73 @@
+//! The learning rate as a function of the step.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    Constant,
+    Cosine,
+    Linear,
+}
+
+/// Linear warm-up to `peak`, `constant` steps there, then `decay` steps down to `floor · peak`, where it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Schedule {
+    pub peak: f64,
+    pub warmup: u64,
+    pub constant: u64,
+    pub decay: u64,
+    pub shape: Decay,
+    /// As a share of the peak.
+    pub floor: f64,
+}
+
+impl Schedule {
+    /// Decays over all of `steps` after the warm-up.
+    pub fn over(steps: u64, peak: f64, warmup: u64, shape: Decay, floor: f64) -> Self {
+        let warmup = warmup.min(steps);
+        Self { peak, warmup, constant: 0, decay: steps - warmup, shape, floor }
+    }
+
+    /// Of step `step`, from 1.
+    pub fn lr(&self, step: u64) -> f64 {
+        if step <= self.warmup {
+            return self.peak * step as f64 / self.warmup as f64;
+        }
+        let after = step - self.warmup;
+        if self.shape == Decay::Constant || after <= self.constant {
+            return self.peak;
+        }
+        let floor = self.floor * self.peak;
+        let done = ((after - self.constant) as f64 / self.decay.max(1) as f64).min(1.0);
+        let left = match self.shape {
+            Decay::Linear => 1.0 - done,
+            _ => 0.5 * (1.0 + smelt_kernels::math::sin_cos(smelt_kernels::math::PI * done).1),
+        };
+        floor + (self.peak - floor) * left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_up_decay_and_floor_meet_their_corners() {
+        for shape in [Decay::Cosine, Decay::Linear] {
+            let s = Schedule { peak: 2.0, warmup: 4, constant: 10, decay: 20, shape, floor: 0.1 };
+            let near = |step, expected: f64| {
+                assert!((s.lr(step) - expected).abs() < 1e-12, "{shape:?} {step}: {}", s.lr(step))
+            };
+            near(1, 0.5);
+            near(4, 2.0);
+            near(14, 2.0);
+            near(24, 1.1); // half way, in both shapes
+            near(34, 0.2);
+            near(1000, 0.2);
+            assert!((14..34).all(|step| s.lr(step + 1) < s.lr(step)));
+        }
+        assert_eq!(Schedule::over(100, 3.0, 0, Decay::Constant, 0.0).lr(70), 3.0);
+    }
+}

@@ -1,0 +1,209 @@
+//! The stage as a runner runs it.
+
+#[path = "../../clean/tests/workshop/mod.rs"]
+mod workshop;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use smelt_ingest::{Config, Ingest};
+use smelt_stage::Stage;
+use smelt_stage::kinds::{Documents, Drops};
+use workshop::{Workshop, digests, told};
+
+/// A folder as cargo's registry has it: crates of two versions under a folder whose name differs between machines.
+fn registry(root: &Path, host: &str) -> String {
+    let crates = root.join("registry/src").join(host);
+    let write = |name: &str, bytes: &[u8]| {
+        let path = crates.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    for i in 0..20 {
+        write(
+            &format!("alpha-1.0.{i}/src/lib.rs"),
+            format!("//! crate {i}\n{}", "fn f() {}\n".repeat(10 + i)).as_bytes(),
+        );
+    }
+    write("alpha-1.0.0/README.md", "# Alpha\n\nSome words.\n".as_bytes());
+    write("alpha-1.0.0/.hidden/x.rs", b"hidden");
+    write("beta-2.0.0/src/lib.rs", b"// beta\n");
+    write("beta-2.0.0/src/table.rs", "1, 2, 3, 4,\n".repeat(20).as_bytes());
+    root.to_str().unwrap().to_owned()
+}
+
+fn paths(root: &str) -> Value {
+    json!([format!("{root}/registry/src/*/./alpha-1*/**/*.rs"), format!("{root}/registry/src/*/./*/README.md")])
+}
+
+/// The bytes of this folder wherever it lies. Whoever changes them raises the stage's version.
+#[test]
+fn bytes_change_only_with_the_version() {
+    let mut all = Vec::new();
+    for (threads, host) in [(1, "index.crates.io-1949cf8c6b5b557f"), (3, "github.com-1ecc6299db9ec823")] {
+        let mut workshop = Workshop::new(&format!("ingest-golden-{threads}"));
+        workshop.threads = threads;
+        let root = registry(workshop.folder(), host);
+        all.push(digests(&workshop.run::<Ingest>(json!({ "paths": paths(&root) }), &[]).unwrap()));
+    }
+    assert_eq!(all[0], all[1], "threads or folders change bytes");
+    assert_eq!(Ingest::VERSION, 1);
+    let golden = [
+        "documents e2b2dcfd7178b3ba43a3fec4228b71f8d205883acaedc772a5f5f16454cf66b2",
+        "drops e603cc303293775d017c4479eca8e30b4410be5485688d3bca70c8d2b411de26",
+    ];
+    assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new digests here");
+}
+
+#[test]
+fn documents_are_named_from_the_marker_on() {
+    let workshop = Workshop::new("ingest-names");
+    let root = registry(workshop.folder(), "host");
+    let manifest = workshop.run::<Ingest>(json!({ "paths": paths(&root) }), &[]).unwrap();
+    let rows = workshop.rows::<Documents>(&manifest, "documents");
+    assert_eq!(rows.len(), 21);
+    assert!(rows.is_sorted_by_key(|row| row.id.clone()));
+    assert_eq!((rows[0].id.as_str(), rows[0].source.as_str()), ("alpha-1.0.0/README.md", "alpha-1.0.0/README.md"));
+    assert_eq!(rows[1].id, "alpha-1.0.0/src/lib.rs");
+}
+
+#[test]
+fn sources_are_names_and_contents_and_nothing_else() {
+    let workshop = Workshop::new("ingest-sources");
+    let sources = |host: &str| {
+        let folder = workshop.folder().join(format!("at-{host}"));
+        let mut config: Config = serde_json::from_value(json!({ "paths": paths(&registry(&folder, host)) })).unwrap();
+        Ingest::resolve(&mut config, &Default::default()).unwrap()
+    };
+    let (here, there) = (sources("a"), sources("b"));
+    assert_eq!(here, there);
+    assert_eq!(here.len(), 21);
+    assert_eq!(here[0].version, blake3::hash(b"# Alpha\n\nSome words.\n").to_hex().to_string());
+    let changed = workshop.folder().join("at-a/registry/src/a/alpha-1.0.0/README.md");
+    fs::write(&changed, "# Alpha\n\nSome wards.\n").unwrap();
+    let folder = workshop.folder().join("at-a");
+    let mut config: Config = serde_json::from_value(json!({ "paths": paths(folder.to_str().unwrap()) })).unwrap();
+    let after = Ingest::resolve(&mut config, &Default::default()).unwrap();
+    assert_eq!(here.iter().zip(&after).filter(|(a, b)| a != b).count(), 1);
+}
+
+#[test]
+fn files_that_change_between_plan_and_run_stop_the_job() {
+    let workshop = Workshop::new("ingest-changed");
+    let file = |name: &str| workshop.folder().join(name);
+    fs::write(file("a.md"), "one").unwrap();
+    fs::write(file("b.md"), "two").unwrap();
+    let config = json!({ "paths": [file("*.md")] });
+    let run = |change: &dyn Fn()| {
+        let (config, sources) = workshop.resolve_sources::<Ingest>(config.clone(), &[]).unwrap();
+        change();
+        workshop.run_resolved::<Ingest>(config, sources, &[]).map_err(|e| told(&e)).map(|m| m.books.written)
+    };
+    let stopped =
+        |name: &str| Err(format!("`{name}` is not what it was when the job was planned\nhint: run the pipeline again"));
+    assert_eq!(run(&|| fs::write(file("b.md"), "owt").unwrap()), stopped("b.md"));
+    assert_eq!(run(&|| fs::write(file("ab.md"), "new").unwrap()), stopped("ab.md"));
+    assert_eq!(run(&|| fs::remove_file(file("b.md")).unwrap()), stopped("b.md"));
+    assert_eq!(run(&|| ()), Ok(2));
+}
+
+#[test]
+fn what_is_left_out_is_told_by_rule_and_value() {
+    let workshop = Workshop::new("ingest-drops");
+    let root = registry(workshop.folder(), "host");
+    fs::write(workshop.folder().join("registry/src/host/beta-2.0.0/src/bad.rs"), b"abc\xff").unwrap();
+    let config = json!({
+        "paths": [format!("{root}/registry/src/*/./beta*/**/*.rs")], "invalid_utf8": "drop", "max_digit_share": 0.1
+    });
+    let manifest = workshop.run::<Ingest>(config, &[]).unwrap();
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    let found: Vec<(&str, &str, Option<f64>)> =
+        drops.iter().map(|d| (d.id.as_str(), d.rule.as_str(), d.value)).collect();
+    assert_eq!(
+        found,
+        [("beta-2.0.0/src/bad.rs", "invalid_utf8", Some(3.0)), ("beta-2.0.0/src/table.rs", "digits", Some(4.0 / 12.0)),]
+    );
+    assert_eq!((manifest.books.read, manifest.books.written), (3, 1));
+}
+
+#[test]
+fn limits_hold_for_files_and_for_records() {
+    let workshop = Workshop::new("ingest-limits");
+    let root = registry(workshop.folder(), "host");
+    let written = |config: Value| workshop.run::<Ingest>(config, &[]).unwrap().books.written;
+    assert_eq!(written(json!({ "paths": paths(&root), "max_documents": 5 })), 5);
+    assert_eq!(written(json!({ "paths": paths(&root), "min_bytes": 250 })), 6);
+    let either = json!([format!("{root}/registry/src/*/./{{alpha-1.0.[01],beta-2*}}/src/lib.rs")]);
+    assert_eq!(written(json!({ "paths": either })), 3);
+    let lines: String = (0..100).map(|i| format!("{{\"text\":\"record {i:02}\"}}\n")).collect();
+    fs::write(workshop.folder().join("r.jsonl"), lines).unwrap();
+    let records = json!([format!("{root}/*.jsonl")]);
+    assert_eq!(written(json!({ "paths": records, "max_documents": 30 })), 30);
+    assert_eq!(written(json!({ "paths": records, "max_total_bytes": 95 })), 10);
+}
+
+#[test]
+fn an_empty_corpus_names_the_globs() {
+    let workshop = Workshop::new("ingest-empty");
+    let refuse = |config: Value| told(&workshop.resolve::<Ingest>(config, &[]).unwrap_err());
+    assert_eq!(
+        refuse(json!({ "paths": ["/nowhere/*.md", "/nowhere/**/*.rs"] })),
+        "no file matches `/nowhere/*.md`, `/nowhere/**/*.rs`\n\
+         hint: `**` matches folders at any depth, `*` does not cross them; relative paths begin where `smelt` runs"
+    );
+    assert_eq!(refuse(json!({ "paths": [] })), "no paths are given\nhint: name files or globs, such as `docs/**/*.md`");
+    let root = registry(workshop.folder(), "host");
+    let text = refuse(json!({ "paths": [format!("{root}/**/*.md")], "min_bytes": 1000 }));
+    assert!(text.starts_with("none of the 1 files that match `"), "{text}");
+    let all =
+        json!({ "paths": [format!("{root}/registry/src/*/./beta*/**/*.rs")], "max_digit_share": 0.0, "min_bytes": 9 });
+    let error = workshop.run::<Ingest>(all, &[]).unwrap_err();
+    assert!(
+        told(&error)
+            .starts_with("1 documents were read and none was kept; the first file is `beta-2.0.0/src/table.rs`\n"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_files_of_one_name_are_refused_unless_they_are_equal() {
+    let workshop = Workshop::new("ingest-twice");
+    for (folder, text) in [("a", "one"), ("b", "two"), ("c", "one")] {
+        fs::create_dir_all(workshop.folder().join(folder)).unwrap();
+        fs::write(workshop.folder().join(folder).join("x.md"), text).unwrap();
+    }
+    let glob = |name: &str| format!("{}/{name}/*.md", workshop.folder().display());
+    let told = told(&workshop.resolve::<Ingest>(json!({ "paths": [glob("a"), glob("b")] }), &[]).unwrap_err());
+    assert!(told.starts_with("two files would be called `x.md`: `"), "{told}");
+    assert!(told.ends_with("\nhint: end the root of their globs with `/./` further to the left"), "{told}");
+    let manifest = workshop.run::<Ingest>(json!({ "paths": [glob("a"), glob("c")] }), &[]).unwrap();
+    assert_eq!(manifest.books.written, 1);
+}
+
+#[test]
+fn bad_bytes_stop_the_job_and_are_the_datas_fault() {
+    let workshop = Workshop::new("ingest-bad");
+    fs::write(workshop.folder().join("bad.md"), b"0123456789\xfe").unwrap();
+    let config = json!({ "paths": [workshop.folder().join("*.md")] });
+    let error = workshop.run::<Ingest>(config, &[]).unwrap_err();
+    assert_eq!(error.exit_code(), smelt_schemas::ExitCode::Data);
+    assert_eq!(
+        told(&error),
+        "`bad.md` is not UTF-8: byte 0xfe at offset 10\n\
+         hint: convert the file, or set `invalid_utf8` to `drop` or `replace`"
+    );
+}
+
+#[test]
+fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
+    let workshop = Workshop::new("ingest-kills");
+    let root = registry(workshop.folder(), "host");
+    let kills = workshop.kill_at_every_write::<Ingest>(
+        env!("CARGO_BIN_EXE_smelt-ingest"),
+        json!({ "paths": paths(&root) }),
+        &[],
+    );
+    // A lease, a shard and a record of each unit, the manifest.
+    assert!(kills >= 4, "killed {kills} times");
+}

@@ -1,0 +1,290 @@
+//! `tokenize`: documents to token ids.
+//!
+//! Reads `documents`, learns a byte-level BPE vocabulary from them or takes the `tokenizer` of another job, and writes
+//! `tokens`: one row a document with the ids of its text and of nothing else. No special token is in a row, so that its
+//! ids give the text back; whoever packs rows into batches sets `<|bos|>` between them. A share of the documents goes to
+//! `validation` instead. `tokenizer` holds `tokenizer.json` as Hugging Face's libraries read it.
+
+pub mod bpe;
+pub mod pieces;
+pub mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use smelt_stage::kinds::{Documents, TokenRow, Tokenizer, Tokens};
+use smelt_stage::{Artifact, Context, Error, Source, Stage};
+
+use crate::bpe::{Bpe, BpeError, FEWEST, SPECIAL, Training};
+
+/// The vocabulary, and which documents are used for what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Tokens in all, the six special ones and 256 bytes included. Not used with a `tokenizer` as input.
+    pub vocabulary: usize,
+    /// Make every decimal digit a token of its own, so that numbers have one form.
+    pub single_digits: bool,
+    /// Occurrences below which a pair of tokens is not joined.
+    pub min_frequency: u64,
+    /// What the vocabulary learns from each input, by bytes and relative to the others; 0 leaves an input out. Empty learns
+    /// from all of every input.
+    pub learn_weights: Vec<f64>,
+    /// Bytes of text to learn from at most; a sample by the documents' ids.
+    pub learn_bytes: u64,
+    /// What of each input is written, by tokens and relative to the others; the input that is shortest for its weight is
+    /// written whole, no document twice. Empty writes everything.
+    pub weights: Vec<f64>,
+    /// Share of the documents of every input that is held out, in [0, 1); chosen by their ids.
+    pub validation: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            vocabulary: 4096,
+            single_digits: true,
+            min_frequency: 2,
+            learn_weights: Vec::new(),
+            learn_bytes: 256 << 20,
+            weights: Vec::new(),
+            validation: 0.05,
+        }
+    }
+}
+
+smelt_stage::inputs! {
+    pub struct Inputs { documents: Vec<Artifact<Documents>>, tokenizer: Option<Artifact<Tokenizer>> }
+}
+smelt_stage::outputs! {
+    pub struct Outputs { tokens: Port<Tokens>, validation: Port<Tokens>, tokenizer: Port<Tokenizer> }
+}
+
+impl From<BpeError> for Error {
+    fn from(error: BpeError) -> Self {
+        Error::bug(error.to_string())
+    }
+}
+
+pub struct Tokenize;
+
+impl Stage for Tokenize {
+    const NAME: &'static str = "tokenize";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Learns a byte-level BPE vocabulary and turns documents into token ids";
+    const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
+    type Config = Config;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        let documents = inputs.get("documents").copied().unwrap_or(0);
+        if documents == 0 {
+            return Err(Error::config("", "`tokenize` reads documents, but no input is given").hint("set `input: JOB`"));
+        }
+        if config.vocabulary < FEWEST {
+            let what = format!("{} tokens are too few, expected at least {FEWEST}", config.vocabulary);
+            return Err(Error::config("/vocabulary", what).hint("256 bytes and 6 special tokens are always there"));
+        }
+        if !(0.0..1.0).contains(&config.validation) {
+            let what = format!("{} is no share to hold out, expected 0 to below 1", config.validation);
+            return Err(Error::config("/validation", what));
+        }
+        for (field, weights) in [("learn_weights", &config.learn_weights), ("weights", &config.weights)] {
+            if weights.is_empty() {
+                continue;
+            }
+            if documents != weights.len() {
+                let what = format!("{} weights for {documents} inputs", weights.len());
+                return Err(Error::config(&format!("/{field}"), what).hint("give one weight per input, in their order"));
+            }
+            if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || weights.iter().all(|w| *w == 0.0) {
+                return Err(Error::config(&format!("/{field}"), "weights must be 0 or more, and one of them above 0"));
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
+        let job = Job::new(&config, &inputs.documents);
+        let bpe = job.vocabulary(inputs.tokenizer.as_ref(), &out, cx)?;
+        let written = job.shares(&bpe, cx)?;
+        let records = cx.units("encode", job.files.len(), |i, unit| {
+            let mut ids_written = 0;
+            job.encode(i, &bpe, |document, ids| {
+                unit.count_read(1);
+                let TokenRow { document: id, .. } = &document;
+                if !plan::is_written(id, written[job.files[i].0]) {
+                    unit.count_dropped("mixture", 1);
+                    return Ok(());
+                }
+                ids_written += ids;
+                let held_out = plan::is_validation(id, config.validation);
+                unit.keep(if held_out { &out.validation } else { &out.tokens }, document)
+            })?;
+            unit.set_detail(ids_written.into());
+            Ok(())
+        })?;
+        let ids: u64 = records.iter().filter_map(|record| record.detail.as_u64()).sum();
+        cx.result("tokens", ids as f64);
+        cx.result("vocabulary", bpe.vocabulary() as f64);
+        if ids == 0 {
+            return Err(Error::data("the documents hold no text: not one token was written"));
+        }
+        Ok(())
+    }
+}
+
+/// The inputs as one list of files, and what the config makes of them.
+struct Job<'a> {
+    config: &'a Config,
+    inputs: &'a [Artifact<Documents>],
+    /// Input and file within it.
+    files: Vec<(usize, usize)>,
+}
+
+impl<'a> Job<'a> {
+    fn new(config: &'a Config, inputs: &'a [Artifact<Documents>]) -> Self {
+        let files = inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f)));
+        Job { config, inputs, files: files.collect() }
+    }
+
+    /// Sums what a phase counted in every file by input.
+    fn by_input(&self, counts: impl Iterator<Item = Option<u64>>) -> Result<Vec<u64>, Error> {
+        let mut sums = vec![0; self.inputs.len()];
+        for (count, &(input, _)) in counts.zip(&self.files) {
+            sums[input] += count.ok_or_else(|| Error::bug("a committed unit holds no count"))?;
+        }
+        Ok(sums)
+    }
+
+    /// The vocabulary, learnt or taken, written to its port. Its phase also keeps it for a process that comes later.
+    fn vocabulary(&self, given: Option<&Artifact<Tokenizer>>, out: &Outputs, cx: &Context) -> Result<Bpe, Error> {
+        let shares = if given.is_some() { Vec::new() } else { self.learning_shares(cx)? };
+        let records = cx.units("vocabulary", 1, |_, unit| {
+            let json = match given {
+                Some(given) => taken(given)?,
+                None => self.learn(&shares, cx.threads())?.to_json()?,
+            };
+            unit.put(&out.tokenizer, "tokenizer.json", json.as_bytes())?;
+            unit.put(&out.tokenizer, "tokenizer_config.json", bpe::tokenizer_config().as_bytes())?;
+            unit.set_detail(json.into());
+            Ok(())
+        })?;
+        let json = records[0].detail.as_str().ok_or_else(|| Error::bug("a committed unit holds no vocabulary"))?;
+        Ok(Bpe::load(json.as_bytes())?)
+    }
+
+    /// Share of the documents of every input to learn from.
+    fn learning_shares(&self, cx: &Context) -> Result<Vec<f64>, Error> {
+        let measured = cx.units("measure", self.files.len(), |i, unit| {
+            let (input, file) = self.files[i];
+            let mut bytes = 0;
+            for document in self.inputs[input].read(file)? {
+                let document = document?;
+                if !plan::is_validation(&document.id, self.config.validation) {
+                    bytes += document.text.len() as u64;
+                }
+            }
+            unit.set_detail(bytes.into());
+            Ok(())
+        })?;
+        let bytes = self.by_input(measured.iter().map(|record| record.detail.as_u64()))?;
+        let mut shares = plan::shares(&bytes, &self.config.learn_weights);
+        let all: f64 = bytes.iter().zip(&shares).map(|(&bytes, share)| bytes as f64 * share).sum();
+        let scale = (self.config.learn_bytes as f64 / all.max(1.0)).min(1.0);
+        shares.iter_mut().for_each(|share| *share *= scale);
+        Ok(shares)
+    }
+
+    fn learn(&self, shares: &[f64], threads: usize) -> Result<Bpe, Error> {
+        // The trainer takes texts, not results: the first error ends the texts and is told afterwards.
+        let error = Mutex::new(None);
+        let texts = self.files.iter().filter(|&&(input, _)| shares[input] > 0.0).flat_map(|&(input, file)| {
+            let (rows, failed) = match self.inputs[input].read(file) {
+                Ok(rows) => (Some(rows), None),
+                Err(e) => (None, Some(Err(e))),
+            };
+            rows.into_iter().flatten().chain(failed).map(move |row| (input, row))
+        });
+        let texts = texts.map_while(|(input, document)| match document {
+            Ok(document) => Some((input, document)),
+            Err(e) => {
+                error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+                None
+            }
+        });
+        let texts = texts.filter(|(input, document)| {
+            !plan::is_validation(&document.id, self.config.validation)
+                && plan::is_learned_from(&document.id, shares[*input])
+        });
+        let training = Training {
+            vocabulary: self.config.vocabulary,
+            single_digits: self.config.single_digits,
+            min_frequency: self.config.min_frequency,
+            special: &SPECIAL,
+        };
+        // The trainer takes the threads of the pool that it is called in.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::machine(format!("no threads to train the vocabulary with: {e}")))?;
+        let bpe = pool.install(|| Bpe::train(texts.map(|(_, document)| document.text), training))?;
+        match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(e) => Err(e),
+            None => Ok(bpe),
+        }
+    }
+
+    /// Share of the documents of every input to write.
+    fn shares(&self, bpe: &Bpe, cx: &Context) -> Result<Vec<f64>, Error> {
+        if self.config.weights.is_empty() {
+            return Ok(vec![1.0; self.inputs.len()]);
+        }
+        let counted = cx.units("count", self.files.len(), |i, unit| {
+            let mut tokens = 0;
+            self.encode(i, bpe, |_, ids| {
+                tokens += ids;
+                Ok(())
+            })?;
+            unit.set_detail(tokens.into());
+            Ok(())
+        })?;
+        let tokens = self.by_input(counted.iter().map(|record| record.detail.as_u64()))?;
+        Ok(plan::shares(&tokens, &self.config.weights))
+    }
+
+    /// Encodes every document of file `i`, in order; `take` gets its row and the number of its ids.
+    fn encode(
+        &self,
+        i: usize,
+        bpe: &Bpe,
+        mut take: impl FnMut(TokenRow, u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (input, file) = self.files[i];
+        let mut encoder = bpe.encoder();
+        for document in self.inputs[input].read(file)? {
+            let document = document?;
+            let ids = encoder.encode(&document.text)?;
+            let (count, bytes) = (ids.len() as u64, document.text.len() as u64);
+            take(TokenRow { document: document.id, source: document.source, bytes, ids }, count)?;
+        }
+        Ok(())
+    }
+}
+
+/// The `tokenizer.json` of another job, if it can encode any text and has the special tokens.
+fn taken(given: &Artifact<Tokenizer>) -> Result<String, Error> {
+    let bytes = given.bytes_of("tokenizer.json")?;
+    let bpe = Bpe::load(&bytes).map_err(|e| Error::data(format!("the input `tokenizer`: {e}")))?;
+    if let Some(missing) = SPECIAL.iter().find(|token| bpe.id(token).is_none()) {
+        return Err(Error::data(format!("the input `tokenizer` has no token `{missing}`"))
+            .hint("take the tokenizer of a `tokenize` job"));
+    }
+    if !bpe.is_byte_level() {
+        return Err(Error::data(
+            "the input `tokenizer` is no byte-level BPE: some texts would not come back from their ids",
+        ));
+    }
+    String::from_utf8(bytes).map_err(|_| Error::data("`tokenizer.json` of the input `tokenizer` is not UTF-8"))
+}

@@ -1,0 +1,162 @@
+//! The stage as a runner runs it.
+
+#[path = "../../clean/tests/workshop/mod.rs"]
+mod workshop;
+
+use serde_json::{Value, json};
+use smelt_stage::Stage;
+use smelt_stage::kinds::Tokens;
+use smelt_tokenize::Tokenize;
+use smelt_tokenize::bpe::Bpe;
+use workshop::{Workshop, digests, told};
+
+fn documents(name: &str, n: usize) -> Vec<(String, String)> {
+    let text = |i: usize| format!("fn {name}_{i}(x: u32) -> u32 {{ x + {} }} // ünïcode {i}\n", i * 37);
+    (0..n).map(|i| (format!("{name}/{i}"), text(i).repeat(1 + i % 3))).collect()
+}
+
+fn fed(workshop: &Workshop, name: &str, n: usize) -> smelt_schemas::InputRef {
+    let documents = documents(name, n);
+    let borrowed: Vec<(&str, &str)> = documents.iter().map(|(id, text)| (id.as_str(), text.as_str())).collect();
+    workshop.feed(&borrowed, 30)
+}
+
+/// The bytes of this input, whatever the threads and in every process: the trainer's hash maps are seeded anew in each.
+/// Whoever changes them raises the stage's version.
+#[test]
+fn bytes_change_only_with_the_version() {
+    let mut all = Vec::new();
+    for threads in [1, 3] {
+        let mut workshop = Workshop::new(&format!("tokenize-golden-{threads}"));
+        workshop.threads = threads;
+        let input = fed(&workshop, "golden", 100);
+        let config = json!({ "vocabulary": 400, "validation": 0.1 });
+        all.push(digests(&workshop.run::<Tokenize>(config, &[("documents", &[input])]).unwrap()));
+    }
+    assert_eq!(all[0], all[1], "threads change bytes");
+    assert_eq!(Tokenize::VERSION, 1);
+    let golden = [
+        "tokens 08250525c95f080d12e53fde9f03021a72da286c54dfd32b8383d3a27d690eae",
+        "validation 30a84a20b25a323ea61b3dc1ed5ca9d0e87275f50bc44f11416cac023bad7762",
+        "tokenizer 0fb7858c7a34b0125f0d60a1efd1696259f247eb0b6fc8c2ba6ceacc7ab9958d",
+    ];
+    assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new digests here");
+}
+
+#[test]
+fn every_document_is_in_tokens_or_validation_and_comes_back() {
+    let workshop = Workshop::new("tokenize-all");
+    let input = fed(&workshop, "a", 200);
+    let config = json!({ "vocabulary": 400, "validation": 0.2 });
+    let manifest = workshop.run::<Tokenize>(config, &[("documents", &[input])]).unwrap();
+    let bpe = Bpe::load(&workshop.file(&manifest, "tokenizer", "tokenizer.json")).unwrap();
+    let (train, held) =
+        (workshop.rows::<Tokens>(&manifest, "tokens"), workshop.rows::<Tokens>(&manifest, "validation"));
+    assert_eq!(train.len() + held.len(), 200);
+    // Standard deviation 6: four of them.
+    assert!((16..64).contains(&held.len()), "{}", held.len());
+    let texts = documents("a", 200);
+    for row in train.iter().chain(&held) {
+        let (_, text) = texts.iter().find(|(id, _)| *id == row.document).unwrap();
+        assert_eq!(&bpe.decode(&row.ids).unwrap(), text);
+        assert_eq!((row.bytes, row.source.as_str()), (text.len() as u64, "feed"));
+    }
+    let ids: usize = train.iter().chain(&held).map(|row| row.ids.len()).sum();
+    assert_eq!(manifest.metrics["tokens"], ids as f64);
+    let config: Value =
+        serde_json::from_slice(&workshop.file(&manifest, "tokenizer", "tokenizer_config.json")).unwrap();
+    assert_eq!(config["eos_token"], "<|eos|>");
+}
+
+#[test]
+fn a_given_tokenizer_is_used_and_passed_on_unchanged() {
+    let workshop = Workshop::new("tokenize-given");
+    let input = fed(&workshop, "a", 50);
+    let first = workshop.run::<Tokenize>(json!({ "vocabulary": 300 }), &[("documents", &[input])]).unwrap();
+    let tokenizer = workshop.port(&first, "tokenizer");
+    let other = workshop.feed(&[("x", "zebra crossing")], 1);
+    let inputs = [("documents", &[other][..]), ("tokenizer", &[tokenizer][..])];
+    let second = workshop.run::<Tokenize>(json!({ "validation": 0.0 }), &inputs).unwrap();
+    assert_eq!(first.ports["tokenizer"].digest, second.ports["tokenizer"].digest);
+    let bpe = Bpe::load(&workshop.file(&first, "tokenizer", "tokenizer.json")).unwrap();
+    assert_eq!(workshop.rows::<Tokens>(&second, "tokens")[0].ids, bpe.encode(&["zebra crossing"]).unwrap()[0]);
+}
+
+#[test]
+fn weights_set_what_is_learnt_and_what_is_written() {
+    let workshop = Workshop::new("tokenize-weights");
+    let (a, b) = (fed(&workshop, "a", 300), workshop.feed(&[("q", &"quxquxqux ".repeat(200))], 1));
+    let config = json!({ "vocabulary": 300, "validation": 0.0, "learn_weights": [1, 0], "weights": [0, 1] });
+    let manifest = workshop.run::<Tokenize>(config, &[("documents", &[a.clone(), b])]).unwrap();
+    let bpe = Bpe::load(&workshop.file(&manifest, "tokenizer", "tokenizer.json")).unwrap();
+    assert_eq!(bpe.encode(&["qux"]).unwrap()[0].len(), 3, "nothing was learnt from the second input");
+    assert_eq!(manifest.books.dropped["mixture"], 300);
+    assert_eq!(manifest.books.written, 1);
+
+    let c = fed(&workshop, "c", 900);
+    let config = json!({ "vocabulary": 300, "validation": 0.0, "weights": [1, 1] });
+    let manifest = workshop.run::<Tokenize>(config, &[("documents", &[a, c])]).unwrap();
+    let rows = workshop.rows::<Tokens>(&manifest, "tokens");
+    let of = |name: &str| -> usize {
+        rows.iter().filter(|row| row.document.starts_with(name)).map(|row| row.ids.len()).sum()
+    };
+    let ratio = of("c/") as f64 / of("a/") as f64;
+    assert_eq!(rows.iter().filter(|row| row.document.starts_with("a/")).count(), 300);
+    // 300 of 900 documents, chosen one by one: standard deviation 5 %; four of them.
+    assert!((ratio - 1.0).abs() < 0.2, "{ratio}");
+}
+
+#[test]
+fn a_document_that_spells_special_tokens_is_text() {
+    let workshop = Workshop::new("tokenize-special");
+    let input = workshop.feed(&[("x", "a <|eos|> b <|user|> c\0\u{feff}")], 1);
+    let manifest =
+        workshop.run::<Tokenize>(json!({ "vocabulary": 262, "validation": 0.0 }), &[("documents", &[input])]).unwrap();
+    let rows = workshop.rows::<Tokens>(&manifest, "tokens");
+    assert!(rows[0].ids.iter().all(|&id| id >= 6), "{:?}", rows[0].ids);
+}
+
+#[test]
+fn wrong_configs_and_empty_texts_are_refused() {
+    let workshop = Workshop::new("tokenize-config");
+    let one = workshop.feed(&[("x", "")], 1);
+    let refuse = |config: Value| {
+        let error = workshop.resolve::<Tokenize>(config, &[("documents", std::slice::from_ref(&one))]).unwrap_err();
+        (error.problem().field.clone().unwrap_or_default(), told(&error))
+    };
+    let expected = |field: &str, text: &str| (field.to_owned(), text.to_owned());
+    assert_eq!(
+        refuse(json!({ "vocabulary": 100 })),
+        expected(
+            "/vocabulary",
+            "100 tokens are too few, expected at least 262\nhint: 256 bytes and 6 special tokens are always there"
+        )
+    );
+    assert_eq!(
+        refuse(json!({ "validation": 1 })),
+        expected("/validation", "1 is no share to hold out, expected 0 to below 1")
+    );
+    assert_eq!(
+        refuse(json!({ "weights": [1, 2] })),
+        expected("/weights", "2 weights for 1 inputs\nhint: give one weight per input, in their order")
+    );
+    assert_eq!(
+        refuse(json!({ "learn_weights": [0] })),
+        expected("/learn_weights", "weights must be 0 or more, and one of them above 0")
+    );
+    let error = workshop.run::<Tokenize>(json!({}), &[("documents", std::slice::from_ref(&one))]).unwrap_err();
+    assert_eq!(told(&error), "the documents hold no text: not one token was written");
+}
+
+#[test]
+fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
+    let workshop = Workshop::new("tokenize-kills");
+    let input = fed(&workshop, "a", 60);
+    let kills = workshop.kill_at_every_write::<Tokenize>(
+        env!("CARGO_BIN_EXE_smelt-tokenize"),
+        json!({ "vocabulary": 300, "weights": [1] }),
+        &[("documents", &[input])],
+    );
+    // A lease, a shard and a record of each unit, the manifest.
+    assert!(kills >= 12, "killed {kills} times");
+}

@@ -1,0 +1,14 @@
+//! `smelt-words`: how the data stages cut text into words, and the forms in which they compare it.
+//!
+//! Everything here is a pure function of its text. The filters count words, the deduplication hashes runs of
+//! simplified words, and both must agree on what a word, a line and a blank are; so those meanings live here, once.
+
+mod chars;
+mod ngrams;
+mod simplify;
+mod split;
+
+pub use chars::{is_digit, is_letter, is_mark, is_number, is_space, is_symbol_word, is_terminal, lines, trim};
+pub use ngrams::{NGrams, Shingles, ngrams, shingles};
+pub use simplify::simplify;
+pub use split::{Words, words};

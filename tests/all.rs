@@ -1,0 +1,10 @@
+//! Every test of the whole, in one program: for each of several, everything would be linked again.
+
+mod architecture;
+mod cli;
+mod contract;
+mod quickstart;
+mod s3;
+mod schemas;
+mod smoke;
+mod support;

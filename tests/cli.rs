@@ -1,0 +1,258 @@
+//! What people see: plans, listings, and errors with their places.
+
+use crate::support::{Bench, programs};
+
+const PIPELINE: &str = "name: tiny
+seed: 3
+vars: { rows: 12 }
+jobs:
+  raw: { stage: STAGE(count), config: { rows: \"${rows}\" } }
+  even: { stage: STAGE(merge), input: raw }
+  beside: { stage: STAGE(count), config: { seed: 9 } }
+";
+
+fn tiny() -> Bench {
+    let bench = Bench::new();
+    bench.pipeline("tiny.yaml", PIPELINE);
+    bench
+}
+
+#[test]
+fn plan_of_tiny_names_the_changed_field() {
+    let bench = tiny();
+    let first = bench.smelt(&["plan", "tiny.yaml"]).ok().out;
+    assert_eq!(
+        first,
+        "  raw     new      first run\n  even    after raw\n  beside  new      first run\n  2 new, 0 cached, 1 after them; nothing was run\n"
+    );
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    let changed = bench.smelt(&["plan", "tiny.yaml", "--set", "raw.config.rows=14"]).ok().out;
+    assert_eq!(
+        changed,
+        "  raw     new      config.rows: 12 -> 14\n  even    after raw\n  beside  cached\n  1 new, 1 cached, 1 after them; nothing was run\n"
+    );
+    let seeded = bench.smelt(&["plan", "tiny.yaml", "--set", "seed=4"]).ok().out;
+    assert!(seeded.contains("config.seed: 3 -> 4") && seeded.contains("beside  cached"), "{seeded}");
+}
+
+#[test]
+fn a_second_run_does_nothing_and_a_deleted_manifest_runs_its_job_alone() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    let again = bench.smelt(&["run", "tiny.yaml"]).ok().out;
+    assert!(again.starts_with("tiny: nothing to do, 3 jobs cached"), "{again}");
+    let store = bench.store();
+    let a = store.pointer("tiny", "raw").unwrap().unwrap().artifact;
+    std::fs::remove_file(bench.path(&format!("artifacts/artifacts/{}/{}/{}.json", a.stage, a.fingerprint, a.edition)))
+        .unwrap();
+    assert!(bench.smelt(&["plan", "tiny.yaml"]).ok().out.contains("raw     new      its manifest is gone"));
+    let said = bench.smelt(&["run", "tiny.yaml"]).ok().out;
+    assert!(said.contains("1 jobs in") && said.contains("2 cached"), "{said}");
+}
+
+#[test]
+fn only_and_from_choose_their_jobs() {
+    let bench = tiny();
+    let only = bench.smelt(&["run", "tiny.yaml", "--only", "even"]).ok().out;
+    assert!(only.contains("2 jobs in"), "{only}");
+    assert_eq!(bench.store().pointer("tiny", "beside").unwrap(), None);
+    let from = bench.smelt(&["run", "tiny.yaml", "--from", "raw", "--set", "vars.rows=14"]).ok().out;
+    assert!(from.contains("2 jobs in"), "{from}");
+}
+
+/// A pipeline that is wrong, the place, and words of the message.
+fn refused(text: &str, place: &str, words: &str) {
+    let bench = Bench::new();
+    let said = bench.pipeline("bad.yaml", text).smelt(&["run", "bad.yaml"]).fails(2);
+    assert!(
+        said.err.contains(&format!("--> bad.yaml:{place}\n")) || said.err.ends_with(&format!("--> bad.yaml:{place}\n")),
+        "place: {}",
+        said.err
+    );
+    assert!(said.err.contains(words), "words: {}", said.err);
+    assert!(!bench.path("artifacts").exists(), "nothing is written for a pipeline that is wrong");
+}
+
+#[test]
+fn a_wrong_pipeline_says_what_where_and_what_to_do() {
+    refused(
+        "name: p\njobs:\n  a: { stage: STAGE(count), confg: {} }\n",
+        &format!("3:{}", 33 + programs().display().to_string().len()),
+        "unknown key `confg`",
+    );
+    refused("name: p\njobs:\n  a:\n    stage: dedupp\n", "4:12", "stage `dedupp` is unknown");
+    refused("name: p\njobs:\n  a:\n    stage: dedupp\n", "4:12", "hint: is `dedup` meant?");
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(count)\n    config:\n      row: 3\n",
+        "6:7",
+        "stage `STAGE` has no config field `row`".split("`STAGE`").next().unwrap(),
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(count)\n    config:\n      row: 3\n",
+        "6:7",
+        "hint: is `rows` meant?",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(count)\n    config: { rows: many }\n",
+        "5:21",
+        "\"many\" is not of type \"integer\"",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(count)\n    config: { rows: 2000 }\n",
+        "5:21",
+        "2000 rows are too many",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(count)\n    config: { rows: 2000 }\n",
+        "5:21",
+        "hint: ask for 1000 at most",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(merge)\n    input: b\n",
+        "5:12",
+        "job `a` reads `b`, and there is no such job",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(merge)\n    input: b\n  b:\n    stage: STAGE(merge)\n    input: a\n",
+        "5:12",
+        "jobs wait for each other: a -> b -> a",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(train)\n  b:\n    stage: STAGE(merge)\n    input: a\n",
+        "7:12",
+        "job `b` reads documents, but `a` gives checkpoint",
+    );
+    refused(
+        "name: p\njobs:\n  a:\n    stage: STAGE(count)\n    config: { rows: \"${row}\" }\n",
+        "5:21",
+        "`${row}` is neither in `vars` nor an axis of job `a`",
+    );
+    refused("name: p\njobs:\n  A:\n    stage: STAGE(count)\n", "3:3", "`A` is no name for a job");
+    refused("name: p\njobs: {\n", "2:7", "unclosed bracket");
+}
+
+#[test]
+fn each_makes_instances_and_equal_axes_join() {
+    let bench = Bench::new();
+    let text = "name: e\njobs:\n  raw: { stage: STAGE(count), each: { seed: [1, 2], rows: [4, 6] }, config: { seed: \"${seed}\", rows: \"${rows}\" } }
+  even: { stage: STAGE(merge), each: { seed: [1, 2], rows: [4, 6] }, input: raw }\n  all: { stage: STAGE(merge), input: \"even[*]\" }\n  one: { stage: STAGE(merge), input: \"raw[seed=2,rows=6]\" }\n";
+    bench.pipeline("e.yaml", text).smelt(&["run", "e.yaml"]).ok();
+    let store = bench.store();
+    let rows =
+        |job: &str| store.manifest(&store.pointer("e", job).unwrap().unwrap().artifact).unwrap().unwrap().books.read;
+    assert_eq!([rows("even[seed=1,rows=4]"), rows("even[seed=2,rows=6]"), rows("all"), rows("one")], [4, 6, 10, 6]);
+    let said = bench
+        .smelt(&["sql", "select seed, rows, count(*) n from even group by 1, 2 order by 1, 2", "--format", "csv"])
+        .ok()
+        .out;
+    assert_eq!(said, "seed,rows,n\n1,4,2\n1,6,3\n2,4,2\n2,6,3\n");
+    let text = "name: e\njobs:\n  raw: { stage: STAGE(count), each: { seed: [1, 2] }, config: { seed: \"${seed}\" } }\n  even:\n    stage: STAGE(merge)\n    input: raw\n";
+    let said = bench.pipeline("f.yaml", text).smelt(&["check", "f.yaml"]).fails(2).err;
+    assert!(said.contains("read all with `raw[*]`, or give `even` the same axis"), "{said}");
+}
+
+#[test]
+fn sql_reads_ports_and_records_and_lists_the_tables_it_knows() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    let sql = |q: &str| bench.smelt(&["sql", q, "--format", "csv"]);
+    assert_eq!(sql("select count(*) n, sum(length(text)) l from even").ok().out, "n,l\n6,67\n");
+    assert_eq!(sql("select rule, count(*) n from even.drops group by 1").ok().out, "rule,n\nodd,6\n");
+    assert_eq!(
+        sql("select job, read, written, dropped from smelt.jobs where job = 'even'").ok().out,
+        "job,read,written,dropped\neven,12,6,6\n"
+    );
+    assert_eq!(sql("select job, count(*) n from smelt.drops group by 1").ok().out, "job,n\neven,6\n");
+    assert_eq!(sql("select state, jobs from smelt.runs").ok().out, "state,jobs\ndone,3\n");
+    let unknown = sql("select * from evn").fails(2).err;
+    assert!(unknown.starts_with("error: there is no table `evn`\nhint: tables: beside, beside.documents, even, even.documents, even.drops, raw"), "{unknown}");
+    let refused = sql("drop table even").fails(2).err;
+    assert!(refused.contains("DDL not supported"), "{refused}");
+    let parquet = bench.smelt(&["sql", "select id from even", "--format", "parquet", "--output", "ids.parquet"]).ok();
+    assert!(
+        parquet.err.contains("ids.parquet") && std::fs::read(bench.path("ids.parquet")).unwrap().starts_with(b"PAR1")
+    );
+}
+
+#[test]
+fn artifacts_are_listed_shown_traced_verified_tagged_and_collected() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    assert!(bench.smelt(&["artifacts", "list"]).ok().out.contains("tiny.even"));
+    assert!(
+        bench
+            .smelt(&["artifacts", "show", "even"])
+            .ok()
+            .out
+            .contains("books    12 read + 0 derived = 6 rows kept, 6 dropped: 6 odd")
+    );
+    let lineage = bench.smelt(&["artifacts", "lineage", "even"]).ok().out;
+    assert!(lineage.starts_with("merge ") && lineage.contains("count "), "{lineage}");
+    bench.smelt(&["artifacts", "tag", "best", "even"]).ok();
+    assert!(bench.smelt(&["artifacts", "tag"]).ok().out.contains("best"));
+    assert!(bench.smelt(&["artifacts", "verify"]).ok().out.starts_with("3 artifacts, "));
+    // A pipeline may read the tag; an old edition that nothing names goes, what the tag reaches stays.
+    bench
+        .pipeline("t.yaml", "name: t\njobs: { a: { stage: STAGE(merge), input: 'tag:best' } }\n")
+        .smelt(&["run", "t.yaml"])
+        .ok();
+    bench.smelt(&["run", "tiny.yaml", "--set", "vars.rows=20", "--set", "beside.config.seed=10"]).ok();
+    let gone = bench.smelt(&["artifacts", "gc", "--older-than", "0"]).ok().out;
+    assert!(gone.contains("1 artifacts and 0 attempts"), "only `beside` with seed 9 is unreachable: {gone}");
+    assert!(bench.smelt(&["artifacts", "verify"]).ok().out.starts_with("6 artifacts, "));
+    // Damage is found, named, and mended by a rerun.
+    let store = bench.store();
+    let m = store.manifest(&store.pointer("tiny", "even").unwrap().unwrap().artifact).unwrap().unwrap();
+    let key = store.file_key(&m, "documents", &m.ports["documents"].files[0]);
+    let path = bench.path(&format!("artifacts/{key}"));
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 7]).unwrap();
+    let said = bench.smelt(&["artifacts", "verify"]).fails(3);
+    assert!(said.out.contains("its manifest says") && said.err.contains("1 files are damaged"), "{said:?}");
+    bench.pipeline("u.yaml", "name: u\nvars: { rows: 20 }\nseed: 3\njobs:\n  raw: { stage: STAGE(count), config: { rows: 20 } }\n  even: { stage: STAGE(merge), input: raw }\n  more: { stage: STAGE(merge), input: even }\n");
+    let said = bench.smelt(&["run", "u.yaml"]).fails(3).err;
+    assert!(said.contains("its manifest says") && said.contains("`smelt rerun` makes it anew"), "{said}");
+    bench.smelt(&["rerun", "even", "u.yaml"]).ok();
+}
+
+#[test]
+fn status_logs_schema_and_doctor_answer() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml", "--only", "even"]).ok();
+    let status = bench.smelt(&["status", "tiny.yaml"]).ok().out;
+    assert!(status.contains("beside  count  new") && status.contains("last run"), "{status}");
+    let json: serde_json::Value =
+        serde_json::from_str(&bench.smelt(&["status", "tiny.yaml", "--format", "json"]).ok().out).unwrap();
+    assert_eq!(json[1]["state"], "done");
+    assert!(bench.smelt(&["schema", "documents"]).ok().out.contains("id: Utf8 not null"));
+    assert!(bench.smelt(&["schema", "pipeline"]).ok().out.contains("\"$schema\""));
+    assert!(bench.smelt(&["schema", "documnts"]).fails(2).err.contains("is `documents` meant?"));
+    assert!(bench.smelt(&["doctor"]).ok().out.contains("create-only puts hold"));
+    assert!(bench.smelt(&["logs", "nothing"]).fails(2).err.contains("no run in artifacts has a log of job `nothing`"));
+}
+
+#[test]
+fn a_store_that_cannot_be_written_or_is_full_is_the_machines_fault() {
+    let bench = tiny();
+    std::fs::write(bench.path("file"), "x").unwrap();
+    let said = bench.smelt(&["run", "tiny.yaml", "--store", "file"]).fails(2).err;
+    assert!(said.contains("`file` is no store: it is a file, not a directory"), "{said}");
+    // /proc accepts no folder from anybody, not even from root.
+    let said = bench.smelt(&["run", "tiny.yaml", "--store", "/proc/smelt"]).fails(6).err;
+    assert!(said.contains("store /proc/smelt"), "{said}");
+    // A limit on the size of files stands for a full disk: the same call fails, with its own number.
+    let mut limited = std::process::Command::new("bash");
+    let smelt = programs().join("smelt");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "bash"]).arg(smelt).args([
+        "run",
+        "tiny.yaml",
+        "--set",
+        "vars.rows=1000",
+        "--set",
+        "raw.config.units=1",
+    ]);
+    let said: crate::support::Said = limited.current_dir(bench.folder.path()).output().unwrap().into();
+    let said = said.fails(6).err;
+    assert!(said.contains("is full") && said.contains("free some space"), "{said}");
+    assert_eq!(crate::support::leftovers(&bench.path("artifacts")), Vec::<String>::new());
+}

@@ -1,0 +1,201 @@
+//! The stage contract, by stages that were written to try it.
+
+use crate::support::{Bench, digests, leftovers};
+use std::time::Duration;
+
+const TWO: &str = "
+name: two
+jobs:
+  a: { stage: STAGE(count), config: { rows: 9, units: 3 } }
+  b: { stage: STAGE(count), config: { rows: 6, units: 2, seed: 7 } }
+  both: { stage: STAGE(merge), input: [a, b] }
+  model: { stage: STAGE(train) }
+";
+
+/// The digests of an undisturbed run.
+fn undisturbed(text: &str, name: &str) -> std::collections::BTreeMap<String, String> {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
+    digests(&bench.store(), name)
+}
+
+#[test]
+fn two_outputs_and_a_list_input_keep_their_books() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", TWO).smelt(&["run", "p.yaml"]).ok();
+    let store = bench.store();
+    let pointer = store.pointer("two", "both").unwrap().unwrap();
+    let manifest = store.manifest(&pointer.artifact).unwrap().unwrap();
+    assert_eq!((manifest.books.read, manifest.books.written, manifest.books.dropped["odd"]), (15, 8, 7));
+    assert_eq!((manifest.ports["documents"].rows(), manifest.ports["drops"].rows()), (Some(8), Some(7)));
+    assert_eq!(manifest.inputs["documents"].len(), 2);
+}
+
+#[test]
+fn a_stage_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
+    let expected = undisturbed(TWO, "two");
+    for program in ["teststage-count", "teststage-merge", "teststage-train"] {
+        let mut kills = 0;
+        for n in 1.. {
+            let bench = Bench::new();
+            bench.pipeline("p.yaml", TWO);
+            let killed = bench
+                .command(&["run", "p.yaml", "--retries", "0"])
+                .env("SMELT_KILL_AT_WRITE", format!("{program}:{n}"))
+                .output()
+                .unwrap();
+            if killed.status.success() {
+                break; // it writes less often than that
+            }
+            kills += 1;
+            assert_eq!(killed.status.code(), Some(4), "{}", String::from_utf8_lossy(&killed.stderr));
+            bench.smelt(&["run", "p.yaml"]).ok();
+            assert_eq!(digests(&bench.store(), "two"), expected, "{program} killed at write {n}");
+            assert_eq!(bench.smelt(&["run", "p.yaml"]).ok().out.matches("nothing to do").count(), 1);
+        }
+        assert!(
+            kills >= 4,
+            "{program} was killed {kills} times: a lease, files, units and a manifest are more writes than that"
+        );
+    }
+}
+
+#[test]
+fn the_runner_killed_at_each_of_its_writes_loses_nothing() {
+    let expected = undisturbed(TWO, "two");
+    for n in 1.. {
+        let bench = Bench::new();
+        bench.pipeline("p.yaml", TWO);
+        let killed =
+            bench.command(&["run", "p.yaml"]).env("SMELT_KILL_AT_WRITE", format!("smelt:{n}")).output().unwrap();
+        if killed.status.success() {
+            assert!(n > 6, "the runner wrote only {n} times");
+            return;
+        }
+        assert_eq!(killed.status.code(), None);
+        bench.smelt(&["run", "p.yaml"]).ok();
+        assert_eq!(digests(&bench.store(), "two"), expected, "killed at write {n}");
+    }
+}
+
+#[test]
+fn a_killed_stage_goes_on_with_less_than_one_unit_redone() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", "name: p\njobs: { a: { stage: STAGE(count), config: { rows: 8, units: 8 } } }\n");
+    // Write 1 is the lease; a unit is a file and a record; the kill comes in the sixth unit.
+    let mut command = bench.command(&["run", "p.yaml", "--retries", "0", "--cores", "1"]);
+    assert!(!command.env("SMELT_KILL_AT_WRITE", "teststage-count:13").output().unwrap().status.success());
+    bench.smelt(&["run", "p.yaml", "--cores", "1"]).ok();
+    let store = bench.store();
+    let manifest = store.manifest(&store.pointer("p", "a").unwrap().unwrap().artifact).unwrap().unwrap();
+    assert_eq!(manifest.provenance.resumed, 1, "the attempt was taken over");
+    let events = bench.smelt(&["logs", "a", "--events"]).ok().out;
+    let units: Vec<&str> = events.lines().filter(|l| l.contains("\"unit\":\"units\"")).collect();
+    assert!(units[0].contains("\"done\":6"), "the second process began with unit 6 of 8: {units:?}");
+    assert_eq!(leftovers(&bench.path("artifacts")).len(), 0);
+}
+
+#[test]
+fn a_saved_progress_is_taken_up_and_the_curve_is_whole() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", "name: p\njobs: { a: { stage: STAGE(train), config: { steps: 20, save_every: 5 } } }\n");
+    // Lease, then per save two files and the progress, from the second on two deletions as well: killed in the third.
+    let mut command = bench.command(&["run", "p.yaml", "--retries", "0"]);
+    assert!(!command.env("SMELT_KILL_AT_WRITE", "teststage-train:11").output().unwrap().status.success());
+    bench.smelt(&["run", "p.yaml"]).ok();
+    let said = bench.smelt(&["logs", "a"]).ok().out;
+    assert!(said.starts_with("step 10\n"), "went on from the save at step 10: {said}");
+    let store = bench.store();
+    let manifest = store.manifest(&store.pointer("p", "a").unwrap().unwrap().artifact).unwrap().unwrap();
+    assert_eq!(manifest.ports["metrics"].rows(), Some(20), "points of both processes");
+}
+
+#[test]
+fn a_rerun_of_equal_bytes_is_reported_and_makes_nothing_stale() {
+    let bench = Bench::new();
+    let text =
+        "name: p\njobs:\n  a: { stage: STAGE(dice), config: { faces: 1 } }\n  b: { stage: STAGE(merge), input: a }\n";
+    bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
+    let said = bench.smelt(&["rerun", "a", "p.yaml"]).ok().out;
+    assert!(said.contains("reproduced") && said.contains("1 jobs in"), "{said}");
+    assert_eq!(bench.store().pointer("p", "a").unwrap().unwrap().artifact.edition, 1);
+    assert!(bench.smelt(&["run", "p.yaml"]).ok().out.contains("nothing to do"));
+}
+
+#[test]
+fn a_rerun_of_other_bytes_redoes_what_hangs_on_them_and_nothing_else() {
+    let bench = Bench::new();
+    let text = "name: p\njobs:\n  a: { stage: STAGE(dice) }\n  b: { stage: STAGE(merge), input: a }\n  c: { stage: STAGE(count) }\n";
+    bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
+    // Half of the throws are odd, and dropped: the digest of `documents` tells two throws apart only when both are even.
+    let said = bench.smelt(&["rerun", "a", "p.yaml"]).ok().out;
+    assert!(
+        said.contains("other bytes than before") && said.contains("2 jobs in") && said.contains("1 cached"),
+        "{said}"
+    );
+}
+
+#[test]
+fn unbalanced_books_do_not_commit() {
+    let bench = Bench::new();
+    let text = "name: p\njobs:\n  a: { stage: STAGE(count) }\n  b: { stage: STAGE(merge), input: a, config: { lose_one: true } }\n";
+    let said = bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).fails(5);
+    assert!(said.err.contains("stage `merge`: 10 rows were read and 0 derived, but 5 were written and 4 dropped: 1 were neither written nor dropped"), "{}", said.err);
+    assert_eq!(bench.store().pointer("p", "b").unwrap(), None);
+}
+
+#[test]
+fn only_exit_code_4_is_tried_again() {
+    let bench = Bench::new();
+    for (code, tries, word) in [(3, 1, "the data are bad"), (4, 2, "the moment is bad"), (6, 1, "the machine is bad")] {
+        let text =
+            format!("name: p{code}\njobs: {{ a: {{ stage: STAGE(count), config: {{ fail: [1, {code}] }} }} }}\n");
+        let said = bench.pipeline("p.yaml", &text).smelt(&["run", "p.yaml", "--retries", "1"]).fails(code);
+        assert!(said.err.contains(&format!("job `a` failed: {word}")), "{}", said.err);
+        assert_eq!(bench.smelt(&["logs", "a"]).ok().out.matches("about to fail").count(), tries, "code {code}");
+    }
+}
+
+#[test]
+fn a_job_that_takes_too_long_is_ended_and_says_so() {
+    let bench = Bench::new();
+    let text = "name: p\njobs: { a: { stage: STAGE(count), config: { delay_ms: 20000 }, run: { timeout: 0.3s, retries: 0 } } }\n";
+    let said = bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).fails(4);
+    assert!(said.err.contains("it took longer than its timeout of 0.3 s"), "{}", said.err);
+}
+
+#[test]
+fn ctrl_c_stops_in_order_and_the_next_call_goes_on() {
+    let bench = Bench::new();
+    bench.pipeline(
+        "p.yaml",
+        "name: p\njobs: { a: { stage: STAGE(count), config: { rows: 8, units: 8, delay_ms: 250 } } }\n",
+    );
+    let child = bench
+        .command(&["run", "p.yaml", "--cores", "1"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1200));
+    // SAFETY: signals a child of this test that has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let said: crate::support::Said = child.wait_with_output().unwrap().into();
+    let said = said.fails(4);
+    assert!(said.err.contains("stopped") && said.err.contains("the same command goes on from there"), "{}", said.err);
+    bench.smelt(&["run", "p.yaml"]).ok();
+    let store = bench.store();
+    let manifest = store.manifest(&store.pointer("p", "a").unwrap().unwrap().artifact).unwrap().unwrap();
+    assert_eq!(manifest.provenance.resumed, 1);
+}
+
+#[test]
+fn two_runs_at_once_agree_on_one_commit() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", TWO);
+    let start = || bench.command(&["run", "p.yaml"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut both = [start(), start()];
+    assert!(both.iter_mut().all(|c| c.wait().unwrap().success()));
+    assert_eq!(digests(&bench.store(), "two"), undisturbed(TWO, "two"));
+    assert_eq!(bench.store().artifacts().unwrap().len(), 4);
+}

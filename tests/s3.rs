@@ -1,0 +1,190 @@
+//! The store over a real S3 protocol: a server in this process, on 127.0.0.1 and a port of its own.
+
+use crate::support::{Bench, Said, digests};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use std::sync::{Arc, OnceLock};
+use tempfile::TempDir;
+
+const KEY: &str = "smelt-test-key";
+const SECRET: &str = "smelt-test-secret";
+
+/// Ends with the value that holds it: its runtime is dropped, and its port closed.
+struct Server {
+    address: String,
+    _folder: TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("bucket")).unwrap();
+        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
+        let service = {
+            let mut builder = S3ServiceBuilder::new(files);
+            builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
+            builder.build()
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        runtime.spawn(async move {
+            // s3s-fs tests for a file and then renames onto it: one request with a condition at a time makes the
+            // create-only put what S3 promises.
+            let turn = Arc::new(tokio::sync::Mutex::new(()));
+            while let Ok((stream, _)) = listener.accept().await {
+                let (service, turn): (S3Service, _) = (service.clone(), turn.clone());
+                tokio::spawn(async move {
+                    let answer = Turns { service, turn };
+                    // A client that hangs up is no trouble of the server's.
+                    drop(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await);
+                });
+            }
+        });
+        Self { address, _folder: folder, _runtime: runtime }
+    }
+
+    fn environment(&self, secret: &str) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", self.address.clone()),
+            ("AWS_ACCESS_KEY_ID", KEY.into()),
+            ("AWS_SECRET_ACCESS_KEY", secret.into()),
+            ("AWS_REGION", "us-east-1".into()),
+        ]
+    }
+
+    fn smelt(&self, bench: &Bench, secret: &str, args: &[&str]) -> Said {
+        bench.command(args).envs(self.environment(secret)).output().unwrap().into()
+    }
+}
+
+#[derive(Clone)]
+struct Turns {
+    service: S3Service,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Turns {
+    type Response = s3s::HttpResponse;
+    type Error = s3s::HttpError;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn call(&self, request: hyper::Request<hyper::body::Incoming>) -> Self::Future {
+        let (service, turn) = (self.service.clone(), self.turn.clone());
+        Box::pin(async move {
+            let conditional =
+                request.headers().contains_key("if-none-match") || request.headers().contains_key("if-match");
+            let _held = if conditional { Some(turn.lock().await) } else { None };
+            hyper::service::Service::call(&service, request).await
+        })
+    }
+}
+
+/// In this process the variables of one server hold for all, so all tests share it.
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(Server::start)
+}
+
+const PIPELINE: &str = "
+name: s3
+jobs:
+  a: { stage: STAGE(count), config: { rows: 40, units: 3 } }
+  b: { stage: STAGE(merge), input: a }
+  model: { stage: STAGE(train) }
+report: select count(*) n from b
+";
+
+#[test]
+fn a_directory_and_s3_give_the_same_digests() {
+    let (server, bench) = (server(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE).smelt(&["run", "p.yaml"]).ok();
+    let said = server.smelt(&bench, SECRET, &["run", "p.yaml", "--store", "s3://bucket/same"]).ok().out;
+    assert!(said.contains("| 20 |"), "the report was answered from S3: {said}");
+    let digest = |store: &str| {
+        let query = "select stage, port, digest from smelt.artifacts where port <> 'metrics' order by 1, 2";
+        server.smelt(&bench, SECRET, &["sql", query, "--format", "csv", "--store", store]).ok().out
+    };
+    assert_eq!(digest("artifacts"), digest("s3://bucket/same"));
+    assert_eq!(digests(&bench.store(), "s3").len(), 4);
+    let again = server.smelt(&bench, SECRET, &["run", "p.yaml", "--store", "s3://bucket/same"]).ok().out;
+    assert!(again.contains("nothing to do"), "{again}");
+    assert!(
+        server
+            .smelt(&bench, SECRET, &["artifacts", "verify", "--store", "s3://bucket/same"])
+            .ok()
+            .out
+            .starts_with("3 artifacts")
+    );
+}
+
+#[test]
+fn the_smoke_pipeline_gives_the_same_digests_on_s3() {
+    let (server, bench) = (server(), Bench::new());
+    let digests = |store: &str| {
+        let run = |args: &[&str]| -> Said {
+            let mut command = Bench::bare(&crate::smoke::repository(), args);
+            command.args(["--store", store]).envs(server.environment(SECRET)).output().unwrap().into()
+        };
+        run(&["run", "pipelines/smoke.yaml"]).ok();
+        let query = "select stage, port, digest from smelt.artifacts where port <> 'metrics' order by 1, 2, 3";
+        run(&["sql", query, "--format", "csv"]).ok().out
+    };
+    let here = digests(bench.path("artifacts").to_str().unwrap());
+    // this server keeps a key in the name of a file, so that it takes keys of about 160 characters, not S3's 1024
+    assert_eq!(digests("s3://bucket/m"), here);
+    assert!(here.lines().count() > 30, "{here}");
+}
+
+#[test]
+fn wrong_credentials_are_refused_and_never_shown() {
+    let (server, bench) = (server(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE);
+    let said = server.smelt(&bench, "wrong-secret", &["run", "p.yaml", "--store", "s3://bucket/refused"]).fails(6);
+    assert!(
+        said.err.contains("store s3://bucket/refused refuses") && said.err.contains("check AWS_ACCESS_KEY_ID"),
+        "{}",
+        said.err
+    );
+    assert!(!said.err.contains("wrong-secret") && !said.err.contains(KEY), "{}", said.err);
+}
+
+#[test]
+fn of_eight_racing_writers_one_commits() {
+    let (server, bench) = (server(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE);
+    let start = || {
+        let mut command =
+            bench.command(&["run", "p.yaml", "--store", "s3://bucket/race", "--only", "b", "--cores", "1"]);
+        command.envs(server.environment(SECRET)).stdout(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let mut racers: Vec<_> = (0..8).map(|_| start()).collect();
+    assert!(racers.iter_mut().all(|r| r.wait().unwrap().success()));
+    let query = "select stage, edition, count(distinct fingerprint) n from smelt.artifacts group by 1, 2 order by 1";
+    let said = server.smelt(&bench, SECRET, &["sql", query, "--format", "csv", "--store", "s3://bucket/race"]).ok().out;
+    assert_eq!(said, "stage,edition,n\ncount,0,1\nmerge,0,1\n");
+}
+
+#[test]
+fn a_stage_killed_on_s3_goes_on() {
+    let (server, bench) = (server(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE).smelt(&["run", "p.yaml"]).ok();
+    for n in [1, 3, 6, 8] {
+        let store = format!("s3://bucket/kill-{n}");
+        let mut command = bench.command(&["run", "p.yaml", "--retries", "0", "--store", &store]);
+        let killed = command
+            .envs(server.environment(SECRET))
+            .env("SMELT_KILL_AT_WRITE", format!("teststage-count:{n}"))
+            .output()
+            .unwrap();
+        assert_eq!(killed.status.code(), Some(4));
+        server.smelt(&bench, SECRET, &["run", "p.yaml", "--store", &store]).ok();
+        let query = "select digest from smelt.artifacts where port <> 'metrics' order by stage, port";
+        let of =
+            |store: &str| server.smelt(&bench, SECRET, &["sql", query, "--format", "csv", "--store", store]).ok().out;
+        assert_eq!(of(&store), of("artifacts"), "killed at write {n}");
+    }
+}

@@ -1,0 +1,226 @@
+//! The smoke pipeline: every real stage and the runner, killed and taken up again.
+
+use crate::support::{Bench, Said, digests};
+use smelt_store::Store;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+use tempfile::TempDir;
+
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// `smelt` with a store, in the repository's folder: the pipeline reads documents from there. A training saves after every step.
+fn command(store: &Path, args: &[&str]) -> Command {
+    let mut command = Bench::bare(&repository(), args);
+    command.arg("--store").arg(store).env("SMELT_SAVE_SECONDS", "0");
+    command
+}
+
+fn smelt(store: &Path, args: &[&str]) -> Said {
+    command(store, args).output().expect("smelt starts").into()
+}
+
+fn open(folder: &Path) -> Store {
+    Store::open(folder.to_str().expect("a test's path is text")).expect("a directory is a store")
+}
+
+/// The store of an undisturbed run, made once and never changed.
+fn undisturbed() -> &'static Path {
+    static STORE: OnceLock<TempDir> = OnceLock::new();
+    let folder = STORE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder for a test");
+        smelt(folder.path(), &["run", "pipelines/smoke.yaml"]).ok();
+        folder
+    });
+    folder.path()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// How far a phase was at each of its progress events in the last run; nothing when the job said nothing.
+fn progress(store: &Path, job: &str, phase: &str) -> Vec<u64> {
+    let events = smelt(store, &["logs", job, "--events"]).out;
+    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("events are JSON"));
+    events.filter(|e| e["type"] == "progress" && e["phase"] == phase).filter_map(|e| e["done"].as_u64()).collect()
+}
+
+/// Kills `program` right before each of its writes in turn, while it does `job` alone, and lets a second run go on.
+#[track_caller]
+fn killed_at_each_write(job: &str, program: &str, training: bool) {
+    let expected = digests(&open(undisturbed()), "smoke");
+    let folder = tempfile::tempdir().unwrap();
+    copy(undisturbed(), folder.path());
+    let artifact = open(folder.path()).pointer("smoke", job).unwrap().unwrap().artifact;
+    let recipe = folder.path().join("artifacts").join(&artifact.stage).join(artifact.fingerprint.to_string());
+    let mut kills = 0;
+    for n in 1.. {
+        std::fs::remove_dir_all(&recipe).unwrap();
+        std::fs::remove_dir_all(folder.path().join("runs")).unwrap();
+        let args = ["run", "pipelines/smoke.yaml", "--only", job, "--retries", "0"];
+        let mut first = command(folder.path(), &args);
+        let first: Said = first.env("SMELT_KILL_AT_WRITE", format!("{program}:{n}")).output().unwrap().into();
+        if first.code == Some(0) {
+            break; // it writes less often than that
+        }
+        let first = first.fails(4);
+        kills += 1;
+        let before = progress(folder.path(), job, "train");
+        smelt(folder.path(), &args).ok();
+        assert_eq!(digests(&open(folder.path()), "smoke"), expected, "{program} killed at write {n}: {first:?}");
+        if let Some(last) = before.last().filter(|_| training) {
+            let after = progress(folder.path(), job, "train");
+            // a save follows every step but the last: at most the step at hand is done again
+            assert!(after.first().is_none_or(|step| step >= last), "{program}:{n} went from {before:?} to {after:?}");
+        }
+    }
+    assert!(
+        kills >= 4,
+        "{program} was killed {kills} times: lease, files, unit and manifest are more writes than that"
+    );
+    println!("{program}: killed at each of {kills} writes");
+}
+
+/// Every stage at once: these bytes are promised for one version of a stage, on any machine.
+#[test]
+fn the_digests_are_the_published_ones() {
+    let found: String =
+        digests(&open(undisturbed()), "smoke").iter().map(|(port, digest)| format!("{port} {digest}\n")).collect();
+    let path = repository().join("tests/golden/smoke.txt");
+    if std::env::var_os("SMELT_BLESS").is_some() {
+        std::fs::write(&path, &found).unwrap();
+    }
+    let published = std::fs::read_to_string(&path).unwrap_or_default();
+    let changed: Vec<&str> = found.lines().filter(|line| !published.contains(line)).collect();
+    assert_eq!(
+        found, published,
+        "other bytes than published: {changed:#?}\nraise VERSION of the first stage that changed, then SMELT_BLESS=1 cargo test"
+    );
+}
+
+#[test]
+fn data_stages_killed_at_each_of_their_writes_end_with_the_same_bytes() {
+    for (job, program) in [
+        ("raw", "smelt-ingest"),
+        ("clean", "smelt-clean"),
+        ("unique", "smelt-dedup"),
+        ("tokens", "smelt-tokenize"),
+        ("practice", "smelt-problems"),
+    ] {
+        killed_at_each_write(job, program, false);
+    }
+}
+
+#[test]
+fn trainings_killed_at_each_of_their_writes_end_with_the_same_bytes_and_redo_less_than_a_step() {
+    for (job, program) in
+        [("base", "smelt-pretrain"), ("short", "smelt-sft"), ("expert", "smelt-align"), ("judge", "smelt-reward")]
+    {
+        killed_at_each_write(job, program, true);
+    }
+}
+
+#[test]
+fn sampling_stages_killed_at_each_of_their_writes_end_with_the_same_bytes() {
+    for (job, program) in [("chains", "smelt-distill"), ("score", "smelt-evaluate")] {
+        killed_at_each_write(job, program, false);
+    }
+}
+
+#[test]
+fn the_runner_killed_at_twenty_moments_ends_with_the_digests_of_an_undisturbed_run() {
+    let expected = digests(&open(undisturbed()), "smoke");
+    let clock = Instant::now();
+    smelt(tempfile::tempdir().unwrap().path(), &["run", "pipelines/smoke.yaml"]).ok();
+    let whole = clock.elapsed();
+    let mut killed = 0;
+    for store in 0..5 {
+        let folder = tempfile::tempdir().unwrap();
+        for kill in 0..4 {
+            let mut run = command(folder.path(), &["run", "pipelines/smoke.yaml"]);
+            let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            // what four runs do adds up to about three quarters of the whole; a multiplicative hash spreads the moments
+            let moment = f64::from((4 * store + kill + 1u32).wrapping_mul(2_654_435_769)) / f64::from(u32::MAX);
+            std::thread::sleep(whole.mul_f64(0.4 * moment));
+            killed += u32::from(child.try_wait().unwrap().is_none());
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        smelt(folder.path(), &["run", "pipelines/smoke.yaml"]).ok();
+        assert_eq!(digests(&open(folder.path()), "smoke"), expected);
+        assert!(smelt(folder.path(), &["run", "pipelines/smoke.yaml"]).ok().out.contains("nothing to do"));
+        let verified = smelt(folder.path(), &["artifacts", "verify"]).ok().out;
+        assert!(verified.contains("every byte is as its manifest says"), "{verified}");
+    }
+    assert!(killed >= 15, "only {killed} of 20 kills met a running runner");
+}
+
+#[test]
+fn a_changed_value_redoes_its_job_and_what_hangs_on_its_bytes() {
+    let folder = undisturbed();
+    let plan = |set: &str| -> BTreeMap<String, String> {
+        let said = smelt(folder, &["plan", "pipelines/smoke.yaml", "--set", set]).ok().out;
+        let lines = said.lines().filter_map(|line| line.trim().split_once(' '));
+        lines.map(|(job, state)| (job.to_owned(), state.trim().to_owned())).collect()
+    };
+    let seeded = plan("seed=5");
+    for job in ["raw", "clean", "unique"] {
+        assert_eq!(seeded[job], "cached", "{job} draws no random numbers");
+    }
+    assert_eq!(seeded["practice"], "new      config.seed: 0 -> 5");
+    let longer = plan("short.config.epochs=2");
+    assert_eq!(longer["short"], "new      config.epochs: 1.0 -> 2.0");
+    assert_eq!(longer["score"], "after short");
+    assert_eq!(longer.values().filter(|state| *state == "cached").count(), longer.len() - 3, "{longer:?}");
+}
+
+#[test]
+fn queries_over_clean_and_the_drops_add_up_to_the_books() {
+    let sql = |query: &str| smelt(undisturbed(), &["sql", query, "--pipeline", "smoke", "--format", "csv"]).ok().out;
+    let table = sql("select source, count(*), sum(length(text)) from clean group by 1 order by 2 desc");
+    assert!(table.lines().count() > 1, "{table}");
+    let counted = sql("select job, rule, count(*) n from smelt.drops group by 1, 2 order by 1, 2");
+    let store = open(undisturbed());
+    let mut booked = String::from("job,rule,n\n");
+    for (pipeline, job, pointer) in store.pointers().unwrap() {
+        let manifest = store.manifest(&pointer.artifact).unwrap().unwrap();
+        manifest.books.check().unwrap();
+        assert_eq!(pipeline, "smoke");
+        for (rule, n) in manifest.books.dropped.iter().filter(|_| manifest.ports.contains_key("drops")) {
+            booked += &format!("{job},{rule},{n}\n");
+        }
+    }
+    assert_eq!(counted, booked);
+}
+
+#[test]
+fn a_stage_in_python_takes_part() {
+    let folder = tempfile::tempdir().unwrap();
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("there is no python3 here: the stage in Python was not tried");
+        return;
+    }
+    smelt(folder.path(), &["run", "pipelines/examples/python_stage.yaml"]).ok();
+    let store = open(folder.path());
+    let pointer = store.pointer("python_stage", "longest").unwrap().unwrap();
+    let manifest = store.manifest(&pointer.artifact).unwrap().unwrap();
+    assert_eq!(manifest.books.written, 12);
+    assert_eq!(manifest.books.read, manifest.books.written + manifest.books.dropped["shorter"]);
+    let key = store.file_key(&manifest, "listing", &manifest.ports["listing"].files[0]);
+    let listing = std::fs::read_to_string(folder.path().join(key)).unwrap();
+    assert_eq!(listing.lines().count(), 12);
+}
