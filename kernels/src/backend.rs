@@ -232,5 +232,8 @@ pub trait Backend: Send + Sync {
 
     /// Σ x², in f64, in one order.
     fn square_sum(&self, x: &Tensor) -> f64;
+    /// `acc = keep·acc + (1 − keep)·x`
+    fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
+    /// m and v may be bf16: then they are rounded to nearest even after each step, and w sees them unrounded.
     fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
 }

@@ -329,7 +329,14 @@ impl Backend for Cpu {
         real!(x, T => optimizer::square_sum::<T>(self, x))
     }
 
+    fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64) {
+        real!(x, T => optimizer::average::<T>(self, acc, x, keep));
+    }
+
     fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
-        real!(dw, T => optimizer::adamw::<T>(self, hyper, w, dw, m, v))
+        if m.dtype() == DType::Bf16 {
+            return optimizer::adamw::<f32, half::bf16>(self, hyper, w, dw, m, v);
+        }
+        real!(dw, T => optimizer::adamw::<T, T>(self, hyper, w, dw, m, v))
     }
 }

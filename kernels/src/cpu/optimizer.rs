@@ -2,7 +2,8 @@
 
 use super::Cpu;
 use crate::backend::AdamW;
-use crate::{Real, Tensor};
+use crate::{Element, Real, Tensor};
+use half::bf16;
 
 /// Elements per partial sum: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 1 << 14;
@@ -29,7 +30,37 @@ pub fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
 }
 
 /// Elements of w, dw, m and v of one task.
-type Slices<'a, T> = ((&'a mut [T], &'a [T]), (&'a mut [T], &'a mut [T]));
+type Slices<'a, T, M> = ((&'a mut [T], &'a [T]), (&'a mut [M], &'a mut [M]));
+
+/// How a moment is kept between steps.
+pub trait Moment<T>: Element {
+    fn load(self) -> T;
+    fn store(x: T) -> Self;
+}
+
+impl<T: Real> Moment<T> for T {
+    #[inline(always)]
+    fn load(self) -> T {
+        self
+    }
+    #[inline(always)]
+    fn store(x: T) -> T {
+        x
+    }
+}
+
+impl Moment<f32> for bf16 {
+    #[inline(always)]
+    fn load(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    /// To nearest even; moments are finite.
+    #[inline(always)]
+    fn store(x: f32) -> Self {
+        let bits = x.to_bits();
+        bf16::from_bits(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+    }
+}
 
 /// βᵗ by squaring: no system function, one order.
 fn power(beta: f64, step: u64) -> f64 {
@@ -38,7 +69,7 @@ fn power(beta: f64, step: u64) -> f64 {
 }
 
 /// `w −= lr·decay·w; m, v` decay towards g and g²; `w −= lr·m̂ / (√v̂ + eps)`, in this order.
-pub fn adamw<T: Real>(cpu: &Cpu, h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+pub fn adamw<T: Real, M: Moment<T>>(cpu: &Cpu, h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
     for x in [&*w, &*m, &*v] {
         x.expect("adamw", dw.shape());
     }
@@ -48,18 +79,30 @@ pub fn adamw<T: Real>(cpu: &Cpu, h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut
     let (beta1, beta2, eps) = (T::of(h.beta1), T::of(h.beta2), T::of(h.eps));
     let (rest1, rest2, scale) = (T::of(1.0 - h.beta1), T::of(1.0 - h.beta2), T::of(h.gradient_scale));
     let step = cpu.step(dw.len(), 4);
-    let moments = m.write::<T>().chunks_mut(step).zip(v.write::<T>().chunks_mut(step));
+    let moments = m.write::<M>().chunks_mut(step).zip(v.write::<M>().chunks_mut(step));
     let tasks = w.write::<T>().chunks_mut(step).zip(dw.read::<T>().chunks(step)).zip(moments).collect();
     cpu.each(
         tasks,
         #[inline(always)]
-        |((w, dw), (m, v)): Slices<T>| {
+        |((w, dw), (m, v)): Slices<T, M>| {
             for ((w, &dw), (m, v)) in w.iter_mut().zip(dw).zip(m.iter_mut().zip(v)) {
                 let g = dw * scale;
-                *m = *m * beta1 + g * rest1;
-                *v = *v * beta2 + g * g * rest2;
-                *w = *w * keep - rate * *m / (v.sqrt() * correction + eps);
+                let first = m.load() * beta1 + g * rest1;
+                let second = v.load() * beta2 + g * g * rest2;
+                *w = *w * keep - rate * first / (second.sqrt() * correction + eps);
+                (*m, *v) = (M::store(first), M::store(second));
             }
         },
+    );
+}
+
+pub fn average<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor, keep: f64) {
+    acc.expect("average", x.shape());
+    let (keep, rest, step) = (T::of(keep), T::of(1.0 - keep), cpu.step(x.len(), 1));
+    let tasks = acc.write::<T>().chunks_mut(step).zip(x.read::<T>().chunks(step)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(acc, x): (&mut [T], &[T])| acc.iter_mut().zip(x).for_each(|(acc, &x)| *acc = *acc * keep + x * rest),
     );
 }

@@ -139,12 +139,8 @@ impl Stage for Align {
         }
         let backend: Arc<dyn Backend> = Arc::new(Cpu::new(cx.threads()));
         let reference = loaded.params.copy();
-        let settings = Settings {
-            hyper: config.optimizer,
-            schedule: Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor),
-            balance_loss: 0.0,
-            bias_speed: config.bias_speed,
-        };
+        let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
+        let settings = Settings { bias_speed: config.bias_speed, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
         let sampler =
             Sampler { config: &config, prompts: &prompts, chat: &chat, reward: reward.as_ref(), reference: &reference };
@@ -175,7 +171,7 @@ impl Stage for Align {
                 unit.count_derived(1);
                 unit.keep(&out.samples, row.clone())?;
             }
-            write(unit, &out.model, trainer.model(), trainer.params(), &loaded.text, DType::F32)
+            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, DType::F32)
         })
     }
 }

@@ -12,10 +12,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, tokenizer, write};
 use smelt_kernels::{Cpu, DType};
-use smelt_model::{Batch, Init, Model};
+use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model};
 use smelt_stage::kinds::{Checkpoint, Metrics, State, Tokenizer, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
-use smelt_train::{Corpus, Decay, Hyper, NextToken, Objective, Schedule, Settings, Trainer, sample};
+use smelt_train::{
+    Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
+    SpikeGuard, Tail, Trainer,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,6 +32,8 @@ pub struct Config {
     pub steps: u64,
     /// Sequences per step.
     pub sequences: u64,
+    /// Smaller steps at the start: `{ from: 4, steps: 100 }` grows from 4 sequences to `sequences` over 100 steps.
+    pub ramp: Option<Ramp>,
     /// Tokens per sequence.
     pub context: usize,
     /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences.
@@ -37,17 +42,37 @@ pub struct Config {
     pub lr: f64,
     /// Steps of linear warm-up, within `steps`.
     pub warmup: u64,
-    /// Course after the warm-up.
+    /// Steps at the largest learning rate after the warm-up.
+    pub constant: u64,
+    /// Course after that, over the steps that the tails leave.
     pub decay: Decay,
     /// Last learning rate as a share of the largest.
     pub floor: f64,
+    /// The last steps of all, at constant rates: `[{ steps: 20, share: 0.1 }]`, shares of the largest rate.
+    pub tails: Vec<Tail>,
     pub optimizer: Hyper,
     /// Weight of the further tokens' loss, when the model has such modules.
     pub mtp_weight: f64,
-    /// Weight of the sequence-wise balance loss.
+    /// Weight of the further tokens' loss from `mtp_switch` on (DeepSeek-V3 goes from 0.3 to 0.1, §4.2).
+    pub mtp_weight_late: f64,
+    /// Share of the steps after which `mtp_weight_late` holds; 1 is never.
+    pub mtp_switch: f64,
+    /// Weight of the mean of the squared log-sum-exp of the logits.
+    pub z_loss: f64,
+    /// Weight of the balance loss.
     pub balance_loss: f64,
+    /// Whether each sequence is to be balanced, or the tokens computed at once (see `micro_batch_tokens`) together.
+    pub balance_scope: BalanceScope,
+    /// Which experts of a token the balance loss counts.
+    pub balance_counts: BalanceCounts,
     /// Change of the routers' correction biases per step.
     pub bias_speed: f64,
+    /// Skips steps whose loss is a spike, and goes back after several: `{ window: 100, z: 6, patience: 3 }`.
+    pub guard: Option<SpikeGuard>,
+    /// Shares of the inputs in every stretch of training, in their order; empty takes all documents as one corpus.
+    pub weights: Vec<f64>,
+    /// Share of the documents whose middle comes last, to learn to complete between two ends (DeepSeek-V3: 0.1).
+    pub fim_rate: f64,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
 }
@@ -58,16 +83,27 @@ impl Default for Config {
             seed: 0,
             steps: 1000,
             sequences: 16,
+            ramp: None,
             context: 128,
             micro_batch_tokens: 16_384,
             lr: 3e-3,
             warmup: 50,
+            constant: 0,
             decay: Decay::Cosine,
             floor: 0.05,
+            tails: Vec::new(),
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.05, ..Hyper::default() },
             mtp_weight: 0.3,
+            mtp_weight_late: 0.1,
+            mtp_switch: 1.0,
+            z_loss: 0.0,
             balance_loss: 0.0,
+            balance_scope: BalanceScope::Sequence,
+            balance_counts: BalanceCounts::Scores,
             bias_speed: 1e-3,
+            guard: None,
+            weights: Vec::new(),
+            fim_rate: 0.0,
             model: Architecture::default(),
         }
     }
@@ -112,6 +148,32 @@ impl Stage for Pretrain {
         if !(config.lr.is_finite() && config.lr >= 0.0) {
             return Err(Error::config("/lr", format!("{} is no learning rate", config.lr)));
         }
+        let refuse = |field: &str, what: String| Err(Error::config(&format!("/{field}"), what));
+        if let Some(ramp) = config.ramp
+            && !(1..=config.sequences).contains(&ramp.from)
+        {
+            return refuse("ramp", format!("`from` is {}, expected 1 to `sequences`, {}", ramp.from, config.sequences));
+        }
+        if !config.weights.is_empty() {
+            let found = inputs.get("tokens").copied().unwrap_or_default();
+            if config.weights.len() != found {
+                return refuse("weights", format!("{} weights for {found} inputs of `tokens`", config.weights.len()));
+            }
+            if let Some(weight) = config.weights.iter().find(|weight| !(weight.is_finite() && **weight > 0.0)) {
+                return refuse("weights", format!("{weight} is no share, expected more than 0"));
+            }
+        }
+        for (field, value) in [("fim_rate", config.fim_rate), ("mtp_switch", config.mtp_switch)] {
+            if !(0.0..=1.0).contains(&value) {
+                return refuse(field, format!("`{field}` is {value}, expected 0 to 1"));
+            }
+        }
+        if !(0.0..1.0).contains(&config.optimizer.average) {
+            return refuse(
+                "optimizer",
+                format!("`average` is {}, expected 0 to less than 1", config.optimizer.average),
+            );
+        }
         // sizes that contradict each other are found before anything runs; the vocabulary comes with the tokenizer
         let model = config.model.config(512, config.context);
         model.check().map_err(|error| Error::config("/model", error.to_string()))?;
@@ -120,7 +182,7 @@ impl Stage for Pretrain {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let text = tokenizer(&inputs.tokenizer)?;
-        let (corpus, documents) = corpus(&inputs.tokens, &text.tokenizer)?;
+        let data = Data::read(&config, &inputs.tokens, &text.tokenizer)?;
         let (model, params) = match &inputs.init {
             Some(init) => {
                 let loaded = Loaded::open(init)?;
@@ -134,64 +196,122 @@ impl Stage for Pretrain {
             }
         };
         cx.result("parameters", params.count() as f64);
+        let balance = Balance {
+            weight: config.balance_loss,
+            scope: config.balance_scope,
+            counts: config.balance_counts,
+            further: true,
+        };
         let settings = Settings {
-            hyper: config.optimizer,
-            schedule: Schedule::over(config.steps, config.lr, config.warmup, config.decay, config.floor),
-            balance_loss: config.balance_loss,
+            balance,
             bias_speed: config.bias_speed,
+            guard: config.guard,
+            ..Settings::new(config.optimizer, config.schedule())
         };
         let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(cx.threads())), settings);
         if let Some((_, state)) = cx.saved_training()? {
             trainer.restore(&state).map_err(fault)?;
         }
-        train(&config, &corpus, &mut trainer, cx)?;
+        train(&config, &data, &mut trainer, cx)?;
         cx.single(|unit| {
-            unit.count_read(documents);
-            unit.count_written(documents);
-            write(unit, &out.model, trainer.model(), trainer.params(), &text, DType::F32)?;
+            unit.count_read(data.documents);
+            unit.count_written(data.documents);
+            write(unit, &out.model, trainer.model(), trainer.result(), &text, DType::F32)?;
             unit.put(&out.state, "state.safetensors", &trainer.save())
         })
     }
 }
 
-/// All documents, each behind its `<|bos|>` and closed by `<|eos|>`; and how many there are.
-fn corpus(tokens: &[Artifact<Tokens>], tokenizer: &[u8]) -> Result<(Corpus, u64), Error> {
-    let tokenizer = smelt_text::Tokenizer::from_bytes(tokenizer).map_err(fault)?;
-    let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
-    let (mut corpus, mut documents) = (Corpus::default(), 0);
-    for row in tokens.iter().flat_map(Artifact::read_all) {
-        corpus.push(&[&[bos], row?.ids.as_slice(), &[eos]].concat());
-        documents += 1;
+impl Config {
+    fn schedule(&self) -> Schedule {
+        let warmup = self.warmup.min(self.steps);
+        let constant = self.constant.min(self.steps - warmup);
+        let tails: u64 = self.tails.iter().map(|tail| tail.steps).sum();
+        Schedule {
+            peak: self.lr,
+            warmup,
+            constant,
+            decay: (self.steps - warmup - constant).saturating_sub(tails),
+            shape: self.decay,
+            floor: self.floor,
+            tails: self.tails.clone(),
+        }
     }
-    if documents == 0 {
-        return Err(Error::data("there is not one document to train on").hint("look at the drops of the jobs before"));
+
+    fn batches(&self) -> Batches {
+        Batches { sequences: self.sequences, ramp: self.ramp }
     }
-    Ok((corpus, documents))
+
+    /// Weight of the further tokens' loss in step `step`, from 0.
+    fn mtp_weight_at(&self, step: u64) -> f64 {
+        if step as f64 >= self.mtp_switch * self.steps as f64 { self.mtp_weight_late } else { self.mtp_weight }
+    }
 }
 
-fn train(config: &Config, corpus: &Corpus, trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
-    let windows = corpus.windows(config.context) as u64;
-    let modules = trainer.model().config().num_nextn_predict_layers;
+/// What is trained on: documents, each behind its `<|bos|>` and closed by `<|eos|>`.
+struct Data {
+    corpora: Vec<Corpus>,
+    mixture: Mixture,
+    documents: u64,
+}
+
+impl Data {
+    fn read(config: &Config, tokens: &[Artifact<Tokens>], tokenizer: &[u8]) -> Result<Self, Error> {
+        let tokenizer = smelt_text::Tokenizer::from_bytes(tokenizer).map_err(fault)?;
+        let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
+        let fim = match config.fim_rate > 0.0 {
+            true => {
+                let [begin, hole, end] = tokenizer.fim().map_err(fault)?;
+                Some(FillInMiddle { seed: config.seed, rate: config.fim_rate, begin, hole, end })
+            }
+            false => None,
+        };
+        let is_one = config.weights.is_empty();
+        let mut corpora = vec![Corpus::default(); if is_one { 1 } else { tokens.len() }];
+        let mut documents = 0;
+        for (input, artifact) in tokens.iter().enumerate() {
+            let corpus = &mut corpora[if is_one { 0 } else { input }];
+            for row in artifact.read_all() {
+                let ids = row?.ids;
+                let ids = fim.and_then(|fim| fim.apply(documents, &ids)).unwrap_or(ids);
+                corpus.push(&[&[bos], ids.as_slice(), &[eos]].concat());
+                documents += 1;
+            }
+        }
+        let hint = "look at the drops of the jobs before";
+        if documents == 0 {
+            return Err(Error::data("there is not one document to train on").hint(hint));
+        }
+        let windows: Vec<u64> = corpora.iter().map(|corpus| corpus.windows(config.context) as u64).collect();
+        if let Some(empty) = windows.iter().position(|&count| count == 0) {
+            return Err(Error::data(format!("input {empty} of `tokens` has not one document to train on")).hint(hint));
+        }
+        let weights = if is_one { &[1.0][..] } else { &config.weights };
+        Ok(Self { mixture: Mixture::new(config.seed, &windows, weights), corpora, documents })
+    }
+
+    /// The pieces of documents of the sequence at place `at` of the whole training.
+    fn sequence(&self, at: u64, context: usize) -> Vec<&[u32]> {
+        let (corpus, window) = self.mixture.sample(at);
+        self.corpora[corpus].window(window as usize, context)
+    }
+}
+
+fn train(config: &Config, data: &Data, trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
+    let (modules, batches) = (trainer.model().config().num_nextn_predict_layers, config.batches());
     let per_part = (config.micro_batch_tokens / config.context).max(1);
     let (started, first) = (Instant::now(), trainer.steps());
     while trainer.steps() < config.steps {
         let step = trainer.steps();
-        let place = |i| sample(config.seed, step, config.sequences, i, windows) as usize;
-        let pieces: Vec<Vec<&[u32]>> = (0..config.sequences).map(|i| corpus.window(place(i), config.context)).collect();
-        let batches: Vec<Batch> = pieces.chunks(per_part).map(|part| Batch::next_token(&part.concat())).collect();
-        let objective = NextToken::of(&batches, config.mtp_weight, modules);
-        let micro: Vec<(Batch, &dyn Objective)> = batches.into_iter().map(|batch| (batch, &objective as _)).collect();
+        let places = batches.before(step)..batches.before(step) + batches.size(step);
+        let pieces: Vec<Vec<&[u32]>> = places.map(|at| data.sequence(at, config.context)).collect();
+        let parts: Vec<Batch> = pieces.chunks(per_part).map(|part| Batch::next_token(&part.concat())).collect();
+        let objective = NextToken { z: config.z_loss, ..NextToken::of(&parts, config.mtp_weight_at(step), modules) };
+        let micro: Vec<(Batch, &dyn Objective)> = parts.into_iter().map(|batch| (batch, &objective as _)).collect();
         let report = trainer.step(&micro).map_err(fault)?;
-        let mut values = vec![
-            ("loss", report.loss),
-            ("gradient_norm", report.gradient_norm),
-            ("lr", report.lr),
-            ("max_violation", report.max_violation),
-        ];
-        values.extend(report.parts.iter().map(|(name, value)| (*name, *value)));
-        cx.metrics(report.step, &values);
-        let rate = (report.step - first) as f64 * (config.sequences as usize * config.context) as f64
-            / started.elapsed().as_secs_f64().max(1e-9);
+        tell(&report, cx);
+        let sequences = batches.before(report.step) - batches.before(first);
+        let rate = sequences as f64 * config.context as f64 / started.elapsed().as_secs_f64().max(1e-9);
         cx.progress(
             "train",
             report.step,
@@ -204,4 +324,30 @@ fn train(config: &Config, corpus: &Corpus, trainer: &mut Trainer, cx: &Context) 
         }
     }
     Ok(())
+}
+
+/// A step's figures as points of curves; per layer of experts the largest and the least load, as shares of the mean.
+fn tell(report: &Report, cx: &Context) {
+    let mut values = vec![
+        ("loss".to_owned(), report.loss),
+        ("gradient_norm".into(), report.gradient_norm),
+        ("lr".into(), report.lr),
+        ("max_violation".into(), report.max_violation),
+    ];
+    values.extend(report.parts.iter().map(|(name, value)| ((*name).to_owned(), *value)));
+    for (layer, loads) in &report.loads {
+        let mean = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
+        let share = |load: Option<&u64>| load.map_or(0.0, |&load| load as f64 / mean.max(1.0));
+        values.push((format!("load_max.{layer}"), share(loads.iter().max())));
+        values.push((format!("load_min.{layer}"), share(loads.iter().min())));
+    }
+    if report.is_skipped {
+        values.push(("skipped".into(), 1.0));
+        cx.warn(&format!("step {}: the loss of {:.3} is a spike, the step is skipped", report.step, report.loss));
+    }
+    if let Some(updates) = report.went_back_to {
+        cx.warn(&format!("step {}: the training goes back to what it was after {updates} updates", report.step));
+    }
+    let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    cx.metrics(report.step, &values);
 }

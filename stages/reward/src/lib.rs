@@ -122,12 +122,8 @@ impl Stage for Reward {
 
         let init = Init { seed: config.seed, embedding: 0.02, router: 0.02, weight: None };
         let (model, params) = with_reward_head(&loaded, &init)?;
-        let settings = Settings {
-            hyper: config.optimizer,
-            schedule: Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor),
-            balance_loss: 0.0,
-            bias_speed: 0.0,
-        };
+        let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
+        let settings = Settings::new(config.optimizer, schedule);
         let accuracy = |model: &Model, params: &Params| -> Result<f64, Error> {
             let scores =
                 reward_scores(model, params, backend.as_ref(), &held_out, config.micro_batch_tokens).map_err(fault)?;
@@ -140,7 +136,7 @@ impl Stage for Reward {
             trainer.restore(&state).map_err(fault)?;
         }
         train(&config, &examples, &mut trainer, cx)?;
-        cx.result("accuracy", accuracy(trainer.model(), trainer.params())?);
+        cx.result("accuracy", accuracy(trainer.model(), trainer.result())?);
         cx.single(|unit| {
             for (port, rows) in [(&out.preferences, &pairs.train), (&out.validation, &pairs.validation)] {
                 for row in rows {
@@ -148,7 +144,7 @@ impl Stage for Reward {
                     unit.keep(port, row.clone())?;
                 }
             }
-            write(unit, &out.model, trainer.model(), trainer.params(), &loaded.text, DType::F32)
+            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, DType::F32)
         })
     }
 }

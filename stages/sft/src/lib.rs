@@ -104,12 +104,8 @@ impl Stage for Sft {
             return Err(Error::data("not one conversation can be trained on").hint("the port `drops` would say why"));
         }
         let steps = ((config.epochs * examples.len() as f64 / config.batch as f64) as u64).max(1);
-        let settings = Settings {
-            hyper: config.optimizer,
-            schedule: Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor),
-            balance_loss: 0.0,
-            bias_speed: config.bias_speed,
-        };
+        let schedule = Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor);
+        let settings = Settings { bias_speed: config.bias_speed, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model, loaded.params, Arc::new(Cpu::new(cx.threads())), settings);
         if let Some((_, state)) = cx.saved_training()? {
             trainer.restore(&state).map_err(fault)?;
@@ -121,7 +117,7 @@ impl Stage for Sft {
             for (id, rule, detail) in &dropped {
                 unit.drop_row(&out.drops, id, rule, None, Some(detail.clone()))?;
             }
-            write(unit, &out.model, trainer.model(), trainer.params(), &text, DType::F32)
+            write(unit, &out.model, trainer.model(), trainer.result(), &text, DType::F32)
         })
     }
 }

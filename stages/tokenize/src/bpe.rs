@@ -19,7 +19,17 @@ use tokenizers::{
 use crate::pieces::{character, pieces};
 
 /// The reserved tokens, in the order of their ids from 0.
-pub const SPECIAL: [&str; 6] = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"];
+pub const SPECIAL: [&str; 9] = [
+    "<|bos|>",
+    "<|eos|>",
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|fim_begin|>",
+    "<|fim_hole|>",
+    "<|fim_end|>",
+];
 
 /// Tokens that are there before the first merge: the special ones and one per byte.
 pub const FEWEST: usize = SPECIAL.len() + 256;

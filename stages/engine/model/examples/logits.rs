@@ -4,7 +4,7 @@
 //! token. `tests/parity/logits_with_transformers.py` compares them with transformers'.
 
 use smelt_kernels::{Cpu, Documents};
-use smelt_model::{Batch, IGNORE, load};
+use smelt_model::{Balance, Batch, IGNORE, load};
 use std::cell::RefCell;
 use std::error::Error;
 
@@ -27,11 +27,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         targets: vec![IGNORE; ids.len()],
         ids,
         documents: Documents::of_lengths(&lengths),
-        score_rows: Vec::new(),
+        ..Default::default()
     };
     model.check(&batch.ids, batch.documents.longest())?;
     let cpu = Cpu::new(std::thread::available_parallelism()?.get());
-    let (_, saved) = model.forward(&cpu, &params, &batch, 0.0, &RefCell::default());
+    let (_, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &RefCell::default());
     let logits = model.logits(&cpu, &params, saved.hidden());
     let rows: Vec<&[f32]> = logits.read::<f32>().chunks_exact(model.config().vocab_size).collect();
     serde_json::to_writer(std::io::stdout().lock(), &rows)?;

@@ -1,12 +1,12 @@
 //! DeepSeekMoE (Dai et al. 2024; DeepSeek-V3, §2.1.2): shared experts for every token, and a few of many routed ones.
 //!
-//! The correction bias takes part in the choice alone. The optional sequence-wise balance loss (eq. 17 to 20) enters at the router:
-//! it needs the scores, not the loss of the step.
+//! The correction bias takes part in the choice alone. An optional balance loss enters at the router: it needs the scores, not the loss of
+//! the step.
 
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
 use crate::{Config, Cx, Grads, Kind, Layer, Linear, Mlp, Param, WeightGemm};
-use smelt_kernels::{Documents, Layout, Router, Routing, Tensor, Write};
+use smelt_kernels::{Layout, Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
 pub struct Experts {
@@ -99,8 +99,8 @@ impl Layer for Experts {
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, ExpertsSaved) {
         let routing = self.route(cx, &x);
-        let dscores = (cx.balance > 0.0).then(|| {
-            let (loss, dscores) = balance(&self.router, &routing.scores, cx.documents, cx.balance);
+        let dscores = (cx.balance.weight > 0.0).then(|| {
+            let (loss, dscores) = cx.balance.loss(&self.router, &routing, cx.documents);
             cx.stats.borrow_mut().balance += loss;
             dscores
         });
@@ -139,40 +139,11 @@ impl Layer for Experts {
     }
 }
 
-/// Per sequence of T tokens `Σ_e f_e·P_e`, f_e = E/(K·T) times how often e is among a token's K best raw scores (no gradient), P_e the
-/// mean of its share of the scores; times `weight`, summed over sequences. Returns the loss and its gradient in the scores.
-fn balance(router: &Router, scores: &Tensor, documents: &Documents, weight: f64) -> (f64, Tensor) {
-    let (e, k) = (router.experts, router.top_k);
-    let s = scores.to_f64();
-    let (mut loss, mut ds) = (0.0, vec![0.0; s.len()]);
-    for rows in documents.iter().filter(|rows| !rows.is_empty()) {
-        let length = rows.len() as f64;
-        let (mut f, mut p) = (vec![0.0; e], vec![0.0; e]);
-        for t in rows.clone() {
-            let row = &s[t * e..][..e];
-            let mut order: Vec<usize> = (0..e).collect();
-            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-            order[..k].iter().for_each(|&i| f[i] += e as f64 / (k as f64 * length));
-            let sum: f64 = row.iter().sum::<f64>() + 1e-20;
-            p.iter_mut().zip(row).for_each(|(p, s)| *p += s / sum / length);
-        }
-        loss += weight * f.iter().zip(&p).map(|(f, p)| f * p).sum::<f64>();
-        for t in rows {
-            let row = &s[t * e..][..e];
-            let sum: f64 = row.iter().sum::<f64>() + 1e-20;
-            let mean: f64 = f.iter().zip(row).map(|(f, s)| f * s / sum).sum();
-            for (ds, f) in ds[t * e..][..e].iter_mut().zip(&f) {
-                *ds = weight * (f - mean) / sum / length;
-            }
-        }
-    }
-    (loss, Tensor::new(scores.shape(), &ds).cast(scores.dtype()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{check_gradients, check_gradients_with, tiny};
+    use crate::{Balance, BalanceCounts, BalanceScope};
 
     #[test]
     fn experts_have_the_gradient_of_their_loss() {
@@ -186,6 +157,11 @@ mod tests {
             config.norm_topk_prob = false;
             Experts::new(specs, "moe", config, 0)
         };
-        check_gradients_with(&[6, 3], 12, layer, tiny().hidden_size, 0.7);
+        for scope in [BalanceScope::Sequence, BalanceScope::Batch] {
+            for counts in [BalanceCounts::Scores, BalanceCounts::Routes] {
+                let balance = Balance { weight: 0.7, scope, counts, further: true };
+                check_gradients_with(&[6, 3], 12, layer, tiny().hidden_size, balance);
+            }
+        }
     }
 }

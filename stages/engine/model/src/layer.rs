@@ -1,6 +1,6 @@
 //! The contract of a differentiable layer, and the leaves that need no thought.
 
-use crate::{Grads, Param, Params, WeightGemm};
+use crate::{Balance, Grads, Param, Params, WeightGemm};
 use smelt_kernels::{Backend, Documents, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,8 +12,7 @@ pub struct Cx<'a> {
     pub params: &'a Params,
     pub documents: &'a Documents,
     pub rope: &'a Rope,
-    /// Weight of the sequence-wise balance loss over the number of sequences of the step; 0 leaves it out.
-    pub balance: f64,
+    pub balance: Balance,
     pub stats: &'a RefCell<Stats>,
 }
 

@@ -7,6 +7,7 @@
 //! Letters, in all files: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched
 //! rows, V vocabulary.
 
+mod balance;
 mod block;
 mod cache;
 mod checkpoint;
@@ -22,6 +23,7 @@ mod params;
 #[cfg(test)]
 mod testing;
 
+pub use balance::{Balance, BalanceCounts, BalanceScope};
 pub use block::{Block, FeedForward};
 pub use cache::{CacheRows, LatentCache};
 pub use checkpoint::{load, save};

@@ -5,8 +5,8 @@ use crate::layer::RmsNormSaved;
 use crate::mtp::MtpSaved;
 use crate::params::Specs;
 use crate::{
-    Block, CacheRows, Config, Cx, Error, Experts, Grads, Init, Kind, LatentCache, Layer, Linear, Mtp, Param, Params,
-    RmsNorm, Stats,
+    Balance, Block, CacheRows, Config, Cx, Error, Experts, Grads, Init, Kind, LatentCache, Layer, Linear, Mtp, Param,
+    Params, RmsNorm, Stats,
 };
 use smelt_kernels::{Backend, DType, Documents, Head, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
@@ -23,10 +23,12 @@ pub struct Batch {
     pub documents: Documents,
     /// Rows whose scalar score is wanted; reward models only.
     pub score_rows: Vec<u32>,
+    /// The modules for further tokens run too.
+    pub predicts_further: bool,
 }
 
 impl Batch {
-    /// Every document predicts its next token everywhere: `[a, b, c]` gives rows a → b, b → c.
+    /// Every document predicts its next token everywhere, and further ones where the model does: `[a, b, c]` gives rows a → b, b → c.
     pub fn next_token(documents: &[&[u32]]) -> Self {
         let documents: Vec<&[u32]> = documents.iter().copied().filter(|ids| ids.len() > 1).collect();
         let lengths: Vec<usize> = documents.iter().map(|ids| ids.len() - 1).collect();
@@ -35,6 +37,7 @@ impl Batch {
             targets: documents.iter().flat_map(|ids| &ids[1..]).copied().collect(),
             documents: Documents::of_lengths(&lengths),
             score_rows: Vec::new(),
+            predicts_further: true,
         }
     }
 
@@ -84,7 +87,6 @@ pub struct Model {
 /// Everything backward needs of a pass.
 pub struct Saved {
     rope: Arc<Rope>,
-    balance: f64,
     blocks: Vec<BlockSaved>,
     norm: RmsNormSaved,
     hidden: Tensor,                         // after the norm, [N, D]
@@ -170,13 +172,13 @@ impl Model {
         }
     }
 
-    /// One pass over `batch`. `balance`: weight of the sequence-wise balance loss over the step's sequences, 0 for none.
+    /// One pass over `batch`.
     pub fn forward(
         &self,
         backend: &dyn Backend,
         params: &Params,
         batch: &Batch,
-        balance: f64,
+        balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
         let (n, rope) = (batch.ids.len(), self.rope(batch.documents.longest()));
@@ -210,13 +212,13 @@ impl Model {
             }
         }
         let mut mtp = Vec::new();
-        for (depth, module) in self.mtp.iter().enumerate() {
+        for (depth, module) in self.mtp.iter().enumerate().filter(|_| batch.predicts_further) {
             let before = mtp.last().map_or(&hidden, |pass: &MtpPass| &pass.hidden);
             let Some(pass) = self.mtp_pass(&cx, module, depth + 1, batch, before) else { break };
             out.mtp.push(pass.head.logp.clone());
             mtp.push(pass);
         }
-        let saved = Saved { rope: rope.clone(), balance, blocks, norm, hidden, head, scored, mtp };
+        let saved = Saved { rope: rope.clone(), blocks, norm, hidden, head, scored, mtp };
         (out, saved)
     }
 
@@ -247,7 +249,8 @@ impl Model {
         let documents = Documents::of_lengths(&lengths);
         let h = cx.backend.gather(before, &from);
         let embedding = cx.backend.embedding(&ids, cx.params.get(self.embedding));
-        let (hidden, saved) = module.forward(&Cx { documents: &documents, ..*cx }, h, embedding);
+        let balance = if cx.balance.further { cx.balance } else { Balance::NONE };
+        let (hidden, saved) = module.forward(&Cx { documents: &documents, balance, ..*cx }, h, embedding);
         let (read, head, targets) = self.read(cx, &hidden, &rows, &targets);
         Some(MtpPass { documents, from, ids, saved, hidden, rows, read, head, targets })
     }
@@ -268,7 +271,7 @@ impl Model {
             params,
             documents: &batch.documents,
             rope: &saved.rope,
-            balance: saved.balance,
+            balance: Balance::NONE, // what there was is in what was saved
             stats: &stats,
         };
         let dtype = saved.hidden.dtype();
@@ -363,7 +366,7 @@ impl Model {
     ) -> Tensor {
         let rope = self.rope(positions.iter().max().map_or(1, |&p| p as usize + 1));
         let (stats, documents) = (RefCell::default(), Documents::default());
-        let cx = Cx { backend, params, documents: &documents, rope: &rope, balance: 0.0, stats: &stats };
+        let cx = Cx { backend, params, documents: &documents, rope: &rope, balance: Balance::NONE, stats: &stats };
         let mut x = backend.embedding(ids, params.get(self.embedding));
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.decode(&cx, x, positions, requests, layer);

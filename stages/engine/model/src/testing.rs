@@ -1,7 +1,7 @@
 //! Gradients against central differences, in f64.
 
 use crate::params::Specs;
-use crate::{Config, Cx, Grads, Init, Kind, Layer, Params, Stats};
+use crate::{Balance, Config, Cx, Grads, Init, Kind, Layer, Params, Stats};
 use smelt_kernels::{Cpu, DType, Documents, Tensor, random};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -50,17 +50,17 @@ pub fn check_gradients<L: Layer>(
     layer: impl FnOnce(&mut Specs, &mut Config) -> L,
     width: usize,
 ) {
-    check_gradients_with(lengths, out, layer, width, 0.0);
+    check_gradients_with(lengths, out, layer, width, Balance::NONE);
 }
 
-/// The loss is Σ c·y for random c, plus the balance loss with weight `balance`. With steps of 1e-5 the truncation is about 1e-10 and
+/// The loss is Σ c·y for random c, plus the loss of `balance`. With steps of 1e-5 the truncation is about 1e-10 and
 /// the rounding 1e-16/1e-5; the tolerance leaves a factor of 1000 above both.
 pub fn check_gradients_with<L: Layer>(
     lengths: &[usize],
     out: usize,
     layer: impl FnOnce(&mut Specs, &mut Config) -> L,
     width: usize,
-    balance: f64,
+    balance: Balance,
 ) {
     let (mut specs, mut config) = (Specs::default(), tiny());
     let layer = layer(&mut specs, &mut config);

@@ -6,7 +6,7 @@
 
 use safetensors::SafeTensors;
 use smelt_kernels::{Backend, Cpu, Documents};
-use smelt_model::{Batch, Grads, HeadOutput, Model, OutputGradient, Params, Stats, load};
+use smelt_model::{Balance, Batch, Grads, HeadOutput, Model, OutputGradient, Params, Stats, load};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
@@ -103,10 +103,10 @@ fn forward_and_backward(case: &str) {
         ids: ids.iter().map(|&id| id as u32).collect(),
         targets: vec![0; ids.len()],
         documents: Documents::of_lengths(&vec![width; ids.len() / width]),
-        score_rows: Vec::new(),
+        ..Default::default()
     };
     let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });
-    let (_, saved) = model.forward(&cpu, &params, &whole, 0.0, &stats);
+    let (_, saved) = model.forward(&cpu, &params, &whole, Balance::NONE, &stats);
     let logits = model.logits(&cpu, &params, saved.hidden());
     assert_close(logits.read(), &floats(&expected, "logits"), "logits");
     for (layer, ids) in &stats.borrow().routes {
@@ -117,7 +117,7 @@ fn forward_and_backward(case: &str) {
     }
 
     let batch = batch(&ids, width);
-    let (out, saved) = model.forward(&cpu, &params, &batch, 0.0, &RefCell::default());
+    let (out, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &RefCell::default());
     let (losses, d) = mean_loss(&out, 0.0);
     assert!((losses[0] - f64::from(floats(&expected, "loss")[0])).abs() < 2e-5, "{losses:?}");
     let mut grads = Grads::zeros(&params);
@@ -143,7 +143,7 @@ fn further_tokens_are_predicted_as_by_the_reference() {
     let batch = batch(&tokens, expected.tensor("tokens").unwrap().shape()[1]);
     let cpu = Cpu::new(2);
     let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });
-    let (out, saved) = model.forward(&cpu, &params, &batch, 0.0, &stats);
+    let (out, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &stats);
     let (losses, d) = mean_loss(&out, 0.3);
     let wanted = floats(&expected, "embed_first.post_norm.losses");
     for (found, expected) in losses.iter().zip(&wanted) {

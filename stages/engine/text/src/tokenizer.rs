@@ -3,7 +3,17 @@
 use crate::Error;
 
 /// The reserved tokens, in the order of their ids when our own `tokenize` made the vocabulary.
-pub const SPECIAL: [&str; 6] = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"];
+pub const SPECIAL: [&str; 9] = [
+    "<|bos|>",
+    "<|eos|>",
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|fim_begin|>",
+    "<|fim_hole|>",
+    "<|fim_end|>",
+];
 
 pub struct Tokenizer {
     /// Reads special tokens in text as such.
@@ -66,6 +76,11 @@ impl Tokenizer {
 
     pub fn pad(&self) -> Result<u32, Error> {
         self.special(SPECIAL[2])
+    }
+
+    /// What stands before, in place of, and behind the parts of a document whose middle comes last.
+    pub fn fim(&self) -> Result<[u32; 3], Error> {
+        Ok([self.special(SPECIAL[6])?, self.special(SPECIAL[7])?, self.special(SPECIAL[8])?])
     }
 
     /// A special token that `text` spells.

@@ -5,6 +5,8 @@
 
 mod batch;
 mod error;
+mod fim;
+mod guard;
 mod objective;
 mod optimizer;
 mod order;
@@ -16,10 +18,12 @@ mod trainer;
 
 pub use batch::{Example, masked_batch, micro_batches};
 pub use error::Error;
+pub use fim::FillInMiddle;
+pub use guard::SpikeGuard;
 pub use objective::{Grpo, Loss, Masked, NextToken, Objective};
-pub use optimizer::{Hyper, Optimizer};
-pub use order::sample;
+pub use optimizer::{Hyper, Moments, Optimizer};
+pub use order::{Batches, Mixture, Ramp, sample};
 pub use packing::Corpus;
 pub use reward::{BradleyTerry, Scored, reward_scores, scored_batch};
-pub use schedule::{Decay, Schedule};
+pub use schedule::{Decay, Schedule, Tail};
 pub use trainer::{Report, Settings, Trainer};

@@ -27,6 +27,8 @@ pub struct NextToken {
     pub lambda: f64,
     /// Targets of the further modules in the whole step, by module.
     pub further: Vec<usize>,
+    /// Weight of the mean of lse², which keeps logits near zero (Chowdhery et al. 2022, §5); 0 leaves it out.
+    pub z: f64,
 }
 
 impl NextToken {
@@ -41,7 +43,7 @@ impl NextToken {
             batches.iter().map(trained).sum()
         };
         let lambda = weight / modules.max(1) as f64;
-        Self { targets: count(0), lambda, further: (1..=modules).map(count).collect() }
+        Self { targets: count(0), lambda, further: (1..=modules).map(count).collect(), z: 0.0 }
     }
 }
 
@@ -58,8 +60,15 @@ impl Objective for NextToken {
             parts.push(("mtp", further));
             mtp.push(vec![-self.lambda / n; logp.len()]);
         }
+        let mut dlse = vec![0.0; head.lse.len()];
+        if self.z > 0.0 {
+            let square = head.lse.iter().map(|lse| lse * lse).sum::<f64>() / n;
+            value += self.z * square;
+            parts.push(("z", square));
+            dlse.iter_mut().zip(&head.lse).for_each(|(d, lse)| *d = 2.0 * self.z * lse / n);
+        }
         let dlogp = vec![-1.0 / n; head.logp.len()];
-        let gradient = OutputGradient { dlogp, dlse: vec![0.0; head.logp.len()], mtp, ..Default::default() };
+        let gradient = OutputGradient { dlogp, dlse, mtp, ..Default::default() };
         Loss { value, parts, gradient }
     }
 }
@@ -182,6 +191,26 @@ mod tests {
         }
         // a positive advantage beyond the clip pulls no further
         assert!((loss.gradient.dlogp[2] - 0.3 * 0.4 * (1.0 - math::exp(-0.4))).abs() < 1e-12);
+    }
+
+    /// Central differences with steps of 1e-6, as above.
+    #[test]
+    fn the_loss_of_large_logits_has_the_derivative_of_its_value() {
+        let mut head = head(&[-1.0, -2.0, -0.5]);
+        head.lse = vec![3.0, -1.0, 7.0];
+        let objective = NextToken { targets: 6, lambda: 0.0, further: Vec::new(), z: 0.01 };
+        let loss = objective.loss(&head, &Batch::default());
+        assert!((loss.value - (3.5 + 0.01 * 59.0) / 6.0).abs() < 1e-12, "{}", loss.value);
+        for i in 0..3 {
+            let mut at = |step: f64| {
+                head.lse[i] += step;
+                let value = objective.loss(&head, &Batch::default()).value;
+                head.lse[i] -= step;
+                value
+            };
+            let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
+            assert!((loss.gradient.dlse[i] - expected).abs() < 1e-8, "{i}: {} {expected}", loss.gradient.dlse[i]);
+        }
     }
 
     #[test]

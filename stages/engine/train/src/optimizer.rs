@@ -2,8 +2,18 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_kernels::{AdamW, Backend, Tensor};
+use smelt_kernels::{AdamW, Backend, DType, Tensor};
 use smelt_model::{Grads, Kind, Params};
+
+/// How the optimizer's moments are kept between steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    #[default]
+    F32,
+    /// Half of the memory, as in DeepSeek-V3 (§3.3.2); the step itself is computed in f32.
+    Bf16,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -15,30 +25,44 @@ pub struct Hyper {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 does not clip.
     pub clip: f64,
+    pub moments: Moments,
+    /// Share of the exponential moving average of the weights that stays each step, 0.999 say; the average is what is written. 0 writes
+    /// the last weights.
+    pub average: f64,
 }
 
 impl Default for Hyper {
     /// DeepSeek-V3's (§4.2).
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        let (moments, average) = (Moments::F32, 0.0);
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0, moments, average }
     }
 }
 
 pub struct Optimizer {
     pub(crate) m: Vec<Tensor>,
     pub(crate) v: Vec<Tensor>,
+    /// Moving average of the weights, when one is kept.
+    pub(crate) average: Option<Params>,
     /// Updates made.
-    pub(crate) step: u64,
+    pub(crate) updates: u64,
 }
 
 impl Optimizer {
-    pub fn new(params: &Params) -> Self {
-        let zeros = || params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
-        Self { m: zeros(), v: zeros(), step: 0 }
+    pub fn new(params: &Params, hyper: &Hyper) -> Self {
+        let dtype = match hyper.moments {
+            Moments::F32 => DType::F32,
+            Moments::Bf16 => DType::Bf16,
+        };
+        let zeros = || params.iter().map(|(_, spec, _)| Tensor::zeros(spec.shape, dtype)).collect();
+        Self { m: zeros(), v: zeros(), average: (hyper.average > 0.0).then(|| params.copy()), updates: 0 }
     }
 
-    pub fn step(&self) -> u64 {
-        self.step
+    /// Moments and average with memory of their own.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = |tensors: &[Tensor]| tensors.iter().map(Tensor::copy).collect();
+        let average = self.average.as_ref().map(Params::copy);
+        Self { m: copy(&self.m), v: copy(&self.v), average, updates: self.updates }
     }
 
     /// Norm of all gradients together.
@@ -57,7 +81,7 @@ impl Optimizer {
         params: &mut Params,
         grads: &Grads,
     ) {
-        self.step += 1;
+        self.updates += 1;
         let gradient_scale = if hyper.clip > 0.0 { (hyper.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for p in params.handles() {
             let spec = params.spec(p);
@@ -66,9 +90,18 @@ impl Optimizer {
             }
             let decay = if spec.shape.dims().len() >= 2 { hyper.weight_decay } else { 0.0 };
             let Hyper { beta1, beta2, eps, .. } = *hyper;
-            let adamw = AdamW { lr, beta1, beta2, eps, decay, step: self.step, gradient_scale };
+            let adamw = AdamW { lr, beta1, beta2, eps, decay, step: self.updates, gradient_scale };
             let (m, v) = (&mut self.m[p.index()], &mut self.v[p.index()]);
             backend.adamw(&adamw, params.get_mut(p), grads.get(p), m, v);
+        }
+    }
+
+    /// Moves the average towards `params`: after the update and the routers' biases.
+    pub fn follow(&mut self, backend: &dyn Backend, hyper: &Hyper, params: &Params) {
+        if let Some(average) = &mut self.average {
+            for p in params.handles() {
+                backend.average(average.get_mut(p), params.get(p), hyper.average);
+            }
         }
     }
 }
@@ -101,6 +134,33 @@ mod tests {
         }
         for (found, [expected, ..]) in w.to_f64().iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-6 * expected.abs().max(1.0), "{found} {expected}");
+        }
+    }
+
+    /// The step in f32, and moments rounded to bf16 after it: exactly what a loop with that rounding gives.
+    #[test]
+    fn moments_in_bf16_are_rounded_after_the_step() {
+        let (cpu, n) = (Cpu::new(2), 500);
+        let draw = |step: u64| (0..n).map(|i| smelt_kernels::random::normal(1, step, i) as f32).collect::<Vec<_>>();
+        let round = |x: f32| smelt_kernels::bf16::from_f32(x).to_f32();
+        let (mut w, mut expected) = (Tensor::new([n as usize], &draw(0)), draw(0).into_iter().map(|w| (w, 0.0, 0.0)));
+        let mut expected: Vec<(f32, f32, f32)> = expected.by_ref().collect();
+        let (mut m, mut v) = (Tensor::zeros(w.shape(), DType::Bf16), Tensor::zeros(w.shape(), DType::Bf16));
+        for step in 1..=10 {
+            let dw = draw(step);
+            let hyper = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.0, step, gradient_scale: 1.0 };
+            cpu.adamw(&hyper, &mut w, &Tensor::new([n as usize], &dw), &mut m, &mut v);
+            let (one, two) = (1.0 - 0.9f64.powi(step as i32), 1.0 - 0.95f64.powi(step as i32));
+            for ((w, m, v), g) in expected.iter_mut().zip(dw) {
+                (*m, *v) = (*m * 0.9 + g * (1.0f64 - 0.9) as f32, *v * 0.95 + g * g * (1.0f64 - 0.95) as f32);
+                *w -= (0.01 / one) as f32 * *m / (v.sqrt() * (1.0 / two.sqrt()) as f32 + 1e-8);
+                (*m, *v) = (round(*m), round(*v));
+            }
+        }
+        let found = w.read::<f32>().iter().zip(m.to_f64()).zip(v.to_f64());
+        for (((w, m), v), expected) in found.zip(&expected) {
+            assert!((w - expected.0).abs() < 1e-6, "{w} {expected:?}"); // powers of beta by squaring: another last bit
+            assert!((m, v) == (expected.1.into(), expected.2.into()), "{m} {v} {expected:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::batch::{Example, micro_batches};
 use crate::objective::{Loss, Objective};
 use smelt_kernels::{Backend, Documents, math};
-use smelt_model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Params};
+use smelt_model::{Balance, Batch, HeadOutput, IGNORE, Model, OutputGradient, Params};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -72,7 +72,7 @@ pub fn reward_scores(
     for part in micro_batches(&lengths, limit) {
         let (batch, scored) = scored_batch(&examples[part]);
         model.check(&batch.ids, batch.documents.longest())?;
-        let (head, _) = model.forward(backend, params, &batch, 0.0, &RefCell::default());
+        let (head, _) = model.forward(backend, params, &batch, Balance::NONE, &RefCell::default());
         scores.extend(scored.scores(&head));
     }
     Ok(scores)

@@ -11,8 +11,18 @@ pub enum Decay {
     Linear,
 }
 
-/// Linear warm-up to `peak`, `constant` steps there, then `decay` steps down to `floor · peak`, where it stays.
+/// Steps at one rate at the end of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tail {
+    pub steps: u64,
+    /// Of the peak.
+    pub share: f64,
+}
+
+/// Linear warm-up to `peak`, `constant` steps there, then `decay` steps down to `floor · peak`, then the tails one after the other; the
+/// last rate stays. DeepSeek-V3 (§4.2): cosine to a tenth, and tails of 0.1 and 0.033 of the peak.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     pub peak: f64,
     pub warmup: u64,
@@ -21,13 +31,14 @@ pub struct Schedule {
     pub shape: Decay,
     /// As a share of the peak.
     pub floor: f64,
+    pub tails: Vec<Tail>,
 }
 
 impl Schedule {
     /// Decays over all of `steps` after the warm-up.
     pub fn over(steps: u64, peak: f64, warmup: u64, shape: Decay, floor: f64) -> Self {
         let warmup = warmup.min(steps);
-        Self { peak, warmup, constant: 0, decay: steps - warmup, shape, floor }
+        Self { peak, warmup, constant: 0, decay: steps - warmup, shape, floor, tails: Vec::new() }
     }
 
     /// Of step `step`, from 1.
@@ -36,7 +47,21 @@ impl Schedule {
             return self.peak * step as f64 / self.warmup as f64;
         }
         let after = step - self.warmup;
-        if self.shape == Decay::Constant || after <= self.constant {
+        if after <= self.constant {
+            return self.peak;
+        }
+        let mut left = after.saturating_sub(self.constant + self.decay);
+        if left > 0
+            && let Some(last) = self.tails.last()
+        {
+            let tail = self.tails.iter().find(|tail| {
+                let is_here = left <= tail.steps;
+                left = left.saturating_sub(tail.steps);
+                is_here
+            });
+            return self.peak * tail.unwrap_or(last).share;
+        }
+        if self.shape == Decay::Constant {
             return self.peak;
         }
         let floor = self.floor * self.peak;
@@ -53,10 +78,20 @@ impl Schedule {
 mod tests {
     use super::*;
 
+    /// The report's course (§4.2) in steps of 100 billion tokens: 10 T constant, cosine over 4.3 T, tails of 333 B and 167 B.
+    #[test]
+    fn two_tails_follow_the_decay() {
+        let tails = vec![Tail { steps: 3, share: 0.1 }, Tail { steps: 2, share: 7.3e-6 / 2.2e-4 }];
+        let s = Schedule { peak: 2.2e-4, warmup: 2, constant: 98, decay: 43, shape: Decay::Cosine, floor: 0.1, tails };
+        let found = [2, 100, 143, 144, 146, 147, 148, 1000].map(|step| s.lr(step));
+        let expected = [2.2e-4, 2.2e-4, 2.2e-5, 2.2e-5, 2.2e-5, 7.3e-6, 7.3e-6, 7.3e-6];
+        assert!(found.iter().zip(expected).all(|(a, b)| (a / b - 1.0).abs() < 1e-9), "{found:?}");
+    }
+
     #[test]
     fn warm_up_decay_and_floor_meet_their_corners() {
         for shape in [Decay::Cosine, Decay::Linear] {
-            let s = Schedule { peak: 2.0, warmup: 4, constant: 10, decay: 20, shape, floor: 0.1 };
+            let s = Schedule { peak: 2.0, warmup: 4, constant: 10, decay: 20, shape, floor: 0.1, tails: Vec::new() };
             let near = |step, expected: f64| {
                 assert!((s.lr(step) - expected).abs() < 1e-12, "{shape:?} {step}: {}", s.lr(step))
             };

@@ -1,8 +1,9 @@
 //! The trainer: micro-batches in, one optimizer step out.
 
-use crate::{Error, Hyper, Objective, Optimizer, Schedule};
+use crate::guard::Spikes;
+use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard};
 use smelt_kernels::Backend;
-use smelt_model::{Batch, Grads, Model, Params, Stats};
+use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Params, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,10 +12,18 @@ use std::sync::Arc;
 pub struct Settings {
     pub hyper: Hyper,
     pub schedule: Schedule,
-    /// Weight of the sequence-wise balance loss; 0 leaves it out.
-    pub balance_loss: f64,
+    /// Its weight is that of the mean over the step.
+    pub balance: Balance,
     /// Step of the routers' correction biases; 0 leaves them.
     pub bias_speed: f64,
+    pub guard: Option<SpikeGuard>,
+}
+
+impl Settings {
+    /// Without balancing and guard.
+    pub fn new(hyper: Hyper, schedule: Schedule) -> Self {
+        Self { hyper, schedule, balance: Balance::NONE, bias_speed: 0.0, guard: None }
+    }
 }
 
 /// What one step did.
@@ -34,12 +43,18 @@ pub struct Report {
     pub loads: BTreeMap<usize, Vec<u64>>,
     /// The largest over the layers of (most loaded expert − mean) / mean.
     pub max_violation: f64,
+    /// The loss was a spike: nothing was updated.
+    pub is_skipped: bool,
+    /// After this step the training went back to this many updates.
+    pub went_back_to: Option<u64>,
 }
 
 pub struct Trainer {
     pub(crate) model: Arc<Model>,
     pub(crate) params: Params,
     pub(crate) optimizer: Optimizer,
+    pub(crate) steps: u64,
+    pub(crate) spikes: Spikes,
     grads: Option<Grads>,
     backend: Arc<dyn Backend>,
     settings: Settings,
@@ -47,8 +62,8 @@ pub struct Trainer {
 
 impl Trainer {
     pub fn new(model: Arc<Model>, params: Params, backend: Arc<dyn Backend>, settings: Settings) -> Self {
-        let optimizer = Optimizer::new(&params);
-        Self { model, params, optimizer, grads: None, backend, settings }
+        let optimizer = Optimizer::new(&params, &settings.hyper);
+        Self { model, params, optimizer, steps: 0, spikes: Spikes::default(), grads: None, backend, settings }
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -63,23 +78,29 @@ impl Trainer {
         self.params
     }
 
+    /// What a finished training hands on: the moving average if one is kept, else the weights themselves.
+    pub fn result(&self) -> &Params {
+        self.optimizer.average.as_ref().unwrap_or(&self.params)
+    }
+
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
     }
 
-    /// Optimizer steps made.
+    /// Steps made, skipped ones included.
     pub fn steps(&self) -> u64 {
-        self.optimizer.step()
+        self.steps
     }
 
     /// Forward and backward of every micro-batch in order, then one update. On an error nothing has changed.
     pub fn step(&mut self, micro_batches: &[(Batch, &dyn Objective)]) -> Result<Report, Error> {
-        let step = self.optimizer.step() + 1;
-        let mut sequences = 0;
+        let step = self.steps + 1;
+        let (mut sequences, mut tokens) = (0, 0);
         for (batch, _) in micro_batches {
             self.model.check(&batch.ids, batch.documents.longest())?;
             self.model.check(&batch.targets, 0)?;
             sequences += batch.documents.iter().filter(|rows| !rows.is_empty()).count();
+            tokens += batch.ids.len();
         }
         if micro_batches.iter().all(|(batch, _)| batch.target_rows().is_empty()) {
             return Err(Error::Empty { step });
@@ -91,11 +112,17 @@ impl Trainer {
             }
             None => Grads::zeros(&self.params),
         };
-        let balance = self.settings.balance_loss / sequences.max(1) as f64;
         let (stats, backend) = (RefCell::<Stats>::default(), self.backend.as_ref());
+        let balance_of = |batch: &Batch| {
+            let share = match self.settings.balance.scope {
+                BalanceScope::Sequence => 1.0 / sequences.max(1) as f64,
+                BalanceScope::Batch => batch.ids.len() as f64 / tokens.max(1) as f64,
+            };
+            Balance { weight: self.settings.balance.weight * share, ..self.settings.balance }
+        };
         let mut report = Report { step, lr: self.settings.schedule.lr(step), ..Default::default() };
         for (batch, objective) in micro_batches {
-            let (head, saved) = self.model.forward(backend, &self.params, batch, balance, &stats);
+            let (head, saved) = self.model.forward(backend, &self.params, batch, balance_of(batch), &stats);
             let loss = objective.loss(&head, batch);
             report.loss += loss.value;
             for (name, value) in loss.parts {
@@ -105,21 +132,22 @@ impl Trainer {
             self.model.backward(backend, &self.params, batch, saved, loss.gradient, &mut grads);
         }
         let stats = stats.into_inner();
-        if balance > 0.0 {
+        let weight = self.settings.balance.weight;
+        if weight > 0.0 {
             report.loss += stats.balance;
-            report.parts.insert("balance", stats.balance / self.settings.balance_loss);
+            report.parts.insert("balance", stats.balance / weight);
         }
         report.gradient_norm = Optimizer::norm(backend, &self.params, &grads);
-        for (what, value) in [("the loss", report.loss), ("the gradient's norm", report.gradient_norm)] {
-            if !value.is_finite() {
-                return Err(Error::NotFinite { step, what, value });
+        let is_finite = report.loss.is_finite() && report.gradient_norm.is_finite();
+        match &self.settings.guard {
+            Some(guard) if !is_finite || guard.is_spike(&self.spikes, report.loss) => {
+                report.is_skipped = true;
+                report.went_back_to = self.skip(guard.patience, &report)?;
             }
+            _ if !is_finite => return Err(not_finite(&report)),
+            _ => self.update(&grads, &report, &stats),
         }
-        let Settings { hyper, bias_speed, .. } = &self.settings;
-        self.optimizer.update(backend, hyper, report.lr, report.gradient_norm, &mut self.params, &grads);
-        if *bias_speed > 0.0 {
-            self.model.balance(&mut self.params, &stats, *bias_speed);
-        }
+        self.steps = step;
         let violation = |loads: &Vec<u64>| {
             let mean = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
             loads.iter().max().map_or(0.0, |&most| (most as f64 - mean) / mean.max(1.0))
@@ -129,4 +157,45 @@ impl Trainer {
         self.grads = Some(grads);
         Ok(report)
     }
+
+    fn update(&mut self, grads: &Grads, report: &Report, stats: &Stats) {
+        let (backend, Settings { hyper, bias_speed, guard, .. }) = (self.backend.as_ref(), &self.settings);
+        self.optimizer.update(backend, hyper, report.lr, report.gradient_norm, &mut self.params, grads);
+        if *bias_speed > 0.0 {
+            self.model.balance(&mut self.params, stats, *bias_speed);
+        }
+        self.optimizer.follow(backend, hyper, &self.params);
+        if let Some(guard) = guard {
+            guard.accept(&mut self.spikes, report.loss);
+            if self.optimizer.updates.is_multiple_of(guard.window.max(2) as u64) {
+                self.spikes.kept = Some((self.params.copy(), self.optimizer.copy()));
+            }
+        }
+    }
+
+    /// Counts a skipped step; after `patience` of them goes back to the copy before, and tells to how many updates. An error when there is
+    /// none.
+    fn skip(&mut self, patience: u64, report: &Report) -> Result<Option<u64>, Error> {
+        if self.spikes.skipped + 1 < patience {
+            self.spikes.skipped += 1;
+            return Ok(None);
+        }
+        // the copy is used up: a training that spikes again before it has made a new one does not recover by itself
+        let Some((params, optimizer)) = self.spikes.kept.take() else {
+            return Err(if report.loss.is_finite() {
+                Error::Spikes { step: report.step, loss: report.loss, skipped: patience }
+            } else {
+                not_finite(report)
+            });
+        };
+        self.spikes.skipped = 0;
+        (self.params, self.optimizer) = (params, optimizer);
+        Ok(Some(self.optimizer.updates))
+    }
+}
+
+fn not_finite(report: &Report) -> Error {
+    let (what, value) =
+        if report.loss.is_finite() { ("the gradient's norm", report.gradient_norm) } else { ("the loss", report.loss) };
+    Error::NotFinite { step: report.step, what, value }
 }
