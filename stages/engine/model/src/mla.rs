@@ -8,7 +8,7 @@
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
 use crate::{CacheRows, Config, Cx, Grads, Kind, Layer, Linear, RmsNorm};
-use smelt_kernels::{AttentionShape, LatentRows, Tensor, Write};
+use smelt_kernels::{AttentionShape, CachedRows, Tensor, Write};
 
 const LATENT_EPS: f64 = 1e-6;
 
@@ -118,8 +118,8 @@ impl Mla {
                 cache.extend_from_slice(&k_rope[row * self.shape.rope..][..self.shape.rope]);
             }
         }
-        let rows: Vec<LatentRows> =
-            requests.iter().map(|r| LatentRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
+        let rows: Vec<CachedRows> =
+            requests.iter().map(|r| CachedRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
         let o = cx.backend.latent_attention(&self.shape, &q, cx.params.get(self.kv_b.w), &rows);
         self.o.apply(cx, &o)
     }
