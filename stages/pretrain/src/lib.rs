@@ -171,7 +171,7 @@ fn corpus(tokens: &[Artifact<Tokens>], tokenizer: &[u8]) -> Result<(Corpus, u64)
 
 fn train(config: &Config, corpus: &Corpus, trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
     let windows = corpus.windows(config.context) as u64;
-    let modules = trainer.model().config().num_nextn_predict_layers;
+    let modules = trainer.model().config().num_nextn_predict_layers();
     let per_part = (config.micro_batch_tokens / config.context).max(1);
     let (started, first) = (Instant::now(), trainer.steps());
     while trainer.steps() < config.steps {
