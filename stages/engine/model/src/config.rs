@@ -74,7 +74,7 @@ fn two_percent() -> f64 {
 
 /// Fields of config.json in the order they are written: a checkpoint's digest depends on it.
 #[rustfmt::skip]
-const ORDER: [&str; 51] = [
+const ORDER: [&str; 50] = [
     "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers",
     "num_nextn_predict_layers", "num_attention_heads", "n_shared_experts", "n_routed_experts", "routed_scaling_factor",
     "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim", "qk_nope_head_dim", "n_group", "topk_group",
@@ -83,7 +83,7 @@ const ORDER: [&str; 51] = [
     "eos_token_id", "pad_token_id", "reward_head", "rope_parameters", "architectures", "model_type", "hidden_act",
     "attention_bias", "attention_dropout", "num_key_value_heads", "head_dim", "qk_head_dim", "moe_layer_freq",
     "ep_size", "mlp_bias", "use_sliding_window", "sliding_window", "max_window_layers", "pretraining_tp",
-    "scoring_func", "topk_method", "use_cache", "quantization_config",
+    "scoring_func", "topk_method", "use_cache",
 ];
 
 impl Config {
