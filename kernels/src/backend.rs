@@ -32,6 +32,25 @@ pub struct AttentionShape {
     pub scale: f64,
 }
 
+/// Widths of grouped-query attention's heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupedShape {
+    pub heads: usize,
+    /// Divides `heads`; each serves a block of neighbouring query heads.
+    pub kv_heads: usize,
+    /// Of queries, keys and values.
+    pub dim: usize,
+    /// Of the softmax.
+    pub scale: f64,
+}
+
+impl GroupedShape {
+    /// Query heads per key-value head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
 /// Angles of rotary positions (Su et al. 2021), as tables.
 #[derive(Clone, Debug)]
 pub struct Rope {
@@ -121,11 +140,12 @@ pub struct Head {
     pub(crate) kept: Option<(Tensor, Vec<f64>)>,
 }
 
-/// Rows of one request in latent attention.
-pub struct LatentRows<'a> {
+/// Rows of one request in generation.
+pub struct CachedRows<'a> {
     /// Which rows of q; they are the last positions of the cache.
     pub rows: Range<usize>,
-    /// `[positions, latent + rope]`: normed latents and rotated keys, these rows' included.
+    /// `[positions, latent + rope]`: normed latents and rotated keys; or `[positions, 2·kv_heads·d]`: rotated keys and values. These
+    /// rows' included.
     pub cache: &'a [f32],
 }
 
@@ -162,6 +182,10 @@ pub trait Backend: Send + Sync {
     fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
     /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward turns the other way.
     fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
+    /// `y[i] += bias` for every row.
+    fn bias(&self, y: &mut Tensor, bias: &Tensor);
+    /// `dbias += Σ_rows dy`
+    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
     /// `acc += x`
     fn add(&self, acc: &mut Tensor, x: &Tensor);
     /// Columns `..at` and `at..`.
@@ -193,7 +217,33 @@ pub trait Backend: Send + Sync {
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor);
     /// The same attention from latents, `kv_b` `[H·(nope + value), latent]` absorbed into query and output: for generation.
-    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[LatentRows]) -> Tensor;
+    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor;
+
+    /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads. Returns o `[N, H·d]`
+    /// and lse `[H, N]`.
+    fn grouped_attention(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor);
+    /// Returns dq, dk, dv.
+    #[allow(clippy::too_many_arguments)]
+    fn grouped_attention_backward(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        d_o: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor, Tensor);
+    /// The same attention from the requests' caches: for generation.
+    fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor;
 
     /// Rows `ids` of w.
     fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;

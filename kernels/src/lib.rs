@@ -15,7 +15,7 @@ pub mod random;
 mod segments;
 mod tensor;
 
-pub use backend::{AdamW, AttentionShape, Backend, Head, LatentRows, Layout, Rope, Router, Routing};
+pub use backend::{AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, Rope, Router, Routing};
 pub use cpu::Cpu;
 pub use documents::Documents;
 pub use dtype::{DType, Element, Real};

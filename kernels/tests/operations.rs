@@ -76,9 +76,9 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
 
     let cache = cpu.join(&latents, &k_rope);
     let cache = cache.read::<f32>();
-    let whole: Vec<LatentRows> = documents
+    let whole: Vec<CachedRows> = documents
         .iter()
-        .map(|rows| LatentRows { rows: rows.clone(), cache: &cache[rows.start * width..rows.end * width] })
+        .map(|rows| CachedRows { rows: rows.clone(), cache: &cache[rows.start * width..rows.end * width] })
         .collect();
     let o = cpu.latent_attention(&s, &q, &kv_b, &whole);
     for (a, b) in o.to_f64().iter().zip(expected.to_f64()) {
@@ -88,7 +88,7 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
     for row in documents.iter().flat_map(|rows| rows.clone().map(move |row| (rows.start, row))) {
         let (start, row) = row;
         let q = alone.gather(&q, &[row as u32]);
-        let one = LatentRows { rows: 0..1, cache: &cache[start * width..(row + 1) * width] };
+        let one = CachedRows { rows: 0..1, cache: &cache[start * width..(row + 1) * width] };
         let o1 = alone.latent_attention(&s, &q, &kv_b, &[one]);
         let wide = s.heads * s.value;
         assert_eq!(bits(&o1), bits(&o)[row * wide..(row + 1) * wide], "row {row}");

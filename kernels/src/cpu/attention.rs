@@ -1,16 +1,12 @@
-//! Causal attention within documents, training's form: keys and values are there for every head.
-//!
-//! A task is one head of one document; inside it blocks of queries meet the keys up to the block's end, so memory grows with
-//! the document's length, not with its square. What a mask hides has probability 0 and adds nothing, to the bit.
+//! Causal attention within documents, training's form of latent attention: keys and values are there for every head, their rotary
+//! part is one for all. A task is one head of one document.
 
-use super::{Cpu, Scratch, Shared, dot, exp_row, wide};
+use super::one_head::{self, OneHead, Place, Seen, part};
+use super::{Cpu, Scratch, Shared};
 use crate::backend::AttentionShape;
 use crate::gemm::View;
-use crate::{Documents, Real, Tensor, Write};
+use crate::{Documents, Real, Tensor};
 use std::ops::Range;
-
-/// Queries per block.
-const BLOCK: usize = 128;
 
 /// Where one head lies in the rows of q, kv and o.
 struct Widths {
@@ -30,12 +26,6 @@ impl Widths {
 
 fn tasks(s: &AttentionShape, documents: &Documents) -> Vec<(Range<usize>, usize)> {
     documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))).collect()
-}
-
-/// `rows` of columns `first..first + cols` of a matrix `stride` wide.
-fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, stride: usize) -> View<'_, T> {
-    let start = (rows.start * stride + first).min(x.len());
-    View::strided(&x[start..], rows.len(), cols, stride)
 }
 
 /// Keys `[T, nope + rope]` of one head: its own part and the shared one.
@@ -67,50 +57,24 @@ pub fn forward<T: Real>(
     let (mut o, mut lse) = (Tensor::empty([n, w.o_row], T::DTYPE), Tensor::empty([s.heads, n], T::DTYPE));
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
     let (out, lse_out) = (Shared::new(o.write::<T>()), Shared::new(lse.write::<T>()));
-    let scale = T::of(s.scale);
     cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
         let length = rows.len();
-        let block = length.min(BLOCK);
         let mut k = Scratch::<T>::new(length * w.qk);
-        let mut scores = Scratch::<T>::new(block * length);
-        let mut y = Scratch::<T>::new(block * s.value);
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
-        for first in (0..length).step_by(block) {
-            let last = (first + block).min(length);
-            let (count, queries) = (last - first, rows.start + first..rows.start + last);
-            let scores = &mut scores.0[..count * last];
-            let y = &mut y.0[..count * s.value];
-            let q = part(q, queries.clone(), head * w.qk, w.qk, w.q_row);
-            T::multiply_alone(&cpu.gemm, q, View::new(&k.0[..last * w.qk], last, w.qk).t(), scores, Write::Set);
-            // SAFETY: this task alone writes this head's rows of this document.
-            let lse = unsafe { lse_out.part(head * n + queries.start, count) };
-            let mut sums = [T::ZERO; BLOCK];
-            wide(
-                cpu.gemm.level(),
-                #[inline(always)]
-                || {
-                    for (i, row) in scores.chunks_exact_mut(last).enumerate() {
-                        let (seen, hidden) = row.split_at_mut(first + i + 1);
-                        let (max, sum) = exp_row(seen, scale);
-                        hidden.fill(T::ZERO);
-                        sums[i] = T::ONE / sum;
-                        lse[i] = max + sum.ln();
-                    }
-                },
-            );
-            let v = part(kv, rows.start..rows.start + last, head * w.kv + s.nope, s.value, w.kv_row);
-            T::multiply_alone(&cpu.gemm, View::new(scores, count, last), v, y, Write::Set);
-            for ((row, y), &inverse) in queries.zip(y.chunks_exact(s.value)).zip(&sums) {
-                // SAFETY: as above.
-                let out = unsafe { out.part(row * w.o_row + head * s.value, s.value) };
-                out.iter_mut().zip(y).for_each(|(out, &y)| *out = y * inverse);
-            }
-        }
+        let one = OneHead {
+            q: part(q, rows.clone(), head * w.qk, w.qk, w.q_row),
+            k: View::new(&k.0[..length * w.qk], length, w.qk),
+            v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
+            scale: T::of(s.scale),
+        };
+        let o = Place { data: &out, start: rows.start * w.o_row + head * s.value, stride: w.o_row };
+        // SAFETY: this task alone writes this head's rows of this document, in lse and in o.
+        let lse = unsafe { lse_out.part(head * n + rows.start, length) };
+        one_head::forward(cpu, one, o, lse);
     });
     (o, lse)
 }
 
-/// With P the probabilities and D_i = Σ_j do_ij·o_ij: dV = Pᵀ·do, dS = P∘(do·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
 #[allow(clippy::too_many_arguments)]
 pub fn backward<T: Real>(
     cpu: &Cpu,
@@ -133,56 +97,27 @@ pub fn backward<T: Real>(
     let (o, lse, d_o) = (o.read::<T>(), lse.read::<T>(), d_o.read::<T>());
     let out_q = Shared::new(dq.write::<T>());
     let (out_kv, out_rope) = (Shared::new(dkv.write::<T>()), Shared::new(partial.write::<T>()));
-    let scale = T::of(s.scale);
     cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
         let length = rows.len();
-        let block = length.min(BLOCK);
         let mut k = Scratch::<T>::new(length * w.qk);
         let (mut dk, mut dv) = (Scratch::<T>::new(length * w.qk), Scratch::<T>::new(length * s.value));
-        let (mut p, mut ds) = (Scratch::<T>::new(block * length), Scratch::<T>::new(block * length));
-        let mut dq = Scratch::<T>::new(block * w.qk);
+        let (dk, dv) = (&mut dk.0[..length * w.qk], &mut dv.0[..length * s.value]);
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
-        dk.0[..length * w.qk].fill(T::ZERO);
-        dv.0[..length * s.value].fill(T::ZERO);
-        for first in (0..length).step_by(block) {
-            let last = (first + block).min(length);
-            let (count, queries) = (last - first, rows.start + first..rows.start + last);
-            let (p, ds) = (&mut p.0[..count * last], &mut ds.0[..count * last]);
-            let q = part(q, queries.clone(), head * w.qk, w.qk, w.q_row);
-            let k = View::new(&k.0[..last * w.qk], last, w.qk);
-            let v = part(kv, rows.start..rows.start + last, head * w.kv + s.nope, s.value, w.kv_row);
-            let d_o_view = part(d_o, queries.clone(), head * s.value, s.value, w.o_row);
-            T::multiply_alone(&cpu.gemm, q, k.t(), p, Write::Set);
-            T::multiply_alone(&cpu.gemm, d_o_view, v.t(), ds, Write::Set);
-            wide(
-                cpu.gemm.level(),
-                #[inline(always)]
-                || {
-                    for (i, row) in queries.clone().enumerate() {
-                        let at = row * w.o_row + head * s.value;
-                        let d = dot(&o[at..at + s.value], &d_o[at..at + s.value]);
-                        let (lse, seen) = (lse[head * n + row], first + i + 1);
-                        let (p, hidden) = p[i * last..(i + 1) * last].split_at_mut(seen);
-                        let (ds, ds_hidden) = ds[i * last..(i + 1) * last].split_at_mut(seen);
-                        for (p, ds) in p.iter_mut().zip(ds) {
-                            *p = (*p * scale - lse).exp();
-                            *ds = *p * (*ds - d) * scale;
-                        }
-                        hidden.fill(T::ZERO);
-                        ds_hidden.fill(T::ZERO);
-                    }
-                },
-            );
-            let (p, ds) = (View::new(p, count, last), View::new(ds, count, last));
-            T::multiply_alone(&cpu.gemm, p.t(), d_o_view, &mut dv.0[..last * s.value], Write::Add);
-            T::multiply_alone(&cpu.gemm, ds.t(), q, &mut dk.0[..last * w.qk], Write::Add);
-            T::multiply_alone(&cpu.gemm, ds, k, &mut dq.0[..count * w.qk], Write::Set);
-            for (row, dq) in queries.zip(dq.0.chunks_exact(w.qk)) {
-                // SAFETY: this task alone writes this head's rows of this document.
-                unsafe { out_q.part(row * w.q_row + head * w.qk, w.qk) }.copy_from_slice(dq);
-            }
-        }
-        for ((row, dk), dv) in rows.zip(dk.0.chunks_exact(w.qk)).zip(dv.0.chunks_exact(s.value)) {
+        let one = OneHead {
+            q: part(q, rows.clone(), head * w.qk, w.qk, w.q_row),
+            k: View::new(&k.0[..length * w.qk], length, w.qk),
+            v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
+            scale: T::of(s.scale),
+        };
+        let seen = Seen {
+            o: part(o, rows.clone(), head * s.value, s.value, w.o_row),
+            d_o: part(d_o, rows.clone(), head * s.value, s.value, w.o_row),
+            lse: &lse[head * n + rows.start..][..length],
+        };
+        // this task alone writes this head's rows of this document
+        let dq = Place { data: &out_q, start: rows.start * w.q_row + head * w.qk, stride: w.q_row };
+        one_head::backward(cpu, one, seen, dq, dk, dv);
+        for ((row, dk), dv) in rows.zip(dk.chunks_exact(w.qk)).zip(dv.chunks_exact(s.value)) {
             // SAFETY: as above; the slab of `out_rope` is this head's.
             unsafe {
                 let dkv = out_kv.part(row * w.kv_row + head * w.kv, w.kv);

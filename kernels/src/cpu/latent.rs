@@ -5,11 +5,11 @@
 //! that number. So a request's tokens have the same bits in any batch.
 
 use super::{Cpu, Scratch, Shared, exp_row, wide};
-use crate::backend::{AttentionShape, LatentRows};
+use crate::backend::{AttentionShape, CachedRows};
 use crate::gemm::View;
 use crate::{DType, Real, Tensor, Write};
 
-pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[LatentRows]) -> Tensor {
+pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, qk, kv) = (q.rows(), s.nope + s.rope, s.nope + s.value);
     let latent = kv_b.cols();
     let width = latent + s.rope;
@@ -42,7 +42,7 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
     let out = Shared::new(&mut seen.0);
     let absorbed = &absorbed.0;
     cpu.gemm.pool().each(requests.iter().collect(), |request| {
-        let LatentRows { rows, cache } = request;
+        let CachedRows { rows, cache } = request;
         let length = cache.len() / width;
         assert!(rows.len() <= length, "latent_attention: {} rows, {length} positions", rows.len());
         let count = rows.len() * s.heads;

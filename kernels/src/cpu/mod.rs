@@ -4,8 +4,10 @@
 //! ([`wide`]). The bits depend on neither: a row is computed alone, and sums over rows go by fixed blocks.
 
 mod attention;
+mod grouped;
 mod head;
 mod latent;
+mod one_head;
 mod optimizer;
 mod router;
 mod rows;
@@ -231,6 +233,14 @@ impl Backend for Cpu {
         real!(x, T => rows::rope::<T>(self, x, heads, offset, rope, positions, is_backward))
     }
 
+    fn bias(&self, y: &mut Tensor, bias: &Tensor) {
+        real!(bias, T => rows::bias::<T>(self, y, bias))
+    }
+
+    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor) {
+        real!(dy, T => rows::bias_backward::<T>(self, dy, dbias))
+    }
+
     fn add(&self, acc: &mut Tensor, x: &Tensor) {
         real!(x, T => rows::add::<T>(self, acc, x))
     }
@@ -268,8 +278,37 @@ impl Backend for Cpu {
         real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, lse, d_o, documents))
     }
 
-    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[LatentRows]) -> Tensor {
+    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
         latent::attention(self, shape, q, kv_b, requests)
+    }
+
+    fn grouped_attention(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor) {
+        real!(q, T => grouped::forward::<T>(self, shape, q, k, v, documents))
+    }
+
+    fn grouped_attention_backward(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        d_o: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor, Tensor) {
+        real!(q, T => grouped::backward::<T>(self, shape, q, k, v, o, lse, d_o, documents))
+    }
+
+    fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+        grouped::cached(self, shape, q, requests)
     }
 
     fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor {

@@ -3,7 +3,7 @@
 use super::{Cpu, dot};
 use crate::{Real, Rope, Tensor};
 
-/// Rows per partial sum of a gain's gradient: fixed, so that the sum's order does not depend on the threads.
+/// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 128;
 
 pub fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
@@ -153,6 +153,36 @@ pub fn rope<T: Real>(
             }
         },
     );
+}
+
+pub fn bias<T: Real>(cpu: &Cpu, y: &mut Tensor, bias: &Tensor) {
+    let (n, d) = (y.rows(), y.cols());
+    bias.expect("bias: bias", [d]);
+    let (bias, step) = (bias.read::<T>(), cpu.step(n, d));
+    cpu.each(
+        y.write::<T>().chunks_mut(step * d).collect(),
+        #[inline(always)]
+        |y: &mut [T]| y.chunks_exact_mut(d).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, &bias)| *y += bias)),
+    );
+}
+
+pub fn bias_backward<T: Real>(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor) {
+    let (n, d) = (dy.rows(), dy.cols());
+    dbias.expect("bias_backward: dbias", [d]);
+    let mut partial = Tensor::empty([n.div_ceil(BLOCK), d], T::DTYPE);
+    let tasks = dy.read::<T>().chunks(BLOCK * d).zip(partial.write::<T>().chunks_mut(d)).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(dy, sum): (&[T], &mut [T])| {
+            sum.fill(T::ZERO);
+            dy.chunks_exact(d).for_each(|dy| sum.iter_mut().zip(dy).for_each(|(sum, &dy)| *sum += dy));
+        },
+    );
+    let dbias = dbias.write::<T>();
+    for part in partial.read::<T>().chunks_exact(d) {
+        dbias.iter_mut().zip(part).for_each(|(sum, &x)| *sum += x);
+    }
 }
 
 pub fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_model::{Config, Init};
+use smelt_model::{Config, DeepseekV3, Family, Init};
 
 /// A DeepSeek-V3. Names say what Hugging Face's config says in its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -86,34 +86,36 @@ impl Architecture {
             vocab_size: vocabulary,
             hidden_size: self.width,
             intermediate_size: self.dense_width,
-            moe_intermediate_size: self.expert_width,
             num_hidden_layers: self.layers,
-            num_nextn_predict_layers: self.mtp_layers,
             num_attention_heads: self.heads,
-            n_shared_experts: self.shared_experts,
-            n_routed_experts: self.experts,
-            routed_scaling_factor: self.expert_scale,
-            kv_lora_rank: self.latent,
-            q_lora_rank: (self.query_latent > 0).then_some(self.query_latent),
-            qk_rope_head_dim: self.rope,
-            v_head_dim: self.value,
-            qk_nope_head_dim: self.nope,
-            n_group: self.groups,
-            topk_group: self.kept_groups,
-            num_experts_per_tok: self.experts_per_token,
-            first_k_dense_replace: self.dense_layers,
-            norm_topk_prob: true,
             max_position_embeddings: if self.positions > 0 { self.positions } else { 2 * context },
             rms_norm_eps: 1e-6,
             rope_theta: self.rope_theta,
             rope_scaling: None,
-            rope_interleave: true,
             tie_word_embeddings: self.tied,
             initializer_range: if self.weight_std > 0.0 { self.weight_std } else { 0.02 },
             bos_token_id: Some(0),
-            eos_token_id: Some(1),
+            eos_token_id: Some(1.into()),
             pad_token_id: Some(2),
             reward_head: false,
+            family: Family::DeepseekV3(DeepseekV3 {
+                moe_intermediate_size: self.expert_width,
+                num_nextn_predict_layers: self.mtp_layers,
+                n_shared_experts: self.shared_experts,
+                n_routed_experts: self.experts,
+                routed_scaling_factor: self.expert_scale,
+                kv_lora_rank: self.latent,
+                q_lora_rank: (self.query_latent > 0).then_some(self.query_latent),
+                qk_rope_head_dim: self.rope,
+                v_head_dim: self.value,
+                qk_nope_head_dim: self.nope,
+                n_group: self.groups,
+                topk_group: self.kept_groups,
+                num_experts_per_tok: self.experts_per_token,
+                first_k_dense_replace: self.dense_layers,
+                norm_topk_prob: true,
+                rope_interleave: true,
+            }),
         }
     }
 

@@ -298,7 +298,7 @@ impl Data {
 }
 
 fn train(config: &Config, data: &Data, trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
-    let (modules, batches) = (trainer.model().config().num_nextn_predict_layers, config.batches());
+    let (modules, batches) = (trainer.model().config().num_nextn_predict_layers(), config.batches());
     let per_part = (config.micro_batch_tokens / config.context).max(1);
     let (started, first) = (Instant::now(), trainer.steps());
     while trainer.steps() < config.steps {

@@ -3,7 +3,7 @@
 use crate::Sampling;
 use crate::sampler::draw;
 use smelt_kernels::Backend;
-use smelt_model::{CacheRows, Error, LatentCache, Model, Params};
+use smelt_model::{Cache, CacheRows, Error, Model, Params};
 use std::collections::HashMap;
 
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub struct Generator<'a> {
 struct Running<'a> {
     index: usize,
     request: &'a Request,
-    cache: LatentCache,
+    cache: Cache,
     /// Tokens the next step reads.
     next: Vec<u32>,
     /// Positions in the cache.
@@ -149,7 +149,7 @@ impl Generator<'_> {
 }
 
 impl<'a> Running<'a> {
-    fn new(index: usize, request: &'a Request, cache: LatentCache) -> Self {
+    fn new(index: usize, request: &'a Request, cache: Cache) -> Self {
         let done = Completion { tokens: Vec::new(), logp: Vec::new(), finish: Finish::Length };
         Self { index, request, cache, next: request.prompt.clone(), length: 0, done }
     }

@@ -1,17 +1,17 @@
 //! A transformer block: attention and feed-forward, each on a normed copy of the residual stream.
 
+use crate::attention::AttentionSaved;
 use crate::experts::ExpertsSaved;
 use crate::layer::RmsNormSaved;
-use crate::mla::MlaSaved;
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::{CacheRows, Config, Cx, Experts, Grads, Kind, Layer, Mla, Mlp, RmsNorm};
+use crate::{Attention, CacheRows, Config, Cx, Experts, Grads, Kind, Layer, Mlp, RmsNorm};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
 pub struct Block {
     norm: RmsNorm,
-    attention: Mla,
+    attention: Attention,
     ffn_norm: RmsNorm,
     ffn: FeedForward,
 }
@@ -24,7 +24,7 @@ pub enum FeedForward {
 
 pub struct BlockSaved {
     norm: RmsNormSaved,
-    attention: MlaSaved,
+    attention: AttentionSaved,
     ffn_norm: RmsNormSaved,
     ffn: FeedForwardSaved,
 }
@@ -35,20 +35,19 @@ enum FeedForwardSaved {
 }
 
 impl Block {
-    /// `layer` counts from 0; `is_dense` decides the feed-forward.
-    pub(crate) fn new(specs: &mut Specs, c: &Config, layer: usize, is_dense: bool) -> Self {
+    /// `layer` counts from 0; modules for further tokens come after the last.
+    pub(crate) fn new(specs: &mut Specs, c: &Config, layer: usize) -> Self {
         let name = format!("model.layers.{layer}");
         let mut norm = |part: &str| RmsNorm {
             gain: specs.one(format!("{name}.{part}.weight"), &[c.hidden_size], Kind::Gain),
             eps: c.rms_norm_eps,
         };
         let (first, second) = (norm("input_layernorm"), norm("post_attention_layernorm"));
-        let attention = Mla::new(specs, &format!("{name}.self_attn"), c);
+        let attention = Attention::new(specs, &format!("{name}.self_attn"), c);
         let ffn_name = format!("{name}.mlp");
-        let ffn = if is_dense {
-            FeedForward::Dense(Mlp::new(specs, &ffn_name, c.hidden_size, c.intermediate_size))
-        } else {
-            FeedForward::Experts(Experts::new(specs, &ffn_name, c, layer))
+        let ffn = match c.experts(layer) {
+            None => FeedForward::Dense(Mlp::new(specs, &ffn_name, c.hidden_size, c.intermediate_size)),
+            Some(v3) => FeedForward::Experts(Experts::new(specs, &ffn_name, c, v3, layer)),
         };
         Self { norm: first, attention, ffn_norm: second, ffn }
     }
@@ -121,11 +120,11 @@ mod tests {
 
     #[test]
     fn a_dense_block_has_the_gradient_of_its_loss() {
-        check_gradients(&[4, 2], 12, |specs, config| Block::new(specs, config, 0, true), tiny().hidden_size);
+        check_gradients(&[4, 2], 12, |specs, config| Block::new(specs, config, 0), tiny().hidden_size);
     }
 
     #[test]
     fn a_block_of_experts_has_the_gradient_of_its_loss() {
-        check_gradients(&[4, 2], 12, |specs, config| Block::new(specs, config, 1, false), tiny().hidden_size);
+        check_gradients(&[4, 2], 12, |specs, config| Block::new(specs, config, 1), tiny().hidden_size);
     }
 }

@@ -1,13 +1,14 @@
-//! What generation remembers of a request: per layer and position the normed latent and the rotated key.
+//! What generation remembers of a request: per layer and position the normed latent and the rotated key, or the rotated
+//! keys and the values of all key-value heads.
 
 use std::ops::Range;
 
 #[derive(Clone, Debug, Default)]
-pub struct LatentCache {
-    layers: Vec<Vec<f32>>, // each [positions, latent + rope]
+pub struct Cache {
+    layers: Vec<Vec<f32>>, // each [positions, latent + rope] or [positions, 2·kv_heads·d]
 }
 
-impl LatentCache {
+impl Cache {
     pub fn new(layers: usize) -> Self {
         Self { layers: vec![Vec::new(); layers] }
     }
@@ -24,5 +25,5 @@ impl LatentCache {
 /// One request's share of a batch: which rows are its next positions, and where they go.
 pub struct CacheRows<'a> {
     pub rows: Range<usize>,
-    pub cache: &'a mut LatentCache,
+    pub cache: &'a mut Cache,
 }

@@ -41,7 +41,7 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
     }
     // released files repeat the shared tensors under the further modules, and some the head although it is tied
     let config = model.config();
-    let further = config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers;
+    let further = config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers();
     for layer in further {
         found.remove(&format!("model.layers.{layer}.embed_tokens.weight"));
         found.remove(&format!("model.layers.{layer}.shared_head.head.weight"));
@@ -49,6 +49,8 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
     if config.tie_word_embeddings {
         found.remove("lm_head.weight");
     }
+    // no elements, as of zero shared experts; or a table that follows from the config, in old Llama files
+    found.retain(|name, view| !view.shape().contains(&0) && !name.ends_with(".rotary_emb.inv_freq"));
     if let Some(name) = found.into_keys().min() {
         return Err(Error::Extra { name });
     }
@@ -93,7 +95,7 @@ pub fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8
     }
     // vLLM looks for the shared tensors under each further module too
     let config = model.config();
-    for layer in config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers {
+    for layer in config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers() {
         let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         for (copy, of) in [("embed_tokens", "model.embed_tokens.weight"), ("shared_head.head", head)] {
             let tensor = tensors[of].clone();
@@ -141,7 +143,7 @@ fn shards(tensors: Tensors) -> Vec<(String, Vec<u8>)> {
 mod tests {
     use super::*;
     use crate::Init;
-    use crate::testing::tiny;
+    use crate::testing::{deepseek, dense, tiny};
 
     const INIT: Init = Init { seed: 1, embedding: 0.5, router: 0.1, weight: None };
 
@@ -156,7 +158,8 @@ mod tests {
     #[test]
     fn a_checkpoint_comes_back_to_the_bit() {
         for (is_tied, reward_head) in [(false, false), (true, true)] {
-            let config = Config { tie_word_embeddings: is_tied, reward_head, num_nextn_predict_layers: 1, ..tiny() };
+            let mut config = Config { tie_word_embeddings: is_tied, reward_head, ..tiny() };
+            deepseek(&mut config).num_nextn_predict_layers = 1;
             let model = Model::new(config).unwrap();
             let params = model.init(&INIT);
             let files = save(&model, &params, DType::F32);
@@ -165,6 +168,47 @@ mod tests {
             assert_eq!(bits(&loaded), bits(&params));
             assert_eq!(save(&again, &loaded, DType::F32), files);
         }
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_dense_family_comes_back_to_the_bit() {
+        for (config, is_tied) in dense().into_iter().zip([true, false, false]) {
+            let model = Model::new(Config { tie_word_embeddings: is_tied, ..config }).unwrap();
+            let mut params = model.init(&INIT);
+            for (i, p) in params.handles().enumerate() {
+                let noise = |j: usize| smelt_kernels::random::normal(7, i as u64, j as u64) as f32;
+                params.get_mut(p).write::<f32>().iter_mut().enumerate().for_each(|(j, x)| *x = noise(j));
+            }
+            for dtype in [DType::F32, DType::Bf16] {
+                let files = save(&model, &params, dtype);
+                let (again, loaded) = load(&files[0].1, borrowed(&files)).unwrap();
+                assert_eq!(again.config(), model.config());
+                assert_eq!(save(&again, &loaded, dtype), files);
+                if dtype == DType::F32 {
+                    assert_eq!(bits(&loaded), bits(&params));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tensors_of_a_dense_layer_have_hugging_faces_names_and_shapes() {
+        let layer = |config: Config| {
+            let specs = Model::new(config).unwrap().specs().clone();
+            let parts = specs.0.iter().flat_map(|spec| &spec.parts);
+            let parts = parts.filter_map(|p| Some((p.name.strip_prefix("model.layers.0.self_attn.")?, &p.shape)));
+            parts.map(|(name, shape)| format!("{name} {shape:?}")).collect::<Vec<_>>().join(", ")
+        };
+        let [qwen2, qwen3, llama] = dense().map(layer);
+        let weights =
+            ["q_proj.weight [16, 12]", "k_proj.weight [8, 12]", "v_proj.weight [8, 12]", "o_proj.weight [12, 16]"];
+        let [q, k, v, o] = weights;
+        assert_eq!(qwen2, format!("{q}, q_proj.bias [16], {k}, k_proj.bias [8], {v}, v_proj.bias [8], {o}"));
+        assert_eq!(qwen3, format!("{q}, {k}, {v}, {o}, q_norm.weight [4], k_norm.weight [4]"));
+        assert_eq!(
+            llama,
+            format!("{q}, q_proj.bias [16], {k}, k_proj.bias [8], {v}, v_proj.bias [8], {o}, o_proj.bias [12]")
+        );
     }
 
     #[test]
@@ -193,9 +237,9 @@ mod tests {
         };
         let text = load_as(|c| c.vocab_size = 40);
         assert!(text.contains("`model.embed_tokens.weight` has shape [32, 12] in the checkpoint, [40, 12]"), "{text}");
-        let text = load_as(|c| c.num_nextn_predict_layers = 1);
+        let text = load_as(|c| deepseek(c).num_nextn_predict_layers = 1);
         assert!(text.contains("`model.layers.2.enorm.weight` is missing: the model expects [12]"), "{text}");
-        let text = load_as(|c| c.n_shared_experts = 0);
+        let text = load_as(|c| deepseek(c).n_shared_experts = 0);
         assert!(text.contains("`model.layers.1.mlp.shared_experts.down_proj.weight` is in the checkpoint"), "{text}");
         let text = load(&tiny().to_json(), [("model.safetensors", &files[1].1[..100])]).err().unwrap().to_string();
         assert!(text.contains("the file may be cut short"), "{text}");

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("config.json cannot be read: {source}\nhint: it must be a DeepSeek-V3 config as Hugging Face writes it")]
+    #[error("config.json cannot be read: {source}\nhint: it must be the config of a model as Hugging Face writes it")]
     Json {
         #[from]
         source: serde_json::Error,

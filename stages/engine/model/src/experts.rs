@@ -5,7 +5,7 @@
 
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::{Config, Cx, Grads, Kind, Layer, Linear, Mlp, Param, WeightGemm};
+use crate::{Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, Mlp, Param, WeightGemm};
 use smelt_kernels::{Layout, Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -31,21 +31,21 @@ pub struct ExpertsSaved {
 }
 
 impl Experts {
-    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config, layer: usize) -> Self {
-        let (e, d, f) = (c.n_routed_experts, c.hidden_size, c.moe_intermediate_size);
+    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config, v3: &DeepseekV3, layer: usize) -> Self {
+        let (e, d, f) = (v3.n_routed_experts, c.hidden_size, v3.moe_intermediate_size);
         let expert = |e: usize, part: &str, shape: [usize; 2]| {
             (format!("{name}.experts.{e}.{part}_proj.weight"), shape.to_vec())
         };
         let gate_up = (0..e).flat_map(|e| [expert(e, "gate", [f, d]), expert(e, "up", [f, d])]);
         Self {
             layer,
-            router: c.router(),
+            router: v3.router(),
             gate: Linear { w: specs.one(format!("{name}.gate.weight"), &[e, d], Kind::Router) },
             bias: specs.one(format!("{name}.gate.e_score_correction_bias"), &[e], Kind::Bias),
             gate_up: specs.add(&[e, 2 * f, d], Kind::Weight, gate_up),
             down: specs.add(&[e, d, f], Kind::Weight, (0..e).map(|e| expert(e, "down", [d, f]))),
-            shared: (c.n_shared_experts > 0)
-                .then(|| Mlp::new(specs, &format!("{name}.shared_experts"), d, f * c.n_shared_experts)),
+            shared: (v3.n_shared_experts > 0)
+                .then(|| Mlp::new(specs, &format!("{name}.shared_experts"), d, f * v3.n_shared_experts)),
         }
     }
 
@@ -142,20 +142,26 @@ impl Layer for Experts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check_gradients, check_gradients_with, tiny};
+    use crate::testing::{check_gradients, check_gradients_with, deepseek, tiny};
     use crate::{Balance, BalanceCounts, BalanceScope};
 
     #[test]
     fn experts_have_the_gradient_of_their_loss() {
-        check_gradients(&[6, 3], 12, |specs, config| Experts::new(specs, "moe", config, 0), tiny().hidden_size);
+        let layer = |specs: &mut Specs, config: &mut Config| {
+            let v3 = deepseek(config).clone();
+            Experts::new(specs, "moe", config, &v3, 0)
+        };
+        check_gradients(&[6, 3], 12, layer, tiny().hidden_size);
     }
 
     #[test]
     fn experts_with_balance_loss_have_the_gradient_of_their_loss() {
         let layer = |specs: &mut Specs, config: &mut Config| {
-            config.n_shared_experts = 0;
-            config.norm_topk_prob = false;
-            Experts::new(specs, "moe", config, 0)
+            let v3 = deepseek(config);
+            v3.n_shared_experts = 0;
+            v3.norm_topk_prob = false;
+            let v3 = v3.clone();
+            Experts::new(specs, "moe", config, &v3, 0)
         };
         for scope in [BalanceScope::Sequence, BalanceScope::Batch] {
             for counts in [BalanceCounts::Scores, BalanceCounts::Routes] {

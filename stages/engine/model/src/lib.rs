@@ -1,4 +1,5 @@
-//! DeepSeek-V3 as explicit layers with typed saved state (DeepSeek-AI 2024, arXiv 2412.19437).
+//! DeepSeek-V3 (DeepSeek-AI 2024, arXiv 2412.19437) and the dense families Qwen2, Qwen3 and Llama as explicit layers with typed saved
+//! state.
 //!
 //! Forward and backward of a layer sit side by side in one file, and what one leaves for the other is a struct that is moved:
 //! using it twice does not compile. Parameters live beside the model ([`Params`]), so policy, reference and reward model are
@@ -7,6 +8,7 @@
 //! Letters, in all files: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched
 //! rows, V vocabulary.
 
+mod attention;
 mod balance;
 mod block;
 mod cache;
@@ -14,25 +16,34 @@ mod checkpoint;
 mod config;
 mod error;
 mod experts;
+mod family;
+mod gqa;
 mod layer;
 mod mla;
 mod mlp;
 mod model;
 mod mtp;
 mod params;
+mod projection;
+mod rope_scaling;
 #[cfg(test)]
 mod testing;
 
+pub use attention::Attention;
 pub use balance::{Balance, BalanceCounts, BalanceScope};
 pub use block::{Block, FeedForward};
-pub use cache::{CacheRows, LatentCache};
+pub use cache::{Cache, CacheRows};
 pub use checkpoint::{load, save};
-pub use config::{Config, RopeScaling};
+pub use config::{Config, TokenIds};
 pub use error::Error;
 pub use experts::Experts;
+pub use family::{AttentionKind, DeepseekV3, Family, Grouped, KeyValueHeads};
+pub use gqa::Gqa;
 pub use layer::{Cx, Layer, Linear, RmsNorm, Stats};
 pub use mla::Mla;
 pub use mlp::Mlp;
 pub use model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Saved};
 pub use mtp::Mtp;
 pub use params::{Grads, Init, Kind, Param, Params, Part, Spec, WeightGemm};
+pub use projection::Projection;
+pub use rope_scaling::{Llama3, RopeScaling, Yarn};

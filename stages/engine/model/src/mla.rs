@@ -7,8 +7,8 @@
 
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
-use crate::{CacheRows, Config, Cx, Grads, Kind, Layer, Linear, RmsNorm};
-use smelt_kernels::{AttentionShape, LatentRows, Tensor, Write};
+use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, RmsNorm};
+use smelt_kernels::{AttentionShape, CachedRows, Tensor, Write};
 
 const LATENT_EPS: f64 = 1e-6;
 
@@ -71,14 +71,14 @@ pub struct MlaSaved {
 }
 
 impl Mla {
-    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config) -> Self {
-        let shape = c.attention_shape();
-        let (d, latent) = (c.hidden_size, c.kv_lora_rank);
+    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config, v3: &DeepseekV3) -> Self {
+        let shape = v3.attention_shape(c);
+        let (d, latent) = (c.hidden_size, v3.kv_lora_rank);
         let mut linear = |part: &str, out: usize, inner: usize| Linear {
             w: specs.one(format!("{name}.{part}.weight"), &[out, inner], Kind::Weight),
         };
         let q_width = shape.heads * (shape.nope + shape.rope);
-        let projections = match c.q_lora_rank {
+        let projections = match v3.q_lora_rank {
             None => (linear("q_proj", q_width, d), None),
             Some(rank) => (linear("q_a_proj", rank, d), Some(linear("q_b_proj", q_width, rank))),
         };
@@ -91,7 +91,7 @@ impl Mla {
         };
         let query = match projections {
             (q, None) => Query::Direct(q),
-            (a, Some(b)) => Query::Compressed { a, norm: norm("q_a_layernorm", c.q_lora_rank.unwrap_or(0)), b },
+            (a, Some(b)) => Query::Compressed { a, norm: norm("q_a_layernorm", v3.q_lora_rank.unwrap_or(0)), b },
         };
         Self { shape, latent, query, kv_a, kv_norm: norm("kv_a_layernorm", latent), kv_b, o }
     }
@@ -118,8 +118,8 @@ impl Mla {
                 cache.extend_from_slice(&k_rope[row * self.shape.rope..][..self.shape.rope]);
             }
         }
-        let rows: Vec<LatentRows> =
-            requests.iter().map(|r| LatentRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
+        let rows: Vec<CachedRows> =
+            requests.iter().map(|r| CachedRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
         let o = cx.backend.latent_attention(&self.shape, &q, cx.params.get(self.kv_b.w), &rows);
         self.o.apply(cx, &o)
     }
@@ -155,19 +155,25 @@ impl Layer for Mla {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check_gradients, tiny};
+    use crate::testing::{check_gradients, deepseek, tiny};
 
     #[test]
     fn attention_has_the_gradient_of_its_loss() {
-        check_gradients(&[5, 1, 3], 12, |specs, config| Mla::new(specs, "attn", config), tiny().hidden_size);
+        let layer = |specs: &mut Specs, config: &mut Config| {
+            let v3 = deepseek(config).clone();
+            Mla::new(specs, "attn", config, &v3)
+        };
+        check_gradients(&[5, 1, 3], 12, layer, tiny().hidden_size);
     }
 
     #[test]
     fn attention_without_query_compression_and_interleaving_has_the_gradient_of_its_loss() {
         let layer = |specs: &mut Specs, config: &mut Config| {
-            config.q_lora_rank = None;
-            config.rope_interleave = false;
-            Mla::new(specs, "attn", config)
+            let v3 = deepseek(config);
+            v3.q_lora_rank = None;
+            v3.rope_interleave = false;
+            let v3 = v3.clone();
+            Mla::new(specs, "attn", config, &v3)
         };
         check_gradients(&[4, 2], 12, layer, tiny().hidden_size);
     }

@@ -5,8 +5,8 @@ use crate::layer::RmsNormSaved;
 use crate::mtp::MtpSaved;
 use crate::params::Specs;
 use crate::{
-    Balance, Block, CacheRows, Config, Cx, Error, Experts, Grads, Init, Kind, LatentCache, Layer, Linear, Mtp, Param,
-    Params, RmsNorm, Stats,
+    Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Kind, Layer, Linear, Mtp, Param, Params,
+    RmsNorm, Stats,
 };
 use smelt_kernels::{Backend, DType, Documents, Head, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
@@ -113,14 +113,12 @@ impl Model {
         let (c, mut specs) = (&config, Specs::default());
         let shape = [c.vocab_size, c.hidden_size];
         let embedding = specs.one("model.embed_tokens.weight".into(), &shape, Kind::Embedding);
-        let blocks = (0..c.num_hidden_layers)
-            .map(|layer| Block::new(&mut specs, c, layer, layer < c.first_k_dense_replace))
-            .collect();
+        let blocks = (0..c.num_hidden_layers).map(|layer| Block::new(&mut specs, c, layer)).collect();
         let gain = specs.one("model.norm.weight".into(), &[c.hidden_size], Kind::Gain);
         let norm = RmsNorm { gain, eps: c.rms_norm_eps };
         let head =
             if c.tie_word_embeddings { embedding } else { specs.one("lm_head.weight".into(), &shape, Kind::Weight) };
-        let further = c.num_hidden_layers..c.num_hidden_layers + c.num_nextn_predict_layers;
+        let further = c.num_hidden_layers..c.num_hidden_layers + c.num_nextn_predict_layers();
         let mtp = further.map(|layer| Mtp::new(&mut specs, c, layer)).collect();
         let score = c.reward_head.then(|| {
             let w = specs.one("score.weight".into(), &[1, c.hidden_size], Kind::Weight);
@@ -147,8 +145,8 @@ impl Model {
         self.blocks.iter().filter_map(Block::experts).chain(self.mtp.iter().filter_map(Mtp::experts))
     }
 
-    pub fn new_cache(&self) -> LatentCache {
-        LatentCache::new(self.blocks.len())
+    pub fn new_cache(&self) -> Cache {
+        Cache::new(self.blocks.len())
     }
 
     /// Tables for at least `positions` positions.

@@ -36,7 +36,7 @@ impl Mtp {
         };
         let (enorm, hnorm, last) = (norm("enorm"), norm("hnorm"), norm("shared_head.norm"));
         let eh_proj = Linear { w: specs.one(format!("{name}.eh_proj.weight"), &[d, 2 * d], Kind::Weight) };
-        Self { enorm, hnorm, eh_proj, block: Block::new(specs, c, layer, false), norm: last }
+        Self { enorm, hnorm, eh_proj, block: Block::new(specs, c, layer), norm: last }
     }
 
     pub fn experts(&self) -> Option<&Experts> {

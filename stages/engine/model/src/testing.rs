@@ -1,7 +1,7 @@
 //! Gradients against central differences, in f64.
 
 use crate::params::Specs;
-use crate::{Balance, Config, Cx, Grads, Init, Kind, Layer, Params, Stats};
+use crate::{Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Kind, Layer, Params, Stats};
 use smelt_kernels::{Cpu, DType, Documents, Tensor, random};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -12,35 +12,56 @@ pub fn tiny() -> Config {
         vocab_size: 32,
         hidden_size: 12,
         intermediate_size: 10,
-        moe_intermediate_size: 6,
         num_hidden_layers: 2,
-        num_nextn_predict_layers: 0,
         num_attention_heads: 2,
-        n_shared_experts: 1,
-        n_routed_experts: 8,
-        routed_scaling_factor: 2.5,
-        kv_lora_rank: 5,
-        q_lora_rank: Some(7),
-        qk_rope_head_dim: 4,
-        v_head_dim: 3,
-        qk_nope_head_dim: 6,
-        n_group: 4,
-        topk_group: 2,
-        num_experts_per_tok: 3,
-        first_k_dense_replace: 1,
-        norm_topk_prob: true,
         max_position_embeddings: 64,
         rms_norm_eps: 1e-6,
         rope_theta: 100.0,
         rope_scaling: None,
-        rope_interleave: true,
         tie_word_embeddings: false,
         initializer_range: 0.02,
         bos_token_id: Some(0),
-        eos_token_id: Some(1),
+        eos_token_id: Some(1.into()),
         pad_token_id: None,
         reward_head: false,
+        family: Family::DeepseekV3(DeepseekV3 {
+            moe_intermediate_size: 6,
+            num_nextn_predict_layers: 0,
+            n_shared_experts: 1,
+            n_routed_experts: 8,
+            routed_scaling_factor: 2.5,
+            kv_lora_rank: 5,
+            q_lora_rank: Some(7),
+            qk_rope_head_dim: 4,
+            v_head_dim: 3,
+            qk_nope_head_dim: 6,
+            n_group: 4,
+            topk_group: 2,
+            num_experts_per_tok: 3,
+            first_k_dense_replace: 1,
+            norm_topk_prob: true,
+            rope_interleave: true,
+        }),
     }
+}
+
+/// What is DeepSeek-V3's own of [`tiny`].
+pub fn deepseek(config: &mut Config) -> &mut DeepseekV3 {
+    match &mut config.family {
+        Family::DeepseekV3(v3) => v3,
+        other => panic!("{other:?} has no experts"),
+    }
+}
+
+/// One small model of every dense family, biases on.
+pub fn dense() -> [Config; 3] {
+    let heads = KeyValueHeads { num_key_value_heads: 2, head_dim: 4 };
+    let families = [
+        Family::Qwen2(heads),
+        Family::Qwen3 { heads, attention_bias: false },
+        Family::Llama { heads, attention_bias: true },
+    ];
+    families.map(|family| Config { num_attention_heads: 4, family, ..tiny() })
 }
 
 /// Builds a layer, and compares its gradients in x `[N, width]` and in every parameter with central differences.
@@ -67,8 +88,9 @@ pub fn check_gradients_with<L: Layer>(
     let specs = Arc::new(specs);
     let init = Init { seed: 3, embedding: 1.0, router: 1.0, weight: None };
     let mut params = Params::init(specs, &init).copy_as(DType::F64);
+    let zeros: Vec<_> = params.iter().filter(|(_, spec, _)| spec.kind == Kind::Zero).map(|(p, _, _)| p).collect();
     let biases: Vec<_> = params.iter().filter(|(_, spec, _)| spec.kind == Kind::Bias).map(|(p, _, _)| p).collect();
-    for p in &biases {
+    for p in zeros.iter().chain(&biases) {
         let bias = params.get_mut(*p).write::<f64>();
         bias.iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * random::normal(9, 9, i as u64));
     }

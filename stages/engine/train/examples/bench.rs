@@ -1,23 +1,18 @@
-//! Training speed: `cargo run --release -p smelt-train --example bench -- [quickstart|1m|10m] [threads] [steps]`.
+//! Training speed: `cargo run --release -p smelt-train --example bench -- [quickstart|1m|10m|dense10m] [threads] [steps]`.
 //!
 //! Prints tokens per second of whole steps (forward, backward, clipping, AdamW, biases) after one step of warm-up: median and best, for
 //! the machine may be shared.
 
 use smelt_kernels::{Cpu, random};
-use smelt_model::{Batch, Config, Init, Model};
+use smelt_model::{Batch, Config, DeepseekV3, Family, Init, KeyValueHeads, Model};
 use smelt_train::*;
 use std::sync::Arc;
 use std::time::Instant;
 
 fn config(which: &str) -> (Config, usize, usize) {
-    let base = Config {
-        vocab_size: 2048,
-        hidden_size: 96,
-        intermediate_size: 192,
+    let v3 = DeepseekV3 {
         moe_intermediate_size: 48,
-        num_hidden_layers: 3,
         num_nextn_predict_layers: 0,
-        num_attention_heads: 4,
         n_shared_experts: 1,
         n_routed_experts: 8,
         routed_scaling_factor: 1.0,
@@ -31,59 +26,56 @@ fn config(which: &str) -> (Config, usize, usize) {
         num_experts_per_tok: 2,
         first_k_dense_replace: 1,
         norm_topk_prob: true,
+        rope_interleave: true,
+    };
+    let base = Config {
+        vocab_size: 2048,
+        hidden_size: 96,
+        intermediate_size: 192,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
         max_position_embeddings: 1024,
         rms_norm_eps: 1e-6,
         rope_theta: 1000.0,
         rope_scaling: None,
-        rope_interleave: true,
         tie_word_embeddings: false,
         initializer_range: 0.02,
         bos_token_id: None,
         eos_token_id: None,
         pad_token_id: None,
         reward_head: false,
+        family: Family::DeepseekV3(v3.clone()),
     };
+    let compressed = DeepseekV3 { q_lora_rank: Some(64), qk_nope_head_dim: 32, v_head_dim: 32, ..v3 };
     match which {
         "quickstart" => (base, 16, 128),
-        "1m" => (
-            Config {
-                vocab_size: 2048,
-                hidden_size: 128,
-                intermediate_size: 352,
-                moe_intermediate_size: 64,
-                num_hidden_layers: 3,
-                n_routed_experts: 8,
-                kv_lora_rank: 32,
-                q_lora_rank: Some(64),
-                qk_rope_head_dim: 16,
-                qk_nope_head_dim: 32,
-                v_head_dim: 32,
-                ..base
-            },
-            8,
-            256,
-        ),
-        "10m" => (
-            Config {
-                vocab_size: 8192,
-                hidden_size: 256,
-                intermediate_size: 704,
+        "1m" => {
+            let v3 = DeepseekV3 { moe_intermediate_size: 64, ..compressed };
+            let family = Family::DeepseekV3(v3);
+            (Config { hidden_size: 128, intermediate_size: 352, family, ..base }, 8, 256)
+        }
+        "10m" => {
+            let v3 = DeepseekV3 {
                 moe_intermediate_size: 128,
-                num_hidden_layers: 6,
                 n_routed_experts: 16,
                 num_experts_per_tok: 4,
                 kv_lora_rank: 64,
                 q_lora_rank: Some(128),
-                qk_rope_head_dim: 16,
-                qk_nope_head_dim: 32,
-                v_head_dim: 32,
-                ..base
-            },
-            8,
-            256,
-        ),
-        other => panic!("no model `{other}`: quickstart, 1m or 10m"),
+                ..compressed
+            };
+            (wide(Family::DeepseekV3(v3), base), 8, 256)
+        }
+        // the same width, with grouped-query attention and a feed-forward of the active experts' width
+        "dense10m" => {
+            let heads = KeyValueHeads { num_key_value_heads: 2, head_dim: 48 };
+            (wide(Family::Qwen3 { heads, attention_bias: false }, base), 8, 256)
+        }
+        other => panic!("no model `{other}`: quickstart, 1m, 10m or dense10m"),
     }
+}
+
+fn wide(family: Family, base: Config) -> Config {
+    Config { vocab_size: 8192, hidden_size: 256, intermediate_size: 704, num_hidden_layers: 6, family, ..base }
 }
 
 fn main() {

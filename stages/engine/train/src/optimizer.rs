@@ -110,6 +110,28 @@ impl Optimizer {
 mod tests {
     use super::*;
     use smelt_kernels::Cpu;
+    use smelt_model::{Config, Init, Model};
+
+    /// Gains and biases; a step without a gradient shows decay alone.
+    #[test]
+    fn tensors_of_one_dim_do_not_decay() {
+        let text = r#"{ "model_type": "qwen2", "vocab_size": 9, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 8, "rms_norm_eps": 1e-6 }"#;
+        let model = Model::new(Config::from_json(text.as_bytes()).unwrap()).unwrap();
+        let mut params = model.init(&Init { seed: 1, embedding: 1.0, router: 1.0, weight: None });
+        for p in params.handles() {
+            params.get_mut(p).write::<f32>().fill(1.0);
+        }
+        let grads = Grads::zeros(&params);
+        let hyper = Hyper { weight_decay: 0.5, ..Hyper::default() };
+        Optimizer::new(&params).update(&Cpu::new(1), &hyper, 0.5, 0.0, &mut params, &grads);
+        for (_, spec, value) in params.iter() {
+            let expected = if spec.shape.dims().len() == 1 { 1.0 } else { 0.75 };
+            assert!(value.read::<f32>().iter().all(|&w| w == expected), "{}", spec.parts[0].name);
+        }
+        let names = params.iter().map(|(_, spec, _)| spec.parts[0].name.as_str());
+        assert_eq!(names.filter(|name| name.ends_with(".bias")).count(), 3);
+    }
 
     /// PyTorch's order of operations in f64; f32 adds a rounding or two per step, ten steps stay within 1e-6.
     #[test]

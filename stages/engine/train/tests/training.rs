@@ -16,6 +16,14 @@ fn config() -> Config {
     Config::from_json(text.as_bytes()).unwrap()
 }
 
+/// Biases, key-value heads for two query heads each, and a tied head.
+fn dense() -> Config {
+    let text = r#"{ "model_type": "qwen2", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": true }"#;
+    Config::from_json(text.as_bytes()).unwrap()
+}
+
 fn settings(lr: f64) -> Settings {
     let hyper = Hyper { weight_decay: 0.05, ..Hyper::default() };
     let schedule = Schedule::over(40, lr, 4, Decay::Cosine, 0.1);
@@ -24,7 +32,11 @@ fn settings(lr: f64) -> Settings {
 }
 
 fn trainer(threads: usize) -> Trainer {
-    let model = Arc::new(Model::new(config()).unwrap());
+    trainer_of(config(), threads)
+}
+
+fn trainer_of(config: Config, threads: usize) -> Trainer {
+    let model = Arc::new(Model::new(config).unwrap());
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.1, weight: None });
     Trainer::new(model, params, Arc::new(Cpu::new(threads)), settings(1e-2))
 }
@@ -42,7 +54,7 @@ fn step(trainer: &mut Trainer, at: u64, parts: usize) -> Report {
     let documents = documents(at, 8);
     let pieces: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
     let batches: Vec<Batch> = pieces.chunks(8 / parts).map(Batch::next_token).collect();
-    let objective = NextToken::of(&batches, 0.3, 1);
+    let objective = NextToken::of(&batches, 0.3, trainer.model().config().num_nextn_predict_layers());
     let micro: Vec<(Batch, &dyn Objective)> = batches.into_iter().map(|batch| (batch, &objective as _)).collect();
     trainer.step(&micro).unwrap()
 }
@@ -53,6 +65,11 @@ fn bits(params: &Params) -> Vec<u32> {
 
 #[test]
 fn twenty_steps_are_ten_a_save_a_load_and_ten_more() {
+    [config(), dense()].into_iter().for_each(check_resume);
+}
+
+fn check_resume(config: Config) {
+    let trainer = |threads| trainer_of(config.clone(), threads);
     let mut whole = trainer(2);
     let losses: Vec<u64> = (0..20).map(|at| step(&mut whole, at, 1).loss.to_bits()).collect();
     let mut first = trainer(2);
@@ -70,11 +87,13 @@ fn twenty_steps_are_ten_a_save_a_load_and_ten_more() {
 
 #[test]
 fn one_thread_and_two_train_the_same_bits() {
-    let (mut one, mut two) = (trainer(1), trainer(2));
-    for at in 0..5 {
-        assert_eq!(step(&mut one, at, 1).loss.to_bits(), step(&mut two, at, 1).loss.to_bits(), "step {at}");
+    for config in [config(), dense()] {
+        let (mut one, mut two) = (trainer_of(config.clone(), 1), trainer_of(config, 2));
+        for at in 0..5 {
+            assert_eq!(step(&mut one, at, 1).loss.to_bits(), step(&mut two, at, 1).loss.to_bits(), "step {at}");
+        }
+        assert!(bits(one.params()) == bits(two.params()));
     }
-    assert!(bits(one.params()) == bits(two.params()));
 }
 
 /// Gradients of 4 parts are summed in another order: f32 rounding of the loss, 1e-6, is all that may differ.
@@ -92,10 +111,16 @@ fn the_cut_into_micro_batches_is_no_part_of_the_loss() {
 
 #[test]
 fn counting_is_learnt() {
-    let mut trainer = trainer(2);
-    let reports: Vec<Report> = (0..40).map(|at| step(&mut trainer, at, 1)).collect();
-    assert!(reports[0].parts["main"] > 3.5, "{}", reports[0].loss); // ln 50 = 3.9
-    assert!(reports[39].parts["main"] < 2.0, "{}", reports[39].loss);
+    for config in [config(), dense()] {
+        let mut trainer = trainer_of(config, 2);
+        let reports: Vec<Report> = (0..40).map(|at| step(&mut trainer, at, 1)).collect();
+        assert!(reports[0].parts["main"] > 3.5, "{}", reports[0].loss); // ln 50 = 3.9
+        assert!(reports[39].parts["main"] < 2.0, "{}", reports[39].loss);
+        let biases = trainer.params().iter().filter(|(_, spec, _)| spec.parts[0].name.ends_with("_proj.bias"));
+        biases.for_each(|(_, spec, bias)| {
+            assert!(bias.read::<f32>().iter().all(|&b| b != 0.0), "{}", spec.parts[0].name)
+        });
+    }
 }
 
 #[test]
@@ -279,7 +304,7 @@ fn train_as_in(folder: &Path) {
         counts: if hyper["aux_f"] == "routed" { BalanceCounts::Routes } else { BalanceCounts::Scores },
         further: count("mtp_aux") == 1,
     };
-    let modules = model.config().num_nextn_predict_layers;
+    let modules = model.config().num_nextn_predict_layers();
     let optimizer = Hyper { clip: number("clip"), weight_decay: number("wd"), ..Hyper::default() };
     let settings = Settings { balance, bias_speed: number("gamma"), ..Settings::new(optimizer, schedule) };
     let mut trainer = Trainer::new(Arc::new(model), params, Arc::new(Cpu::new(2)), settings);

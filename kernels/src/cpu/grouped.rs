@@ -1,0 +1,172 @@
+//! Grouped-query attention (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads).
+//!
+//! Training's form has a task per query head of a document; gradients of keys and values are summed over the heads of a group in
+//! their order. Generation's form reads a cache and has one task per request and key-value head: prefill and decoding differ in the
+//! number of rows, and a row does not depend on that number.
+
+use super::one_head::{self, BLOCK, OneHead, Place, Seen, part};
+use super::{Cpu, Scratch, Shared, exp_row, wide};
+use crate::backend::{CachedRows, GroupedShape};
+use crate::gemm::View;
+use crate::{DType, Documents, Real, Tensor, Write};
+use std::ops::Range;
+
+fn tasks(s: &GroupedShape, documents: &Documents) -> Vec<(Range<usize>, usize)> {
+    documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))).collect()
+}
+
+fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents) {
+    let (n, kv_row) = (documents.rows(), s.kv_heads * s.dim);
+    q.expect("grouped_attention: q", [n, s.heads * s.dim]);
+    k.expect("grouped_attention: k", [n, kv_row]);
+    v.expect("grouped_attention: v", [n, kv_row]);
+}
+
+/// The rows of one query head and of the key-value head it reads.
+fn one<'a, T: Real>(s: &GroupedShape, [q, k, v]: [&'a [T]; 3], rows: &Range<usize>, head: usize) -> OneHead<'a, T> {
+    let (column, kv_row) = (head / s.group() * s.dim, s.kv_heads * s.dim);
+    OneHead {
+        q: part(q, rows.clone(), head * s.dim, s.dim, s.heads * s.dim),
+        k: part(k, rows.clone(), column, s.dim, kv_row),
+        v: part(v, rows.clone(), column, s.dim, kv_row),
+        scale: T::of(s.scale),
+    }
+}
+
+pub fn forward<T: Real>(
+    cpu: &Cpu,
+    s: &GroupedShape,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &Documents,
+) -> (Tensor, Tensor) {
+    check(s, q, k, v, documents);
+    let (n, row) = (documents.rows(), s.heads * s.dim);
+    let (mut o, mut lse) = (Tensor::empty([n, row], T::DTYPE), Tensor::empty([s.heads, n], T::DTYPE));
+    let inputs = [q, k, v].map(|x| x.read::<T>());
+    let (out, lse_out) = (Shared::new(o.write::<T>()), Shared::new(lse.write::<T>()));
+    cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
+        let o = Place { data: &out, start: rows.start * row + head * s.dim, stride: row };
+        // SAFETY: this task alone writes this head's rows of this document, in lse and in o.
+        let lse = unsafe { lse_out.part(head * n + rows.start, rows.len()) };
+        one_head::forward(cpu, one(s, inputs, &rows, head), o, lse);
+    });
+    (o, lse)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn backward<T: Real>(
+    cpu: &Cpu,
+    s: &GroupedShape,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    o: &Tensor,
+    lse: &Tensor,
+    d_o: &Tensor,
+    documents: &Documents,
+) -> (Tensor, Tensor, Tensor) {
+    check(s, q, k, v, documents);
+    let (n, row) = (documents.rows(), s.heads * s.dim);
+    d_o.expect("grouped_attention_backward: do", [n, row]);
+    let mut dq = Tensor::empty(q.shape(), T::DTYPE);
+    // one slab per query head
+    let slabs = || Tensor::empty([s.heads, n, s.dim], T::DTYPE);
+    let (mut dk, mut dv) = (slabs(), slabs());
+    let inputs = [q, k, v].map(|x| x.read::<T>());
+    let (o, lse, d_o) = (o.read::<T>(), lse.read::<T>(), d_o.read::<T>());
+    let out_q = Shared::new(dq.write::<T>());
+    let (out_k, out_v) = (Shared::new(dk.write::<T>()), Shared::new(dv.write::<T>()));
+    cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
+        let seen = Seen {
+            o: part(o, rows.clone(), head * s.dim, s.dim, row),
+            d_o: part(d_o, rows.clone(), head * s.dim, s.dim, row),
+            lse: &lse[head * n + rows.start..][..rows.len()],
+        };
+        let dq = Place { data: &out_q, start: rows.start * row + head * s.dim, stride: row };
+        let (start, len) = ((head * n + rows.start) * s.dim, rows.len() * s.dim);
+        // SAFETY: this task alone writes this head's rows of this document, in the slabs and in dq.
+        let (dk, dv) = unsafe { (out_k.part(start, len), out_v.part(start, len)) };
+        one_head::backward(cpu, one(s, inputs, &rows, head), seen, dq, dk, dv);
+    });
+    (dq, sum_groups::<T>(cpu, s, &dk), sum_groups::<T>(cpu, s, &dv))
+}
+
+/// Slabs `[H, N, d]` to `[N, G·d]`: each key-value head gets the sum over its query heads, in their order.
+fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
+    let [_, n, d] = slabs.dims("sum_groups");
+    let mut sum = Tensor::empty([n, s.kv_heads * d], T::DTYPE);
+    let (slabs, step) = (slabs.read::<T>(), cpu.step(n, s.heads * d));
+    let tasks = sum.write::<T>().chunks_mut(step * s.kv_heads * d).enumerate().collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |(task, sum): (usize, &mut [T])| {
+            for (i, sum) in sum.chunks_exact_mut(d).enumerate() {
+                let (row, first) = (task * step + i / s.kv_heads, i % s.kv_heads * s.group());
+                sum.copy_from_slice(&slabs[(first * n + row) * d..][..d]);
+                for head in first + 1..first + s.group() {
+                    sum.iter_mut().zip(&slabs[(head * n + row) * d..][..d]).for_each(|(sum, &x)| *sum += x);
+                }
+            }
+        },
+    );
+    sum
+}
+
+/// q `[N, H·d]`; rows of the caches are [keys | values] of all key-value heads.
+pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+    let (n, d, group) = (q.rows(), s.dim, s.group());
+    let (row, width) = (s.heads * d, 2 * s.kv_heads * d);
+    q.expect("cached_attention: q", [n, row]);
+    let rows: usize = requests.iter().map(|request| request.rows.len()).sum();
+    assert!(rows == n, "cached_attention: requests have {rows} of {n} rows");
+    let mut o = Tensor::empty([n, row], DType::F32);
+    let (q, out) = (q.read::<f32>(), Shared::new(o.write::<f32>()));
+    let heads = |request| (0..s.kv_heads).map(move |head| (request, head));
+    let tasks: Vec<(&CachedRows, usize)> = requests.iter().flat_map(heads).collect();
+    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, head)| {
+        let length = cache.len() / width;
+        assert!(rows.len() <= length, "cached_attention: {} rows, {length} positions", rows.len());
+        let keys = part(cache, 0..length, head * d, d, width);
+        let values = part(cache, 0..length, (s.kv_heads + head) * d, d, width);
+        let block = rows.len().clamp(1, BLOCK);
+        let mut queries = Scratch::<f32>::new(block * group * d); // also what they read
+        let mut scores = Scratch::<f32>::new(block * group * length);
+        let mut inverse = Scratch::<f32>::new(block * group);
+        for first in rows.clone().step_by(block) {
+            let block = first..(first + block).min(rows.end);
+            let (count, visible) = (block.len() * group, length - (rows.end - block.end));
+            let queries = &mut queries.0[..count * d];
+            let scores = &mut scores.0[..count * visible];
+            for (row_of_q, queries) in block.clone().zip(queries.chunks_exact_mut(group * d)) {
+                queries.copy_from_slice(&q[row_of_q * row + head * group * d..][..group * d]);
+            }
+            let query = View::new(queries, count, d);
+            f32::multiply_alone(&cpu.gemm, query, keys.slice(0, visible).t(), scores, Write::Set);
+            wide(
+                cpu.gemm.level(),
+                #[inline(always)]
+                || {
+                    for (i, (row, inverse)) in scores.chunks_exact_mut(visible).zip(&mut inverse.0).enumerate() {
+                        let (seen, hidden) = row.split_at_mut(visible - block.len() + i / group + 1);
+                        *inverse = 1.0 / exp_row(seen, s.scale as f32).1;
+                        hidden.fill(0.0);
+                    }
+                },
+            );
+            let scores = View::new(scores, count, visible);
+            f32::multiply_alone(&cpu.gemm, scores, values.slice(0, visible), queries, Write::Set);
+            let read = queries.chunks_exact(group * d).zip(inverse.0.chunks_exact(group));
+            for (row_of_o, (read, inverse)) in block.zip(read) {
+                // SAFETY: a request's rows of this group's heads are this task's own.
+                let out = unsafe { out.part(row_of_o * row + head * group * d, group * d) };
+                for ((out, read), inverse) in out.chunks_exact_mut(d).zip(read.chunks_exact(d)).zip(inverse) {
+                    out.iter_mut().zip(read).for_each(|(out, x)| *out = x * inverse);
+                }
+            }
+        }
+    });
+    o
+}

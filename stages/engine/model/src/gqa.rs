@@ -1,0 +1,158 @@
+//! Grouped-query attention (Ainslie et al. 2023) as the dense families have it: rotary halves over the whole head, a block of query
+//! heads for each key-value head, biases in some, and in Qwen3 a norm of every query and key head before rope.
+
+use crate::layer::RmsNormSaved;
+use crate::params::Specs;
+use crate::projection::Projection;
+use crate::{CacheRows, Config, Cx, Grads, Grouped, Kind, Layer, RmsNorm};
+use smelt_kernels::{CachedRows, GroupedShape, Tensor, Write};
+
+#[derive(Clone, Debug)]
+pub struct Gqa {
+    shape: GroupedShape,
+    q: Projection, // [H·d, D]
+    k: Projection, // [G·d, D], of G key-value heads
+    v: Projection, // [G·d, D]
+    o: Projection, // [D, H·d]
+    /// Of query and key heads, `[d]` each.
+    norms: Option<[RmsNorm; 2]>,
+}
+
+pub struct GqaSaved {
+    x: Tensor,   // [N, D]
+    q: Tensor,   // rotated, [N, H·d]
+    k: Tensor,   // rotated, [N, G·d]
+    v: Tensor,   // [N, G·d]
+    o: Tensor,   // [N, H·d]
+    lse: Tensor, // [H, N]
+    norms: Option<[RmsNormSaved; 2]>,
+}
+
+/// Queries and keys, rotated, and values; and what backward of the norms needs.
+type Projected = ([Tensor; 3], Option<[RmsNormSaved; 2]>);
+
+impl Gqa {
+    pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config, g: Grouped) -> Self {
+        let (heads, kv_heads, dim) = (c.num_attention_heads, g.heads.num_key_value_heads, g.heads.head_dim);
+        let shape = GroupedShape { heads, kv_heads, dim, scale: 1.0 / (dim as f64).sqrt() };
+        let (d, q_width, kv_width) = (c.hidden_size, heads * dim, kv_heads * dim);
+        let mut projection = |part: &str, out, inner, has_bias| {
+            Projection::new(specs, &format!("{name}.{part}_proj"), out, inner, has_bias)
+        };
+        let q = projection("q", q_width, d, g.has_qkv_bias);
+        let [k, v] = ["k", "v"].map(|part| projection(part, kv_width, d, g.has_qkv_bias));
+        let o = projection("o", d, q_width, g.has_o_bias);
+        let mut norm = |part: &str| RmsNorm {
+            gain: specs.one(format!("{name}.{part}_norm.weight"), &[dim], Kind::Gain),
+            eps: c.rms_norm_eps,
+        };
+        Self { shape, q, k, v, o, norms: g.has_norms.then(|| ["q", "k"].map(&mut norm)) }
+    }
+
+    fn project(&self, cx: &Cx, x: &Tensor, positions: &[u32]) -> Projected {
+        let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
+        let (mut q, mut k, v) = (self.q.apply(cx, x), self.k.apply(cx, x), self.v.apply(cx, x));
+        let mut saved = None;
+        if let Some([q_norm, k_norm]) = &self.norms {
+            let n = x.rows();
+            let (q_normed, q_saved) = q_norm.forward(cx, q.reshape([n * heads, dim]));
+            let (k_normed, k_saved) = k_norm.forward(cx, k.reshape([n * kv_heads, dim]));
+            (q, k) = (q_normed.reshape([n, heads * dim]), k_normed.reshape([n, kv_heads * dim]));
+            saved = Some([q_saved, k_saved]);
+        }
+        cx.backend.rope(&mut q, heads, 0, cx.rope, positions, false);
+        cx.backend.rope(&mut k, kv_heads, 0, cx.rope, positions, false);
+        ([q, k, v], saved)
+    }
+
+    /// Generation: appends the rows of `x` to the caches of layer `layer` and attends to them.
+    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &[u32], requests: &mut [CacheRows], layer: usize) -> Tensor {
+        let ([q, k, v], _) = self.project(cx, x, positions);
+        let (k, v, width) = (k.read::<f32>(), v.read::<f32>(), k.cols());
+        for request in requests.iter_mut() {
+            let cache = request.cache.layer_mut(layer);
+            cache.reserve(request.rows.len() * 2 * width);
+            for row in request.rows.clone() {
+                cache.extend_from_slice(&k[row * width..][..width]);
+                cache.extend_from_slice(&v[row * width..][..width]);
+            }
+        }
+        let rows: Vec<CachedRows> =
+            requests.iter().map(|r| CachedRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
+        self.o.apply(cx, &cx.backend.cached_attention(&self.shape, &q, &rows))
+    }
+}
+
+impl Layer for Gqa {
+    type Saved = GqaSaved;
+
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, GqaSaved) {
+        let ([q, k, v], norms) = self.project(cx, &x, cx.documents.positions());
+        let (o, lse) = cx.backend.grouped_attention(&self.shape, &q, &k, &v, cx.documents);
+        let y = self.o.apply(cx, &o);
+        (y, GqaSaved { x, q, k, v, o, lse, norms })
+    }
+
+    fn backward(&self, cx: &Cx, s: GqaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
+        let (n, positions) = (s.x.rows(), cx.documents.positions());
+        let mut d_o = Tensor::empty(s.o.shape(), s.o.dtype());
+        self.o.backward_into(cx, s.o.clone(), dy, &mut d_o, Write::Set, grads);
+        let (mut dq, mut dk, dv) =
+            cx.backend.grouped_attention_backward(&self.shape, &s.q, &s.k, &s.v, &s.o, &s.lse, &d_o, cx.documents);
+        cx.backend.rope(&mut dq, heads, 0, cx.rope, positions, true);
+        cx.backend.rope(&mut dk, kv_heads, 0, cx.rope, positions, true);
+        if let (Some([q_norm, k_norm]), Some([q_saved, k_saved])) = (&self.norms, s.norms) {
+            dq = q_norm.backward(cx, q_saved, dq.reshape([n * heads, dim]), grads).reshape([n, heads * dim]);
+            dk = k_norm.backward(cx, k_saved, dk.reshape([n * kv_heads, dim]), grads).reshape([n, kv_heads * dim]);
+        }
+        let mut dx = Tensor::empty(s.x.shape(), s.x.dtype());
+        self.q.backward_into(cx, s.x.clone(), dq, &mut dx, Write::Set, grads);
+        self.k.backward_into(cx, s.x.clone(), dk, &mut dx, Write::Add, grads);
+        self.v.backward_into(cx, s.x, dv, &mut dx, Write::Add, grads);
+        dx
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, tiny};
+    use crate::{Family, KeyValueHeads};
+
+    fn check(kv_heads: usize, has_biases: bool, has_norms: bool) {
+        let heads = KeyValueHeads { num_key_value_heads: kv_heads, head_dim: 6 };
+        let layer = |specs: &mut Specs, config: &mut Config| {
+            config.num_attention_heads = 4;
+            config.family = Family::Qwen2(heads); // for the rotary tables
+            let grouped = Grouped { heads, has_qkv_bias: has_biases, has_o_bias: has_biases, has_norms };
+            Gqa::new(specs, "attn", config, grouped)
+        };
+        check_gradients(&[5, 1, 3], 12, layer, tiny().hidden_size);
+    }
+
+    #[test]
+    fn grouped_attention_has_the_gradient_of_its_loss() {
+        check(2, false, false);
+    }
+
+    #[test]
+    fn grouped_attention_with_biases_has_the_gradient_of_its_loss() {
+        check(2, true, false);
+    }
+
+    #[test]
+    fn grouped_attention_with_norms_has_the_gradient_of_its_loss() {
+        check(2, false, true);
+    }
+
+    #[test]
+    fn attention_with_one_key_value_head_has_the_gradient_of_its_loss() {
+        check(1, true, true);
+    }
+
+    #[test]
+    fn attention_with_as_many_key_value_heads_as_queries_has_the_gradient_of_its_loss() {
+        check(4, true, true);
+    }
+}
