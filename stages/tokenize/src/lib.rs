@@ -86,7 +86,7 @@ impl Stage for Tokenize {
         }
         if config.vocabulary < FEWEST {
             let what = format!("{} tokens are too few, expected at least {FEWEST}", config.vocabulary);
-            return Err(Error::config("/vocabulary", what).hint("256 bytes and 6 special tokens are always there"));
+            return Err(Error::config("/vocabulary", what).hint("256 bytes and 9 special tokens are always there"));
         }
         if !(0.0..1.0).contains(&config.validation) {
             let what = format!("{} is no share to hold out, expected 0 to below 1", config.validation);

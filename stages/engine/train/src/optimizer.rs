@@ -124,7 +124,7 @@ mod tests {
         }
         let grads = Grads::zeros(&params);
         let hyper = Hyper { weight_decay: 0.5, ..Hyper::default() };
-        Optimizer::new(&params).update(&Cpu::new(1), &hyper, 0.5, 0.0, &mut params, &grads);
+        Optimizer::new(&params, &hyper).update(&Cpu::new(1), &hyper, 0.5, 0.0, &mut params, &grads);
         for (_, spec, value) in params.iter() {
             let expected = if spec.shape.dims().len() == 1 { 1.0 } else { 0.75 };
             assert!(value.read::<f32>().iter().all(|&w| w == expected), "{}", spec.parts[0].name);
