@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, write};
 use smelt_kernels::{Backend, Cpu, DType};
+use smelt_model::Precision;
 use smelt_stage::kinds::{Checkpoint, Metrics, Prompt, Prompts, Samples};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
@@ -144,6 +145,7 @@ impl Stage for Align {
             schedule: Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor),
             balance_loss: 0.0,
             bias_speed: config.bias_speed,
+            precision: Precision::Fp32,
         };
         let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
         let sampler =

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, tokenizer, write};
 use smelt_kernels::{Cpu, DType};
-use smelt_model::{Batch, Init, Model};
+use smelt_model::{Batch, Init, Model, Precision};
 use smelt_stage::kinds::{Checkpoint, Metrics, State, Tokenizer, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 use smelt_train::{Corpus, Decay, Hyper, NextToken, Objective, Schedule, Settings, Trainer, sample};
@@ -48,6 +48,9 @@ pub struct Config {
     pub balance_loss: f64,
     /// Change of the routers' correction biases per step.
     pub bias_speed: f64,
+    /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain in speed.
+    #[serde(skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
 }
@@ -68,6 +71,7 @@ impl Default for Config {
             mtp_weight: 0.3,
             balance_loss: 0.0,
             bias_speed: 1e-3,
+            precision: Precision::Fp32,
             model: Architecture::default(),
         }
     }
@@ -139,6 +143,7 @@ impl Stage for Pretrain {
             schedule: Schedule::over(config.steps, config.lr, config.warmup, config.decay, config.floor),
             balance_loss: config.balance_loss,
             bias_speed: config.bias_speed,
+            precision: config.precision,
         };
         let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(cx.threads())), settings);
         if let Some((_, state)) = cx.saved_training()? {

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, with_reward_head, write};
 use smelt_kernels::{Cpu, DType, random};
-use smelt_model::{Batch, Init, Model, Params};
+use smelt_model::{Batch, Init, Model, Params, Precision};
 use smelt_stage::kinds::{Checkpoint, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 use smelt_train::{
@@ -127,6 +127,7 @@ impl Stage for Reward {
             schedule: Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor),
             balance_loss: 0.0,
             bias_speed: 0.0,
+            precision: Precision::Fp32,
         };
         let accuracy = |model: &Model, params: &Params| -> Result<f64, Error> {
             let scores =

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, TextFiles, fault, messages, write};
 use smelt_kernels::{Cpu, DType};
-use smelt_model::Batch;
+use smelt_model::{Batch, Precision};
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 use smelt_text::{CHAT_TEMPLATE, Chat, with_chat_template};
@@ -109,6 +109,7 @@ impl Stage for Sft {
             schedule: Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor),
             balance_loss: 0.0,
             bias_speed: config.bias_speed,
+            precision: Precision::Fp32,
         };
         let mut trainer = Trainer::new(loaded.model, loaded.params, Arc::new(Cpu::new(cx.threads())), settings);
         if let Some((_, state)) = cx.saved_training()? {

@@ -19,6 +19,8 @@ mod mlp;
 mod model;
 mod mtp;
 mod params;
+mod precision;
+mod product;
 #[cfg(test)]
 mod testing;
 
@@ -34,3 +36,4 @@ pub use mlp::Mlp;
 pub use model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Saved};
 pub use mtp::Mtp;
 pub use params::{Grads, Init, Kind, Param, Params, Part, Spec, WeightGemm};
+pub use precision::{Fp8, GradientTiles, Precision, Scaling};

@@ -2,7 +2,7 @@
 
 use crate::{Error, Hyper, Objective, Optimizer, Schedule};
 use smelt_kernels::Backend;
-use smelt_model::{Batch, Grads, Model, Params, Stats};
+use smelt_model::{Batch, Grads, Model, Params, Precision, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ pub struct Settings {
     pub balance_loss: f64,
     /// Step of the routers' correction biases; 0 leaves them.
     pub bias_speed: f64,
+    /// Of the products of linear layers.
+    pub precision: Precision,
 }
 
 /// What one step did.
@@ -95,7 +97,8 @@ impl Trainer {
         let (stats, backend) = (RefCell::<Stats>::default(), self.backend.as_ref());
         let mut report = Report { step, lr: self.settings.schedule.lr(step), ..Default::default() };
         for (batch, objective) in micro_batches {
-            let (head, saved) = self.model.forward(backend, &self.params, batch, balance, &stats);
+            let (head, saved) =
+                self.model.forward_in(self.settings.precision, backend, &self.params, batch, balance, &stats);
             let loss = objective.loss(&head, batch);
             report.loss += loss.value;
             for (name, value) in loss.parts {
@@ -114,6 +117,9 @@ impl Trainer {
             if !value.is_finite() {
                 return Err(Error::NotFinite { step, what, value });
             }
+        }
+        if grads.take_saturated() || stats.has_saturated {
+            return Err(Error::NotFinite { step, what: "a value that is quantised to fp8", value: f64::INFINITY });
         }
         let Settings { hyper, bias_speed, .. } = &self.settings;
         self.optimizer.update(backend, hyper, report.lr, report.gradient_norm, &mut self.params, &grads);

@@ -2,7 +2,7 @@
 
 use safetensors::SafeTensors;
 use smelt_kernels::{Cpu, random};
-use smelt_model::{Batch, Config, Init, Model, Params, load};
+use smelt_model::{Batch, Config, Init, Model, Params, Precision, load};
 use smelt_train::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ fn config() -> Config {
 fn settings(lr: f64) -> Settings {
     let hyper = Hyper { weight_decay: 0.05, ..Hyper::default() };
     let schedule = Schedule::over(40, lr, 4, Decay::Cosine, 0.1);
-    Settings { hyper, schedule, balance_loss: 1e-3, bias_speed: 1e-3 }
+    Settings { hyper, schedule, balance_loss: 1e-3, bias_speed: 1e-3, precision: Precision::Fp32 }
 }
 
 fn trainer(threads: usize) -> Trainer {
@@ -162,7 +162,13 @@ fn fifty_steps_are_as_in_the_reference() {
         expected.tensor(name).unwrap().data().as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
     };
     let schedule = Schedule { peak: 0.002, warmup: 5, constant: 25, decay: 15, shape: Decay::Cosine, floor: 0.1 };
-    let settings = Settings { hyper: Hyper::default(), schedule, balance_loss: 1e-3, bias_speed: 0.02 };
+    let settings = Settings {
+        hyper: Hyper::default(),
+        schedule,
+        balance_loss: 1e-3,
+        bias_speed: 0.02,
+        precision: Precision::Fp32,
+    };
     let mut trainer = Trainer::new(Arc::new(model), params, Arc::new(Cpu::new(2)), settings);
     let wanted = ["step.loss", "step.main", "step.mtp", "step.balance", "step.grad_norm", "step.lr"].map(series);
     let mut worst = 0.0f64;
