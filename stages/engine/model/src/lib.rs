@@ -21,6 +21,7 @@ mod mtp;
 mod params;
 mod precision;
 mod product;
+mod quantised;
 #[cfg(test)]
 mod testing;
 

@@ -101,8 +101,7 @@ fn main() {
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.02, weight: None });
     println!("{which}: {} parameters, {sequences} × {length}, {threads} threads, {precision:?}", params.count());
     let schedule = Schedule::over(1000, 3e-3, 50, Decay::Cosine, 0.05);
-    let settings =
-        Settings { hyper: Hyper::default(), schedule, balance_loss: 0.0, bias_speed: 1e-3, precision };
+    let settings = Settings { hyper: Hyper::default(), schedule, balance_loss: 0.0, bias_speed: 1e-3, precision };
     let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(threads)), settings);
     let mut seconds = Vec::new();
     for step in 0..=steps {
