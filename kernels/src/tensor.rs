@@ -320,6 +320,25 @@ mod tests {
     }
 
     #[test]
+    fn a_lowered_form_is_made_once_until_the_tensor_is_written() {
+        let mut w = Tensor::new([3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let made = |form| Lowered { form, is_current: true, matrices: vec![Default::default()] };
+        let first = w.lowered(Form::Bf16, |old| {
+            assert!(old.is_none());
+            made(Form::Bf16)
+        });
+        let again = w.clone().lowered(Form::Bf16, |_| panic!("it was made already"));
+        assert!(Arc::ptr_eq(&first, &again));
+        drop((first, again));
+        w.write::<f32>()[0] = 7.0;
+        let anew = w.lowered(Form::Bf16, |old| {
+            assert!(old.is_some_and(|old| !old.is_current && old.matrices.len() == 1)); // for its memory
+            made(Form::Bf16)
+        });
+        assert!(anew.is_current);
+    }
+
+    #[test]
     fn writing_forgets_the_packed_form() {
         let mut w = Tensor::new([3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
         w.keep_packed(&Gemm::new(1));
