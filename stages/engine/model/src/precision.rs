@@ -52,6 +52,7 @@ pub enum GradientTiles {
 
 /// In a config: `fp32`, `bf16`, `fp8`, or `fp8: { … }`.
 #[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Precision")]
 #[serde(untagged, expecting = "expected `fp32`, `bf16`, `fp8` or `fp8: { scaling, gradients, power_of_two }`")]
 enum Written {
     Name(Name),
@@ -59,6 +60,7 @@ enum Written {
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PrecisionName")]
 #[serde(rename_all = "snake_case")]
 enum Name {
     Fp32,
@@ -67,6 +69,7 @@ enum Name {
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PrecisionFp8")]
 #[serde(deny_unknown_fields)]
 struct Scaled {
     fp8: Fp8,
