@@ -91,11 +91,14 @@ fn row_maxima(row: &[f32], width: usize, largest: &mut [u32]) -> u32 {
         return any;
     }
     for (part, largest) in row.chunks(width).zip(largest) {
+        let (mut here, mut top) = (0, 0);
         for &x in part {
             let bits = x.abs().to_bits();
-            any = any.max(bits);
-            *largest = finite(bits).max(*largest);
+            here = here.max(bits);
+            top = finite(bits).max(top);
         }
+        any = any.max(here);
+        *largest = top.max(*largest);
     }
     any
 }

@@ -30,7 +30,7 @@ pub struct Scales<'a> {
 impl<T: Element> Task<'_, T> {
     #[inline(always)] // as `run`
     pub(super) fn run_scaled(self, scales: Scales, level: Level, write: Write) {
-        let micro = T::micro(level);
+        let micro = T::micro_of_e4m3(level);
         let (n, cells, step) = (self.n, self.a.cols.div_ceil(T::PER_CELL), PROMOTION / T::PER_CELL);
         let columns = self.panels.start * NR..n.min(self.panels.end * NR);
         if write == Write::Set {
