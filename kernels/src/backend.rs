@@ -6,6 +6,7 @@
 //! Letters: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched rows,
 //! V vocabulary. Heads lie side by side in a row: `[N, H·d]`.
 
+use crate::fp8::{Operand, Quantiser};
 use crate::{Documents, Segments, Tensor, Write, math};
 use std::ops::Range;
 
@@ -172,6 +173,23 @@ pub trait Backend: Send + Sync {
     fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor);
     /// A hint that `w` will be the weight of many products: worth packing once.
     fn prepare(&self, w: &Tensor);
+
+    /// F32 as one side of a product in lower precision: quantised to FP8, or, without a quantiser, rounded to bf16. A tile never
+    /// straddles two segments; [`Tile::Tensor`](crate::fp8::Tile::Tensor) has one scale for all of them.
+    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand;
+    /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in a's precision. The weight, F32, is rounded or quantised with it (by blocks, or as
+    /// a whole per expert when a is), once until it is written. a was lowered with the same segments.
+    fn low_gemm(
+        &self,
+        layout: Layout,
+        a: &Operand,
+        w: &Tensor,
+        segments: Option<&Segments>,
+        c: &mut Tensor,
+        write: Write,
+    );
+    /// `dw += dyᵀ·x`, or per segment `dw[e] += …`; the scales of both run along rows.
+    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor);
 
     /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);

@@ -1,5 +1,6 @@
-//! What a tensor may hold: f32 to work with, f64 to check gradients with, bf16 to store.
+//! What a tensor may hold: f32 to work with, f64 to check gradients with, bf16 and E4M3 to store and to multiply.
 
+use crate::fp8::E4m3;
 use crate::gemm::{Gemm, Operand, PackedB, View, Write};
 use crate::math;
 use crate::memory::Arena;
@@ -12,13 +13,16 @@ pub enum DType {
     F32,
     /// Only for gradient checks: products are plain loops.
     F64,
-    /// Only for storage: no operation computes in it here.
+    /// For storage, and for products that are summed in f32.
     Bf16,
+    /// As `Bf16`, with scales beside it: see [`fp8`](crate::fp8).
+    E4m3,
 }
 
 impl DType {
     pub fn bytes(self) -> usize {
         match self {
+            DType::E4m3 => 1,
             DType::Bf16 => 2,
             DType::F32 => 4,
             DType::F64 => 8,
@@ -51,6 +55,7 @@ macro_rules! element {
 element!(f32, F32, f32::NAN);
 element!(f64, F64, f64::NAN);
 element!(bf16, Bf16, bf16::NAN);
+element!(E4m3, E4m3, E4m3::NAN);
 
 /// An element one can calculate with: every operation is written once, for f32 and f64.
 pub trait Real:

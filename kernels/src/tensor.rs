@@ -3,11 +3,13 @@
 //! Activations are `[N, D]`: tokens by features, the batch folded into N. A clone costs a counter; writing a tensor that
 //! has clones is our bug and panics, because the alternative, copying silently, hides both the bug and the cost.
 
+use crate::fp8::E4m3;
 use crate::gemm::{Gemm, PackedB, View};
-use crate::{DType, Element, Real};
+use crate::lowered::{Form, Lowered};
+use crate::{DType, Element};
 use half::bf16;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Up to four dims.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,12 +74,15 @@ struct Buffer {
     data: Data,
     /// Set by [`Tensor::keep_packed`]; the forms in which products read the tensor, until it is written.
     packed: OnceLock<Vec<PackedB<f32>>>,
+    /// The same in lower precision; not dropped when the tensor is written, for its memory.
+    lowered: Mutex<Option<Arc<Lowered>>>,
 }
 
 enum Data {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bf16(Vec<bf16>),
+    E4m3(Vec<E4m3>),
 }
 
 impl Drop for Buffer {
@@ -86,6 +91,7 @@ impl Drop for Buffer {
             Data::F32(data) => f32::arena().give(std::mem::take(data)),
             Data::F64(data) => f64::arena().give(std::mem::take(data)),
             Data::Bf16(data) => bf16::arena().give(std::mem::take(data)),
+            Data::E4m3(data) => E4m3::arena().give(std::mem::take(data)),
         }
     }
 }
@@ -98,8 +104,9 @@ impl Tensor {
             DType::F32 => Data::F32(f32::arena().take(shape.len(), f32::POISON)),
             DType::F64 => Data::F64(f64::arena().take(shape.len(), f64::POISON)),
             DType::Bf16 => Data::Bf16(bf16::arena().take(shape.len(), bf16::POISON)),
+            DType::E4m3 => Data::E4m3(E4m3::arena().take(shape.len(), E4m3::POISON)),
         };
-        Self { buffer: Arc::new(Buffer { data, packed: OnceLock::new() }), shape }
+        Self { buffer: Arc::new(Buffer { data, packed: OnceLock::new(), lowered: Mutex::default() }), shape }
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
@@ -108,6 +115,7 @@ impl Tensor {
             DType::F32 => tensor.write::<f32>().fill(0.0),
             DType::F64 => tensor.write::<f64>().fill(0.0),
             DType::Bf16 => tensor.write::<bf16>().fill(bf16::ZERO),
+            DType::E4m3 => tensor.write::<E4m3>().fill(E4m3(0)),
         }
         tensor
     }
@@ -128,6 +136,7 @@ impl Tensor {
             Data::F32(_) => DType::F32,
             Data::F64(_) => DType::F64,
             Data::Bf16(_) => DType::Bf16,
+            Data::E4m3(_) => DType::E4m3,
         }
     }
 
@@ -173,6 +182,7 @@ impl Tensor {
             Data::F32(data) => data,
             Data::F64(data) => data,
             Data::Bf16(data) => data,
+            Data::E4m3(data) => data,
         };
         let data = any.downcast_ref::<Vec<T>>();
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
@@ -183,17 +193,23 @@ impl Tensor {
         let (len, found) = (self.len(), self.dtype());
         let buffer = Arc::get_mut(&mut self.buffer).expect("tensor: written while a clone of it is alive");
         buffer.packed = OnceLock::new();
+        let lowered = buffer.lowered.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match lowered.as_mut().map(Arc::get_mut) {
+            Some(Some(lowered)) => lowered.is_current = false,
+            _ => *lowered = None,
+        }
         let any: &mut dyn std::any::Any = match &mut buffer.data {
             Data::F32(data) => data,
             Data::F64(data) => data,
             Data::Bf16(data) => data,
+            Data::E4m3(data) => data,
         };
         let data = any.downcast_mut::<Vec<T>>();
         &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]
     }
 
     /// As a matrix `[rows, cols]`.
-    pub fn view<T: Real>(&self) -> View<'_, T> {
+    pub fn view<T: Element>(&self) -> View<'_, T> {
         View::new(self.read(), self.rows(), self.cols())
     }
 
@@ -203,6 +219,7 @@ impl Tensor {
             DType::F32 => Self::new(self.shape, self.read::<f32>()),
             DType::F64 => Self::new(self.shape, self.read::<f64>()),
             DType::Bf16 => Self::new(self.shape, self.read::<bf16>()),
+            DType::E4m3 => Self::new(self.shape, self.read::<E4m3>()),
         }
     }
 
@@ -217,6 +234,7 @@ impl Tensor {
             DType::F64 => Self::new(self.shape, &values),
             // f64 holds every f32, so rounding through f32 rounds once
             DType::Bf16 => Self::new(self.shape, &values.iter().map(|&x| bf16::from_f32(x as f32)).collect::<Vec<_>>()),
+            DType::E4m3 => Self::new(self.shape, &values.iter().map(|&x| E4m3::from_f32(x as f32)).collect::<Vec<_>>()),
         }
     }
 
@@ -225,6 +243,7 @@ impl Tensor {
             DType::F32 => self.read::<f32>().iter().map(|&x| x.into()).collect(),
             DType::F64 => self.read::<f64>().to_vec(),
             DType::Bf16 => self.read::<bf16>().iter().map(|&x| x.into()).collect(),
+            DType::E4m3 => self.read::<E4m3>().iter().map(|x| x.to_f32().into()).collect(),
         }
     }
 
@@ -250,6 +269,17 @@ impl Tensor {
             };
             self.read::<f32>().chunks_exact((out * inner).max(1)).map(pack).collect()
         });
+    }
+
+    /// The tensor as `form`: kept, or what `make` makes of the form it had before.
+    pub(crate) fn lowered(&self, form: Form, make: impl FnOnce(Option<Lowered>) -> Lowered) -> Arc<Lowered> {
+        let mut slot = self.buffer.lowered.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = slot.take();
+        let lowered = match old {
+            Some(lowered) if lowered.is_current && lowered.form == form => lowered,
+            old => Arc::new(make(old.and_then(Arc::into_inner))),
+        };
+        slot.insert(lowered).clone()
     }
 
     pub(crate) fn packed(&self) -> Option<&[PackedB<f32>]> {
@@ -287,6 +317,25 @@ mod tests {
         let y = x.cast(DType::Bf16).to_f32();
         assert_eq!(y, [1.0, 1.0, 1.015625, 0.0]); // both ties go to the even neighbour
         assert!(y[3].is_sign_negative());
+    }
+
+    #[test]
+    fn a_lowered_form_is_made_once_until_the_tensor_is_written() {
+        let mut w = Tensor::new([3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let made = |form| Lowered { form, is_current: true, matrices: vec![Default::default()] };
+        let first = w.lowered(Form::Bf16, |old| {
+            assert!(old.is_none());
+            made(Form::Bf16)
+        });
+        let again = w.clone().lowered(Form::Bf16, |_| panic!("it was made already"));
+        assert!(Arc::ptr_eq(&first, &again));
+        drop((first, again));
+        w.write::<f32>()[0] = 7.0;
+        let anew = w.lowered(Form::Bf16, |old| {
+            assert!(old.is_some_and(|old| !old.is_current && old.matrices.len() == 1)); // for its memory
+            made(Form::Bf16)
+        });
+        assert!(anew.is_current);
     }
 
     #[test]

@@ -9,10 +9,13 @@ mod head;
 mod latent;
 mod one_head;
 mod optimizer;
+mod precision;
+mod quantise;
 mod router;
 mod rows;
 
 use crate::backend::*;
+use crate::fp8::{Operand, Quantiser};
 use crate::gemm::{Gemm, Level, View, wide};
 use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
 
@@ -211,6 +214,26 @@ impl Backend for Cpu {
 
     fn prepare(&self, w: &Tensor) {
         w.keep_packed(&self.gemm);
+    }
+
+    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+        precision::lower(self, x, how, segments)
+    }
+
+    fn low_gemm(
+        &self,
+        layout: Layout,
+        a: &Operand,
+        w: &Tensor,
+        segments: Option<&Segments>,
+        c: &mut Tensor,
+        write: Write,
+    ) {
+        precision::gemm(self, layout, a, w, segments, c, write);
+    }
+
+    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor) {
+        precision::gradient(self, dy, x, segments, dw);
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {

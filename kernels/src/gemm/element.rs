@@ -35,6 +35,11 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     }
     #[doc(hidden)]
     fn micro(level: Level) -> Micro;
+    /// For elements that are E4M3 numbers: the same bits, where the level is slow at the general case sooner.
+    #[doc(hidden)]
+    fn micro_of_e4m3(level: Level) -> Micro {
+        Self::micro(level)
+    }
 }
 
 impl Element for f32 {
@@ -87,6 +92,16 @@ impl Element for Bf16 {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx2 => avx2::bf16_tile,
             _ => micro::<portable::Lanes<Bf16>>,
+        }
+    }
+
+    fn micro_of_e4m3(level: Level) -> Micro {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::e4m3_tile,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::e4m3_tile,
+            _ => Self::micro(level),
         }
     }
 }

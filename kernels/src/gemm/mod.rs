@@ -26,6 +26,7 @@ mod packed;
 mod pool;
 mod portable;
 mod product;
+mod scaled;
 mod task;
 mod view;
 
@@ -35,5 +36,7 @@ pub use level::Level;
 pub(crate) use level::wide;
 pub use packed::{Operand, PackedB};
 pub use pool::Pool;
-pub use product::{Gemm, Write};
+pub(crate) use product::spans;
+pub use product::{Gemm, Promoted, Write};
+pub use scaled::{PROMOTION, Scales};
 pub use view::View;

@@ -4,7 +4,8 @@
 //! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
 use super::packed::{Line, NR, Operand, PackedB, ZERO, panel_lines, panels};
-use super::{Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Task};
+use super::scaled::{PROMOTION, Scales};
+use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Task};
 use std::{cell::Cell, ops::Range};
 
 /// Steps of the chain below which waking a thread costs more than it brings.
@@ -32,6 +33,15 @@ struct Problem<'a, T> {
     a: View<'a, T>,
     b: Operand<'a, T>,
     c: &'a mut [f32],
+    scales: Option<Scales<'a>>,
+}
+
+/// One product of FP8 operands, as bf16 with their scales: `c[M,N]` of `a[M,K]·b[K,N]`.
+pub struct Promoted<'a> {
+    pub a: View<'a, Bf16>,
+    pub b: Operand<'a, Bf16>,
+    pub scales: Scales<'a>,
+    pub c: &'a mut [f32],
 }
 
 thread_local! {
@@ -62,14 +72,19 @@ impl Gemm {
 
     /// [`multiply`](Self::multiply) by the calling thread alone: for a product that is itself a part of parallel work.
     pub fn alone<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
-        let problem = Problem { a, b: b.into(), c };
+        let problem = Problem { a, b: b.into(), c, scales: None };
         problem.checked_steps();
         self.run_parts(vec![problem], write, None);
     }
 
     /// Packs `b`, reusing the memory of what was there.
     pub fn pack<T: Element>(&self, packed: &mut PackedB<T>, b: View<T>) {
-        let panels = packed.reset(b).collect();
+        self.pack_all([(packed, b)]);
+    }
+
+    /// Many at once: small ones alone would not busy the threads.
+    pub fn pack_all<'a, T: Element>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
+        let panels = all.into_iter().flat_map(|(packed, b)| packed.reset(b)).collect();
         self.pool.each(panels, |panel| {
             wide(
                 self.level,
@@ -82,7 +97,7 @@ impl Gemm {
     /// `c[M,N] = a[M,K]·b[K,N]`, or `+=`. With `.t()` on a view this is NT (`x, w.t()`), NN (`dy, w`) and
     /// TN (`dy.t(), x`).
     pub fn multiply<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
-        self.run(vec![Problem { a, b: b.into(), c }], write);
+        self.run(vec![Problem { a, b: b.into(), c, scales: None }], write);
     }
 
     /// Segment e, rows `ends[e-1]..ends[e]` of `a[M,K]`, times its own `b[e]` `[K,N]`, into the same rows of `c[M,N]`.
@@ -97,7 +112,7 @@ impl Gemm {
         assert_eq!(ends.len(), b.len(), "grouped: {} segments, {} operands", ends.len(), b.len());
         let problems = segments(ends, a.rows).zip(b).map(|(rows, &b)| {
             let segment = c.split_off_mut(..rows.len() * b.shape().1).expect("grouped: c is shorter than [M, N]");
-            Problem { a: a.slice(rows.start, rows.end), b, c: segment }
+            Problem { a: a.slice(rows.start, rows.end), b, c: segment, scales: None }
         });
         let problems = problems.collect();
         assert!(c.is_empty(), "grouped: c is {} longer than [M, N]", c.len());
@@ -120,6 +135,18 @@ impl Gemm {
             a: dy.slice(rows.start, rows.end).t(),
             b: x.slice(rows.start, rows.end).into(),
             c,
+            scales: None,
+        });
+        self.run(problems.collect(), write);
+    }
+
+    /// Products whose sums are scaled every 128 of K: see [`Scales`].
+    pub fn promoted(&self, problems: Vec<Promoted>, write: Write) {
+        let problems = problems.into_iter().map(|Promoted { a, b, scales, c }| {
+            let (blocks, n) = (a.cols.div_ceil(PROMOTION), b.shape().1);
+            let found = ((scales.a.rows, scales.a.cols), scales.b.len());
+            assert!(found == ((a.rows, blocks), blocks * n), "promoted: scales {found:?} for {blocks} blocks, N = {n}");
+            Problem { a, b, c, scales: Some(scales) }
         });
         self.run(problems.collect(), write);
     }
@@ -160,7 +187,7 @@ impl Gemm {
         });
 
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
-        for Problem { a, b, c } in &mut problems {
+        for Problem { a, b, c, scales } in &mut problems {
             let n = b.shape().1;
             let lines = match b {
                 Operand::Packed(b) => &b.lines[..],
@@ -170,7 +197,8 @@ impl Gemm {
             let (wide, high) = cut(pieces, a.rows, n.div_ceil(NR));
             for panels in spans(n.div_ceil(NR), wide) {
                 for rows in spans(a.rows, high) {
-                    tasks.push(Task { a: *a, b: lines, n, c: c.as_mut_ptr(), rows, panels: panels.clone() });
+                    let (c, panels) = (c.as_mut_ptr(), panels.clone());
+                    tasks.push(Task { a: *a, b: lines, n, c, rows, panels, scales: *scales });
                 }
             }
         }

@@ -5,15 +5,15 @@
 
 use super::kernel::{MAX_ROWS, Micro, Tile};
 use super::packed::{Line, NR, to_cells};
-use super::{Element, Level, View, Write, product::spans};
+use super::{Element, Level, Scales, View, Write, product::spans};
 use std::{cell::Cell, ops::Range};
 
 /// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
-const DEPTH: usize = 384;
+pub(super) const DEPTH: usize = 384;
 /// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while rows pass by.
 const PANELS: usize = 6;
 /// Tiles of a transposed A copied at once: 48 neighbours, whole cache lines.
-const STRIP: usize = 8;
+pub(super) const STRIP: usize = 8;
 
 /// A rectangle of one problem's C, over all of K.
 pub(crate) struct Task<'a, T> {
@@ -23,6 +23,8 @@ pub(crate) struct Task<'a, T> {
     pub c: *mut f32,
     pub rows: Range<usize>,
     pub panels: Range<usize>,
+    /// Of FP8 operands.
+    pub scales: Option<Scales<'a>>,
 }
 
 // SAFETY: tasks of one run own disjoint rectangles of C; all else they only read.
@@ -30,12 +32,15 @@ unsafe impl<T: Sync> Send for Task<'_, T> {}
 
 thread_local! {
     /// Copied tiles of A.
-    static TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    pub(super) static TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
 impl<T: Element> Task<'_, T> {
     #[inline(always)] // as `Panel::fill`: it copies A
     pub fn run(self, level: Level, write: Write) {
+        if let Some(scales) = self.scales {
+            return self.run_scaled(scales, level, write);
+        }
         let micro = T::micro(level);
         let cells = self.a.cols.div_ceil(T::PER_CELL);
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS)); // 7 rows as 4 + 3, not 6 + 1
@@ -104,7 +109,7 @@ unsafe fn ragged(micro: Micro, tile: Tile, columns: usize) {
 /// Copies `rows` of A, in tiles `high`: read in place, rows 4096 bytes apart would share one set of the cache.
 /// Returns the strides of tiles, rows and cells.
 #[inline(always)]
-fn copy_a<T: Element>(
+pub(super) fn copy_a<T: Element>(
     a: View<T>,
     row: usize,
     rows: usize,

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, tokenizer, write};
 use smelt_kernels::{Cpu, DType};
-use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model};
+use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision};
 use smelt_stage::kinds::{Checkpoint, Metrics, State, Tokenizer, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 use smelt_train::{
@@ -73,6 +73,9 @@ pub struct Config {
     pub weights: Vec<f64>,
     /// Share of the documents whose middle comes last, to learn to complete between two ends (DeepSeek-V3: 0.1).
     pub fim_rate: f64,
+    /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain in speed.
+    #[serde(skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
 }
@@ -104,6 +107,7 @@ impl Default for Config {
             guard: None,
             weights: Vec::new(),
             fim_rate: 0.0,
+            precision: Precision::Fp32,
             model: Architecture::default(),
         }
     }
@@ -206,6 +210,7 @@ impl Stage for Pretrain {
             balance,
             bias_speed: config.bias_speed,
             guard: config.guard,
+            precision: config.precision,
             ..Settings::new(config.optimizer, config.schedule())
         };
         let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(cx.threads())), settings);

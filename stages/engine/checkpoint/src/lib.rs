@@ -52,7 +52,8 @@ pub fn tokenizer(artifact: &Artifact<Tokenizer>) -> Result<TextFiles, Error> {
 impl Loaded {
     pub fn open(artifact: &Artifact<Checkpoint>) -> Result<Self, Error> {
         let config = artifact.bytes_of("config.json")?;
-        let weights = artifact.files().iter().filter(|file| file.path.ends_with(".safetensors"));
+        let is_weight = |path: &str| path.ends_with(".safetensors") || path.ends_with(".safetensors.index.json");
+        let weights = artifact.files().iter().filter(|file| is_weight(&file.path));
         let weights: Vec<(&str, Vec<u8>)> = weights
             .map(|file| Ok((file.path.as_str(), artifact.bytes_of(&file.path)?)))
             .collect::<Result<_, Error>>()?;

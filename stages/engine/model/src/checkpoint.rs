@@ -3,9 +3,11 @@
 //! Bytes in, bytes out. Reading is strict: a tensor that is missing, extra, or of another shape is an error that names it, because
 //! a model that loads "almost" computes nonsense without a word.
 
-use crate::{Config, Error, Model, Params};
+use crate::quantised::{Quantisation, config_with, is_quantised, quantise};
+use crate::{Config, Error, Kind, Model, Params};
 use bytemuck::cast_slice;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Deserialize;
 use serde_json::json;
 use smelt_kernels::{DType, Tensor, bf16};
 use std::borrow::Cow;
@@ -13,10 +15,17 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Bytes of tensors per file; larger models are written in shards with an index.
 const SHARD: usize = 4 << 30;
+const INDEX: &str = ".safetensors.index.json";
 
-/// `files`: names and contents; those that end in `.safetensors` are read, others ignored.
+/// `files`: names and contents; those that end in `.safetensors` are read, and an index of them is checked; others are ignored. Weights in
+/// FP8 are multiplied out.
 pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<(Model, Params), Error> {
     let model = Model::new(Config::from_json(config)?)?;
+    let quantisation = Quantisation::from_json(config)?;
+    let (indices, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(file, _)| file.ends_with(INDEX));
+    for (index, bytes) in indices {
+        check_index(index, bytes, &files)?;
+    }
     let mut found = HashMap::new();
     for (file, bytes) in files.into_iter().filter(|(file, _)| file.ends_with(".safetensors")) {
         let tensors = SafeTensors::deserialize(bytes).map_err(|source| Error::File { file: file.into(), source })?;
@@ -35,7 +44,19 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
                 let found = format!("{:?}", view.shape());
                 return Err(Error::Shape { name: part.name.clone(), expected: expected(), found });
             }
-            read(&part.name, &view, &mut flat)?;
+            match (view.dtype(), &quantisation) {
+                (Dtype::F8_E4M3, Some(quantisation)) => {
+                    let scale = found.remove(&format!("{}_scale_inv", part.name));
+                    quantisation.read(&part.name, &view, scale, &mut flat)?;
+                }
+                (Dtype::F8_E4M3, None) => {
+                    return Err(Error::Config {
+                        what: format!("`{}` is stored in FP8, but there is no `quantization_config`", part.name),
+                        hint: "take the config.json that was written with these files",
+                    });
+                }
+                _ => read(&part.name, &view, &mut flat)?,
+            }
         }
         values.push(Tensor::new(spec.shape, &flat));
     }
@@ -58,6 +79,20 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
     Ok((model, params))
 }
 
+/// Every shard that the index names must be there.
+fn check_index(index: &str, bytes: &[u8], files: &[(&str, &[u8])]) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Index { weight_map } = serde_json::from_slice(bytes)?;
+    let is_missing = |shard: &&String| files.iter().all(|(file, _)| file != shard);
+    match weight_map.values().find(is_missing) {
+        Some(shard) => Err(Error::Shard { index: index.into(), shard: shard.clone() }),
+        None => Ok(()),
+    }
+}
+
 fn read(name: &str, view: &TensorView, out: &mut Vec<f32>) -> Result<(), Error> {
     match view.dtype() {
         // files promise no alignment
@@ -74,14 +109,31 @@ fn read(name: &str, view: &TensorView, out: &mut Vec<f32>) -> Result<(), Error> 
 /// Tensors of a checkpoint by name: type, shape, bytes.
 type Tensors<'a> = BTreeMap<String, (Dtype, Vec<usize>, Cow<'a, [u8]>)>;
 
-/// config.json and the safetensors, as file names and contents. The correction biases stay F32 whatever `dtype` is.
+/// config.json and the safetensors, as file names and contents: F32, bf16, or E4M3 in blocks of 128 × 128 where bf16 is what is not
+/// quantised. The correction biases stay F32 whatever `dtype` is.
 pub fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8>)> {
-    let mut tensors = Tensors::new();
+    save_in_shards(model, params, dtype, SHARD)
+}
+
+/// With at most `limit` bytes of tensors per file, but at least one tensor.
+fn save_in_shards(model: &Model, params: &Params, dtype: DType, limit: usize) -> Vec<(String, Vec<u8>)> {
+    let (mut tensors, mut plain) = (Tensors::new(), Vec::new());
     for (_, spec, value) in params.iter() {
         let mut start = 0;
         for part in &spec.parts {
             let len: usize = part.shape.iter().product();
             let values = &value.read::<f32>()[start..start + len];
+            start += len;
+            if dtype == DType::E4m3 && is_quantised(spec.kind, part) {
+                let (bytes, scale, shape) = quantise(part, values);
+                let scale = Cow::Owned(cast_slice(&scale).to_vec());
+                tensors.insert(format!("{}_scale_inv", part.name), (Dtype::F32, shape, scale));
+                tensors.insert(part.name.clone(), (Dtype::F8_E4M3, part.shape.clone(), Cow::Owned(bytes)));
+                continue;
+            }
+            if spec.kind == Kind::Weight {
+                plain.push(part.name.clone());
+            }
             let is_plain = dtype == DType::F32 || part.name.ends_with("e_score_correction_bias");
             let (kind, bytes) = if is_plain {
                 (Dtype::F32, Cow::Borrowed(cast_slice(values)))
@@ -90,7 +142,6 @@ pub fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8
                 (Dtype::BF16, Cow::Owned(cast_slice(&short).to_vec()))
             };
             tensors.insert(part.name.clone(), (kind, part.shape.clone(), bytes));
-            start += len;
         }
     }
     // vLLM looks for the shared tensors under each further module too
@@ -99,19 +150,22 @@ pub fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8
         let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         for (copy, of) in [("embed_tokens", "model.embed_tokens.weight"), ("shared_head.head", head)] {
             let tensor = tensors[of].clone();
+            plain.extend((copy == "shared_head.head").then(|| format!("model.layers.{layer}.{copy}.weight")));
             tensors.insert(format!("model.layers.{layer}.{copy}.weight"), tensor);
         }
     }
-    let mut files = vec![("config.json".to_owned(), config.to_json())];
-    files.extend(shards(tensors));
+    let json = config.to_json();
+    let json = if dtype == DType::E4m3 { config_with(&json, &plain) } else { json };
+    let mut files = vec![("config.json".to_owned(), json)];
+    files.extend(shards(tensors, limit));
     files
 }
 
-fn shards(tensors: Tensors) -> Vec<(String, Vec<u8>)> {
+fn shards(tensors: Tensors, limit: usize) -> Vec<(String, Vec<u8>)> {
     let total: usize = tensors.values().map(|(_, _, bytes)| bytes.len()).sum();
     let (mut groups, mut bytes_in_last) = (vec![Vec::new()], 0);
     for (name, (dtype, shape, bytes)) in &tensors {
-        if bytes_in_last + bytes.len() > SHARD && bytes_in_last > 0 {
+        if bytes_in_last + bytes.len() > limit && bytes_in_last > 0 {
             groups.push(Vec::new());
             bytes_in_last = 0;
         }
@@ -220,9 +274,23 @@ mod tests {
         assert!(saved > 2 * params.count() * 9 / 10, "{saved} bytes"); // two per element; the header differs a little
         let (_, loaded) = load(&half[0].1, borrowed(&half)).unwrap();
         for ((_, spec, a), (_, _, b)) in params.iter().zip(loaded.iter()) {
-            let rounded = if spec.kind == crate::Kind::Bias { a.clone() } else { a.cast(DType::Bf16).cast(DType::F32) };
+            let rounded = if spec.kind == Kind::Bias { a.clone() } else { a.cast(DType::Bf16).cast(DType::F32) };
             assert_eq!(rounded.read::<f32>(), b.read::<f32>());
         }
+    }
+
+    #[test]
+    fn shards_are_read_through_their_index() {
+        let model = Model::new(tiny()).unwrap();
+        let params = model.init(&INIT);
+        let files = save_in_shards(&model, &params, DType::F32, 4000);
+        assert!(files.len() > 5, "{} files", files.len());
+        assert_eq!(files.last().unwrap().0, "model.safetensors.index.json");
+        let (_, loaded) = load(&files[0].1, borrowed(&files)).unwrap();
+        assert_eq!(bits(&loaded), bits(&params));
+        let (lost, rest) = (&files[2].0, borrowed(&files).into_iter().enumerate().filter(|(i, _)| *i != 2));
+        let text = load(&files[0].1, rest.map(|(_, file)| file)).err().unwrap().to_string();
+        assert!(text.contains(&format!("names the shard `{lost}`, which is missing")), "{text}");
     }
 
     #[test]

@@ -30,9 +30,18 @@ pub enum Error {
     )]
     Shape { name: String, expected: String, found: String },
     #[error(
-        "`{name}` is stored as {found}; F32 and BF16 can be read\nhint: convert the checkpoint to one of them first"
+        "`{name}` is stored as {found}; F32, BF16 and block-wise FP8 can be read\nhint: convert the checkpoint to one of them first"
     )]
     DType { name: String, found: String },
+    #[error(
+        "`{name}` is stored in FP8, but its scale `{name}_scale_inv` {what}\nhint: an FP8 checkpoint holds one scale per block of \
+         {rows} × {cols}; convert it again"
+    )]
+    Scale { name: String, what: String, rows: usize, cols: usize },
+    #[error(
+        "`{index}` names the shard `{shard}`, which is missing\nhint: the download or copy stopped early; fetch the shard"
+    )]
+    Shard { index: String, shard: String },
     #[error(
         "token id {id} at place {place} is outside the vocabulary of {vocabulary}\nhint: data and model use different tokenizers"
     )]

@@ -5,8 +5,9 @@
 
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::{Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, Mlp, Param, WeightGemm};
-use smelt_kernels::{Layout, Router, Routing, Tensor, Write};
+use crate::product::Product;
+use crate::{Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, Mlp, Param};
+use smelt_kernels::{Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
 pub struct Experts {
@@ -58,7 +59,7 @@ impl Experts {
     }
 
     fn route(&self, cx: &Cx, x: &Tensor) -> Routing {
-        let routing = cx.backend.route(&self.router, &self.gate.apply(cx, x), cx.params.get(self.bias));
+        let routing = cx.backend.route(&self.router, &self.gate.apply(&cx.full(), x), cx.params.get(self.bias));
         let mut stats = cx.stats.borrow_mut();
         let loads = stats.loads.entry(self.layer).or_insert_with(|| vec![0; self.router.experts]);
         loads.iter_mut().zip(routing.segments.iter()).for_each(|(load, rows)| *load += rows.len() as u64);
@@ -70,14 +71,10 @@ impl Experts {
 
     /// Dispatched rows through their experts: h, act and the experts' outputs.
     fn run(&self, cx: &Cx, dispatched: &Tensor, routing: &Routing) -> [Tensor; 3] {
-        let (gate_up, down) = (cx.params.get(self.gate_up), cx.params.get(self.down));
-        let [_, f2, d] = gate_up.dims("experts");
-        let rows = dispatched.rows();
-        let mut h = Tensor::empty([rows, f2], dispatched.dtype());
-        cx.backend.grouped_gemm(Layout::Nt, dispatched, gate_up, &routing.segments, &mut h, Write::Set);
+        let segments = Some(&routing.segments);
+        let h = Product { w: self.gate_up, segments }.forward(cx, dispatched);
         let act = cx.backend.swiglu(&h);
-        let mut y = Tensor::empty([rows, d], dispatched.dtype());
-        cx.backend.grouped_gemm(Layout::Nt, &act, down, &routing.segments, &mut y, Write::Set);
+        let y = Product { w: self.down, segments }.forward(cx, &act);
         [h, act, y]
     }
 
@@ -118,23 +115,20 @@ impl Layer for Experts {
     }
 
     fn backward(&self, cx: &Cx, s: ExpertsSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let (gate_up, down, segments) = (cx.params.get(self.gate_up), cx.params.get(self.down), &s.routing.segments);
+        let segments = Some(&s.routing.segments);
         let (drows, dweights) = cx.backend.combine_backward(&s.rows, &s.routing, &dy);
         let mut dact = Tensor::empty(s.act.shape(), dy.dtype());
-        cx.backend.grouped_gemm(Layout::Nn, &drows, down, segments, &mut dact, Write::Set);
+        Product { w: self.down, segments }.backward(cx, s.act, drows, &mut dact, Write::Set, grads);
         let dh = cx.backend.swiglu_backward(&s.h, &dact);
         let mut ddispatched = Tensor::empty(s.dispatched.shape(), dy.dtype());
-        cx.backend.grouped_gemm(Layout::Nn, &dh, gate_up, segments, &mut ddispatched, Write::Set);
+        Product { w: self.gate_up, segments }.backward(cx, s.dispatched, dh, &mut ddispatched, Write::Set, grads);
         let mut dx = match (&self.shared, s.shared) {
             (Some(shared), Some(saved)) => shared.backward(cx, saved, dy, grads),
             _ => Tensor::zeros(s.x.shape(), dy.dtype()),
         };
         cx.backend.gather_backward(&ddispatched, &s.routing.slots, &mut dx);
         let dlogits = cx.backend.route_backward(&self.router, &s.routing, &dweights, s.dscores.as_ref());
-        self.gate.backward_into(cx, s.x, dlogits, &mut dx, Write::Add, grads);
-        let segments = Some(s.routing.segments);
-        grads.defer(WeightGemm { param: self.down, dy: drows, x: s.act, segments: segments.clone() });
-        grads.defer(WeightGemm { param: self.gate_up, dy: dh, x: s.dispatched, segments });
+        self.gate.backward_into(&cx.full(), s.x, dlogits, &mut dx, Write::Add, grads);
         dx
     }
 }

@@ -1,7 +1,8 @@
 //! The contract of a differentiable layer, and the leaves that need no thought.
 
-use crate::{Balance, Grads, Param, Params, WeightGemm};
-use smelt_kernels::{Backend, Documents, Layout, Rope, Tensor, Write};
+use crate::product::Product;
+use crate::{Balance, Grads, Param, Params, Precision};
+use smelt_kernels::{Backend, Documents, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -13,7 +14,15 @@ pub struct Cx<'a> {
     pub documents: &'a Documents,
     pub rope: &'a Rope,
     pub balance: Balance,
+    pub precision: Precision,
     pub stats: &'a RefCell<Stats>,
+}
+
+impl Cx<'_> {
+    /// For a layer whose products stay in f32 whatever the rest does.
+    pub fn full(&self) -> Self {
+        Self { precision: Precision::Fp32, ..*self }
+    }
 }
 
 /// What a pass tells besides its result.
@@ -27,6 +36,8 @@ pub struct Stats {
     pub keeps_routes: bool,
     /// `[N, K]` by layer.
     pub routes: BTreeMap<usize, Vec<u32>>,
+    /// An infinite or NaN value was quantised: where FP8 saturates, the loss alone would not tell.
+    pub has_saturated: bool,
 }
 
 /// A function and its derivative, side by side. `Saved` is everything backward needs, by name; it is moved.
@@ -45,16 +56,12 @@ pub struct Linear {
 
 impl Linear {
     pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
-        let w = cx.params.get(self.w);
-        let mut y = Tensor::empty([x.rows(), w.rows()], x.dtype());
-        cx.backend.gemm(Layout::Nt, x, w, &mut y, Write::Set);
-        y
+        Product { w: self.w, segments: None }.forward(cx, x)
     }
 
     /// `dx = dy·W`, or `+=`.
     pub fn backward_into(&self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
-        cx.backend.gemm(Layout::Nn, &dy, cx.params.get(self.w), dx, write);
-        grads.defer(WeightGemm { param: self.w, dy, x, segments: None });
+        Product { w: self.w, segments: None }.backward(cx, x, dy, dx, write, grads);
     }
 }
 

@@ -24,7 +24,10 @@ mod mlp;
 mod model;
 mod mtp;
 mod params;
+mod precision;
+mod product;
 mod projection;
+mod quantised;
 mod rope_scaling;
 #[cfg(test)]
 mod testing;
@@ -45,5 +48,6 @@ pub use mlp::Mlp;
 pub use model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Saved};
 pub use mtp::Mtp;
 pub use params::{Grads, Init, Kind, Param, Params, Part, Spec, WeightGemm};
+pub use precision::{Fp8, GradientTiles, Precision, Scaling};
 pub use projection::Projection;
 pub use rope_scaling::{Llama3, RopeScaling, Yarn};

@@ -6,7 +6,7 @@ use crate::mtp::MtpSaved;
 use crate::params::Specs;
 use crate::{
     Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Kind, Layer, Linear, Mtp, Param, Params,
-    RmsNorm, Stats,
+    Precision, RmsNorm, Stats,
 };
 use smelt_kernels::{Backend, DType, Documents, Head, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
@@ -87,6 +87,7 @@ pub struct Model {
 /// Everything backward needs of a pass.
 pub struct Saved {
     rope: Arc<Rope>,
+    precision: Precision,
     blocks: Vec<BlockSaved>,
     norm: RmsNormSaved,
     hidden: Tensor,                         // after the norm, [N, D]
@@ -179,13 +180,26 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
+        self.forward_in(Precision::Fp32, backend, params, batch, balance, stats)
+    }
+
+    /// The same, its products in `precision`; backward takes the same one.
+    pub fn forward_in(
+        &self,
+        precision: Precision,
+        backend: &dyn Backend,
+        params: &Params,
+        batch: &Batch,
+        balance: Balance,
+        stats: &RefCell<Stats>,
+    ) -> (HeadOutput, Saved) {
         let (n, rope) = (batch.ids.len(), self.rope(batch.documents.longest()));
         assert!(
             batch.targets.len() == n && batch.documents.rows() == n,
             "batch: {n} ids, {} targets",
             batch.targets.len()
         );
-        let cx = Cx { backend, params, documents: &batch.documents, rope: &rope, balance, stats };
+        let cx = Cx { backend, params, documents: &batch.documents, rope: &rope, balance, precision, stats };
         let mut x = backend.embedding(&batch.ids, params.get(self.embedding));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
@@ -205,7 +219,7 @@ impl Model {
             out.likelihood = [values[0], values[1]];
             if !batch.score_rows.is_empty() {
                 let rows = backend.gather(&hidden, &batch.score_rows);
-                out.scores = score.apply(&cx, &rows).to_f64();
+                out.scores = score.apply(&cx.full(), &rows).to_f64();
                 scored = Some(rows);
             }
         }
@@ -216,7 +230,7 @@ impl Model {
             out.mtp.push(pass.head.logp.clone());
             mtp.push(pass);
         }
-        let saved = Saved { rope: rope.clone(), blocks, norm, hidden, head, scored, mtp };
+        let saved = Saved { rope: rope.clone(), precision, blocks, norm, hidden, head, scored, mtp };
         (out, saved)
     }
 
@@ -263,13 +277,14 @@ impl Model {
         d: OutputGradient,
         grads: &mut Grads,
     ) {
-        let stats = RefCell::default();
+        let stats = RefCell::<Stats>::default();
         let cx = Cx {
             backend,
             params,
             documents: &batch.documents,
             rope: &saved.rope,
             balance: Balance::NONE, // what there was is in what was saved
+            precision: saved.precision,
             stats: &stats,
         };
         let dtype = saved.hidden.dtype();
@@ -282,7 +297,7 @@ impl Model {
         let mut dhidden = dhidden.unwrap_or_else(|| Tensor::zeros(saved.hidden.shape(), dtype));
         if let (Some((score, likelihood)), Some(rows)) = (&self.score, saved.scored) {
             let dy = Tensor::new([rows.rows(), 1], &d.dscores).cast(dtype);
-            let drows = score.backward(&cx, rows, dy, grads);
+            let drows = score.backward(&cx.full(), rows, dy, grads);
             backend.embedding_backward(&batch.score_rows, &drows, &mut dhidden);
             let dlikelihood = Tensor::new([2], &d.dlikelihood).cast(dtype);
             backend.add(grads.get_mut(*likelihood), &dlikelihood);
@@ -324,6 +339,7 @@ impl Model {
             grads.flush(&cx); // frees what the weight products wait with
         }
         backend.embedding_backward(&batch.ids, &dx, grads.get_mut(self.embedding));
+        grads.note_saturated(stats.borrow().has_saturated);
     }
 
     /// Rows of dx to their places among `n`; zero elsewhere.
@@ -364,7 +380,15 @@ impl Model {
     ) -> Tensor {
         let rope = self.rope(positions.iter().max().map_or(1, |&p| p as usize + 1));
         let (stats, documents) = (RefCell::default(), Documents::default());
-        let cx = Cx { backend, params, documents: &documents, rope: &rope, balance: Balance::NONE, stats: &stats };
+        let cx = Cx {
+            backend,
+            params,
+            documents: &documents,
+            rope: &rope,
+            balance: Balance::NONE,
+            precision: Precision::Fp32,
+            stats: &stats,
+        };
         let mut x = backend.embedding(ids, params.get(self.embedding));
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.decode(&cx, x, positions, requests, layer);

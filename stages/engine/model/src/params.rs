@@ -4,7 +4,8 @@
 //! names it holds in the order of memory; the optimizer walks packed tensors, checkpoints the parts.
 
 use crate::Cx;
-use smelt_kernels::{Backend, DType, Layout, Segments, Shape, Tensor, Write, random};
+use smelt_kernels::fp8::Operand;
+use smelt_kernels::{Backend, DType, Segments, Shape, Tensor, random};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,8 +174,8 @@ impl Params {
 /// A weight gradient not yet computed: `dW += dyᵀ·x`, per segment if grouped.
 pub struct WeightGemm {
     pub param: Param,
-    pub dy: Tensor,
-    pub x: Tensor,
+    pub dy: Operand,
+    pub x: Operand,
     pub segments: Option<Segments>,
 }
 
@@ -182,12 +183,14 @@ pub struct WeightGemm {
 pub struct Grads {
     values: Vec<Tensor>,
     deferred: Vec<WeightGemm>,
+    /// A gradient that was infinite or NaN was quantised, since it was last asked.
+    has_saturated: bool,
 }
 
 impl Grads {
     pub fn zeros(params: &Params) -> Self {
         let values = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
-        Self { values, deferred: Vec::new() }
+        Self { values, deferred: Vec::new(), has_saturated: false }
     }
 
     pub fn get(&self, p: Param) -> &Tensor {
@@ -196,6 +199,15 @@ impl Grads {
 
     pub fn get_mut(&mut self, p: Param) -> &mut Tensor {
         &mut self.values[p.0]
+    }
+
+    pub(crate) fn note_saturated(&mut self, has_saturated: bool) {
+        self.has_saturated |= has_saturated;
+    }
+
+    /// Whether an infinite or NaN gradient was quantised since the last call.
+    pub fn take_saturated(&mut self) -> bool {
+        std::mem::take(&mut self.has_saturated)
     }
 
     pub fn defer(&mut self, work: WeightGemm) {
@@ -210,11 +222,7 @@ impl Grads {
     /// `+=`, in the order of `work`.
     pub fn run(&mut self, cx: &Cx, work: Vec<WeightGemm>) {
         for w in work {
-            let dw = &mut self.values[w.param.0];
-            match &w.segments {
-                None => cx.backend.gemm(Layout::Tn, &w.dy, &w.x, dw, Write::Add),
-                Some(segments) => cx.backend.grouped_gradient(&w.dy, &w.x, segments, dw),
-            }
+            w.run(cx, &mut self.values[w.param.0]);
         }
     }
 

@@ -1,7 +1,9 @@
 //! Gradients against central differences, in f64.
 
 use crate::params::Specs;
-use crate::{Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Kind, Layer, Params, Stats};
+use crate::{
+    Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Kind, Layer, Params, Precision, Stats,
+};
 use smelt_kernels::{Cpu, DType, Documents, Tensor, random};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -103,14 +105,30 @@ pub fn check_gradients_with<L: Layer>(
 
     let loss = |params: &Params, x: &Tensor| {
         let stats = RefCell::default();
-        let cx = Cx { backend: &cpu, params, documents: &documents, rope: &rope, balance, stats: &stats };
+        let cx = Cx {
+            backend: &cpu,
+            params,
+            documents: &documents,
+            rope: &rope,
+            balance,
+            precision: Precision::Fp32,
+            stats: &stats,
+        };
         let (y, _) = layer.forward(&cx, x.clone());
         assert_eq!((y.rows(), y.cols()), (n, out));
         let sum: f64 = y.read::<f64>().iter().zip(c.read::<f64>()).map(|(y, c)| y * c).sum();
         sum + stats.borrow().balance
     };
     let stats = RefCell::<Stats>::default();
-    let cx = Cx { backend: &cpu, params: &params, documents: &documents, rope: &rope, balance, stats: &stats };
+    let cx = Cx {
+        backend: &cpu,
+        params: &params,
+        documents: &documents,
+        rope: &rope,
+        balance,
+        precision: Precision::Fp32,
+        stats: &stats,
+    };
     let mut grads = Grads::zeros(&params);
     let (_, saved) = layer.forward(&cx, x.copy());
     let dx = layer.backward(&cx, saved, c.clone(), &mut grads);

@@ -1,10 +1,10 @@
-//! Training speed: `cargo run --release -p smelt-train --example bench -- [quickstart|1m|10m|dense10m] [threads] [steps]`.
+//! Training speed: `cargo run --release -p smelt-train --example bench -- [quickstart|1m|10m|dense10m] [threads] [steps] [precision]`.
 //!
 //! Prints tokens per second of whole steps (forward, backward, clipping, AdamW, biases) after one step of warm-up: median and best, for
 //! the machine may be shared.
 
 use smelt_kernels::{Cpu, random};
-use smelt_model::{Batch, Config, DeepseekV3, Family, Init, KeyValueHeads, Model};
+use smelt_model::{Batch, Config, DeepseekV3, Family, Init, KeyValueHeads, Model, Precision};
 use smelt_train::*;
 use std::sync::Arc;
 use std::time::Instant;
@@ -83,13 +83,17 @@ fn main() {
     let which = args.next().unwrap_or_else(|| "quickstart".into());
     let threads = args.next().map_or(2, |n| n.parse().expect("threads"));
     let steps = args.next().map_or(30, |n| n.parse().expect("steps"));
+    let precision: Precision = args.next().map_or(Precision::Fp32, |text| {
+        let value = if text.starts_with('{') { text.parse().expect("JSON") } else { text.into() };
+        serde_json::from_value(value).expect("fp32, bf16, fp8 or {\"fp8\": {…}}")
+    });
     let (config, sequences, length) = config(&which);
     let vocabulary = config.vocab_size as u64;
     let model = Arc::new(Model::new(config).expect("a sound config"));
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.02, weight: None });
-    println!("{which}: {} parameters, {sequences} × {length}, {threads} threads", params.count());
+    println!("{which}: {} parameters, {sequences} × {length}, {threads} threads, {precision:?}", params.count());
     let schedule = Schedule::over(1000, 3e-3, 50, Decay::Cosine, 0.05);
-    let settings = Settings { bias_speed: 1e-3, ..Settings::new(Hyper::default(), schedule) };
+    let settings = Settings { bias_speed: 1e-3, precision, ..Settings::new(Hyper::default(), schedule) };
     let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(threads)), settings);
     let mut seconds = Vec::new();
     for step in 0..=steps {

@@ -3,7 +3,7 @@
 use crate::guard::Spikes;
 use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard};
 use smelt_kernels::Backend;
-use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Params, Stats};
+use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Params, Precision, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,12 +17,15 @@ pub struct Settings {
     /// Step of the routers' correction biases; 0 leaves them.
     pub bias_speed: f64,
     pub guard: Option<SpikeGuard>,
+    /// Of the products of linear layers.
+    pub precision: Precision,
 }
 
 impl Settings {
-    /// Without balancing and guard.
+    /// In f32, without balancing and guard.
     pub fn new(hyper: Hyper, schedule: Schedule) -> Self {
-        Self { hyper, schedule, balance: Balance::NONE, bias_speed: 0.0, guard: None }
+        let (balance, precision) = (Balance::NONE, Precision::Fp32);
+        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, precision }
     }
 }
 
@@ -122,7 +125,9 @@ impl Trainer {
         };
         let mut report = Report { step, lr: self.settings.schedule.lr(step), ..Default::default() };
         for (batch, objective) in micro_batches {
-            let (head, saved) = self.model.forward(backend, &self.params, batch, balance_of(batch), &stats);
+            let balance = balance_of(batch);
+            let (head, saved) =
+                self.model.forward_in(self.settings.precision, backend, &self.params, batch, balance, &stats);
             let loss = objective.loss(&head, batch);
             report.loss += loss.value;
             for (name, value) in loss.parts {
@@ -138,7 +143,8 @@ impl Trainer {
             report.parts.insert("balance", stats.balance / weight);
         }
         report.gradient_norm = Optimizer::norm(backend, &self.params, &grads);
-        let is_finite = report.loss.is_finite() && report.gradient_norm.is_finite();
+        let has_saturated = grads.take_saturated() || stats.has_saturated;
+        let is_finite = report.loss.is_finite() && report.gradient_norm.is_finite() && !has_saturated;
         match &self.settings.guard {
             Some(guard) if !is_finite || guard.is_spike(&self.spikes, report.loss) => {
                 report.is_skipped = true;
@@ -195,7 +201,10 @@ impl Trainer {
 }
 
 fn not_finite(report: &Report) -> Error {
-    let (what, value) =
-        if report.loss.is_finite() { ("the gradient's norm", report.gradient_norm) } else { ("the loss", report.loss) };
+    let (what, value) = match (report.loss.is_finite(), report.gradient_norm.is_finite()) {
+        (false, _) => ("the loss", report.loss),
+        (true, false) => ("the gradient's norm", report.gradient_norm),
+        (true, true) => ("a value that is quantised to fp8", f64::INFINITY),
+    };
     Error::NotFinite { step: report.step, what, value }
 }

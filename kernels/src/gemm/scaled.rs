@@ -1,0 +1,89 @@
+//! The product of FP8 operands: every 128 of K are summed, scaled, and only then added to the rest (DeepSeek-V3, §3.3.2).
+//!
+//! ```text
+//! c = 0, or what C holds when adding
+//! for b in 0..⌈K/128⌉ { p = the chain over k in b, from zero;  c = c + p · a_scale[i][b] · b_scale[b][j] }
+//! ```
+//!
+//! Operands are bf16, which holds every E4M3 number; a product of two is exact in f32, and a sum of them is a multiple of 2⁻¹⁸, so
+//! nothing is ever flushed. The order is fixed as in any product here: no bit depends on threads, cutting or CPU level.
+
+use super::kernel::{MAX_ROWS, Tile};
+use super::packed::NR;
+use super::task::{DEPTH, STRIP, TILES, Task, copy_a};
+use super::{Element, Level, View, Write, product::spans};
+
+/// Elements of K that are summed before they are scaled.
+pub const PROMOTION: usize = 128;
+/// Panels per block: 64 cells × 16 × 64 (256 KiB) stay in the second-level cache while rows pass by.
+const PANELS: usize = 16;
+
+/// Factors of the partial sums of one product.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales<'a> {
+    /// `[M, ⌈K/128⌉]`
+    pub a: View<'a, f32>,
+    /// `[⌈K/128⌉, N]`
+    pub b: &'a [f32],
+}
+
+impl<T: Element> Task<'_, T> {
+    #[inline(always)] // as `run`
+    pub(super) fn run_scaled(self, scales: Scales, level: Level, write: Write) {
+        let micro = T::micro_of_e4m3(level);
+        let (n, cells, step) = (self.n, self.a.cols.div_ceil(T::PER_CELL), PROMOTION / T::PER_CELL);
+        let columns = self.panels.start * NR..n.min(self.panels.end * NR);
+        if write == Write::Set {
+            for row in self.rows.clone() {
+                // SAFETY: the rectangle of C is this task's own.
+                unsafe { std::slice::from_raw_parts_mut(self.c.add(row * n + columns.start), columns.len()) }.fill(0.0);
+            }
+        }
+        let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS));
+        let strip = if self.a.is_row_major() { high } else { high * STRIP };
+        let mut tiles = TILES.take();
+        tiles.resize(STRIP * DEPTH * 8, 0);
+        let mut partial = [0.0; MAX_ROWS * NR];
+        for block in spans(self.panels.len(), PANELS) {
+            for (b, k) in (0..cells).step_by(step).enumerate() {
+                let depth = step.min(cells - k);
+                for strip in spans(self.rows.len(), strip) {
+                    let first = self.rows.start + strip.start;
+                    let [a_tile, a_row, a_k] = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
+                    for (t, rows) in spans(strip.len(), high).enumerate() {
+                        for panel in block.clone().map(|p| self.panels.start + p) {
+                            let columns = NR.min(n - panel * NR);
+                            let tile = Tile {
+                                a: tiles.as_ptr().wrapping_add(t * a_tile),
+                                a_row,
+                                a_k,
+                                b: self.b[(panel * cells + k) * (NR / 16)..][..depth * (NR / 16)].as_ptr().cast(),
+                                c: partial.as_mut_ptr(),
+                                c_row: NR,
+                                rows: rows.len(),
+                                vectors: columns.div_ceil(16),
+                                cells: depth,
+                                is_first: true,
+                            };
+                            // SAFETY: as in `run`; C of the tile is `partial`, which holds MAX_ROWS × NR.
+                            unsafe { micro(&tile) }
+                            let b_scale = &scales.b[b * n + panel * NR..][..columns];
+                            for r in 0..rows.len() {
+                                let row = first + rows.start + r;
+                                let a_scale = scales.a.at(row, b);
+                                // SAFETY: (row, panel·NR) and `columns` more are inside C and inside this task's rectangle.
+                                let c = unsafe {
+                                    std::slice::from_raw_parts_mut(self.c.add(row * n + panel * NR), columns)
+                                };
+                                for ((c, p), b_scale) in c.iter_mut().zip(&partial[r * NR..]).zip(b_scale) {
+                                    *c += p * a_scale * b_scale;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        TILES.set(tiles);
+    }
+}

@@ -1,0 +1,315 @@
+//! FP8 against the reference's bytes, scales and products, and against plain loops.
+//!
+//! The reference files are found through `SMELT_PARITY`, else beside the repository (`../shared/parity/engine`), in the folder `fp8`;
+//! without them those tests say so and pass. Bytes and scales are compared exactly. A product in f32 may differ from its value in f64 by
+//! the roundings of its order of summation: ten of 2⁻²⁴ each, of the norm, are allowed.
+
+use safetensors::SafeTensors;
+use smelt_kernels::fp8::*;
+use smelt_kernels::gemm::Level;
+use smelt_kernels::*;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn read(name: &str) -> Option<Vec<u8>> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/parity/engine");
+    let file = std::env::var_os("SMELT_PARITY").map_or(beside, PathBuf::from).join("fp8").join(name);
+    let bytes = std::fs::read(&file).ok();
+    if bytes.is_none() {
+        eprintln!("skipped: there is no {} (set SMELT_PARITY)", file.display());
+    }
+    bytes
+}
+
+fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
+    file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+}
+
+fn matrix(file: &SafeTensors, name: &str) -> Tensor {
+    Tensor::new(file.tensor(name).unwrap().shape(), &floats(file, name))
+}
+
+fn bytes_of(q: &Tensor) -> Vec<u8> {
+    q.read::<E4m3>().iter().map(|q| q.0).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
+}
+
+#[test]
+fn every_bf16_becomes_the_byte_of_the_reference() {
+    let Some(file) = read("codec.safetensors") else { return };
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let encoded = file.tensor("bf16_bits_to_e4m3").unwrap().data();
+    assert_eq!(encoded.len(), 1 << 16);
+    for (high, &byte) in encoded.iter().enumerate() {
+        let x = f32::from_bits((high as u32) << 16);
+        assert_eq!(E4m3::from_f32(x).0, byte, "{x} ({high:#x})");
+    }
+    let decoded: Vec<f32> = (0..=255).map(|byte| E4m3(byte).to_f32()).collect();
+    assert_eq!(bits(&decoded), bits(&floats(&file, "e4m3_to_f32")));
+}
+
+/// Relative distance of the finite elements; NaN must stand at the same places.
+fn distance(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let (mut off, mut size) = (0.0, 0.0);
+    for (&found, &expected) in found.iter().zip(expected) {
+        assert_eq!(found.is_finite(), expected.is_finite(), "{found}, expected {expected}");
+        if expected.is_finite() {
+            off += (f64::from(found) - expected).powi(2);
+            size += expected.powi(2);
+        }
+    }
+    if off == 0.0 { 0.0 } else { (off / size).sqrt() }
+}
+
+#[test]
+fn all_cases_have_the_bytes_scales_and_products_of_the_reference() {
+    let Some(file) = read("fp8_cases.safetensors") else { return };
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let cases: BTreeSet<String> =
+        file.names().iter().filter_map(|n| Some(n.strip_suffix(".a_q")?.to_owned())).collect();
+    assert!(!cases.is_empty());
+    let cpu = Cpu::new(2);
+    for case in &cases {
+        let at = |part: &str| format!("{case}.{part}");
+        let (a, w) = (matrix(&file, &at("a")), matrix(&file, &at("w")));
+        let power_of_two = case.ends_with("ue8m0");
+        let role = if case.starts_with("tiny_nofloor") { Role::Gradient } else { Role::Activation };
+        let row = Quantiser { tile: Tile::Row, role, power_of_two };
+        let block = Quantiser { tile: Tile::Block, role: Role::Weight, power_of_two };
+        let lowered = cpu.lower(&a, Some(row), None);
+        let Operand::Fp8(a_q) = &lowered else { panic!("{case} was not quantised") };
+        let Operand::Fp8(w_q) = cpu.lower(&w, Some(block), None) else { panic!("{case} was not quantised") };
+        for (part, x, found, scale) in [("a", &a, a_q, "a_scale"), ("w", &w, &w_q, "w_scale_inv")] {
+            assert_eq!(bytes_of(&found.q), file.tensor(&at(&format!("{part}_q"))).unwrap().data(), "{case}: {part}");
+            assert_eq!(bits(found.scale.read()), bits(&floats(&file, &at(scale))), "{case}: {scale}");
+            let dequantised = floats(&file, &at(&format!("{part}_dq")));
+            assert_eq!(bits(found.dequantised(None).read()), bits(&dequantised), "{case}: {part}_dq");
+            assert_eq!(found.is_finite, x.read::<f32>().iter().all(|x| x.is_finite()), "{case}: {part}");
+        }
+        let expected: Vec<f64> =
+            file.tensor(&at("y_f64")).unwrap().data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+        let mut y = Tensor::empty([a.rows(), w.rows()], DType::F32);
+        cpu.low_gemm(Layout::Nt, &lowered, &w, None, &mut y, Write::Set);
+        let off = distance(y.read(), &expected);
+        let theirs = distance(&floats(&file, &at("y")), &expected);
+        eprintln!(
+            "{case}: bytes and scales equal, product off by {off:.1e} of its norm (the reference in f32 by {theirs:.1e})"
+        );
+        assert!(off <= 10.0 * 2f64.powi(-24), "{case}: off by {off}");
+    }
+    eprintln!("{} cases", cases.len());
+}
+
+fn noise(seed: u64, rows: usize, cols: usize) -> Tensor {
+    let values: Vec<f32> = (0..rows * cols).map(|i| random::normal(seed, 0, i as u64) as f32).collect();
+    Tensor::new([rows, cols], &values)
+}
+
+fn scaled(operand: &Operand) -> &Scaled {
+    match operand {
+        Operand::Fp8(scaled) => scaled,
+        Operand::Plain(_) => panic!("not quantised"),
+    }
+}
+
+/// By the definition, tile by tile: bytes and dequantised values.
+fn by_loops(x: &Tensor, how: Quantiser, segments: &Segments) -> (Vec<u8>, Vec<f32>) {
+    let (d, values) = (x.cols(), x.read::<f32>());
+    let (mut q, mut dequantised) = (vec![0; x.len()], vec![0.0; x.len()]);
+    let (height, width) = match how.tile {
+        Tile::Row => (1, 128),
+        Tile::Column => (128, 1),
+        Tile::Block => (128, 128),
+        Tile::Tensor => (usize::MAX, usize::MAX),
+    };
+    for rows in segments.iter() {
+        for first in rows.clone().step_by(height) {
+            for left in (0..d).step_by(width) {
+                let places: Vec<usize> = (first..first.saturating_add(height).min(rows.end))
+                    .flat_map(|i| (left..left.saturating_add(width).min(d)).map(move |j| i * d + j))
+                    .collect();
+                let amax = places.iter().map(|&at| values[at].abs()).fold(0.0, f32::max);
+                let floor = if how.role == Role::Activation { 1e-4 } else { 448.0 * 2f32.powi(-126) };
+                let mut scale = amax.max(floor) / 448.0;
+                if how.power_of_two {
+                    scale = 2f32.powi(f64::from(scale).log2().ceil() as i32);
+                }
+                if how.role == Role::Weight && amax == 0.0 {
+                    scale = 1.0;
+                }
+                for at in places {
+                    let byte = E4m3::from_f32(values[at] / scale);
+                    (q[at], dequantised[at]) = (byte.0, byte.to_f32() * scale);
+                }
+            }
+        }
+    }
+    (q, dequantised)
+}
+
+const ROLES: [Role; 3] = [Role::Activation, Role::Weight, Role::Gradient];
+
+#[test]
+fn every_tiling_is_its_tiles_one_by_one() {
+    let mut x = noise(1, 300, 200);
+    x.write::<f32>()[..200].fill(0.0); // a row of zeros
+    x.write::<f32>()[200 * 140..200 * 160].fill(-0.0);
+    x.write::<f32>()[5000] = 1e6;
+    let segments = Segments::of_counts(&[130, 0, 3, 128, 39]);
+    for tile in [Tile::Row, Tile::Column, Tile::Block, Tile::Tensor] {
+        for (role, power_of_two) in ROLES.iter().flat_map(|&role| [(role, false), (role, true)]) {
+            let how = Quantiser { tile, role, power_of_two };
+            let is_one = tile == Tile::Tensor; // one scale whatever the segments
+            let (q, dequantised) =
+                by_loops(&x, how, &if is_one { Segments::of_counts(&[300]) } else { segments.clone() });
+            for threads in 1..=3 {
+                for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
+                    let lowered = Cpu::new(threads).at(level).lower(&x, Some(how), Some(&segments));
+                    assert_eq!(bytes_of(&scaled(&lowered).q), q, "{how:?}, {threads} threads, {level:?}");
+                    let back = scaled(&lowered).dequantised(Some(&segments).filter(|_| !is_one));
+                    assert_eq!(bits(back.read()), bits(&dequantised), "{how:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Σ over blocks of 128 of (Σ in f64) of the dequantised sides: what the product means, without its roundings.
+fn product(
+    a: &[f32],
+    b: &[f32],
+    m: usize,
+    k: usize,
+    n: usize,
+    at: impl Fn(usize, usize, usize) -> (usize, usize),
+) -> Vec<f64> {
+    let element =
+        |i: usize, j: usize| (0..k).map(|k| at(i, j, k)).map(|(x, y)| f64::from(a[x]) * f64::from(b[y])).sum();
+    (0..m * n).map(|at| element(at / n, at % n)).collect()
+}
+
+fn close(found: &[f32], expected: &[f64], what: &str) {
+    let off = distance(found, expected);
+    assert!(off <= 10.0 * 2f64.powi(-24), "{what}: off by {off}");
+}
+
+/// Forward, input gradient and weight gradient of three experts, one without rows, on dims that are no multiples of 128.
+#[test]
+fn the_three_products_are_those_of_the_dequantised_sides() {
+    let (out, inner, segments) = (150, 200, Segments::of_counts(&[140, 0, 75]));
+    let (n, whole) = (segments.rows(), Segments::of_counts(&[150; 3]));
+    let (x, dy, w) = (noise(1, n, inner), noise(2, n, out), noise(3, 3 * out, inner));
+    let w = Tensor::new([3, out, inner], w.read::<f32>());
+    let cpu = Cpu::new(2);
+    for (tensor, dy_blocks, power_of_two) in [(false, false, false), (false, true, true), (true, false, false)] {
+        let tile = |tile| if tensor { Tile::Tensor } else { tile };
+        let how = |of, role| Quantiser { tile: tile(of), role, power_of_two };
+        let of_dy = |of| how(if dy_blocks { Tile::Block } else { of }, Role::Gradient);
+        let segments_of =
+            |how: Quantiser| if how.tile == Tile::Tensor { Segments::of_counts(&[n]) } else { segments.clone() };
+        let value = |x: &Tensor, how: Quantiser| by_loops(x, how, &segments_of(how)).1;
+        let (forward, row, column) = (how(Tile::Row, Role::Activation), of_dy(Tile::Row), of_dy(Tile::Column));
+        let turned = how(Tile::Column, Role::Activation);
+        let wq = by_loops(&w, how(Tile::Block, Role::Weight), &whole).1;
+        let [xq, dyq, xc, dyc] = [value(&x, forward), value(&dy, row), value(&x, turned), value(&dy, column)];
+
+        let mut y = noise(4, n, out);
+        let before = y.to_f64();
+        cpu.low_gemm(
+            Layout::Nt,
+            &cpu.lower(&x, Some(forward), Some(&segments)),
+            &w,
+            Some(&segments),
+            &mut y,
+            Write::Add,
+        );
+        let mut dx = Tensor::empty([n, inner], DType::F32);
+        cpu.low_gemm(Layout::Nn, &cpu.lower(&dy, Some(row), Some(&segments)), &w, Some(&segments), &mut dx, Write::Set);
+        let mut dw = Tensor::zeros([3, out, inner], DType::F32);
+        let (dy_side, x_side) =
+            (cpu.lower(&dy, Some(column), Some(&segments)), cpu.lower(&x, Some(turned), Some(&segments)));
+        cpu.low_gradient(&dy_side, &x_side, Some(&segments), &mut dw);
+
+        for (e, rows) in segments.iter().enumerate() {
+            let (m, first, w0) = (rows.len(), rows.start, e * out * inner);
+            let expected = product(&xq, &wq, m, inner, out, |i, j, k| ((first + i) * inner + k, w0 + j * inner + k));
+            let expected: Vec<f64> =
+                expected.iter().zip(&before[first * out..]).map(|(y, before)| y + before).collect();
+            close(&y.read::<f32>()[first * out..][..m * out], &expected, "y");
+            let expected = product(&dyq, &wq, m, out, inner, |i, j, k| ((first + i) * out + k, w0 + k * inner + j));
+            close(&dx.read::<f32>()[first * inner..][..m * inner], &expected, "dx");
+            let expected =
+                product(&dyc, &xc, out, m, inner, |i, j, k| ((first + k) * out + i, (first + k) * inner + j));
+            close(&dw.read::<f32>()[w0..][..out * inner], &expected, "dw");
+        }
+    }
+}
+
+/// What a product gives on each level and with 1 to 3 threads, as bits.
+fn everywhere(work: impl Fn(&Cpu) -> Tensor) -> BTreeSet<Vec<u32>> {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_supported());
+    levels
+        .flat_map(|level| (1..=3).map(move |threads| Cpu::new(threads).at(level)))
+        .map(|cpu| bits(work(&cpu).read()))
+        .collect()
+}
+
+#[test]
+fn no_bit_depends_on_threads_level_or_the_rows_beside() {
+    let (out, inner) = (300, 260);
+    let segments = Segments::of_counts(&[70, 0, 130]);
+    let (x, dy, w) = (
+        noise(1, 200, inner),
+        noise(2, 200, out),
+        Tensor::new([3, out, inner], noise(3, 3 * out, inner).read::<f32>()),
+    );
+    for fp8 in [false, true] {
+        let how = |tile, role| fp8.then_some(Quantiser { tile, role, power_of_two: false });
+        let row = how(Tile::Row, Role::Activation);
+        let forward = |cpu: &Cpu, x: &Tensor, segments: &Segments| {
+            let mut y = Tensor::zeros([x.rows(), out], DType::F32);
+            cpu.low_gemm(Layout::Nt, &cpu.lower(x, row, Some(segments)), &w, Some(segments), &mut y, Write::Set);
+            y
+        };
+        let y = everywhere(|cpu| forward(cpu, &x, &segments));
+        assert_eq!(y.len(), 1, "fp8: {fp8}");
+        let alone = Tensor::new([1, inner], &x.read::<f32>()[150 * inner..151 * inner]);
+        let alone = forward(&Cpu::new(1), &alone, &Segments::of_counts(&[0, 0, 1]));
+        assert_eq!(bits(alone.read()), y.first().unwrap()[150 * out..151 * out], "fp8: {fp8}");
+        let gradients = everywhere(|cpu| {
+            let mut dw = Tensor::zeros([3, out, inner], DType::F32);
+            let dy = cpu.lower(&dy, how(Tile::Column, Role::Gradient), Some(&segments));
+            cpu.low_gradient(
+                &dy,
+                &cpu.lower(&x, how(Tile::Column, Role::Activation), Some(&segments)),
+                Some(&segments),
+                &mut dw,
+            );
+            dw
+        });
+        assert_eq!(gradients.len(), 1, "fp8: {fp8}");
+    }
+}
+
+#[test]
+fn a_weight_that_was_written_is_lowered_again() {
+    let (cpu, x) = (Cpu::new(1), noise(1, 3, 140));
+    let mut w = noise(2, 20, 140);
+    let how = Quantiser { tile: Tile::Row, role: Role::Activation, power_of_two: false };
+    let run = |w: &Tensor, how| {
+        let mut y = Tensor::empty([3, 20], DType::F32);
+        cpu.low_gemm(Layout::Nt, &cpu.lower(&x, how, None), w, None, &mut y, Write::Set);
+        bits(y.read())
+    };
+    let (first, rounded) = (run(&w, Some(how)), run(&w, None));
+    assert_ne!(first, rounded);
+    assert_eq!(run(&w, Some(how)), first);
+    w.write::<f32>().iter_mut().for_each(|w| *w *= 3.0);
+    let second = run(&w, Some(how));
+    assert_ne!(second, first);
+    assert_eq!(second, run(&w.copy(), Some(how)));
+}
