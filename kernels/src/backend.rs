@@ -7,7 +7,7 @@
 //! V vocabulary. Heads lie side by side in a row: `[N, H·d]`.
 
 use crate::fp8::{Operand, Quantiser};
-use crate::{Documents, Segments, Tensor, Write, math};
+use crate::{Documents, Segments, Tensor, Trace, Write, math};
 use std::ops::Range;
 
 /// Which operand of a product is transposed.
@@ -164,7 +164,22 @@ pub struct AdamW {
     pub gradient_scale: f64,
 }
 
-pub trait Backend: Send + Sync {
+/// The one table of operations: a trait of them, and adapters that pass every one on.
+macro_rules! operations {
+    ($($(#[$meta:meta])* fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $result:ty)?;)*) => {
+        pub trait Backend: Send + Sync {
+            $($(#[$meta])* fn $name(&self $(, $arg: $type)*) $(-> $result)?;)*
+        }
+
+        impl Backend for Trace {
+            $(fn $name(&self $(, $arg: $type)*) $(-> $result)? {
+                self.timed(stringify!($name), |inner| inner.$name($($arg),*))
+            })*
+        }
+    };
+}
+
+operations! {
     /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
     /// Rows of `a` in segment e meet `w[e]` of `[E, out, in]`: `Nt` or `Nn`.

@@ -4,6 +4,7 @@
 //! found. On the CPU every result has the same bits for any thread count and vector width, and a row's result does not
 //! depend on the rows beside it: sums have one order, and `exp` and its kin are our own ([`math`]).
 
+mod adapters;
 mod backend;
 mod cpu;
 mod documents;
@@ -17,6 +18,7 @@ pub mod random;
 mod segments;
 mod tensor;
 
+pub use adapters::{Spent, Trace};
 pub use backend::{AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, Rope, Router, Routing};
 pub use cpu::Cpu;
 pub use documents::Documents;

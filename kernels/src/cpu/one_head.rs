@@ -9,7 +9,7 @@ use crate::{Real, Write};
 use std::ops::Range;
 
 /// Queries per block.
-pub const BLOCK: usize = 128;
+pub const BLOCK: usize = 64;
 
 /// T rows of q and k `[T, qk]`, and of v `[T, value]`.
 #[derive(Clone, Copy)]

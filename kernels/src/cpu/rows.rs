@@ -59,8 +59,10 @@ pub fn rms_norm_backward<T: Real>(
                     *dx = dy * gain;
                 }
                 let c = dot(dx, x) * rstd * rstd * rstd / count;
-                for ((dx, &x), (&dy, dgain)) in dx.iter_mut().zip(x).zip(dy.iter().zip(dgain.iter_mut())) {
+                for ((dgain, &dy), &x) in dgain.iter_mut().zip(dy).zip(x) {
                     *dgain += dy * x * rstd;
+                }
+                for (dx, &x) in dx.iter_mut().zip(x) {
                     *dx = *dx * rstd - x * c;
                 }
             }
@@ -106,10 +108,15 @@ pub fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
         |((h, dy), dh)| {
             for ((h, dy), dh) in h.chunks_exact(2 * f).zip(dy.chunks_exact(f)).zip(dh.chunks_exact_mut(2 * f)) {
                 let ((gate, up), (dgate, dup)) = (h.split_at(f), dh.split_at_mut(f));
-                for (((&gate, &up), &dy), (dgate, dup)) in gate.iter().zip(up).zip(dy).zip(dgate.iter_mut().zip(dup)) {
-                    let s = gate.sigmoid();
+                // first the sigmoid, then the gradients: a loop over five rows at once does not become vectors
+                for (s, &gate) in dup.iter_mut().zip(gate) {
+                    *s = gate.sigmoid();
+                }
+                for (((dgate, &s), &gate), (&up, &dy)) in dgate.iter_mut().zip(&*dup).zip(gate).zip(up.iter().zip(dy)) {
                     *dgate = dy * up * s * (T::ONE + gate * (T::ONE - s));
-                    *dup = dy * gate * s;
+                }
+                for ((dup, &gate), &dy) in dup.iter_mut().zip(gate).zip(dy) {
+                    *dup = dy * gate * *dup;
                 }
             }
         },

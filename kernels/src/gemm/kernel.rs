@@ -12,8 +12,9 @@ pub struct Tile {
     /// Distance between rows of A, and between cells along k.
     pub a_row: usize,
     pub a_k: usize,
-    /// `[cells, NR]`
     pub b: *const u32,
+    /// Distance between cells of B along k; outputs are neighbours.
+    pub b_k: usize,
     pub c: *mut f32,
     pub c_row: usize,
     pub rows: usize,
@@ -85,7 +86,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
                 }
             }
             a = a.add(t.a_k);
-            b = b.add(NR);
+            b = b.add(t.b_k);
         }
         for r in 0..R {
             for v in 0..V {

@@ -47,11 +47,45 @@ impl<T: Element> PackedB<T> {
     }
 }
 
-/// The right side of a product: packed before, or packed on the way.
+/// The right side of a product: packed before, packed on the way, or read where it lies.
 #[derive(Clone, Copy)]
 pub enum Operand<'a, T> {
     Packed(&'a PackedB<T>),
+    /// The first `k` rows and `n` columns of a packed matrix; k is even where cells are pairs.
+    Corner {
+        b: &'a PackedB<T>,
+        k: usize,
+        n: usize,
+    },
     View(View<'a, T>),
+}
+
+/// Where a task finds B.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a, T> {
+    /// Panels of `cells` cells each.
+    Panels {
+        lines: &'a [Line],
+        cells: usize,
+    },
+    Rows(View<'a, T>),
+}
+
+impl<T: Element> Place<'_, T> {
+    /// The cells `k..k + depth` of a panel, and the distance between two of them.
+    #[inline(always)]
+    pub fn cells(&self, panel: usize, k: usize, depth: usize) -> (*const u32, usize) {
+        match self {
+            Place::Panels { lines, cells } => {
+                (lines[(panel * cells + k) * LINES..][..depth * LINES].as_ptr().cast(), NR)
+            }
+            // elements are cells: `in_place` saw to it
+            Place::Rows(b) => {
+                let (first, stride) = b.row_run(k, panel * NR, depth);
+                (first.cast(), stride)
+            }
+        }
+    }
 }
 
 impl<'a, T> From<&'a PackedB<T>> for Operand<'a, T> {

@@ -3,13 +3,15 @@
 //! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
 //! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
-use super::packed::{Line, NR, Operand, PackedB, ZERO, panel_lines, panels};
+use super::packed::{Line, NR, Operand, PackedB, Place, ZERO, panel_lines, panels};
 use super::scaled::{PROMOTION, Scales};
 use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Task};
 use std::{cell::Cell, ops::Range};
 
 /// Steps of the chain below which waking a thread costs more than it brings.
 const SERIAL: usize = 1 << 20;
+/// Rows of A up to which B is read in place.
+const IN_PLACE: usize = 256;
 /// Tasks per thread: enough to even out a core that somebody else uses too.
 const TASKS: usize = 4;
 
@@ -167,15 +169,18 @@ impl Gemm {
 
     /// Packs what is not, then multiplies; in tasks of about `each_task` steps, or alone.
     fn run_parts<T: Element>(&self, mut problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
-        let lines = problems.iter().map(|problem| problem.b.lines_to_pack()).sum();
+        let lines = problems.iter().map(|problem| problem.lines_to_pack()).sum();
         let mut scratch = SCRATCH.take();
         if scratch.len() < lines {
             scratch.resize(lines, ZERO);
         }
         let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
-        for Problem { b, .. } in &problems {
-            if let Operand::View(view) = *b {
-                unpacked.extend(panels(rest.split_off_mut(..b.lines_to_pack()).expect("counted above"), view));
+        for problem in &problems {
+            let lines = problem.lines_to_pack();
+            if let Operand::View(view) = problem.b
+                && lines > 0
+            {
+                unpacked.extend(panels(rest.split_off_mut(..lines).expect("counted above"), view));
             }
         }
         self.each(each_task, unpacked, |panel| {
@@ -187,18 +192,26 @@ impl Gemm {
         });
 
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
-        for Problem { a, b, c, scales } in &mut problems {
+        for problem in &mut problems {
+            let to_pack = problem.lines_to_pack();
+            let Problem { a, b, c, scales } = problem;
             let n = b.shape().1;
-            let lines = match b {
-                Operand::Packed(b) => &b.lines[..],
-                Operand::View(_) => rest.split_off(..b.lines_to_pack()).expect("counted above"),
+            let place = match *b {
+                Operand::Packed(b) | Operand::Corner { b, .. } => {
+                    Place::Panels { lines: &b.lines, cells: b.k.div_ceil(T::PER_CELL) }
+                }
+                Operand::View(b) if to_pack == 0 && b.rows > 0 => Place::Rows(b),
+                Operand::View(b) => {
+                    let lines = rest.split_off(..to_pack).expect("counted above");
+                    Place::Panels { lines, cells: b.rows.div_ceil(T::PER_CELL) }
+                }
             };
             let pieces = each_task.map_or(1, |each| (a.rows * n * a.cols.div_ceil(T::PER_CELL)).div_ceil(each).max(1));
             let (wide, high) = cut(pieces, a.rows, n.div_ceil(NR));
             for panels in spans(n.div_ceil(NR), wide) {
                 for rows in spans(a.rows, high) {
                     let (c, panels) = (c.as_mut_ptr(), panels.clone());
-                    tasks.push(Task { a: *a, b: lines, n, c, rows, panels, scales: *scales });
+                    tasks.push(Task { a: *a, b: place, n, c, rows, panels, scales: *scales });
                 }
             }
         }
@@ -228,20 +241,26 @@ impl<T: Element> Problem<'_, T> {
         assert_eq!(self.c.len(), a.rows * n, "multiply: c has {} elements for [{}, {n}]", self.c.len(), a.rows);
         a.rows * n * k.div_ceil(T::PER_CELL)
     }
-}
 
-impl<T: Element> Operand<'_, T> {
+    /// Nothing when B is packed, or read where it lies: copying it would cost more than few rows of A gain.
     fn lines_to_pack(&self) -> usize {
-        match *self {
-            Operand::Packed(_) => 0,
+        match self.b {
+            Operand::Packed(_) | Operand::Corner { .. } => 0,
+            Operand::View(b) if T::PER_CELL == 1 && self.a.rows <= IN_PLACE && b.has_whole_vectors() => 0,
             Operand::View(b) => panel_lines(b) * b.cols.div_ceil(NR),
         }
     }
+}
 
+impl<T: Element> Operand<'_, T> {
     /// `(k, n)`
     fn shape(&self) -> (usize, usize) {
         match self {
             Operand::Packed(b) => (b.k, b.n),
+            Operand::Corner { b, k, n } => {
+                assert!(*k <= b.k && *n <= b.n, "multiply: a corner of [{k}, {n}] of [{}, {}]", b.k, b.n);
+                (*k, *n)
+            }
             Operand::View(b) => (b.rows, b.cols),
         }
     }
@@ -251,7 +270,7 @@ impl<T: Element> Operand<'_, T> {
 /// unless a task gets so narrow that copying A shows.
 fn cut(pieces: usize, rows: usize, panels: usize) -> (usize, usize) {
     let across = pieces.min(if rows < 48 { panels } else { panels.div_ceil(4) }).max(1);
-    let down = pieces.div_ceil(across).min(rows.div_ceil(48)).max(1);
+    let down = pieces.div_ceil(across).min(rows.div_ceil(24)).max(1);
     (panels.div_ceil(across).max(1), rows.div_ceil(down).next_multiple_of(MAX_ROWS).max(1))
 }
 

@@ -53,11 +53,13 @@ impl<T: Element> Task<'_, T> {
                     for (t, rows) in spans(strip.len(), high).enumerate() {
                         for panel in block.clone().map(|p| self.panels.start + p) {
                             let columns = NR.min(n - panel * NR);
+                            let (b_cells, b_k) = self.b.cells(panel, k, depth);
                             let tile = Tile {
                                 a: tiles.as_ptr().wrapping_add(t * a_tile),
                                 a_row,
                                 a_k,
-                                b: self.b[(panel * cells + k) * (NR / 16)..][..depth * (NR / 16)].as_ptr().cast(),
+                                b: b_cells,
+                                b_k,
                                 c: partial.as_mut_ptr(),
                                 c_row: NR,
                                 rows: rows.len(),

@@ -4,7 +4,7 @@
 //! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
 
 use super::kernel::{MAX_ROWS, Micro, Tile};
-use super::packed::{Line, NR, to_cells};
+use super::packed::{NR, Place, to_cells};
 use super::{Element, Level, Scales, View, Write, product::spans};
 use std::{cell::Cell, ops::Range};
 
@@ -18,7 +18,7 @@ pub(super) const STRIP: usize = 8;
 /// A rectangle of one problem's C, over all of K.
 pub(crate) struct Task<'a, T> {
     pub a: View<'a, T>,
-    pub b: &'a [Line],
+    pub b: Place<'a, T>,
     pub n: usize,
     pub c: *mut f32,
     pub rows: Range<usize>,
@@ -64,11 +64,13 @@ impl<T: Element> Task<'_, T> {
                         let row = self.rows.start + strip.start + rows.start;
                         for panel in block.clone().map(|p| self.panels.start + p) {
                             let columns = NR.min(self.n - panel * NR);
+                            let (b, b_k) = self.b.cells(panel, k, depth);
                             let tile = Tile {
                                 a: a.wrapping_add(t * a_tile),
                                 a_row,
                                 a_k,
-                                b: self.b[(panel * cells + k) * (NR / 16)..][..depth * (NR / 16)].as_ptr().cast(),
+                                b,
+                                b_k,
                                 // SAFETY: (row, panel·NR) is inside C, `[M, n]`.
                                 c: unsafe { self.c.add(row * self.n + panel * NR) },
                                 c_row: self.n,

@@ -72,6 +72,22 @@ impl<'a, T: Copy> View<'a, T> {
         Some((all.as_ptr(), stride))
     }
 
+    /// (i, j) of `rows` contiguous rows from there, and the distance between them.
+    pub(crate) fn row_run(&self, i: usize, j: usize, rows: usize) -> (*const T, usize) {
+        let all = &self.data[i * self.row_stride + j..(i + rows.max(1) - 1) * self.row_stride + j + 1];
+        (all.as_ptr(), self.row_stride)
+    }
+
+    /// Whether vectors of 16 elements can read rows as they lie: also the last one, of the last row, ends inside the memory, and rows do
+    /// not all fall into one set of the cache (distances of 4096 bytes do).
+    pub(crate) fn has_whole_vectors(&self) -> bool {
+        let width = self.cols.next_multiple_of(16);
+        self.col_stride == 1
+            && self.rows > 0
+            && (self.rows - 1) * self.row_stride + width <= self.data.len()
+            && !(self.row_stride * size_of::<T>()).is_multiple_of(4096)
+    }
+
     /// Whether a row is contiguous in memory (else a column is).
     pub(crate) fn is_row_major(&self) -> bool {
         self.col_stride == 1

@@ -1,0 +1,5 @@
+//! Backends around a backend.
+
+mod trace;
+
+pub use trace::{Spent, Trace};

@@ -1,0 +1,64 @@
+//! Where the time of a step goes: every operation is passed on and timed.
+
+use crate::Backend;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Calls of one operation, and the time from call to return.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    pub calls: u64,
+    pub time: Duration,
+}
+
+/// The bits are those of the backend inside.
+pub struct Trace {
+    inner: Arc<dyn Backend>,
+    spent: Mutex<BTreeMap<&'static str, Spent>>,
+}
+
+impl Trace {
+    pub fn new(inner: Arc<dyn Backend>) -> Self {
+        Self { inner, spent: Mutex::default() }
+    }
+
+    pub(crate) fn timed<R>(&self, operation: &'static str, work: impl FnOnce(&dyn Backend) -> R) -> R {
+        let start = Instant::now();
+        let result = work(self.inner.as_ref());
+        let time = start.elapsed();
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = spent.entry(operation).or_default();
+        entry.calls += 1;
+        entry.time += time;
+        result
+    }
+
+    /// What was spent since the last call, by operation, the longest first.
+    pub fn take(&self) -> Vec<(&'static str, Spent)> {
+        let spent = std::mem::take(&mut *self.spent.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut spent: Vec<_> = spent.into_iter().collect();
+        spent.sort_by(|a, b| b.1.time.cmp(&a.1.time).then(a.0.cmp(b.0)));
+        spent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cpu, Tensor};
+
+    #[test]
+    fn a_traced_operation_gives_the_same_bits_and_is_counted() {
+        let (cpu, trace) = (Cpu::new(1), Trace::new(Arc::new(Cpu::new(1))));
+        let (x, gain) = (Tensor::new([2, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]), Tensor::new([3], &[1.0f32; 3]));
+        let (a, b) = (cpu.rms_norm(&x, &gain, 1e-6), trace.rms_norm(&x, &gain, 1e-6));
+        assert_eq!(a.0.read::<f32>(), b.0.read::<f32>());
+        trace.square_sum(&x);
+        trace.rms_norm(&x, &gain, 1e-6);
+        let mut spent: Vec<_> = trace.take().into_iter().map(|(name, spent)| (name, spent.calls)).collect();
+        spent.sort();
+        assert_eq!(spent, [("rms_norm", 2), ("square_sum", 1)]);
+        assert!(trace.take().is_empty());
+    }
+}
