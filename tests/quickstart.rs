@@ -28,7 +28,13 @@ fn the_crates_that_pipelines_read_are_those_that_the_build_downloads() {
         };
         locked.insert(format!("{}-{}", field("name"), field("version")));
     }
-    for (pipeline, count) in [("quickstart.yaml", 30), ("smoke.yaml", 1)] {
+    for (pipeline, count) in [
+        ("quickstart.yaml", 30),
+        ("smoke.yaml", 1),
+        ("ablations/balance.yaml", 10),
+        ("ablations/mtp.yaml", 10),
+        ("ablations/fp8.yaml", 10),
+    ] {
         let read = crates(pipeline);
         assert_eq!(read.len(), count, "{pipeline}");
         let gone: Vec<_> = read.difference(&locked).collect();

@@ -59,9 +59,16 @@ fn progress(store: &Path, job: &str, phase: &str) -> Vec<u64> {
     events.filter(|e| e["type"] == "progress" && e["phase"] == phase).filter_map(|e| e["done"].as_u64()).collect()
 }
 
-/// Kills `program` right before each of its writes in turn, while it does `job` alone, and lets a second run go on.
+#[derive(Clone, Copy, PartialEq)]
+enum Saving {
+    AfterEveryStep,
+    Beside,
+}
+
+/// Kills `program` right before each of its writes in turn, while it does `job` alone, and lets a second run go on. A `training` saves
+/// after every step, or beside them.
 #[track_caller]
-fn killed_at_each_write(job: &str, program: &str, training: bool) {
+fn killed_at_each_write(job: &str, program: &str, training: Option<Saving>) {
     let expected = digests(&open(undisturbed()), "smoke");
     let folder = tempfile::tempdir().unwrap();
     copy(undisturbed(), folder.path());
@@ -73,6 +80,9 @@ fn killed_at_each_write(job: &str, program: &str, training: bool) {
         std::fs::remove_dir_all(folder.path().join("runs")).unwrap();
         let args = ["run", "pipelines/smoke.yaml", "--only", job, "--retries", "0"];
         let mut first = command(folder.path(), &args);
+        if training == Some(Saving::Beside) {
+            first.env("SMELT_SAVE_SECONDS", "1e-9");
+        }
         let first: Said = first.env("SMELT_KILL_AT_WRITE", format!("{program}:{n}")).output().unwrap().into();
         if first.code == Some(0) {
             break; // it writes less often than that
@@ -82,7 +92,7 @@ fn killed_at_each_write(job: &str, program: &str, training: bool) {
         let before = progress(folder.path(), job, "train");
         smelt(folder.path(), &args).ok();
         assert_eq!(digests(&open(folder.path()), "smoke"), expected, "{program} killed at write {n}: {first:?}");
-        if let Some(last) = before.last().filter(|_| training) {
+        if let Some(last) = before.last().filter(|_| training == Some(Saving::AfterEveryStep)) {
             let after = progress(folder.path(), job, "train");
             // a save follows every step but the last: at most the step at hand is done again
             assert!(after.first().is_none_or(|step| step >= last), "{program}:{n} went from {before:?} to {after:?}");
@@ -121,7 +131,7 @@ fn data_stages_killed_at_each_of_their_writes_end_with_the_same_bytes() {
         ("tokens", "smelt-tokenize"),
         ("practice", "smelt-problems"),
     ] {
-        killed_at_each_write(job, program, false);
+        killed_at_each_write(job, program, None);
     }
 }
 
@@ -130,14 +140,19 @@ fn trainings_killed_at_each_of_their_writes_end_with_the_same_bytes_and_redo_les
     for (job, program) in
         [("base", "smelt-pretrain"), ("short", "smelt-sft"), ("expert", "smelt-align"), ("judge", "smelt-reward")]
     {
-        killed_at_each_write(job, program, true);
+        killed_at_each_write(job, program, Some(Saving::AfterEveryStep));
     }
+}
+
+#[test]
+fn a_training_killed_while_it_saves_beside_its_steps_ends_with_the_same_bytes() {
+    killed_at_each_write("base", "smelt-pretrain", Some(Saving::Beside));
 }
 
 #[test]
 fn sampling_stages_killed_at_each_of_their_writes_end_with_the_same_bytes() {
     for (job, program) in [("chains", "smelt-distill"), ("score", "smelt-evaluate")] {
-        killed_at_each_write(job, program, false);
+        killed_at_each_write(job, program, None);
     }
 }
 
@@ -167,6 +182,23 @@ fn the_runner_killed_at_twenty_moments_ends_with_the_digests_of_an_undisturbed_r
         assert!(verified.contains("every byte is as its manifest says"), "{verified}");
     }
     assert!(killed >= 15, "only {killed} of 20 kills met a running runner");
+}
+
+#[test]
+fn what_a_training_cannot_be_is_refused_before_anything_runs() {
+    let store = tempfile::tempdir().unwrap();
+    for (set, text) in [
+        ("ramp={from: 9, steps: 2}", "`from` is 9, expected 1 to `sequences`, 4"),
+        ("weights=[1, 2]", "2 weights for 1 inputs of `tokens`"),
+        ("weights=[0]", "0 is no share, expected more than 0"),
+        ("fim_rate=1.5", "`fim_rate` is 1.5, expected 0 to 1"),
+        ("optimizer.average=1", "`average` is 1, expected 0 to less than 1"),
+        ("precision=fp4", "\"fp4\" is none of \"fp32\", \"bf16\", \"fp8\", { fp8 }"),
+    ] {
+        let set = format!("base.config.{set}");
+        let said = smelt(store.path(), &["check", "pipelines/smoke.yaml", "--set", &set]).fails(2).err;
+        assert!(said.contains(text), "{set}: {said}");
+    }
 }
 
 #[test]

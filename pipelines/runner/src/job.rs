@@ -105,6 +105,7 @@ impl Work<'_> {
             store: self.store.address().into(),
             edition: self.edition,
             threads: self.threads,
+            save: self.job.run.save,
             scratch: scratch.0.join("scratch"),
         };
         let file = scratch.0.join("invocation.json");

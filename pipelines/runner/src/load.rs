@@ -5,6 +5,7 @@ use crate::diagnostic::{Diagnostic, Place, Result, nearest};
 use crate::programs::Program;
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
+use jsonschema::error::ValidationErrorKind;
 use serde_json::{Map, Value};
 use smelt_schemas::{
     Arity, Digest, InputPort, InputRef, Job as JobText, Pipeline, ResolveRequest, Resolved, RunOptions,
@@ -635,17 +636,47 @@ fn check_schema(tree: &Tree, pointer: &str, draft: &Draft, schema: &Value, confi
             None => error.hint(format!("its fields: {}", known.join(", "))),
         });
     }
-    Err(Diagnostic::pipeline(format!("job `{}`: `config.{parent}`: {error}", draft.name))
+    let forms = at_path(schema, &path).map(|at| forms(schema, at)).unwrap_or_default();
+    let what = match (error.kind(), forms.as_slice()) {
+        (ValidationErrorKind::AnyOf { .. } | ValidationErrorKind::OneOfNotValid { .. }, [_, ..]) => {
+            format!("{} is none of {}", error.instance(), forms.join(", "))
+        }
+        _ => error.to_string(),
+    };
+    Err(Diagnostic::pipeline(format!("job `{}`: `config.{parent}`: {what}", draft.name))
         .at(tree.place(&format!("{pointer}{path}"))))
+}
+
+/// What a value may be, of a schema that lists its forms: constants, `{ fields }`, or names of types.
+fn forms(root: &Value, schema: &Value) -> Vec<String> {
+    let schema = dereference(root, schema);
+    let list = |key: &str| schema.get(key).and_then(Value::as_array);
+    if let Some(choices) = list("anyOf").or(list("oneOf")) {
+        return choices.iter().flat_map(|choice| forms(root, choice)).collect();
+    }
+    if let Some(values) = list("enum") {
+        return values.iter().map(Value::to_string).collect();
+    }
+    if let Some(value) = schema.get("const") {
+        return vec![value.to_string()];
+    }
+    match (schema.get("properties").and_then(Value::as_object), schema.get("type").and_then(Value::as_str)) {
+        (Some(fields), _) => vec![format!("{{ {} }}", fields.keys().cloned().collect::<Vec<_>>().join(", "))],
+        (None, Some(name)) => vec![name.to_owned()],
+        (None, None) => Vec::new(),
+    }
+}
+
+/// The schema of the value at `path`, where every step is a field.
+fn at_path<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('/')
+        .skip(1)
+        .try_fold(root, |schema, part| Some(dereference(root, schema.pointer(&format!("/properties/{part}"))?)))
 }
 
 /// Names of the properties that a schema knows for the object at `path`, if it closes the list.
 fn known_fields(root: &Value, path: &str) -> Option<Vec<String>> {
-    let mut schema = root;
-    for part in path.split('/').skip(1) {
-        schema = dereference(root, schema.pointer(&format!("/properties/{part}"))?);
-    }
-    schema = dereference(root, schema);
+    let schema = dereference(root, at_path(root, path)?);
     (schema.get("additionalProperties") == Some(&Value::Bool(false))).then(|| {
         schema.get("properties").and_then(Value::as_object).map(|p| p.keys().cloned().collect()).unwrap_or_default()
     })

@@ -1,6 +1,6 @@
 //! What the runner hands to a stage.
 
-use crate::{Digest, Kind, Source};
+use crate::{Digest, Kind, SavePolicy, Source};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -56,6 +56,8 @@ pub struct Invocation {
     pub edition: u32,
     /// Threads this job may use; changes no byte of its output.
     pub threads: usize,
+    #[serde(default)]
+    pub save: SavePolicy,
     /// A local folder that may vanish at any time; emptied by whoever made it.
     pub scratch: PathBuf,
 }

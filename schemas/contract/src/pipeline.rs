@@ -62,6 +62,25 @@ pub struct RunOptions {
     /// Names of environment variables that the stage may see, beside PATH, HOME, the AWS_*, SMELT_*, CARGO_* and locale ones.
     #[serde(default)]
     pub env: Vec<String>,
+    /// How often a training saves its state, and how many saves stay.
+    #[serde(default)]
+    pub save: SavePolicy,
+}
+
+/// Saves of a running training. They change no byte of what it makes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SavePolicy {
+    /// From the start of one save to the next; a thread writes it while the training goes on. 0 saves after every step, before the next.
+    pub seconds: f64,
+    /// Saves that stay, at least 1: a damaged one is passed over for the one before.
+    pub last: usize,
+}
+
+impl Default for SavePolicy {
+    fn default() -> Self {
+        Self { seconds: 10.0, last: 1 }
+    }
 }
 
 /// `clean`, `clean.drops`, `[a, b]`, `score[*]`, `tag:NAME`, `artifact:DIGEST`; or a map from port to those.

@@ -88,8 +88,8 @@ impl Lease {
     }
 }
 
-/// A save of a running job, written after the files that it names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Where a running job stands, written after the files that it names: the newest save, and older ones that are kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Where to go on, such as the next training step.
     pub cursor: u64,
@@ -98,6 +98,26 @@ pub struct Progress {
     pub books: Books,
     #[serde(default)]
     pub detail: Value,
+    /// Saves before this one, the newest first.
+    #[serde(default)]
+    pub older: Vec<Kept>,
+}
+
+/// An older save.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    pub cursor: u64,
+    pub files: BTreeMap<String, FileRecord>,
+    #[serde(default)]
+    pub detail: Value,
+}
+
+impl Progress {
+    /// All saves, the newest first.
+    pub fn into_saves(self) -> Vec<Kept> {
+        let newest = Kept { cursor: self.cursor, files: self.files, detail: self.detail };
+        std::iter::once(newest).chain(self.older).collect()
+    }
 }
 
 /// One indivisible piece of work, done.
@@ -345,12 +365,7 @@ mod tests {
         store.put(&key, &to_json(&lease)).unwrap();
         assert!(!renew(&store, &key, &attempt.lease.owner.id, |l| l.renewed = 0.0).unwrap());
         attempt.lost.store(true, Ordering::SeqCst); // what the renewing thread does with that answer
-        let error = attempt.save_progress(&Progress {
-            cursor: 1,
-            files: BTreeMap::new(),
-            books: Books::default(),
-            detail: Value::Null,
-        });
+        let error = attempt.save_progress(&Progress { cursor: 1, ..Progress::default() });
         assert!(error.unwrap_err().to_string().ends_with("lost its lease to process 7 on elsewhere"));
     }
 

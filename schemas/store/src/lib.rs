@@ -20,7 +20,7 @@ mod store;
 mod upload;
 
 pub use artifacts::{Commit, Pointer, Tag, artifact_key, safe_name};
-pub use attempt::{Attempt, Lease, Owner, Progress, UnitRecord};
+pub use attempt::{Attempt, Kept, Lease, Owner, Progress, UnitRecord};
 pub use error::{Error, Result};
 pub use gc::{GcPlan, GcRules};
 pub use store::{Entry, LocalFile, Store, Version};

@@ -2,20 +2,21 @@
 
 use crate::error::Error;
 use crate::kinds::Metric;
+use crate::saves::{Saved, Saves, newest};
 use crate::unit::Unit;
 use serde_json::Value;
-use smelt_schemas::{Event, EventBody, FileRecord, PROTOCOL, Source};
-use smelt_store::{Attempt, Progress, UnitRecord};
+use smelt_schemas::{Event, EventBody, Invocation, PROTOCOL, Source};
+use smelt_store::{Attempt, UnitRecord};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 /// One running job: its threads, its attempt, its voice.
 pub struct Context {
-    pub(crate) attempt: Attempt,
+    pub(crate) attempt: Arc<Attempt>,
     pub(crate) threads: usize,
     pub(crate) scratch: PathBuf,
     sources: Vec<Source>,
@@ -25,17 +26,7 @@ pub struct Context {
     pub(crate) phases: Mutex<Vec<String>>,
     events: AtomicU64,
     last_progress: Mutex<Option<Instant>>,
-    last_save: Mutex<Instant>,
-    save_every: Duration,
-}
-
-/// A save of an earlier process, to go on from.
-pub struct Saved {
-    /// As it was given to `save`, such as the next training step.
-    pub cursor: u64,
-    pub detail: Value,
-    /// Verified contents, by name.
-    pub files: BTreeMap<String, Vec<u8>>,
+    pub(crate) saves: Saves,
 }
 
 /// Names the saved curve among the files of a save.
@@ -44,28 +35,21 @@ const CURVE: &str = "curve.json";
 /// Names a training's state among the files of a save.
 const STATE: &str = "state";
 
-/// Between two saves of a running training: ten seconds, or what `SMELT_SAVE_SECONDS` says. A save changes no byte of the
-/// output, so the interval is part of no fingerprint.
-fn save_every() -> Duration {
-    let seconds = std::env::var("SMELT_SAVE_SECONDS").ok().and_then(|s| s.parse().ok());
-    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(Duration::from_secs(10))
-}
-
 impl Context {
-    pub(crate) fn new(attempt: Attempt, threads: usize, scratch: PathBuf, sources: Vec<Source>) -> Self {
+    pub(crate) fn new(attempt: Attempt, invocation: &Invocation) -> Self {
+        let attempt = Arc::new(attempt);
         Self {
+            saves: Saves::new(attempt.clone(), invocation.save),
             attempt,
-            threads,
-            scratch,
-            sources,
+            threads: invocation.threads.max(1),
+            scratch: invocation.scratch.clone(),
+            sources: invocation.sources.clone(),
             records: Mutex::default(),
             curve: Mutex::default(),
             results: Mutex::default(),
             phases: Mutex::default(),
             events: AtomicU64::new(0),
             last_progress: Mutex::default(),
-            last_save: Mutex::new(Instant::now()),
-            save_every: save_every(),
         }
     }
 
@@ -152,53 +136,38 @@ impl Context {
         self.units("all", 1, |_, unit| work(unit)).map(drop)
     }
 
-    /// The newest save of an earlier process, its files verified.
+    /// The newest save of an earlier process, its files verified. A damaged one is passed over, with a warning.
     pub fn saved(&self) -> Result<Option<Saved>, Error> {
-        let Some(progress) = self.attempt.progress()? else { return Ok(None) };
-        let mut files = BTreeMap::new();
-        for (name, record) in &progress.files {
-            let file = self.attempt.store().fetch(&self.attempt.key(&record.path), record, &self.scratch)?;
-            let bytes = std::fs::read(file.path())
-                .map_err(|e| Error::machine(format!("reading {}: {e}", file.path().display())))?;
-            files.insert(name.clone(), bytes);
-        }
-        if let Some(curve) = files.remove(CURVE) {
+        let (saved, faults) = newest(&self.attempt, &self.scratch)?;
+        faults.iter().for_each(|fault| self.warn(fault));
+        let Some(mut saved) = saved else { return Ok(None) };
+        if let Some(curve) = saved.files.remove(CURVE) {
             let rows: Vec<(u64, String, f64)> = serde_json::from_slice(&curve)
                 .map_err(|e| Error::data(format!("the saved curve cannot be read: {e}")))?;
             *lock(&self.curve) = rows.into_iter().map(|(step, name, value)| Metric { step, name, value }).collect();
         }
-        Ok(Some(Saved { cursor: progress.cursor, detail: progress.detail, files }))
+        Ok(Some(saved))
     }
 
     /// Saves where a running job stands: first the files, then the progress that names them, then older saves go.
     pub fn save(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
-        let before = self.attempt.progress()?;
-        let curve: Vec<_> = lock(&self.curve).iter().map(|m| (m.step, m.name.clone(), m.value)).collect();
-        let curve =
-            serde_json::to_vec(&curve).map_err(|e| Error::bug(format!("a curve holds what JSON cannot: {e}")))?;
-        let mut records = BTreeMap::new();
-        for (name, bytes) in files.iter().copied().chain([(CURVE, curve.as_slice())]) {
-            let path = format!("saves/{cursor}/{name}");
-            let mut upload = self.attempt.store().upload(&self.attempt.key(&path))?;
-            upload.write_all(bytes).map_err(|e| smelt_store::Error::from_write(e, self.attempt.store(), &path))?;
-            records.insert(name.to_owned(), upload.finish(&path)?);
-        }
-        self.attempt.save_progress(&Progress { cursor, files: records, books: Default::default(), detail })?;
-        for old in before.iter().filter(|b| b.cursor != cursor).flat_map(|b| b.files.values()) {
-            let old: &FileRecord = old;
-            self.attempt.store().delete(&self.attempt.key(&old.path))?;
-        }
-        Ok(())
+        let curve = self.curve_so_far()?;
+        let files: Vec<(&str, &[u8])> = files.iter().copied().chain([(CURVE, curve.as_slice())]).collect();
+        self.saves.write(cursor, detail, &files)
     }
 
-    /// Saves a training that is about to do step `next`, if the last save is long enough ago.
+    fn curve_so_far(&self) -> Result<Vec<u8>, Error> {
+        let curve: Vec<_> = lock(&self.curve).iter().map(|m| (m.step, m.name.clone(), m.value)).collect();
+        serde_json::to_vec(&curve).map_err(|e| Error::bug(format!("a curve holds what JSON cannot: {e}")))
+    }
+
+    /// Saves a training that is about to do step `next`, if the last save is long enough ago and written: by a thread of its own, while
+    /// the training goes on.
     pub fn save_when_due(&self, next: u64, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
-        let is_due = lock(&self.last_save).elapsed() >= self.save_every;
-        if is_due {
-            self.save(next, Value::Null, &[(STATE, &state())])?;
-            *lock(&self.last_save) = Instant::now();
+        if !self.saves.are_due() {
+            return Ok(());
         }
-        Ok(())
+        self.saves.begin(next, vec![(STATE.into(), state()), (CURVE.into(), self.curve_so_far()?)])
     }
 
     /// Where an earlier process left a training: the next step, and the state it saved.
@@ -245,6 +214,14 @@ impl Context {
     /// Something a person should know, though work goes on.
     pub fn warn(&self, message: &str) {
         self.emit(EventBody::Warning { message: message.into() });
+    }
+
+    /// Ends the job's hold on its attempt, once nothing is written any more.
+    pub(crate) fn release(self) {
+        drop(self.saves);
+        if let Some(attempt) = Arc::into_inner(self.attempt) {
+            attempt.release();
+        }
     }
 
     pub(crate) fn emit(&self, body: EventBody) {

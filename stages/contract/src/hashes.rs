@@ -13,10 +13,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use smelt_stage::Source;
-
-use crate::error::IngestError;
-use crate::paths::Found;
+use crate::files::{FileError, Found};
+use smelt_schemas::Source;
 
 /// Files below this are hashed each time.
 const WORTH_BYTES: u64 = 256 << 10;
@@ -47,8 +45,8 @@ impl Memory {
     }
 
     /// What every file is, in order; each hashed once, by several threads.
-    pub fn sources(&self, files: &[Found]) -> Result<Vec<Source>, IngestError> {
-        let found: Mutex<Vec<Option<Result<Source, IngestError>>>> = Mutex::new(files.iter().map(|_| None).collect());
+    pub fn sources(&self, files: &[Found]) -> Result<Vec<Source>, FileError> {
+        let found: Mutex<Vec<Option<Result<Source, FileError>>>> = Mutex::new(files.iter().map(|_| None).collect());
         let (next, fresh) = (AtomicUsize::new(0), Mutex::new(String::new()));
         let worker = || {
             loop {
@@ -70,11 +68,11 @@ impl Memory {
         found.into_iter().map(|source| source.expect("every file was looked at")).collect()
     }
 
-    fn source(&self, file: &Found, fresh: &Mutex<String>) -> Result<Source, IngestError> {
+    fn source(&self, file: &Found, fresh: &Mutex<String>) -> Result<Source, FileError> {
         if file.bytes < WORTH_BYTES || self.file.is_none() {
             return hash(file);
         }
-        let cannot = |source| IngestError::Read { name: file.path.display().to_string(), source };
+        let cannot = |source| FileError::Read { name: file.path.display().to_string(), source };
         let before = key(&std::fs::metadata(&file.path).map_err(cannot)?);
         if let Some(version) = self.known.get(&before) {
             return Ok(Source { name: file.name.clone(), bytes: file.bytes, version: version.clone() });
@@ -114,8 +112,8 @@ fn is_at_rest(meta: &Metadata) -> bool {
 }
 
 /// What a file is, whatever it is called on this machine.
-pub fn hash(file: &Found) -> Result<Source, IngestError> {
-    let cannot = |source| IngestError::Read { name: file.path.display().to_string(), source };
+pub fn hash(file: &Found) -> Result<Source, FileError> {
+    let cannot = |source| FileError::Read { name: file.path.display().to_string(), source };
     let mut hasher = blake3::Hasher::new();
     let bytes = io::copy(&mut File::open(&file.path).map_err(cannot)?, &mut hasher).map_err(cannot)?;
     Ok(Source { name: file.name.clone(), bytes, version: hasher.finalize().to_hex().to_string() })

@@ -58,18 +58,22 @@
 
 mod context;
 mod error;
+pub mod files;
+mod hashes;
 mod help;
 mod input;
 pub mod kinds;
 mod program;
 mod rows;
+mod saves;
 mod shard;
 mod unit;
 
-pub use context::{Context, Saved};
+pub use context::Context;
 pub use error::Error;
 pub use input::{Artifact, Connections, Inputs, Rows};
 pub use program::{Outputs, Port, Stage, main, run_invocation};
+pub use saves::Saved;
 pub use smelt_schemas::{Arity, Check, Cores, Digest, Doctor, Estimate, FileRecord, InputPort, OutputPort, Source};
 pub use smelt_store::LocalFile;
 pub use unit::{PortFile, Unit};

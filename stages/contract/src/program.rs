@@ -222,11 +222,13 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     let connections =
         Connections { store: store.clone(), scratch: invocation.scratch.clone(), inputs: invocation.inputs.clone() };
     let inputs = S::Inputs::connect(&connections)?;
-    let cx = Context::new(attempt, invocation.threads.max(1), invocation.scratch.clone(), invocation.sources.clone());
+    let cx = Context::new(attempt, invocation);
     let resumed_at = cx.attempt.progress()?.map(|p| p.cursor);
     cx.emit(EventBody::Started { attempt: cx.attempt.id().into(), resumed: cx.attempt.resumed(), resumed_at });
-    if let Err(e) = S::run(config, inputs, S::Outputs::bind(), &cx) {
-        cx.attempt.release();
+    let done = S::run(config, inputs, S::Outputs::bind(), &cx);
+    let saved = cx.saves.wait();
+    if let Err(e) = done.and(saved) {
+        cx.release();
         return Err(e);
     }
     write_curve::<S>(&cx)?;
@@ -237,7 +239,7 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     };
     let summary = manifest.books.summary(S::ROWS);
     cx.emit(EventBody::Committed { fingerprint: manifest.fingerprint, edition: manifest.edition, adopted, summary });
-    cx.attempt.release();
+    cx.release();
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong between a glob and a document.
 
+use smelt_stage::files::FileError;
 use std::io;
 
 /// Grouped by who can help: the pipeline's author, the data's owner, the machine's.
@@ -14,6 +15,15 @@ pub enum IngestError {
     /// The machine does not give what is there.
     #[error("cannot read `{name}`")]
     Read { name: String, source: io::Error },
+}
+
+impl From<FileError> for IngestError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Config(text) => IngestError::Config(text),
+            FileError::Read { name, source } => IngestError::Read { name, source },
+        }
+    }
 }
 
 impl IngestError {

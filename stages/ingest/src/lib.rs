@@ -6,7 +6,6 @@
 //! and the same files elsewhere give the same bytes.
 
 pub mod error;
-mod hashes;
 mod parquet;
 pub mod paths;
 pub mod read;
@@ -17,12 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smelt_stage::files::{Found, Memory, expand, hash};
 use smelt_stage::kinds::{Document, Documents, Drops};
 use smelt_stage::{Context, Error, Source, Stage, Unit};
 
 use crate::error::IngestError;
-use crate::hashes::{Memory, hash};
-use crate::paths::Found;
 use crate::read::{Fields, Format, InvalidUtf8, Outcome, Raw};
 use crate::select::{Limits, Selection};
 
@@ -117,7 +115,7 @@ impl Config {
     fn select(&self) -> Result<Selection, IngestError> {
         let mut globs = Vec::new();
         for path in &self.paths {
-            let glob = paths::expand(path, |name| std::env::var(name).ok())?;
+            let glob = expand(path, |name| std::env::var(name).ok())?;
             globs.push((path.clone(), paths::matches(&glob)?));
         }
         let limits = Limits {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::IngestError;
-use crate::paths::Found;
+use smelt_stage::files::Found;
 
 /// Limits that need no look into a file. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default)]

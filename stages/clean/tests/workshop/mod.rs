@@ -121,6 +121,7 @@ impl Workshop {
             store: self.store.address().to_owned(),
             edition: 0,
             threads: self.threads,
+            save: smelt_schemas::SavePolicy::default(),
             scratch: self.folder.join("scratch"),
         }
     }

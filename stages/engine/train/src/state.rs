@@ -2,28 +2,59 @@
 //! nothing else has a state.
 //!
 //! Tensors carry a parameter's name behind what they are: `w.`, `m.`, `v.`, `average.`, and `kept.w.` … for the guard's copy.
+//! A state may lie in several files, each with a *span* of every tensor: elements `start..end` of it, flat, in the order of the whole. Spans
+//! are of the logical tensor, not of a rank, so that as many ranks as one likes can read what any number of others wrote.
 
 use crate::{Error, Optimizer, Trainer};
 use bytemuck::cast_slice;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::{Value, json};
-use smelt_kernels::{DType, Tensor, bf16};
+use serde_json::{Map, Value, json};
+use smelt_kernels::{DType, Shape, Tensor, bf16};
 use smelt_model::Params;
 use std::collections::HashMap;
+use std::ops::Range;
 
 const NUMBERS: &str = "training";
 const LOSSES: &str = "guard.losses";
+/// Field of the numbers: where the spans of a file begin, by tensor; absent in a file with whole tensors.
+const STARTS: &str = "starts";
+
+/// Elements of a tensor of `length` in part `part` of `parts`.
+fn span(length: usize, part: usize, parts: usize) -> Range<usize> {
+    length * part / parts..length * (part + 1) / parts
+}
 
 impl Trainer {
     /// Everything that the next step depends on, bit for bit.
     pub fn save(&self) -> Vec<u8> {
-        let mut views = Vec::new();
-        push(&mut views, "", &self.params, &self.optimizer);
+        self.save_part(0, 1)
+    }
+
+    /// The same in `parts` files, of which this is number `part`.
+    pub fn save_part(&self, part: usize, parts: usize) -> Vec<u8> {
+        assert!(part < parts, "save_part: part {part} of {parts}");
+        let mut tensors = list("", &self.params, &self.optimizer);
         let mut numbers =
             json!({ "step": self.steps, "updates": self.optimizer.updates, "skipped": self.spikes.skipped });
         if let Some((params, optimizer)) = &self.spikes.kept {
-            push(&mut views, "kept.", params, optimizer);
+            tensors.extend(list("kept.", params, optimizer));
             numbers["kept"] = optimizer.updates.into();
+        }
+        let (mut views, mut starts) = (Vec::new(), Map::new());
+        for (name, shape, tensor) in tensors {
+            let span = span(shape.len(), part, parts);
+            let (dtype, bytes): (_, &[u8]) = match tensor.dtype() {
+                DType::Bf16 => (Dtype::BF16, cast_slice(&tensor.read::<bf16>()[span.clone()])),
+                _ => (Dtype::F32, cast_slice(&tensor.read::<f32>()[span.clone()])),
+            };
+            let dims = if parts == 1 { shape.dims().to_vec() } else { vec![span.len()] };
+            if parts > 1 {
+                starts.insert(name.clone(), span.start.into());
+            }
+            views.push((name, TensorView::new(dtype, dims, bytes).expect("a tensor's bytes fit its shape")));
+        }
+        if parts > 1 {
+            numbers[STARTS] = starts.into();
         }
         // one entry: the file's metadata have no order of their own
         let metadata = HashMap::from([(NUMBERS.to_owned(), numbers.to_string())]);
@@ -37,23 +68,33 @@ impl Trainer {
 
     /// Goes on where `bytes` were saved. On an error the trainer is as it was.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| state(error.to_string()))?;
-        let numbers = header.metadata().as_ref().and_then(|metadata| metadata.get(NUMBERS));
-        let numbers: Value = numbers.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let number = |name: &str| numbers[name].as_u64().ok_or_else(|| state(format!("it names no {name}")));
-        let file = SafeTensors::deserialize(bytes).map_err(|error| state(error.to_string()))?;
-        let (params, mut optimizer) = self.pull(&file, "")?;
+        self.restore_parts(&[bytes])
+    }
+
+    /// The same from all parts of a state, in any order, however many there are.
+    pub fn restore_parts(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
+        let files = parts.iter().map(|bytes| Part::read(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = files.first() else { return Err(state("there is no file of it".into())) };
+        let own = |numbers: &Value| {
+            [&numbers["step"], &numbers["updates"], &numbers["skipped"], &numbers["kept"]].map(Value::clone)
+        };
+        if let Some(other) = files.iter().find(|file| own(&file.numbers) != own(&first.numbers)) {
+            let (a, b) = (&first.numbers["step"], &other.numbers["step"]);
+            return Err(state(format!("its files were saved at different steps, {a} and {b}")));
+        }
+        let number = |name: &str| first.numbers[name].as_u64().ok_or_else(|| state(format!("it names no {name}")));
+        let (params, mut optimizer) = self.pull(&files, "")?;
         let (steps, skipped) = (number("step")?, number("skipped")?);
         optimizer.updates = number("updates")?;
-        let kept = match numbers.get("kept").is_some() {
+        let kept = match first.numbers.get("kept").is_some() {
             true => {
-                let (params, mut optimizer) = self.pull(&file, "kept.")?;
+                let (params, mut optimizer) = self.pull(&files, "kept.")?;
                 optimizer.updates = number("kept")?;
                 Some((params, optimizer))
             }
             false => None,
         };
-        let losses = file.tensor(LOSSES).ok();
+        let losses = first.file.tensor(LOSSES).ok();
         let losses = losses.iter().flat_map(|view| view.data().as_chunks().0.iter().map(|&x| f64::from_le_bytes(x)));
         self.spikes = crate::guard::Spikes { losses: losses.collect(), skipped, kept };
         (self.params, self.optimizer, self.steps) = (params, optimizer, steps);
@@ -61,12 +102,12 @@ impl Trainer {
     }
 
     /// Parameters and optimizer under `prefix`, shaped like this trainer's; `updates` is left at 0.
-    fn pull(&self, file: &SafeTensors, prefix: &str) -> Result<(Params, Optimizer), Error> {
+    fn pull(&self, files: &[Part], prefix: &str) -> Result<(Params, Optimizer), Error> {
         let mut params = self.params.copy();
         let mut optimizer = Optimizer { updates: 0, ..self.optimizer.copy() };
         for (p, spec, like) in self.params.iter() {
             let name = &spec.parts[0].name;
-            let pull = |kind: &str, like: &Tensor| read(file, &format!("{prefix}{kind}.{name}"), like);
+            let pull = |kind: &str, like: &Tensor| read(files, &format!("{prefix}{kind}.{name}"), like);
             *params.get_mut(p) = pull("w", like)?;
             let at = p.index();
             optimizer.m[at] = pull("m", &self.optimizer.m[at])?;
@@ -79,42 +120,81 @@ impl Trainer {
     }
 }
 
+/// One file of a state.
+struct Part<'a> {
+    file: SafeTensors<'a>,
+    numbers: Value,
+}
+
+impl<'a> Part<'a> {
+    fn read(bytes: &'a [u8]) -> Result<Self, Error> {
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| state(error.to_string()))?;
+        let numbers = header.metadata().as_ref().and_then(|metadata| metadata.get(NUMBERS));
+        let numbers: Value = numbers.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let file = SafeTensors::deserialize(bytes).map_err(|error| state(error.to_string()))?;
+        Ok(Self { file, numbers })
+    }
+
+    /// Where its span of tensor `name` begins; None for a whole tensor.
+    fn start(&self, name: &str) -> Option<usize> {
+        self.numbers.get(STARTS)?.get(name)?.as_u64().map(|start| start as usize)
+    }
+}
+
 fn state(what: String) -> Error {
     Error::State { what }
 }
 
-fn push<'a>(views: &mut Vec<(String, TensorView<'a>)>, prefix: &str, params: &'a Params, optimizer: &'a Optimizer) {
+/// All tensors of a state, by name.
+fn list<'a>(prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<(String, Shape, &'a Tensor)> {
+    let mut all = Vec::new();
     for (p, spec, value) in params.iter() {
         let name = &spec.parts[0].name;
         let mut tensors = vec![("w", value), ("m", &optimizer.m[p.index()]), ("v", &optimizer.v[p.index()])];
         tensors.extend(optimizer.average.as_ref().map(|average| ("average", average.get(p))));
-        for (kind, tensor) in tensors {
-            let (dtype, bytes) = match tensor.dtype() {
-                DType::Bf16 => (Dtype::BF16, cast_slice(tensor.read::<bf16>())),
-                _ => (Dtype::F32, cast_slice(tensor.read::<f32>())),
-            };
-            let view = TensorView::new(dtype, spec.shape.dims().to_vec(), bytes);
-            views.push((format!("{prefix}{kind}.{name}"), view.expect("a tensor's bytes fit its shape")));
-        }
+        all.extend(tensors.into_iter().map(|(kind, tensor)| (format!("{prefix}{kind}.{name}"), spec.shape, tensor)));
     }
+    all
 }
 
-fn read(file: &SafeTensors, name: &str, like: &Tensor) -> Result<Tensor, Error> {
-    let view = file.tensor(name).map_err(|_| state(format!("`{name}` is missing")))?;
+/// A tensor from the spans of all files, which must cover it once.
+fn read(files: &[Part], name: &str, like: &Tensor) -> Result<Tensor, Error> {
     let dtype = if like.dtype() == DType::Bf16 { Dtype::BF16 } else { Dtype::F32 };
-    if view.shape() != like.shape().dims() {
-        return Err(state(format!("`{name}` has shape {:?}, the model {:?}", view.shape(), like.shape())));
+    let (mut spans, length) = (Vec::new(), like.len());
+    for part in files {
+        let Ok(view) = part.file.tensor(name) else { continue };
+        if view.dtype() != dtype {
+            return Err(state(format!("`{name}` is {:?}, the optimizer keeps {dtype:?}", view.dtype())));
+        }
+        let start = part.start(name);
+        if start.is_none() && view.shape() != like.shape().dims() {
+            return Err(state(format!("`{name}` has shape {:?}, the model {:?}", view.shape(), like.shape())));
+        }
+        spans.push((start.unwrap_or(0), view.shape().iter().product::<usize>(), view));
     }
-    if view.dtype() != dtype {
-        return Err(state(format!("`{name}` is {:?}, the optimizer keeps {dtype:?}", view.dtype())));
+    if spans.is_empty() {
+        return Err(state(format!("`{name}` is missing")));
+    }
+    spans.sort_by_key(|&(start, ..)| start);
+    let mut bytes = Vec::with_capacity(length * dtype.bitsize() / 8);
+    let mut covered = 0;
+    for (start, count, view) in spans {
+        if start != covered {
+            return Err(state(format!("`{name}` has elements up to {covered}, and then from {start}")));
+        }
+        bytes.extend_from_slice(view.data());
+        covered += count;
+    }
+    if covered != length {
+        return Err(state(format!("`{name}` has {covered} elements, the model {length}")));
     }
     Ok(match like.dtype() {
         DType::Bf16 => {
-            let bits = view.data().as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
+            let bits = bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
             Tensor::new(like.shape(), &bits.map(bf16::from_bits).collect::<Vec<_>>())
         }
         _ => {
-            let values = view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+            let values = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
             Tensor::new(like.shape(), &values.collect::<Vec<f32>>())
         }
     })

@@ -85,6 +85,35 @@ fn check_resume(config: Config) {
     assert!(second.save() == whole.save());
 }
 
+/// Three ranks wrote it, one reads it: spans are of the tensors, not of the ranks.
+#[test]
+fn a_state_in_parts_is_the_whole_state_however_many_there_are() {
+    let mut whole = guarded();
+    (0..9).for_each(|at| drop(step(&mut whole, at, 1)));
+    let bytes = whole.save();
+    for count in [1, 2, 3, 7] {
+        let mut parts: Vec<Vec<u8>> = (0..count).map(|part| whole.save_part(part, count)).collect();
+        parts.reverse();
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut again = guarded();
+        again.restore_parts(&views).unwrap();
+        assert!(again.save() == bytes, "{count} parts");
+        assert!(again.save_part(0, 2) == whole.save_part(0, 2));
+    }
+    let parts: Vec<Vec<u8>> = (0..3).map(|part| whole.save_part(part, 3)).collect();
+    let refused = |views: &[&[u8]]| guarded().restore_parts(views).unwrap_err().to_string();
+    let text = refused(&[&parts[0], &parts[2]]);
+    assert!(text.contains("has elements up to 533, and then from 1066"), "{text}");
+    let text = refused(&[&parts[0], &parts[1]]);
+    assert!(text.contains("has 1066 elements, the model 1600"), "{text}");
+    let text = refused(&[&parts[1], &parts[0], &parts[1], &parts[2]]);
+    assert!(text.contains("has elements up to 1066, and then from 533"), "{text}");
+    drop(step(&mut whole, 9, 1));
+    let text = refused(&[&parts[0], &parts[1], &whole.save_part(2, 3)]);
+    assert!(text.contains("its files were saved at different steps, 9 and 10"), "{text}");
+    assert!(refused(&[]).contains("there is no file of it"));
+}
+
 #[test]
 fn one_thread_and_two_train_the_same_bits() {
     for config in [config(), dense()] {

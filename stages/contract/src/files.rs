@@ -1,0 +1,101 @@
+//! Local files that a stage reads from outside the store: how they are named, and what they are.
+
+use std::io;
+use std::path::PathBuf;
+
+pub use crate::hashes::{Memory, hash};
+
+/// What keeps a local file from being used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A path in the config cannot be understood.
+    #[error("{0}")]
+    Config(String),
+    /// The machine does not give what is there.
+    #[error("cannot read `{name}`")]
+    Read { name: String, source: io::Error },
+}
+
+impl From<FileError> for crate::Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Config(text) => match text.split_once("\nhint: ") {
+                Some((what, hint)) => crate::Error::config("", what).hint(hint),
+                None => crate::Error::config("", text),
+            },
+            FileError::Read { name, source } => crate::Error::machine(format!("cannot read `{name}`: {source}")),
+        }
+    }
+}
+
+/// A file and what it is called in the dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Relative name with `/` between its components.
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// Expands `~` at the start, `${NAME}` and `${NAME:-default}`; `variable` looks a name up.
+pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, FileError> {
+    let mut out = String::new();
+    let mut rest = pattern;
+    while let Some(at) = rest.find("${") {
+        out.push_str(&rest[..at]);
+        let inner = &rest[at + 2..];
+        let end = inner
+            .find('}')
+            .ok_or_else(|| FileError::Config(format!("`{pattern}` opens `${{` and does not close it")))?;
+        let (name, default) = match inner[..end].split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (&inner[..end], None),
+        };
+        let value = variable(name).filter(|value| !value.is_empty()).or(default.map(str::to_owned));
+        out.push_str(&value.ok_or_else(|| {
+            FileError::Config(format!(
+                "`{pattern}` needs the variable `{name}`, which is not set\nhint: set it, or write `${{{name}:-DEFAULT}}`"
+            ))
+        })?);
+        rest = &inner[end + 1..];
+    }
+    out.push_str(rest);
+    if out == "~" || out.starts_with("~/") {
+        let home = variable("HOME").ok_or_else(|| {
+            FileError::Config(format!("`{pattern}` begins with `~`, and the variable `HOME` is not set"))
+        })?;
+        out.replace_range(..1, home.trim_end_matches('/'));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables(name: &str) -> Option<String> {
+        [("HOME", "/home/ada/"), ("DATA", "/data"), ("EMPTY", "")].iter().find(|v| v.0 == name).map(|v| v.1.to_owned())
+    }
+
+    #[test]
+    fn home_and_variables_are_filled_in() {
+        let expand = |p| expand(p, variables).unwrap();
+        assert_eq!(expand("~/a/~b"), "/home/ada/a/~b");
+        assert_eq!(expand("${DATA}/x${DATA}"), "/data/x/data");
+        assert_eq!(expand("${CARGO_HOME:-~/.cargo}/registry"), "/home/ada/.cargo/registry");
+        assert_eq!(expand("${EMPTY:-e}"), "e");
+        assert_eq!(expand("plain/*.md"), "plain/*.md");
+    }
+
+    #[test]
+    fn an_unset_variable_is_named() {
+        let error = expand("${NOWHERE}/x", variables).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "`${NOWHERE}/x` needs the variable `NOWHERE`, which is not set\n\
+             hint: set it, or write `${NOWHERE:-DEFAULT}`"
+        );
+        let error = expand("a${b", variables).unwrap_err().to_string();
+        assert_eq!(error, "`a${b` opens `${` and does not close it");
+    }
+}

@@ -1,0 +1,182 @@
+//! Saves of a running training: written by a thread of their own, the last few kept.
+//!
+//! First the files, then the progress that names them, then older saves go: a kill at any moment leaves a complete save behind. The
+//! caller hands over bytes, so the training goes on while they are hashed and written.
+
+use crate::context::lock;
+use crate::error::Error;
+use serde_json::Value;
+use smelt_schemas::{ExitCode, FileRecord, SavePolicy};
+use smelt_store::{Attempt, Kept, Progress};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A save of an earlier process, to go on from.
+pub struct Saved {
+    /// As it was given to `save`, such as the next training step.
+    pub cursor: u64,
+    pub detail: Value,
+    /// Verified contents, by name.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+pub(crate) struct Saves {
+    attempt: Arc<Attempt>,
+    policy: SavePolicy,
+    last: Mutex<Instant>,
+    writing: Mutex<Option<JoinHandle<Result<(), Error>>>>,
+}
+
+impl Saves {
+    /// `SMELT_SAVE_SECONDS` overrides the interval: a save changes no byte of the output, so it is part of no fingerprint.
+    pub fn new(attempt: Arc<Attempt>, mut policy: SavePolicy) -> Self {
+        let seconds = std::env::var("SMELT_SAVE_SECONDS").ok().and_then(|s| s.parse().ok());
+        policy.seconds = seconds.filter(|s: &f64| s.is_finite() && *s >= 0.0).unwrap_or(policy.seconds);
+        Self { attempt, policy, last: Mutex::new(Instant::now()), writing: Mutex::default() }
+    }
+
+    /// Whether the last save began long enough ago, and is written.
+    pub fn are_due(&self) -> bool {
+        let is_time = lock(&self.last).elapsed() >= Duration::from_secs_f64(self.policy.seconds.min(1e9));
+        is_time && lock(&self.writing).as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Writes a save beside the caller's work, or before it goes on if the interval is 0. An error of the one before is told here.
+    pub fn begin(&self, cursor: u64, files: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+        self.wait()?;
+        *lock(&self.last) = Instant::now();
+        if self.policy.seconds == 0.0 {
+            let files: Vec<(&str, &[u8])> =
+                files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+            return self.write(cursor, Value::Null, &files);
+        }
+        let (attempt, keep) = (self.attempt.clone(), self.policy.last);
+        *lock(&self.writing) = Some(std::thread::spawn(move || {
+            let files: Vec<(&str, &[u8])> =
+                files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+            write(&attempt, keep, cursor, Value::Null, &files)
+        }));
+        Ok(())
+    }
+
+    /// Writes a save now.
+    pub fn write(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+        self.wait()?;
+        write(&self.attempt, self.policy.last, cursor, detail, files)
+    }
+
+    /// Until nothing is being written.
+    pub fn wait(&self) -> Result<(), Error> {
+        match lock(&self.writing).take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+fn write(attempt: &Attempt, keep: usize, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+    let before = attempt.progress()?;
+    let mut records = BTreeMap::new();
+    for (name, bytes) in files {
+        let path = format!("saves/{cursor}/{name}");
+        let mut upload = attempt.store().upload(&attempt.key(&path))?;
+        upload.write_all(bytes).map_err(|e| smelt_store::Error::from_write(e, attempt.store(), &path))?;
+        records.insert((*name).to_owned(), upload.finish(&path)?);
+    }
+    let mut older: Vec<Kept> = before.map(Progress::into_saves).unwrap_or_default();
+    older.retain(|save| save.cursor != cursor);
+    let dropped = older.split_off(older.len().min(keep.max(1) - 1));
+    attempt.save_progress(&Progress { cursor, files: records, books: Default::default(), detail, older })?;
+    for file in dropped.iter().flat_map(|save| save.files.values()) {
+        attempt.store().delete(&attempt.key(&file.path))?;
+    }
+    Ok(())
+}
+
+/// The newest save whose files are whole, and what was wrong with newer ones. Without any the work begins anew.
+pub(crate) fn newest(attempt: &Attempt, scratch: &Path) -> Result<(Option<Saved>, Vec<String>), Error> {
+    let mut faults = Vec::new();
+    for save in attempt.progress()?.map(Progress::into_saves).unwrap_or_default() {
+        match read(attempt, &save, scratch) {
+            Ok(files) => return Ok((Some(Saved { cursor: save.cursor, detail: save.detail, files }), faults)),
+            Err(error) if error.exit_code() == ExitCode::Data => {
+                faults.push(format!("the save at {} is passed over: {error}", save.cursor));
+            }
+            Err(error) => return Err(error), // it may be whole, and cannot be seen now
+        }
+    }
+    Ok((None, faults))
+}
+
+fn read(attempt: &Attempt, save: &Kept, scratch: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let read = |record: &FileRecord| {
+        let file = attempt.store().fetch(&attempt.key(&record.path), record, scratch)?;
+        let path = file.path();
+        std::fs::read(path).map_err(|e| Error::machine(format!("reading {}: {e}", path.display())))
+    };
+    save.files.iter().map(|(name, record)| Ok((name.clone(), read(record)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smelt_schemas::Digest;
+    use smelt_store::Store;
+
+    fn saves(store: &Store, last: usize) -> Saves {
+        let attempt = Attempt::begin(store, "train", &Digest::of(b"recipe"), 0).unwrap();
+        Saves::new(Arc::new(attempt), SavePolicy { seconds: 1e-9, last })
+    }
+
+    fn found(saves: &Saves) -> (Option<u64>, Vec<String>) {
+        let (saved, faults) = newest(&saves.attempt, &std::env::temp_dir()).unwrap();
+        if let Some(saved) = &saved {
+            assert_eq!(saved.files["state"], format!("state {}", saved.cursor).into_bytes());
+        }
+        (saved.map(|saved| saved.cursor), faults)
+    }
+
+    fn begin(saves: &Saves, cursor: u64) {
+        saves.begin(cursor, vec![("state".into(), format!("state {cursor}").into_bytes())]).unwrap();
+    }
+
+    #[test]
+    fn the_last_saves_stay_and_a_damaged_one_is_passed_over() {
+        let store = Store::open("memory:saves").unwrap();
+        let saves = saves(&store, 2);
+        (1..=4).for_each(|cursor| begin(&saves, cursor));
+        saves.wait().unwrap();
+        let kept = store.list_here(&saves.attempt.key("saves")).unwrap().1;
+        assert_eq!(kept, ["3", "4"]);
+        assert_eq!(found(&saves), (Some(4), vec![]));
+
+        store.put(&saves.attempt.key("saves/4/state"), b"state 5").unwrap();
+        let (cursor, faults) = found(&saves);
+        assert_eq!(cursor, Some(3));
+        assert!(faults.len() == 1 && faults[0].starts_with("the save at 4 is passed over: "), "{faults:?}");
+        store.delete(&saves.attempt.key("saves/3/state")).unwrap();
+        assert_eq!(found(&saves).0, None, "without a whole save the work begins anew");
+    }
+
+    #[test]
+    fn what_went_wrong_in_the_background_is_told_at_the_next_save() {
+        let folder = std::env::temp_dir().join(format!("smelt-saves-{}", smelt_store::unique()));
+        let store = Store::open(folder.to_str().unwrap()).unwrap();
+        let saves = saves(&store, 1);
+        begin(&saves, 1);
+        saves.wait().unwrap();
+        // a file where the next save's folder would be
+        std::fs::write(folder.join(saves.attempt.key("saves/2")), b"").unwrap();
+        begin(&saves, 2);
+        let error = saves.begin(3, Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("saves/2/state"), "{error}");
+        assert_eq!(found(&saves), (Some(1), vec![]), "the save before it stays");
+        drop(saves);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
