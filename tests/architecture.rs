@@ -17,6 +17,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("smelt-train", 5),
         ("smelt-generate", 5),
         ("smelt-checkpoint", 5),
+        ("smelt-bench", 6),
         // These know stages through their verbs and manifests alone, so nothing above floor 2 is theirs to see.
         ("smelt", 3),
         ("smelt-query", 3),

@@ -11,6 +11,8 @@ use crate::{PipelineArgs, RunArgs, job, query};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::Store;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// A pipeline as the command line names it.
@@ -273,7 +275,7 @@ pub fn doctor(store: Option<&str>) -> Result<()> {
             Err(e) => line(false, &format!("stage {stage}"), &e.message, e.hint.as_deref()),
         }
     }
-    let query = programs::locate("query", Path::new("."));
+    let query = programs::helper("query");
     line(
         query.is_ok(),
         "smelt-query",
@@ -289,4 +291,10 @@ pub fn doctor(store: Option<&str>) -> Result<()> {
         0 => Ok(()),
         n => Err(Diagnostic::new(ExitCode::Machine, format!("{n} checks failed"))),
     }
+}
+
+/// Hands over to `smelt-bench`.
+pub fn bench(args: &[OsString]) -> Result<()> {
+    let error = std::process::Command::new(programs::helper("bench")?).args(args).exec();
+    Err(Diagnostic::new(ExitCode::Machine, format!("`smelt-bench` cannot be started: {error}")))
 }

@@ -15,6 +15,7 @@ mod view;
 mod yaml;
 
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use table::Format;
@@ -139,6 +140,13 @@ enum Command {
     },
     /// Print a schema: `pipeline`, `manifest`, `event`, …, a kind such as `documents`, or a stage's config
     Schema { name: Option<String> },
+    /// Measure how fast training and generation are on this machine, and where the time goes
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// See `smelt bench --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Check this machine, the stages and the store
     Doctor {
         #[command(flatten)]
@@ -168,6 +176,7 @@ fn main() -> ExitCode {
         Command::Artifacts { command } => artifacts::run(command),
         Command::Schema { name } => commands::schema(name.as_deref()),
         Command::Doctor { store } => commands::doctor(store.store.as_deref()),
+        Command::Bench { args } => commands::bench(&args),
         Command::Shim { program, verb: _, invocation } => shim::run(&program, &invocation),
     };
     match done {

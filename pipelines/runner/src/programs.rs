@@ -46,13 +46,24 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf> {
     })
 }
 
+/// Programs beside `smelt` that are no stages.
+const HELPERS: [&str; 2] = ["query", "bench"];
+
+/// Where a helper lies.
+pub fn helper(name: &str) -> Result<PathBuf> {
+    locate(name, Path::new(".")).map_err(|_| {
+        Diagnostic::new(ExitCode::Machine, format!("`smelt-{name}` is not beside `smelt` or in PATH"))
+            .hint("build all programs: `cargo build --release`")
+    })
+}
+
 /// Names of the stages beside this program.
 pub fn known() -> BTreeSet<String> {
     let own = folders().into_iter().next();
     let names = own.and_then(|f| std::fs::read_dir(f).ok()).into_iter().flatten().flatten();
     names
         .filter_map(|e| e.file_name().to_str()?.strip_prefix("smelt-").map(str::to_owned))
-        .filter(|n| n != "query" && !n.contains('.'))
+        .filter(|n| !HELPERS.contains(&n.as_str()) && !n.contains('.'))
         .collect()
 }
 

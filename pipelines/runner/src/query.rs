@@ -244,10 +244,7 @@ pub fn ask(store: &Store, pipeline: &str, sql: &str, format: QueryFormat, output
     let mut request = request(store, pipeline, sql)?;
     request.format = format;
     request.output = output;
-    let program = crate::programs::locate("query", Path::new(".")).map_err(|_| {
-        Diagnostic::new(ExitCode::Machine, "`smelt-query` is not beside `smelt` or in PATH")
-            .hint("build all programs: `cargo build --release`")
-    })?;
+    let program = crate::programs::helper("query")?;
     let mut child = Command::new(program)
         .stdin(Stdio::piped())
         .spawn()

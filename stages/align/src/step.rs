@@ -63,8 +63,7 @@ impl Sampler<'_> {
             }
         }
         let backend = trainer.backend().as_ref();
-        let generator =
-            Generator { model: trainer.model(), params: trainer.params(), backend, concurrency: requests.len() };
+        let generator = Generator::new(trainer.model(), trainer.params(), backend, requests.len());
         let completions = generator.run(&requests).map_err(fault)?;
         let mut answers = Vec::with_capacity(requests.len());
         for ((request, completion), (row, place)) in requests.into_iter().zip(completions).zip(&rows) {

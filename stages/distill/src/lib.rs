@@ -137,7 +137,7 @@ impl Job<'_> {
             }));
         }
         let Loaded { model, params, .. } = self.loaded;
-        let generator = Generator { model, params, backend: self.cpu, concurrency: 128 };
+        let generator = Generator::new(model, params, self.cpu, 128);
         let completions = generator.run(&requests).map_err(fault)?;
         for ((i, row), completions) in prompts.iter().enumerate().zip(completions.chunks(config.samples as usize)) {
             unit.count_read(1);

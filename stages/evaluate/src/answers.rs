@@ -2,7 +2,7 @@
 
 use crate::{Config, Form};
 use smelt_checkpoint::{Loaded, fault, with_system};
-use smelt_generate::{Completion, Finish, Generator, Request, Sampling};
+use smelt_generate::{Completion, Drafts, Finish, Generator, Request, Sampling};
 use smelt_kernels::{Backend, random};
 use smelt_stage::Error;
 use smelt_stage::kinds::{Prompt, Sample};
@@ -15,6 +15,7 @@ pub struct Judged {
     pub per_problem: BTreeMap<String, Vec<f64>>,
     /// The greedy answers as sample 0, the drawn ones after them.
     pub samples: Vec<Sample>,
+    pub drafts: Drafts,
 }
 
 pub fn judge(
@@ -25,11 +26,16 @@ pub fn judge(
     backend: &dyn Backend,
 ) -> Result<Judged, Error> {
     let asker = Asker::new(config, form, loaded)?;
-    let generator = Generator { model: &loaded.model, params: &loaded.params, backend, concurrency: 128 };
-    let mut judged = Judged { per_problem: BTreeMap::new(), samples: Vec::new() };
+    // every answer is the same however many are drawn at once; a guess pays where few are
+    let generator = Generator {
+        tokenizer: Some(&asker.tokenizer),
+        speculates: config.speculate,
+        ..Generator::new(&loaded.model, &loaded.params, backend, if config.speculate { 1 } else { 128 })
+    };
+    let mut judged = Judged { per_problem: BTreeMap::new(), samples: Vec::new(), drafts: Drafts::default() };
 
     let greedy: Vec<Request> = prompts.iter().map(|row| asker.request(row, 0.0, 0)).collect::<Result<_, _>>()?;
-    let completions = generator.run(&greedy).map_err(fault)?;
+    let completions = judged.run(&generator, &greedy)?;
     for (row, completion) in prompts.iter().zip(completions) {
         let length = completion.tokens.len() as f64;
         let score = asker.score(row, completion, 0, &mut judged.samples)?;
@@ -50,7 +56,7 @@ pub fn judge(
             (0..k).map(|sample| asker.request(row, config.temperature, seed(sample))).collect::<Result<Vec<_>, _>>()?,
         );
     }
-    let completions = generator.run(&requests).map_err(fault)?;
+    let completions = judged.run(&generator, &requests)?;
     for (row, completions) in prompts.iter().zip(completions.chunks(k)) {
         let (mut right, mut steps) = (0.0, 0.0);
         for (sample, completion) in completions.iter().enumerate() {
@@ -66,6 +72,14 @@ pub fn judge(
 }
 
 impl Judged {
+    fn run(&mut self, generator: &Generator, requests: &[Request]) -> Result<Vec<Completion>, Error> {
+        let mut completions = vec![None; requests.len()];
+        let drafts = generator.run_with(requests, |i, completion| completions[i] = Some(completion)).map_err(fault)?;
+        self.drafts.offered += drafts.offered;
+        self.drafts.accepted += drafts.accepted;
+        Ok(completions.into_iter().map(|completion| completion.expect("every request ends")).collect())
+    }
+
     fn push(&mut self, metric: &str, value: f64) {
         self.per_problem.entry(metric.into()).or_default().push(value);
     }
@@ -82,17 +96,22 @@ struct Asker<'a> {
     chat: Option<smelt_text::Chat>,
     tokenizer: Tokenizer,
     stop: Vec<u32>,
+    stop_strings: Vec<String>,
 }
 
 impl<'a> Asker<'a> {
     fn new(config: &'a Config, form: Form, loaded: &Loaded) -> Result<Self, Error> {
-        let tokenizer = Tokenizer::from_bytes(&loaded.text.tokenizer).map_err(fault)?;
-        let mut stop = vec![tokenizer.eos().map_err(fault)?];
+        let tokenizer = loaded.text.tokenizer()?;
+        let mut stop_strings = config.stop.clone();
         if form == Form::Plain {
-            stop.extend(tokenizer.encode("\n").map_err(fault)?.first());
+            stop_strings.push("\n".into());
         }
         let chat = if form == Form::Plain { None } else { Some(loaded.chat()?) };
-        Ok(Self { config, form, chat, tokenizer, stop })
+        let mut stop = vec![tokenizer.eos().map_err(fault)?];
+        if let Some(chat) = &chat {
+            stop.push(chat.stop().map_err(fault)?);
+        }
+        Ok(Self { config, form, chat, tokenizer, stop, stop_strings })
     }
 
     fn request(&self, row: &Prompt, temperature: f64, seed: u64) -> Result<Request, Error> {
@@ -112,6 +131,7 @@ impl<'a> Asker<'a> {
             temperature,
             max_tokens: self.config.max_tokens,
             stop: self.stop.clone(),
+            stop_strings: self.stop_strings.clone(),
             ..Sampling::default()
         };
         Ok(Request { prompt, seed, sampling })
@@ -119,7 +139,7 @@ impl<'a> Asker<'a> {
 
     /// An answer that was cut off is not right, whatever stands at its end.
     fn score(&self, row: &Prompt, answer: Completion, place: u32, samples: &mut Vec<Sample>) -> Result<Score, Error> {
-        let text = self.tokenizer.decode(&answer.tokens).map_err(fault)?;
+        let text = answer.text(&self.tokenizer).map_err(fault)?;
         let verifier: Verifier = row.verifier.parse().map_err(fault)?;
         let score = verifier.score(&row.answer, text.trim_end()).ok_or_else(|| {
             Error::data(format!("prompt `{}` cannot be scored: its answer is `{}`", row.id, row.answer))

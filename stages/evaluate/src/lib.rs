@@ -39,6 +39,13 @@ pub struct Config {
     pub temperature: f64,
     /// Tokens of an answer at most.
     pub max_tokens: usize,
+    /// Texts that end an answer besides the model's own end; no part of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// Answer one problem at a time, and let the module for further tokens guess: the answers are the same, and `draft_acceptance` tells
+    /// the share of right guesses.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub speculate: bool,
     /// Tokens of text read at most; 0 reads all.
     pub text_tokens: usize,
     /// Pairs of names: the second minus the first, problem by problem.
@@ -69,6 +76,8 @@ impl Default for Config {
             sampled_prompts: 0,
             temperature: 1.0,
             max_tokens: 68,
+            stop: Vec::new(),
+            speculate: false,
             text_tokens: 20_000,
             compare: Vec::new(),
         }
@@ -90,7 +99,7 @@ pub struct Evaluate;
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Measures models on the same problems and texts";
     const ROWS: &'static str = "scores";
     const CORES: Cores = Cores::All;
@@ -231,6 +240,11 @@ impl Sheet<'_, '_> {
         for (metric, values) in &judged.per_problem {
             let (mean, error) = mean_and_error(values);
             self.row(&config.benchmark, metric, mean, Some(error), values.len())?;
+        }
+        if let Some(share) = judged.drafts.acceptance() {
+            let offered = judged.drafts.offered as f64;
+            let error = (share * (1.0 - share) / offered).sqrt();
+            self.row(&config.benchmark, "draft_acceptance", share, Some(error), offered as usize)?;
         }
         for sample in &judged.samples {
             self.unit.write(&self.out.samples, sample.clone())?;

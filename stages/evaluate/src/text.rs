@@ -6,7 +6,6 @@ use smelt_generate::logprobs;
 use smelt_kernels::{Backend, math};
 use smelt_stage::Error;
 use smelt_stage::kinds::TokenRow;
-use smelt_text::Tokenizer;
 
 /// What a model makes of held-out text: values with their standard errors over documents.
 pub struct TextScores {
@@ -23,7 +22,7 @@ pub fn text_scores(
     rows: &[TokenRow],
     backend: &dyn Backend,
 ) -> Result<TextScores, Error> {
-    let bos = Tokenizer::from_bytes(&loaded.text.tokenizer).and_then(|t| t.bos()).map_err(fault)?;
+    let bos = loaded.text.tokenizer()?.bos().map_err(fault)?;
     let context = (loaded.model.config().max_position_embeddings / 2).max(1);
     let (mut documents, mut tokens) = (Vec::new(), 0);
     for row in rows.iter().filter(|row| !row.ids.is_empty() && row.bytes > 0) {

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, tokenizer, write};
 use smelt_kernels::{Cpu, DType};
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision};
-use smelt_stage::kinds::{Checkpoint, Metrics, State, Tokenizer, Tokens};
+use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
+use smelt_text::Tokenizer;
 use smelt_train::{
     Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
     SpikeGuard, Tail, Trainer,
@@ -116,7 +117,7 @@ impl Default for Config {
 smelt_stage::inputs! {
     pub struct Inputs {
         tokens: Vec<Artifact<Tokens>>,
-        tokenizer: Artifact<Tokenizer>,
+        tokenizer: Artifact<kinds::Tokenizer>,
         /// Goes on from this checkpoint instead of from nothing.
         init: Option<Artifact<Checkpoint>>,
     }
@@ -186,15 +187,15 @@ impl Stage for Pretrain {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let text = tokenizer(&inputs.tokenizer)?;
-        let data = Data::read(&config, &inputs.tokens, &text.tokenizer)?;
+        let tokenizer = text.tokenizer()?;
+        let data = Data::read(&config, &inputs.tokens, &tokenizer)?;
         let (model, params) = match &inputs.init {
             Some(init) => {
                 let loaded = Loaded::open(init)?;
                 (loaded.model, loaded.params)
             }
             None => {
-                let vocabulary = smelt_text::Tokenizer::from_bytes(&text.tokenizer).map_err(fault)?.vocabulary();
-                let model = Model::new(config.model.config(vocabulary, config.context)).map_err(fault)?;
+                let model = Model::new(config.model.config(tokenizer.vocabulary(), config.context)).map_err(fault)?;
                 let params = model.init(&Init { seed: config.seed, ..config.model.init() });
                 (Arc::new(model), params)
             }
@@ -261,8 +262,7 @@ struct Data {
 }
 
 impl Data {
-    fn read(config: &Config, tokens: &[Artifact<Tokens>], tokenizer: &[u8]) -> Result<Self, Error> {
-        let tokenizer = smelt_text::Tokenizer::from_bytes(tokenizer).map_err(fault)?;
+    fn read(config: &Config, tokens: &[Artifact<Tokens>], tokenizer: &Tokenizer) -> Result<Self, Error> {
         let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
         let fim = match config.fim_rate > 0.0 {
             true => {

@@ -126,7 +126,7 @@ fn sampled(
             sampling: Sampling { max_tokens: config.max_tokens, stop: vec![stop], ..Sampling::default() },
         }));
     }
-    let generator = Generator { model: &sampler.model, params: &sampler.params, backend, concurrency: 256 };
+    let generator = Generator::new(&sampler.model, &sampler.params, backend, 256);
     let completions = generator.run(&requests).map_err(fault)?;
     let mut pairs = Vec::new();
     for (row, completions) in rows.iter().zip(completions.chunks(DRAWS)) {

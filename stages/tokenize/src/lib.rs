@@ -72,7 +72,7 @@ pub struct Tokenize;
 
 impl Stage for Tokenize {
     const NAME: &'static str = "tokenize";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Learns a byte-level BPE vocabulary and turns documents into token ids";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
@@ -164,12 +164,12 @@ impl<'a> Job<'a> {
     fn vocabulary(&self, given: Option<&Artifact<Tokenizer>>, out: &Outputs, cx: &Context) -> Result<Bpe, Error> {
         let shares = if given.is_some() { Vec::new() } else { self.learning_shares(cx)? };
         let records = cx.units("vocabulary", 1, |_, unit| {
-            let json = match given {
-                Some(given) => taken(given)?,
-                None => self.learn(&shares, cx.threads())?.to_json()?,
+            let (json, config) = match given {
+                Some(given) => (taken(given)?, given.bytes_of("tokenizer_config.json")?),
+                None => (self.learn(&shares, cx.threads())?.to_json()?, bpe::tokenizer_config().into()),
             };
             unit.put(&out.tokenizer, "tokenizer.json", json.as_bytes())?;
-            unit.put(&out.tokenizer, "tokenizer_config.json", bpe::tokenizer_config().as_bytes())?;
+            unit.put(&out.tokenizer, "tokenizer_config.json", &config)?;
             unit.set_detail(json.into());
             Ok(())
         })?;
@@ -273,14 +273,10 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The `tokenizer.json` of another job, if it can encode any text and has the special tokens.
+/// The `tokenizer.json` of another job or of an imported checkpoint, if it can encode any text.
 fn taken(given: &Artifact<Tokenizer>) -> Result<String, Error> {
     let bytes = given.bytes_of("tokenizer.json")?;
     let bpe = Bpe::load(&bytes).map_err(|e| Error::data(format!("the input `tokenizer`: {e}")))?;
-    if let Some(missing) = SPECIAL.iter().find(|token| bpe.id(token).is_none()) {
-        return Err(Error::data(format!("the input `tokenizer` has no token `{missing}`"))
-            .hint("take the tokenizer of a `tokenize` job"));
-    }
     if !bpe.is_byte_level() {
         return Err(Error::data(
             "the input `tokenizer` is no byte-level BPE: some texts would not come back from their ids",

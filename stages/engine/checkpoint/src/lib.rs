@@ -70,6 +70,11 @@ impl Loaded {
 }
 
 impl TextFiles {
+    /// With the tokens that begin and end a text by the checkpoint's own word.
+    pub fn tokenizer(&self) -> Result<smelt_text::Tokenizer, Error> {
+        smelt_text::Tokenizer::from_files(&self.tokenizer, &self.config).map_err(fault)
+    }
+
     pub fn chat(&self) -> Result<Chat, Error> {
         Chat::from_files(&self.tokenizer, &self.config).map_err(fault)
     }

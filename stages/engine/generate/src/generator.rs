@@ -1,10 +1,16 @@
 //! Batched generation: requests join as others end, one row per running request and step, a whole prompt when one joins.
+//!
+//! With [`Generator::speculates`], the module for further tokens guesses the token after the next (DeepSeek-V3, §5.4.3). The model then
+//! reads both in one step, and a right guess saves the next. Every draw is a function of seed and place, and the guess is drawn with the
+//! randomness of its place, so that speculation changes no token at any temperature: it only costs or saves time.
 
 use crate::Sampling;
 use crate::sampler::draw;
-use smelt_kernels::Backend;
+use smelt_kernels::{Backend, Tensor, math};
 use smelt_model::{Cache, CacheRows, Error, Model, Params};
+use smelt_text::Tokenizer;
 use std::collections::HashMap;
+use std::ops::Range;
 
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -23,11 +29,40 @@ pub enum Finish {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The stop token included.
+    /// The stop token, or the tokens of the stop string, included.
     pub tokens: Vec<u32>,
     /// Of each token under the model itself (temperature 1, no truncation).
     pub logp: Vec<f64>,
     pub finish: Finish,
+    /// Bytes of the text before the stop string, when one ended it.
+    pub cut: Option<usize>,
+}
+
+impl Completion {
+    fn new() -> Self {
+        Self { tokens: Vec::new(), logp: Vec::new(), finish: Finish::Length, cut: None }
+    }
+
+    /// The text without special tokens, up to the stop string.
+    pub fn text(&self, tokenizer: &Tokenizer) -> Result<String, smelt_text::Error> {
+        let mut text = tokenizer.decode(&self.tokens)?;
+        text.truncate(self.cut.unwrap_or(text.len()));
+        Ok(text)
+    }
+}
+
+/// How speculation went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drafts {
+    pub offered: u64,
+    pub accepted: u64,
+}
+
+impl Drafts {
+    /// Share of the guesses that were right; None when there were none.
+    pub fn acceptance(&self) -> Option<f64> {
+        (self.offered > 0).then(|| self.accepted as f64 / self.offered as f64)
+    }
 }
 
 pub struct Generator<'a> {
@@ -36,6 +71,10 @@ pub struct Generator<'a> {
     pub backend: &'a dyn Backend,
     /// Requests that run at once.
     pub concurrency: usize,
+    /// For requests with stop strings.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Let the module for further tokens guess, where the model has one. Pays for few requests at once.
+    pub speculates: bool,
 }
 
 struct Running<'a> {
@@ -44,6 +83,8 @@ struct Running<'a> {
     cache: Cache,
     /// Tokens the next step reads.
     next: Vec<u32>,
+    /// The last of `next` is a guess.
+    has_guess: bool,
     /// Positions in the cache.
     length: usize,
     done: Completion,
@@ -52,7 +93,12 @@ struct Running<'a> {
 /// Rows one step takes when prompts join: bounds memory, changes no bit.
 const ROWS: usize = 2048;
 
-impl Generator<'_> {
+impl<'a> Generator<'a> {
+    /// Without stop strings and speculation.
+    pub fn new(model: &'a Model, params: &'a Params, backend: &'a dyn Backend, concurrency: usize) -> Self {
+        Self { model, params, backend, concurrency, tokenizer: None, speculates: false }
+    }
+
     /// One completion per request, in order.
     pub fn run(&self, requests: &[Request]) -> Result<Vec<Completion>, Error> {
         let mut completions: Vec<Option<Completion>> = vec![None; requests.len()];
@@ -61,12 +107,18 @@ impl Generator<'_> {
     }
 
     /// Hands over each completion when it ends.
-    pub fn run_with(&self, requests: &[Request], mut done: impl FnMut(usize, Completion)) -> Result<(), Error> {
+    ///
+    /// # Panics
+    /// On an empty prompt, and on stop strings without a tokenizer.
+    pub fn run_with(&self, requests: &[Request], mut done: impl FnMut(usize, Completion)) -> Result<Drafts, Error> {
         for request in requests {
             self.model.check(&request.prompt, request.prompt.len() + 1)?;
             assert!(!request.prompt.is_empty(), "generate: an empty prompt has nothing to go on from");
+            let has_text = request.sampling.stop_strings.is_empty() || self.tokenizer.is_some();
+            assert!(has_text, "generate: stop strings need a tokenizer");
         }
         self.params.prepare(self.backend);
+        let mut drafts = Drafts::default();
         let mut running: Vec<Running> = Vec::new();
         let mut waiting = requests.iter().enumerate();
         let mut rest = waiting.next();
@@ -78,7 +130,7 @@ impl Generator<'_> {
                 rest.filter(|_| running.len() + followers.len() < self.concurrency.max(1))
             {
                 if request.sampling.max_tokens == 0 {
-                    done(index, Completion { tokens: Vec::new(), logp: Vec::new(), finish: Finish::Length });
+                    done(index, Completion::new());
                 } else if let Some(&leader) = leaders.get(&request.prompt) {
                     followers.push((leader, index, request));
                 } else if rows > 0 && rows + request.prompt.len() > ROWS {
@@ -93,64 +145,167 @@ impl Generator<'_> {
             if running.is_empty() {
                 continue;
             }
-            self.step(&mut running, &followers);
+            self.step(&mut running, &followers, &mut drafts);
             running.retain_mut(|r| {
                 let is_done = r.next.is_empty();
                 if is_done {
-                    let empty = Completion { tokens: Vec::new(), logp: Vec::new(), finish: Finish::Length };
-                    done(r.index, std::mem::replace(&mut r.done, empty));
+                    done(r.index, std::mem::replace(&mut r.done, Completion::new()));
                 }
                 !is_done
             });
         }
-        Ok(())
+        Ok(drafts)
     }
 
-    /// Reads what each has to read, and draws one token for each and for the followers, which join.
-    fn step<'a>(&self, running: &mut Vec<Running<'a>>, followers: &[(usize, usize, &'a Request)]) {
-        let (mut ids, mut positions, mut ends, mut spans) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    /// Reads what each has to read, draws a token for each and for the followers, which join, and a second one after a right guess.
+    fn step<'r>(&self, running: &mut Vec<Running<'r>>, followers: &[(usize, usize, &'r Request)], drafts: &mut Drafts) {
+        let (mut ids, mut positions, mut spans, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for r in running.iter_mut() {
             let start = ids.len();
-            ids.append(&mut r.next);
-            let count = ids.len() - start;
-            positions.extend(r.length as u32..(r.length + count) as u32);
-            r.length += count;
+            ids.extend_from_slice(&r.next);
+            positions.extend(r.length as u32..(r.length + r.next.len()) as u32);
             spans.push(start..ids.len());
-            ends.push(ids.len() as u32 - 1);
+            asked.extend((ids.len() - 1 - usize::from(r.has_guess)) as u32..ids.len() as u32);
         }
-        let caches = running.iter_mut().zip(spans).map(|(r, rows)| CacheRows { rows, cache: &mut r.cache });
+        let caches =
+            running.iter_mut().zip(&spans).map(|(r, rows)| CacheRows { rows: rows.clone(), cache: &mut r.cache });
         let hidden = self.model.decode(self.backend, self.params, &ids, &positions, &mut caches.collect::<Vec<_>>());
-        let last = if ends.len() == ids.len() { hidden } else { self.backend.gather(&hidden, &ends) };
-        let logits = self.model.logits(self.backend, self.params, &last);
-        let mut e = logits.copy();
-        let (max, sum) = self.backend.softmax(&mut e);
-        let (logits, e, vocabulary) = (logits.read::<f32>(), e.read::<f32>(), self.model.config().vocab_size);
-        let limit = self.model.config().max_position_embeddings;
-        let take = |r: &mut Running, row: usize| {
-            let s = &r.request.sampling;
-            let id = draw(s, &e[row * vocabulary..][..vocabulary], r.request.seed, r.done.tokens.len() as u64);
-            r.done.tokens.push(id as u32);
-            r.done.logp.push(f64::from(logits[row * vocabulary + id]) - max[row] - smelt_kernels::math::ln(sum[row]));
-            if s.stop.contains(&(id as u32)) {
-                r.done.finish = Finish::Stop;
-            } else if r.done.tokens.len() < s.max_tokens && r.length < limit {
-                r.next.push(id as u32);
-            }
-        };
+        let last = if asked.len() == ids.len() { hidden.clone() } else { self.backend.gather(&hidden, &asked) };
+        let logits = Logits::new(self, &last);
+
+        let leaders = running.len();
+        let mut first = vec![0; leaders]; // row of `logits` of each one's certain token
+        for at in 1..leaders {
+            first[at] = first[at - 1] + 1 + usize::from(running[at - 1].has_guess);
+        }
         for &(leader, index, request) in followers {
             let mut r = Running::new(index, request, running[leader].cache.clone());
-            (r.length, r.next) = (running[leader].length, Vec::new());
-            take(&mut r, leader);
+            r.length = spans[leader].len();
+            self.take(&mut r, &logits, first[leader]);
+            spans.push(spans[leader].clone());
             running.push(r);
         }
-        let leaders = running.len() - followers.len();
-        running[..leaders].iter_mut().enumerate().for_each(|(row, r)| take(r, row));
+        for (r, (&row, span)) in running.iter_mut().zip(first.iter().zip(&mut spans)) {
+            let guess = if std::mem::take(&mut r.has_guess) { r.next.pop() } else { None };
+            r.length += r.next.len();
+            self.take(r, &logits, row);
+            let Some(guess) = guess else { continue };
+            let is_right = r.done.tokens.last() == Some(&guess);
+            drafts.offered += 1;
+            drafts.accepted += u64::from(is_right);
+            if is_right && !r.next.is_empty() {
+                r.length += 1;
+                self.take(r, &logits, row + 1);
+            } else {
+                r.cache.forget(0..self.model.layers(), r.length + 1, 1);
+                span.end -= 1;
+            }
+        }
+        let further = running.iter().zip(spans).enumerate().filter(|(_, (r, _))| self.can_guess(r));
+        let further: Vec<(usize, Range<usize>)> = further.map(|(at, (_, rows))| (at, rows)).collect();
+        if !further.is_empty() {
+            self.guess(running, &hidden, &ids, &further);
+        }
+    }
+
+    /// Draws the token that row `row` asks for; it is read next, unless it ends the completion.
+    fn take(&self, r: &mut Running, logits: &Logits, row: usize) {
+        let s = &r.request.sampling;
+        let id = logits.draw(s, r.request.seed, r.done.tokens.len(), row);
+        r.done.tokens.push(id);
+        r.done.logp.push(logits.logp(row, id));
+        r.next.clear();
+        if s.stop.contains(&id) {
+            r.done.finish = Finish::Stop;
+        } else if let Some(cut) = self.tokenizer.and_then(|tokenizer| stop_string(tokenizer, s, &r.done.tokens)) {
+            (r.done.finish, r.done.cut) = (Finish::Stop, Some(cut));
+        } else if r.done.tokens.len() < s.max_tokens && r.length < self.model.config().max_position_embeddings {
+            r.next.push(id);
+        }
+    }
+
+    /// Whether a guess behind the next token could be of use, and there is a module to make it. Once false, it stays so for a request.
+    fn can_guess(&self, r: &Running) -> bool {
+        self.speculates
+            && self.model.config().num_nextn_predict_layers() > 0
+            && !r.next.is_empty()
+            && r.done.tokens.len() + 1 < r.request.sampling.max_tokens
+            && r.length + 1 < self.model.config().max_position_embeddings
+    }
+
+    /// Appends a guess to what each of `further` (who, rows of this step that stand) reads next.
+    fn guess(&self, running: &mut [Running], hidden: &Tensor, ids: &[u32], further: &[(usize, Range<usize>)]) {
+        let (mut rows, mut next, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (at, span) in further {
+            let (r, start) = (&running[*at], rows.len());
+            rows.extend(span.start as u32..span.end as u32);
+            next.extend(&ids[span.start + 1..span.end]);
+            next.extend(&r.next);
+            positions.extend((r.length - span.len()) as u32..r.length as u32);
+            spans.push(start..rows.len());
+        }
+        let hidden = self.backend.gather(hidden, &rows);
+        let (mut caches, mut wanted) = (Vec::with_capacity(further.len()), spans.iter().zip(further).peekable());
+        for (at, r) in running.iter_mut().enumerate() {
+            if let Some((rows, _)) = wanted.next_if(|(_, (wanted, _))| *wanted == at) {
+                caches.push(CacheRows { rows: rows.clone(), cache: &mut r.cache });
+            }
+        }
+        let read = self.model.decode_further(self.backend, self.params, &hidden, &next, &positions, &mut caches);
+        let ends: Vec<u32> = spans.iter().map(|rows| rows.end as u32 - 1).collect();
+        let logits = Logits::new(self, &self.backend.gather(&read, &ends));
+        for (row, (at, _)) in further.iter().enumerate() {
+            let r = &mut running[*at];
+            // with the randomness of its place: the likelier the two distributions agree, the likelier do the draws
+            r.next.push(logits.draw(&r.request.sampling, r.request.seed, r.done.tokens.len(), row));
+            r.has_guess = true;
+        }
     }
 }
 
 impl<'a> Running<'a> {
     fn new(index: usize, request: &'a Request, cache: Cache) -> Self {
-        let done = Completion { tokens: Vec::new(), logp: Vec::new(), finish: Finish::Length };
-        Self { index, request, cache, next: request.prompt.clone(), length: 0, done }
+        let next = request.prompt.clone();
+        Self { index, request, cache, next, has_guess: false, length: 0, done: Completion::new() }
     }
+}
+
+/// What the head says to some rows.
+struct Logits {
+    logits: Tensor, // [N, V]
+    e: Tensor,      // exp(logit − max), [N, V]
+    max: Vec<f64>,
+    sum: Vec<f64>,
+}
+
+impl Logits {
+    fn new(generator: &Generator, read: &Tensor) -> Self {
+        let logits = generator.model.logits(generator.backend, generator.params, read);
+        let mut e = logits.copy();
+        let (max, sum) = generator.backend.softmax(&mut e);
+        Self { logits, e, max, sum }
+    }
+
+    fn draw(&self, s: &Sampling, seed: u64, place: usize, row: usize) -> u32 {
+        let vocabulary = self.e.cols();
+        draw(s, &self.e.read::<f32>()[row * vocabulary..][..vocabulary], seed, place as u64) as u32
+    }
+
+    fn logp(&self, row: usize, id: u32) -> f64 {
+        let logit = self.logits.read::<f32>()[row * self.logits.cols() + id as usize];
+        f64::from(logit) - self.max[row] - math::ln(self.sum[row])
+    }
+}
+
+/// Where in the text of `tokens` the stop string begins that its last token completes.
+fn stop_string(tokenizer: &Tokenizer, s: &Sampling, tokens: &[u32]) -> Option<usize> {
+    let stops = || s.stop_strings.iter().filter(|stop| !stop.is_empty());
+    let longest = stops().map(String::len).max()?;
+    // a token has a byte at least, so a string that ends in the last one begins in one of these
+    let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(longest)..]).ok()?;
+    if !stops().any(|stop| tail.contains(stop.as_str())) {
+        return None;
+    }
+    let text = tokenizer.decode(tokens).ok()?;
+    stops().filter_map(|stop| text.find(stop.as_str())).min()
 }

@@ -13,11 +13,13 @@ pub struct Sampling {
     pub max_tokens: usize,
     /// Tokens that end the completion; they are part of it.
     pub stop: Vec<u32>,
+    /// Texts that end the completion; its text ends before them. Empty strings are none.
+    pub stop_strings: Vec<String>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 256, stop: Vec::new() }
+        Self { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 256, stop: Vec::new(), stop_strings: Vec::new() }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use smelt_generate::*;
 use smelt_kernels::Cpu;
-use smelt_model::{CacheRows, Config, Init, Kind, Model, Params};
+use smelt_model::{CacheRows, Config, Family, Init, Kind, Model, Params};
+use smelt_text::Tokenizer;
 
 /// One model of every family, each with `limit` positions.
 fn models(limit: usize) -> Vec<(Model, Params)> {
@@ -28,6 +29,17 @@ fn models(limit: usize) -> Vec<(Model, Params)> {
         (model, params)
     };
     families.into_iter().map(model).collect()
+}
+
+/// The first of [`models`] with two modules for further tokens, of which the first one guesses.
+fn speculating(limit: usize) -> (Model, Params) {
+    let (model, _) = models(limit).remove(0);
+    let mut config = model.config().clone();
+    let Family::DeepseekV3(v3) = &mut config.family else { panic!("the first family is DeepSeek-V3") };
+    v3.num_nextn_predict_layers = 2;
+    let model = Model::new(config).unwrap();
+    let params = model.init(&Init { seed: 5, embedding: 1.0, router: 0.3, weight: Some(0.3) });
+    (model, params)
 }
 
 fn requests() -> Vec<Request> {
@@ -66,14 +78,14 @@ fn check_company(model: &Model, params: &Params) {
     let alone: Vec<Completion> = requests
         .iter()
         .map(|request| {
-            let generator = Generator { model, params, backend: &one, concurrency: 1 };
+            let generator = Generator::new(model, params, &one, 1);
             generator.run(std::slice::from_ref(request)).unwrap().remove(0)
         })
         .collect();
     assert!(alone.iter().any(|c| c.finish == Finish::Stop) && alone.iter().any(|c| c.finish == Finish::Length));
     for concurrency in [1, 5, 100] {
         for backend in [&one, &two] {
-            let generator = Generator { model, params, backend, concurrency };
+            let generator = Generator::new(model, params, backend, concurrency);
             for (i, (a, b)) in generator.run(&requests).unwrap().iter().zip(&alone).enumerate() {
                 assert!(same(a, b), "{family:?}: request {i} of {concurrency} at once: {a:?} {b:?}");
             }
@@ -110,7 +122,7 @@ fn log_probabilities_agree_with_training() {
 
 fn check_agreement(model: &Model, params: &Params) {
     let (requests, cpu) = (requests(), Cpu::new(2));
-    let generator = Generator { model, params, backend: &cpu, concurrency: 16 };
+    let generator = Generator::new(model, params, &cpu, 16);
     let completions = generator.run(&requests).unwrap();
     let sequences: Vec<Vec<u32>> =
         requests.iter().zip(&completions).map(|(r, c)| [&r.prompt[..], &c.tokens].concat()).collect();
@@ -129,7 +141,7 @@ fn check_agreement(model: &Model, params: &Params) {
 #[test]
 fn stop_tokens_and_limits_end_a_completion() {
     let ((model, params), cpu) = (models(20).remove(0), Cpu::new(1));
-    let generator = Generator { model: &model, params: &params, backend: &cpu, concurrency: 4 };
+    let generator = Generator::new(&model, &params, &cpu, 4);
     let request = |max_tokens, stop| Request {
         prompt: vec![1; 10],
         seed: 3,
@@ -143,4 +155,103 @@ fn stop_tokens_and_limits_end_a_completion() {
     assert_eq!(done[0].tokens[..4], done[1].tokens);
     let text = generator.run(&[Request { prompt: vec![1; 20], ..request(1, vec![]) }]).unwrap_err().to_string();
     assert!(text.contains("21 tokens; the model knows 20 positions"), "{text}");
+}
+
+/// All tokens have the bits that they have without guesses: greedy and drawn, alone and in company, up to the last position.
+#[test]
+fn speculation_changes_no_bit() {
+    for limit in [128, 24] {
+        let ((model, params), cpu) = (speculating(limit), Cpu::new(2));
+        let plain = Generator::new(&model, &params, &cpu, 100).run(&requests()).unwrap();
+        for concurrency in [1, 5, 100] {
+            let generator = Generator { speculates: true, ..Generator::new(&model, &params, &cpu, concurrency) };
+            let mut found = vec![None; plain.len()];
+            let drafts = generator.run_with(&requests(), |i, completion| found[i] = Some(completion)).unwrap();
+            for (i, (a, b)) in found.iter().zip(&plain).enumerate() {
+                assert!(same(a.as_ref().unwrap(), b), "request {i} of {concurrency} at once: {a:?} {b:?}");
+            }
+            // of an untrained module a few guesses are right by chance: both branches are met
+            assert!(drafts.accepted > 0 && drafts.accepted < drafts.offered, "{drafts:?}");
+        }
+    }
+}
+
+/// A module that reads what the model itself would read next guesses right: the model's block and norm are copied into it, and its
+/// projection passes the embedding alone.
+#[test]
+fn a_right_guess_saves_a_step() {
+    let text = r#"{ "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6, "moe_intermediate_size": 16, "num_attention_heads": 2, "n_routed_experts": 4, "kv_lora_rank": 12,
+        "qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 0,
+        "num_nextn_predict_layers": 1 }"#;
+    let (model, cpu) = (Model::new(Config::from_json(text.as_bytes()).unwrap()).unwrap(), Cpu::new(1));
+    let mut params = model.init(&Init { seed: 5, embedding: 1.0, router: 0.3, weight: Some(0.3) });
+    // without attention and feed-forward a token's successor depends on the token alone, in the model and in its module
+    let named = |params: &Params, part: &str| {
+        params.handles().filter(|&p| params.spec(p).parts[0].name.contains(part)).collect::<Vec<_>>()
+    };
+    for part in ["o_proj", "down_proj"] {
+        named(&params, part).into_iter().for_each(|p| params.get_mut(p).write::<f32>().fill(0.0));
+    }
+    for p in named(&params, "eh_proj") {
+        let w = params.get_mut(p).write::<f32>();
+        (0..32)
+            .for_each(|i| w[i * 64..][..64].iter_mut().enumerate().for_each(|(j, w)| *w = f32::from(u8::from(i == j))));
+    }
+    let request = Request {
+        prompt: vec![3, 1],
+        seed: 0,
+        sampling: Sampling { temperature: 0.0, max_tokens: 41, ..Default::default() },
+    };
+    let generator = Generator { speculates: true, ..Generator::new(&model, &params, &cpu, 1) };
+    let drafts = generator.run_with(std::slice::from_ref(&request), |_, c| assert_eq!(c.tokens.len(), 41)).unwrap();
+    // one token with the prompt, then two a step
+    assert_eq!(drafts, Drafts { offered: 20, accepted: 20 });
+}
+
+/// Token i spells one letter, and every third one two.
+fn letters() -> Tokenizer {
+    let letter = |i: u32| char::from(b'!' + i as u8);
+    let spell = |i: u32| if i % 3 == 0 { format!("{}{}", letter(i), letter(i + 1)) } else { letter(i).to_string() };
+    let mut vocabulary: serde_json::Map<_, _> = (0..60).map(|i| (spell(i), i.into())).collect();
+    (60..100).for_each(|i| drop(vocabulary.insert(format!("never {i}"), i.into())));
+    let level =
+        serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let file = serde_json::json!({ "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": level,
+        "post_processor": null, "decoder": level, "truncation": null, "padding": null,
+        "model": { "type": "BPE", "vocab": vocabulary, "merges": [] } });
+    Tokenizer::from_bytes(&serde_json::to_vec(&file).unwrap()).unwrap()
+}
+
+#[test]
+fn a_stop_string_ends_a_completion_wherever_tokens_meet() {
+    let ((model, params), cpu, tokenizer) = (speculating(128), Cpu::new(1), letters());
+    let request = |stops: &[&str]| Request {
+        prompt: vec![1, 2, 3],
+        seed: 11,
+        sampling: Sampling {
+            max_tokens: 30,
+            stop_strings: stops.iter().map(|s| (*s).to_owned()).collect(),
+            ..Default::default()
+        },
+    };
+    let whole = Generator::new(&model, &params, &cpu, 1).run(&[request(&[])]).unwrap().remove(0);
+    let text = tokenizer.decode(&whole.tokens).unwrap();
+    assert_eq!((whole.finish, whole.text(&tokenizer).unwrap()), (Finish::Length, text.clone()));
+    for speculates in [false, true] {
+        let generator =
+            Generator { tokenizer: Some(&tokenizer), speculates, ..Generator::new(&model, &params, &cpu, 1) };
+        for start in 0..text.len() - 3 {
+            let stop = &text[start..start + 3];
+            let cut = text.find(stop).unwrap();
+            let found = generator.run(&[request(&["", "no such text", stop])]).unwrap().remove(0);
+            assert_eq!(found.finish, Finish::Stop);
+            assert_eq!(found.text(&tokenizer).unwrap(), text[..cut]);
+            // it ended with the token that completes the string, and with no later one
+            let spelled = tokenizer.decode(&found.tokens).unwrap();
+            let before = tokenizer.decode(&found.tokens[..found.tokens.len() - 1]).unwrap();
+            assert!(spelled.contains(stop) && !before.contains(stop), "{stop}: {spelled}");
+            assert_eq!(found.tokens, whole.tokens[..found.tokens.len()]);
+        }
+    }
 }

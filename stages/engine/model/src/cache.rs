@@ -20,6 +20,13 @@ impl Cache {
     pub fn layer_mut(&mut self, layer: usize) -> &mut Vec<f32> {
         &mut self.layers[layer]
     }
+
+    /// Forgets what layers `layers` hold of the last `count` of `positions` positions.
+    pub fn forget(&mut self, layers: Range<usize>, positions: usize, count: usize) {
+        for layer in &mut self.layers[layers] {
+            layer.truncate(layer.len() / positions.max(1) * (positions - count));
+        }
+    }
 }
 
 /// One request's share of a batch: which rows are its next positions, and where they go.

@@ -146,8 +146,14 @@ impl Model {
         self.blocks.iter().filter_map(Block::experts).chain(self.mtp.iter().filter_map(Mtp::experts))
     }
 
+    /// Blocks; in a request's cache the first module for further tokens has the layer behind them.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Of a request: a layer per block, and one for the first module for further tokens.
     pub fn new_cache(&self) -> Cache {
-        Cache::new(self.blocks.len())
+        Cache::new(self.blocks.len() + self.mtp.len().min(1))
     }
 
     /// Tables for at least `positions` positions.
@@ -378,9 +384,39 @@ impl Model {
         positions: &[u32],
         requests: &mut [CacheRows],
     ) -> Tensor {
+        self.decode_cx(backend, params, positions, |cx| {
+            let mut x = backend.embedding(ids, params.get(self.embedding));
+            for (layer, block) in self.blocks.iter().enumerate() {
+                x = block.decode(cx, x, positions, requests, layer);
+            }
+            backend.rms_norm(&x, params.get(self.norm.gain), self.norm.eps).0
+        })
+    }
+
+    /// Speculation: the first module for further tokens reads `hidden` `[N, D]`, as [`decode`](Self::decode) gave it, and the tokens
+    /// that follow each row, and extends its own layer of the caches. Returns what the head reads to guess the tokens after those.
+    ///
+    /// # Panics
+    /// If the model has no such module.
+    pub fn decode_further(
+        &self,
+        backend: &dyn Backend,
+        params: &Params,
+        hidden: &Tensor,
+        next: &[u32],
+        positions: &[u32],
+        requests: &mut [CacheRows],
+    ) -> Tensor {
+        self.decode_cx(backend, params, positions, |cx| {
+            let embedding = backend.embedding(next, params.get(self.embedding));
+            self.mtp[0].decode(cx, hidden, &embedding, positions, requests, self.blocks.len())
+        })
+    }
+
+    fn decode_cx<R>(&self, backend: &dyn Backend, params: &Params, positions: &[u32], run: impl FnOnce(&Cx) -> R) -> R {
         let rope = self.rope(positions.iter().max().map_or(1, |&p| p as usize + 1));
         let (stats, documents) = (RefCell::default(), Documents::default());
-        let cx = Cx {
+        run(&Cx {
             backend,
             params,
             documents: &documents,
@@ -388,12 +424,7 @@ impl Model {
             balance: Balance::NONE,
             precision: Precision::Fp32,
             stats: &stats,
-        };
-        let mut x = backend.embedding(ids, params.get(self.embedding));
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.decode(&cx, x, positions, requests, layer);
-        }
-        backend.rms_norm(&x, params.get(self.norm.gain), self.norm.eps).0
+        })
     }
 
     /// Logits `[N, V]` of what the head reads.

@@ -7,7 +7,7 @@
 use crate::block::BlockSaved;
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
-use crate::{Block, Config, Cx, Experts, Grads, Kind, Layer, Linear, RmsNorm};
+use crate::{Block, CacheRows, Config, Cx, Experts, Grads, Kind, Layer, Linear, RmsNorm};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
@@ -51,6 +51,22 @@ impl Mtp {
         let (y, block) = self.block.forward(cx, self.eh_proj.apply(cx, &joined));
         let (y, norm) = self.norm.forward(cx, y);
         (y, MtpSaved { enorm, hnorm, joined, block, norm })
+    }
+
+    /// Generation: like forward, from the caches of layer `layer`, saving nothing.
+    pub fn decode(
+        &self,
+        cx: &Cx,
+        h: &Tensor,
+        embedding: &Tensor,
+        positions: &[u32],
+        requests: &mut [CacheRows],
+        layer: usize,
+    ) -> Tensor {
+        let norm = |norm: &RmsNorm, x: &Tensor| cx.backend.rms_norm(x, cx.params.get(norm.gain), norm.eps).0;
+        let joined = cx.backend.join(&norm(&self.enorm, embedding), &norm(&self.hnorm, h));
+        let y = self.block.decode(cx, self.eh_proj.apply(cx, &joined), positions, requests, layer);
+        norm(&self.norm, &y)
     }
 
     /// Returns dh and dembedding.

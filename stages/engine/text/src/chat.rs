@@ -19,7 +19,8 @@ pub struct Trained {
 impl Chat {
     /// From tokenizer.json and tokenizer_config.json.
     pub fn from_files(tokenizer: &[u8], tokenizer_config: &[u8]) -> Result<Self, Error> {
-        let (tokenizer, template) = (Tokenizer::from_bytes(tokenizer)?, ChatTemplate::from_config(tokenizer_config)?);
+        let template = ChatTemplate::from_config(tokenizer_config)?;
+        let tokenizer = Tokenizer::from_files(tokenizer, tokenizer_config)?;
         Ok(Self { tokenizer, template })
     }
 
@@ -57,9 +58,13 @@ impl Chat {
         if mask.iter().any(|&is_trained| is_trained) { Ok(Trained { ids, mask }) } else { Err(Error::Nothing) }
     }
 
-    /// The token that ends an answer.
+    /// The token that ends an answer: the first special one that the template puts behind it, which need not be the one that ends a
+    /// document (`<|im_end|>` and `<|endoftext|>` in Qwen's).
     pub fn stop(&self) -> Result<u32, Error> {
-        self.tokenizer.eos()
+        let probe = self.trained(&[Message::new("user", "a"), Message::new("assistant", "b")]);
+        let ids = probe.iter().flat_map(|trained| trained.ids.iter().zip(&trained.mask));
+        let mut behind = ids.filter(|&(&id, &is_trained)| is_trained && self.tokenizer.is_special(id));
+        behind.next().map_or_else(|| self.tokenizer.eos(), |(&id, _)| Ok(id))
     }
 }
 
@@ -127,6 +132,22 @@ mod tests {
             assert_eq!(span.last(), Some(&chat.stop().unwrap()));
             assert_eq!(chat.tokenizer.decode(span).unwrap(), answer);
         }
+    }
+
+    #[test]
+    fn an_answer_ends_with_what_its_template_puts_behind_it() {
+        let template = "{% for m in messages %}{{ '<|user|>' + m.content + '<|pad|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|user|>' }}{% endif %}";
+        let config = with_chat_template(br#"{"bos_token": null, "eos_token": "<|eos|>"}"#, template).unwrap();
+        let chat = Chat::from_files(&tokenizer(), &config).unwrap();
+        assert_eq!((chat.stop().unwrap(), chat.tokenizer.eos().unwrap()), (2, 1));
+        assert_eq!(
+            chat.tokenizer.bos().unwrap(),
+            1,
+            "without a token of its own, a document begins behind another's end"
+        );
+        let config = with_chat_template(br#"{"eos_token": "<|eos|>"}"#, "{{ messages[0].content }}").unwrap();
+        let chat = Chat::from_files(&tokenizer(), &config).unwrap();
+        assert_eq!(chat.stop().unwrap(), 1, "a template that cannot be trained says nothing");
     }
 
     #[test]

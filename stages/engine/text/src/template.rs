@@ -34,14 +34,9 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// From tokenizer_config.json.
     pub fn from_config(tokenizer_config: &[u8]) -> Result<Self, Error> {
-        let config = read(tokenizer_config)?;
+        let config = read_config(tokenizer_config)?;
         let template = config.get("chat_template").and_then(Value::as_str).ok_or(Error::NoTemplate)?;
-        // a token stands there as text, or as an object with its text in it
-        let token = |name: &str| {
-            let value = config.get(name);
-            let text = value.and_then(|value| value.as_str().or_else(|| value.get("content")?.as_str()));
-            text.unwrap_or_default().to_owned()
-        };
+        let token = |name: &str| named_token(&config, name).unwrap_or_default();
         Self::new(template, &token("bos_token"), &token("eos_token"))
     }
 
@@ -69,13 +64,19 @@ impl ChatTemplate {
 
 /// tokenizer_config.json with `template` as its chat template.
 pub fn with_chat_template(tokenizer_config: &[u8], template: &str) -> Result<Vec<u8>, Error> {
-    let mut config = read(tokenizer_config)?;
+    let mut config = read_config(tokenizer_config)?;
     config.insert("chat_template".into(), template.into());
     let mut bytes = serde_json::to_vec_pretty(&config).map_err(|source| Error::Config { source })?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-fn read(tokenizer_config: &[u8]) -> Result<Map<String, Value>, Error> {
+/// A token stands in tokenizer_config.json as text, or as an object with its text in it.
+pub(crate) fn named_token(config: &Map<String, Value>, name: &str) -> Option<String> {
+    let value = config.get(name)?;
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
+
+pub(crate) fn read_config(tokenizer_config: &[u8]) -> Result<Map<String, Value>, Error> {
     serde_json::from_slice(tokenizer_config).map_err(|source| Error::Config { source })
 }

@@ -1,6 +1,7 @@
 //! The tokenizer of a checkpoint.
 
 use crate::Error;
+use crate::template::{named_token, read_config};
 
 /// The reserved tokens, in the order of their ids when our own `tokenize` made the vocabulary.
 pub const SPECIAL: [&str; 9] = [
@@ -20,12 +21,24 @@ pub struct Tokenizer {
     template: tokenizers::Tokenizer,
     /// Reads them as the characters they are.
     plain: tokenizers::Tokenizer,
-    special: Vec<String>,
+    special: Vec<(u32, String)>,
+    bos: Option<u32>,
+    eos: Option<u32>,
 }
 
 impl Tokenizer {
-    /// From tokenizer.json.
+    /// From tokenizer.json alone, with the special tokens of our own vocabularies where it has them.
     pub fn from_bytes(json: &[u8]) -> Result<Self, Error> {
+        Self::new(json, [SPECIAL[0], SPECIAL[1]].map(|token| Some(token.to_owned())))
+    }
+
+    /// From tokenizer.json and tokenizer_config.json, which names the tokens that begin and end a text.
+    pub fn from_files(json: &[u8], tokenizer_config: &[u8]) -> Result<Self, Error> {
+        let config = read_config(tokenizer_config)?;
+        Self::new(json, ["bos_token", "eos_token"].map(|name| named_token(&config, name)))
+    }
+
+    fn new(json: &[u8], [bos, eos]: [Option<String>; 2]) -> Result<Self, Error> {
         let mut template =
             tokenizers::Tokenizer::from_bytes(json).map_err(|error| Error::Tokenizer { what: error.to_string() })?;
         template.set_encode_special_tokens(false);
@@ -35,7 +48,9 @@ impl Tokenizer {
         let mut special: Vec<(u32, String)> =
             added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
         special.sort();
-        Ok(Self { template, plain, special: special.into_iter().map(|(_, token)| token).collect() })
+        let id = |token: Option<String>| token.and_then(|token| template.token_to_id(&token));
+        let (bos, eos) = (id(bos), id(eos));
+        Ok(Self { template, plain, special, bos, eos })
     }
 
     /// Ids of plain text: nothing is added, and a spelled special token is its characters.
@@ -66,12 +81,18 @@ impl Tokenizer {
         self.id(token).ok_or_else(|| Error::Special { token: token.into() })
     }
 
+    /// What stands before a document; where no token is made for it (Qwen), the one that ends the document before.
     pub fn bos(&self) -> Result<u32, Error> {
-        self.special(SPECIAL[0])
+        self.bos.map_or_else(|| self.eos(), Ok)
     }
 
+    /// What ends a document.
     pub fn eos(&self) -> Result<u32, Error> {
-        self.special(SPECIAL[1])
+        self.eos.ok_or_else(|| Error::Special { token: "eos_token".into() })
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.binary_search_by_key(&id, |(id, _)| *id).is_ok()
     }
 
     pub fn pad(&self) -> Result<u32, Error> {
@@ -85,7 +106,7 @@ impl Tokenizer {
 
     /// A special token that `text` spells.
     pub fn spelled<'a>(&'a self, text: &str) -> Option<&'a str> {
-        self.special.iter().map(String::as_str).find(|token| text.contains(token))
+        self.special.iter().map(|(_, token)| token.as_str()).find(|token| text.contains(token))
     }
 }
 

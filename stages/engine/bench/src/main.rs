@@ -1,0 +1,155 @@
+//! `smelt bench`: how fast products, training and generation are on this machine, and where the time of a step goes.
+//!
+//! Every measurement runs in a process of its own, so that its peak memory is its own, and prints one line as it ends.
+//! `tests/parity/bench_with_pytorch.py` sets the same figures beside PyTorch's.
+
+mod measure;
+mod models;
+
+use clap::{Parser, ValueEnum};
+use measure::Figures;
+use smelt_kernels::Cpu;
+use std::io::{Read, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Products of matrices, in GFLOP/s
+    Gemm,
+    /// Steps of training: forward, backward, clipping, AdamW
+    Train,
+    /// Greedy generation from a prompt of 32 tokens, and reading prompts of 256
+    Generate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    Fp32,
+    Bf16,
+    Fp8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    /// One object a line
+    Json,
+}
+
+/// Measures how fast smelt trains and generates on this machine, and where the time goes.
+#[derive(Clone, Parser)]
+#[command(name = "smelt bench", max_term_width = 100)]
+pub struct Args {
+    /// What to measure; everything if not said
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Models to train and to generate with
+    #[arg(long, value_delimiter = ',', value_parser = models::NAMES, default_values = ["1m", "10m", "50m"])]
+    models: Vec<String>,
+    /// Of the products of linear layers in training
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["fp32", "bf16"])]
+    precision: Vec<Precision>,
+    /// Requests that generate at once
+    #[arg(long, value_delimiter = ',', default_values = ["1", "16"])]
+    batch: Vec<usize>,
+    /// Threads; all of the machine's if 0
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Steps of training that are timed, and thrice as many tokens of generation
+    #[arg(long, default_value_t = 12)]
+    steps: usize,
+    /// Also say where the time of a training step goes, by operation
+    #[arg(long)]
+    profile: bool,
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+/// One measurement.
+#[derive(Clone)]
+enum Task {
+    Gemm,
+    Train { model: String, precision: Precision },
+    Generate { model: String, batch: usize },
+}
+
+fn tasks(args: &Args) -> Vec<Task> {
+    let wants = |part| args.parts.is_empty() || args.parts.contains(&part);
+    let mut tasks = Vec::new();
+    if wants(Part::Gemm) {
+        tasks.push(Task::Gemm);
+    }
+    for model in args.models.iter().filter(|_| wants(Part::Train)) {
+        tasks.extend(args.precision.iter().map(|&precision| Task::Train { model: model.clone(), precision }));
+    }
+    for model in args.models.iter().filter(|_| wants(Part::Generate)) {
+        tasks.extend(args.batch.iter().map(|&batch| Task::Generate { model: model.clone(), batch }));
+    }
+    tasks
+}
+
+fn measure(task: &Task, args: &Args) -> Vec<Figures> {
+    let cpu = Cpu::new(args.threads);
+    match task {
+        Task::Gemm => measure::gemm(cpu),
+        Task::Train { model, precision } => measure::train(cpu, model, *precision, args.steps.max(1), args.profile),
+        Task::Generate { model, batch } => measure::generate(cpu, model, (*batch).max(1), args.steps.max(1)),
+    }
+}
+
+/// The same program for one task alone.
+fn apart(task: &Task, args: &Args) -> std::io::Result<Vec<Figures>> {
+    let word = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| value().map(|v| v.get_name().to_owned());
+    let mut command = Command::new(std::env::current_exe()?);
+    match task {
+        Task::Gemm => command.arg("gemm"),
+        Task::Train { model, precision } => {
+            let precision = word(&|| precision.to_possible_value()).unwrap_or_default();
+            command.args(["train", "--models", model, "--precision", &precision])
+        }
+        Task::Generate { model, batch } => command.args(["generate", "--models", model, "--batch", &batch.to_string()]),
+    };
+    command.args(["--threads", &args.threads.to_string(), "--steps", &args.steps.to_string(), "--format", "json"]);
+    if args.profile {
+        command.arg("--profile");
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let mut said = String::new();
+    if let Some(out) = child.stdout.as_mut() {
+        out.read_to_string(&mut said)?;
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        return Err(std::io::Error::other(format!("a measurement ended with {status}")));
+    }
+    said.lines().map(|line| serde_json::from_str(line).map_err(std::io::Error::other)).collect()
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let tasks = tasks(&args);
+    let mut out = std::io::stdout().lock();
+    let is_one = tasks.len() == 1;
+    for task in &tasks {
+        let figures = match is_one {
+            true => measure(task, &args),
+            false => match apart(task, &args) {
+                Ok(figures) => figures,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    return ExitCode::from(6);
+                }
+            },
+        };
+        for figures in figures {
+            let line = match args.format {
+                Format::Json => serde_json::to_string(&figures).expect("figures are plain data"),
+                Format::Table => figures.to_string(),
+            };
+            if writeln!(out, "{line}").is_err() {
+                return ExitCode::SUCCESS; // nobody reads any more
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
