@@ -3,6 +3,7 @@
 mod architecture;
 mod cli;
 mod contract;
+mod import;
 mod quickstart;
 mod s3;
 mod schemas;

@@ -24,7 +24,8 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("smelt-tests", 7),
     ]);
     for stage in [
-        "ingest", "clean", "dedup", "tokenize", "problems", "pretrain", "sft", "distill", "reward", "align", "evaluate",
+        "ingest", "import", "clean", "dedup", "tokenize", "problems", "pretrain", "sft", "distill", "reward", "align",
+        "evaluate",
     ] {
         floors.insert(Box::leak(format!("smelt-{stage}").into_boxed_str()), 6);
     }

@@ -29,7 +29,7 @@ fn open(folder: &Path) -> Store {
 }
 
 /// The store of an undisturbed run, made once and never changed.
-fn undisturbed() -> &'static Path {
+pub fn undisturbed() -> &'static Path {
     static STORE: OnceLock<TempDir> = OnceLock::new();
     let folder = STORE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder for a test");

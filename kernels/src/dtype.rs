@@ -88,6 +88,12 @@ pub trait Real:
     fn multiply(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], write: Write);
     /// The same by the caller alone.
     fn multiply_alone(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], write: Write);
+    /// The same into some columns of a wider c.
+    fn multiply_alone_into(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], c_row: usize, write: Write);
+    /// `b` packed for products by the caller alone; only f32 packs.
+    fn packed(gemm: &Gemm, b: View<Self>) -> Option<PackedB<f32>>;
+    /// `c = a·b` by the caller alone, with the first columns of what [`packed`](Self::packed) gave.
+    fn multiply_corner(gemm: &Gemm, a: View<Self>, b: &PackedB<f32>, columns: usize, c: &mut [Self]);
     /// With b packed before. Only f32 packs.
     fn multiply_packed(gemm: &Gemm, a: View<Self>, b: &PackedB<f32>, c: &mut [Self], write: Write);
     /// Segment e of the rows of `a` times `b[e]`.
@@ -134,6 +140,17 @@ impl Real for f32 {
     fn multiply_alone(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
         gemm.alone(a, b, c, write);
     }
+    fn multiply_alone_into(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], c_row: usize, write: Write) {
+        gemm.alone_into(a, b, c, c_row, write);
+    }
+    fn packed(gemm: &Gemm, b: View<f32>) -> Option<PackedB<f32>> {
+        let mut packed = PackedB::empty();
+        gemm.pack(&mut packed, b);
+        Some(packed)
+    }
+    fn multiply_corner(gemm: &Gemm, a: View<f32>, b: &PackedB<f32>, columns: usize, c: &mut [f32]) {
+        gemm.alone(a, Operand::Corner { b, k: b.k, n: columns }, c, Write::Set);
+    }
     fn multiply_packed(gemm: &Gemm, a: View<f32>, b: &PackedB<f32>, c: &mut [f32], write: Write) {
         gemm.multiply(a, b, c, write);
     }
@@ -153,10 +170,14 @@ impl Real for f32 {
 impl Real for f64 {
     arithmetic!(f64, math::exp);
 
-    fn multiply(_: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
-        assert_eq!((a.cols, c.len()), (b.rows, a.rows * b.cols), "multiply: [M, K]·[K, N] into [M, N]");
-        for (i, row) in c.chunks_mut(b.cols.max(1)).enumerate() {
-            for (j, c) in row.iter_mut().enumerate() {
+    fn multiply(gemm: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
+        assert_eq!(c.len(), a.rows * b.cols, "multiply: [M, K]·[K, N] into [M, N]");
+        Self::multiply_alone_into(gemm, a, b, c, b.cols, write);
+    }
+    fn multiply_alone_into(_: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], c_row: usize, write: Write) {
+        assert_eq!(a.cols, b.rows, "multiply: [M, K]·[K, N]");
+        for (i, row) in c.chunks_mut(c_row.max(1)).take(a.rows).enumerate() {
+            for (j, c) in row.iter_mut().take(b.cols).enumerate() {
                 let start = if write == Write::Add { *c } else { 0.0 };
                 *c = (0..a.cols).fold(start, |c, k| c + a.at(i, k) * b.at(k, j));
             }
@@ -164,6 +185,12 @@ impl Real for f64 {
     }
     fn multiply_alone(gemm: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
         Self::multiply(gemm, a, b, c, write);
+    }
+    fn packed(_: &Gemm, _: View<f64>) -> Option<PackedB<f32>> {
+        None
+    }
+    fn multiply_corner(_: &Gemm, _: View<f64>, _: &PackedB<f32>, _: usize, _: &mut [f64]) {
+        unreachable!("only f32 tensors are packed");
     }
     fn multiply_packed(_: &Gemm, _: View<f64>, _: &PackedB<f32>, _: &mut [f64], _: Write) {
         unreachable!("only f32 tensors are packed");

@@ -4,7 +4,7 @@
 //! mask hides has probability 0 and adds nothing, to the bit.
 
 use super::{Cpu, Scratch, Shared, dot, exp_row, wide};
-use crate::gemm::View;
+use crate::gemm::{PackedB, View};
 use crate::{Real, Write};
 use std::ops::Range;
 
@@ -45,18 +45,35 @@ pub fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, str
     View::strided(&x[start..], rows.len(), cols, stride)
 }
 
+/// `c = a·b` for the first `columns` of b, packed once for all blocks where it can be.
+fn by_keys<T: Real>(cpu: &Cpu, a: View<T>, packed: &Option<PackedB<f32>>, b: View<T>, columns: usize, c: &mut [T]) {
+    match packed {
+        Some(packed) => T::multiply_corner(&cpu.gemm, a, packed, columns, c),
+        None => T::multiply_alone(&cpu.gemm, a, b.slice(0, columns).t(), c, Write::Set),
+    }
+}
+
+/// `[rows, columns]` at the start of memory that goes on for a vector: products then read it where it lies.
+fn matrix<T: Real>(x: &[T], rows: usize, columns: usize) -> View<'_, T> {
+    View::strided(&x[..rows * columns + VECTOR], rows, columns, columns)
+}
+
+/// Elements of the widest vector.
+const VECTOR: usize = 16;
+
 /// Writes o, of which this task alone writes the rows, and `lse` `[T]`.
 pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T]) {
     let (length, value) = (head.q.rows, head.v.cols);
     let block = length.clamp(1, BLOCK);
     let mut scores = Scratch::<T>::new(block * length);
     let mut y = Scratch::<T>::new(block * value);
+    let keys = T::packed(&cpu.gemm, head.k.t());
     for first in (0..length).step_by(block) {
         let last = (first + block).min(length);
         let count = last - first;
         let scores = &mut scores.0[..count * last];
         let y = &mut y.0[..count * value];
-        T::multiply_alone(&cpu.gemm, head.q.slice(first, last), head.k.slice(0, last).t(), scores, Write::Set);
+        by_keys(cpu, head.q.slice(first, last), &keys, head.k, last, scores);
         let lse = &mut lse[first..last];
         let mut sums = [T::ZERO; BLOCK];
         wide(
@@ -90,22 +107,25 @@ pub struct Seen<'a, T> {
 }
 
 /// Writes dq, of which this task alone writes the rows, dk `[T, qk]` and dv `[T, value]`. With P the probabilities and
-/// D_i = Σ_j do_ij·o_ij: dV = Pᵀ·do, dS = P∘(do·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
+/// D_i = Σ_j do_ij·o_ij: dVᵀ = doᵀ·P, dS = P∘(do·Vᵀ − D)·scale, dQ = dS·K, dKᵀ = Qᵀ·dS.
 pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T>, dk: &mut [T], dv: &mut [T]) {
     let (length, qk, value) = (head.q.rows, head.q.cols, head.v.cols);
     let block = length.clamp(1, BLOCK);
-    let (mut p, mut ds) = (Scratch::<T>::new(block * length), Scratch::<T>::new(block * length));
+    let mut p = Scratch::<T>::new(block * length + VECTOR);
+    let mut ds = Scratch::<T>::new(block * length + VECTOR);
     let mut rows = Scratch::<T>::new(block * qk);
-    dk.fill(T::ZERO);
-    dv.fill(T::ZERO);
+    // dk and dv transposed: so the large factor, a block of p or ds, is read where it lies
+    let (mut dk_t, mut dv_t) = (Scratch::<T>::new(qk * length), Scratch::<T>::new(value * length));
+    let (dk_t, dv_t) = (&mut dk_t.0[..qk * length], &mut dv_t.0[..value * length]);
+    dk_t.fill(T::ZERO);
+    dv_t.fill(T::ZERO);
+    let (keys, values) = (T::packed(&cpu.gemm, head.k.t()), T::packed(&cpu.gemm, head.v.t()));
     for first in (0..length).step_by(block) {
         let last = (first + block).min(length);
         let count = last - first;
-        let (p, ds) = (&mut p.0[..count * last], &mut ds.0[..count * last]);
-        let (q, k, v) = (head.q.slice(first, last), head.k.slice(0, last), head.v.slice(0, last));
-        let d_o = seen.d_o.slice(first, last);
-        T::multiply_alone(&cpu.gemm, q, k.t(), p, Write::Set);
-        T::multiply_alone(&cpu.gemm, d_o, v.t(), ds, Write::Set);
+        let (q, k, d_o) = (head.q.slice(first, last), head.k.slice(0, last), seen.d_o.slice(first, last));
+        by_keys(cpu, q, &keys, head.k, last, &mut p.0[..count * last]);
+        by_keys(cpu, d_o, &values, head.v, last, &mut ds.0[..count * last]);
         wide(
             cpu.gemm.level(),
             #[inline(always)]
@@ -113,8 +133,8 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
                 for i in 0..count {
                     let d = dot(seen.o.run(first + i, 0, value), d_o.run(i, 0, value));
                     let (lse, visible) = (seen.lse[first + i], first + i + 1);
-                    let (p, hidden) = p[i * last..(i + 1) * last].split_at_mut(visible);
-                    let (ds, ds_hidden) = ds[i * last..(i + 1) * last].split_at_mut(visible);
+                    let (p, hidden) = p.0[i * last..(i + 1) * last].split_at_mut(visible);
+                    let (ds, ds_hidden) = ds.0[i * last..(i + 1) * last].split_at_mut(visible);
                     for (p, ds) in p.iter_mut().zip(ds) {
                         *p = (*p * head.scale - lse).exp();
                         *ds = *p * (*ds - d) * head.scale;
@@ -124,13 +144,23 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
                 }
             },
         );
-        let (p, ds) = (View::new(p, count, last), View::new(ds, count, last));
-        T::multiply_alone(&cpu.gemm, p.t(), d_o, &mut dv[..last * value], Write::Add);
-        T::multiply_alone(&cpu.gemm, ds.t(), q, &mut dk[..last * qk], Write::Add);
+        let (p, ds) = (matrix(&p.0, count, last), matrix(&ds.0, count, last));
+        T::multiply_alone_into(&cpu.gemm, d_o.t(), p, dv_t, length, Write::Add);
+        T::multiply_alone_into(&cpu.gemm, q.t(), ds, dk_t, length, Write::Add);
         T::multiply_alone(&cpu.gemm, ds, k, &mut rows.0[..count * qk], Write::Set);
         for (row, rows) in (first..last).zip(rows.0.chunks_exact(qk)) {
             // SAFETY: the caller's promise: these rows of dq are this task's.
             unsafe { dq.row(row, qk) }.copy_from_slice(rows);
         }
+    }
+    transpose(dk_t, dk, length);
+    transpose(dv_t, dv, length);
+}
+
+/// `[width, length]` into `[length, width]`.
+fn transpose<T: Real>(from: &[T], to: &mut [T], length: usize) {
+    let width = from.len() / length.max(1);
+    for (row, to) in to.chunks_exact_mut(width.max(1)).enumerate() {
+        to.iter_mut().zip(from[row..].iter().step_by(length)).for_each(|(to, from)| *to = *from);
     }
 }

@@ -1,12 +1,15 @@
-//! Threads that sleep between jobs. Nobody spins: on a shared machine spinning takes the core the work needs.
+//! Threads that sleep between jobs. After a job a helper looks for the next one a few microseconds longer, giving its core away at each
+//! look: within a training step jobs follow each other faster than the system wakes a thread. Nobody spins for longer: on a shared machine
+//! that takes the core the work needs.
 //!
 //! The caller works too and waits only for helpers that have begun, so a helper that the system wakes late costs
 //! nothing. A pool that is busy (nested use, several ranks) lets the caller do it all alone; no result can tell.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
 
 pub struct Pool {
     shared: Arc<Shared>,
@@ -19,7 +22,12 @@ struct Shared {
     state: Mutex<State>,
     start: Condvar,
     done: Condvar,
+    /// Number of the newest job, to be read without the lock.
+    newest: AtomicU64,
 }
+
+/// How long a helper looks for another job before it sleeps.
+const LINGER: Duration = Duration::from_micros(60);
 
 #[derive(Default)]
 struct State {
@@ -44,13 +52,29 @@ impl Shared {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Until there is another job than `seen`, or [`LINGER`] is over.
+    fn linger(&self, seen: u64) {
+        let start = Instant::now();
+        while self.newest.load(Relaxed) == seen && start.elapsed() < LINGER {
+            std::thread::yield_now();
+        }
+    }
+
     fn help(&self) {
-        let (mut state, mut seen) = (self.lock(), 0);
+        let (mut state, mut seen, mut is_fresh) = (self.lock(), 0, false);
         while !state.is_closing {
             let Some(job) = state.job.filter(|_| state.number != seen) else {
-                state = self.start.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                if is_fresh {
+                    is_fresh = false;
+                    drop(state);
+                    self.linger(seen);
+                    state = self.lock();
+                } else {
+                    state = self.start.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                }
                 continue;
             };
+            is_fresh = true;
             seen = state.number;
             state.inside += 1;
             drop(state);
@@ -113,6 +137,7 @@ impl<'a> Turn<'a> {
         // SAFETY: forgets only the lifetime; see `Job`.
         state.job = Some(Job(unsafe { std::mem::transmute::<&'a (dyn Fn() + Sync), *const (dyn Fn() + Sync)>(run) }));
         state.number += 1;
+        pool.shared.newest.store(state.number, Relaxed);
         state.has_panicked = false;
         drop(state);
         pool.shared.start.notify_all();

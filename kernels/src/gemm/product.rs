@@ -35,7 +35,16 @@ struct Problem<'a, T> {
     a: View<'a, T>,
     b: Operand<'a, T>,
     c: &'a mut [f32],
+    /// From one row of C to the next.
+    c_row: usize,
     scales: Option<Scales<'a>>,
+}
+
+impl<'a, T: Element> Problem<'a, T> {
+    /// C without gaps.
+    fn new(a: View<'a, T>, b: Operand<'a, T>, c: &'a mut [f32]) -> Self {
+        Self { a, b, c, c_row: b.shape().1, scales: None }
+    }
 }
 
 /// One product of FP8 operands, as bf16 with their scales: `c[M,N]` of `a[M,K]·b[K,N]`.
@@ -74,7 +83,20 @@ impl Gemm {
 
     /// [`multiply`](Self::multiply) by the calling thread alone: for a product that is itself a part of parallel work.
     pub fn alone<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
-        let problem = Problem { a, b: b.into(), c, scales: None };
+        let b = b.into();
+        self.alone_into(a, b, c, b.shape().1, write);
+    }
+
+    /// The same into some columns of a wider C, `c_row` elements from one row to the next.
+    pub fn alone_into<'a, T: Element>(
+        &self,
+        a: View<T>,
+        b: impl Into<Operand<'a, T>>,
+        c: &mut [f32],
+        c_row: usize,
+        write: Write,
+    ) {
+        let problem = Problem { c_row, ..Problem::new(a, b.into(), c) };
         problem.checked_steps();
         self.run_parts(vec![problem], write, None);
     }
@@ -99,7 +121,7 @@ impl Gemm {
     /// `c[M,N] = a[M,K]·b[K,N]`, or `+=`. With `.t()` on a view this is NT (`x, w.t()`), NN (`dy, w`) and
     /// TN (`dy.t(), x`).
     pub fn multiply<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
-        self.run(vec![Problem { a, b: b.into(), c, scales: None }], write);
+        self.run(vec![Problem::new(a, b.into(), c)], write);
     }
 
     /// Segment e, rows `ends[e-1]..ends[e]` of `a[M,K]`, times its own `b[e]` `[K,N]`, into the same rows of `c[M,N]`.
@@ -114,7 +136,7 @@ impl Gemm {
         assert_eq!(ends.len(), b.len(), "grouped: {} segments, {} operands", ends.len(), b.len());
         let problems = segments(ends, a.rows).zip(b).map(|(rows, &b)| {
             let segment = c.split_off_mut(..rows.len() * b.shape().1).expect("grouped: c is shorter than [M, N]");
-            Problem { a: a.slice(rows.start, rows.end), b, c: segment, scales: None }
+            Problem::new(a.slice(rows.start, rows.end), b, segment)
         });
         let problems = problems.collect();
         assert!(c.is_empty(), "grouped: c is {} longer than [M, N]", c.len());
@@ -133,12 +155,9 @@ impl Gemm {
     ) {
         assert_eq!(dw.len(), ends.len() * dy.cols * x.cols, "grouped_gradient: dw must be [E, out, in]");
         let parts = dw.chunks_mut((dy.cols * x.cols).max(1));
-        let problems = segments(ends, dy.rows).zip(parts).map(|(rows, c)| Problem {
-            a: dy.slice(rows.start, rows.end).t(),
-            b: x.slice(rows.start, rows.end).into(),
-            c,
-            scales: None,
-        });
+        let problems = segments(ends, dy.rows)
+            .zip(parts)
+            .map(|(rows, c)| Problem::new(dy.slice(rows.start, rows.end).t(), x.slice(rows.start, rows.end).into(), c));
         self.run(problems.collect(), write);
     }
 
@@ -148,7 +167,7 @@ impl Gemm {
             let (blocks, n) = (a.cols.div_ceil(PROMOTION), b.shape().1);
             let found = ((scales.a.rows, scales.a.cols), scales.b.len());
             assert!(found == ((a.rows, blocks), blocks * n), "promoted: scales {found:?} for {blocks} blocks, N = {n}");
-            Problem { a, b, c, scales: Some(scales) }
+            Problem { scales: Some(scales), ..Problem::new(a, b, c) }
         });
         self.run(problems.collect(), write);
     }
@@ -194,7 +213,7 @@ impl Gemm {
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
         for problem in &mut problems {
             let to_pack = problem.lines_to_pack();
-            let Problem { a, b, c, scales } = problem;
+            let Problem { a, b, c, c_row, scales } = problem;
             let n = b.shape().1;
             let place = match *b {
                 Operand::Packed(b) | Operand::Corner { b, .. } => {
@@ -211,7 +230,7 @@ impl Gemm {
             for panels in spans(n.div_ceil(NR), wide) {
                 for rows in spans(a.rows, high) {
                     let (c, panels) = (c.as_mut_ptr(), panels.clone());
-                    tasks.push(Task { a: *a, b: place, n, c, rows, panels, scales: *scales });
+                    tasks.push(Task { a: *a, b: place, n, c, c_row: *c_row, rows, panels, scales: *scales });
                 }
             }
         }
@@ -238,7 +257,9 @@ impl<T: Element> Problem<'_, T> {
     fn checked_steps(&self) -> usize {
         let (a, (k, n)) = (self.a, self.b.shape());
         assert_eq!(a.cols, k, "multiply: a is [{}, {}], b is [{k}, {n}]", a.rows, a.cols);
-        assert_eq!(self.c.len(), a.rows * n, "multiply: c has {} elements for [{}, {n}]", self.c.len(), a.rows);
+        let needed = if a.rows == 0 { 0 } else { (a.rows - 1) * self.c_row + n };
+        let fits = self.c_row >= n && if self.c_row == n { self.c.len() == needed } else { self.c.len() >= needed };
+        assert!(fits, "multiply: c has {} elements for [{}, {n}] by {}", self.c.len(), a.rows, self.c_row);
         a.rows * n * k.div_ceil(T::PER_CELL)
     }
 

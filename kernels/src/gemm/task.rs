@@ -21,6 +21,8 @@ pub(crate) struct Task<'a, T> {
     pub b: Place<'a, T>,
     pub n: usize,
     pub c: *mut f32,
+    /// From one row of C to the next.
+    pub c_row: usize,
     pub rows: Range<usize>,
     pub panels: Range<usize>,
     /// Of FP8 operands.
@@ -72,8 +74,8 @@ impl<T: Element> Task<'_, T> {
                                 b,
                                 b_k,
                                 // SAFETY: (row, panel·NR) is inside C, `[M, n]`.
-                                c: unsafe { self.c.add(row * self.n + panel * NR) },
-                                c_row: self.n,
+                                c: unsafe { self.c.add(row * self.c_row + panel * NR) },
+                                c_row: self.c_row,
                                 rows: rows.len(),
                                 vectors: columns.div_ceil(16),
                                 cells: depth,

@@ -9,8 +9,8 @@ mod step;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, fault, write};
-use smelt_kernels::{Backend, Cpu, DType};
+use smelt_checkpoint::{Loaded, Storage, fault, write};
+use smelt_kernels::{Backend, Cpu};
 use smelt_stage::kinds::{Checkpoint, Metrics, Prompt, Prompts, Samples};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
@@ -57,6 +57,9 @@ pub struct Config {
     pub max_kl: f64,
     /// Stop when for ten steps in a row more than this share of answers is cut off.
     pub max_truncated: f64,
+    /// How the weights are written.
+    #[serde(skip_serializing_if = "Storage::is_full")]
+    pub storage: Storage,
 }
 
 impl Default for Config {
@@ -82,6 +85,7 @@ impl Default for Config {
             reward_system: "Think step by step.".into(),
             max_kl: 5.0,
             max_truncated: 0.9,
+            storage: Storage::Fp32,
         }
     }
 }
@@ -171,7 +175,7 @@ impl Stage for Align {
                 unit.count_derived(1);
                 unit.keep(&out.samples, row.clone())?;
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, DType::F32)
+            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, config.storage)
         })
     }
 }

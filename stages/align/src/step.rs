@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     fn answer(reward: f64) -> Answer {
-        let completion = Completion { tokens: vec![1], logp: vec![-1.0], finish: Finish::Stop };
+        let completion = Completion { tokens: vec![1], logp: vec![-1.0], finish: Finish::Stop, cut: None };
         Answer {
             prompt_id: "p".into(),
             place: 0,

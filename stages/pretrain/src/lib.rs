@@ -10,8 +10,8 @@ pub use architecture::Architecture;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, fault, tokenizer, write};
-use smelt_kernels::{Cpu, DType};
+use smelt_checkpoint::{Loaded, Storage, fault, tokenizer, write};
+use smelt_kernels::Cpu;
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
@@ -79,6 +79,9 @@ pub struct Config {
     pub precision: Precision,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
+    /// How the weights are written.
+    #[serde(skip_serializing_if = "Storage::is_full")]
+    pub storage: Storage,
 }
 
 impl Default for Config {
@@ -110,6 +113,7 @@ impl Default for Config {
             fim_rate: 0.0,
             precision: Precision::Fp32,
             model: Architecture::default(),
+            storage: Storage::Fp32,
         }
     }
 }
@@ -222,7 +226,7 @@ impl Stage for Pretrain {
         cx.single(|unit| {
             unit.count_read(data.documents);
             unit.count_written(data.documents);
-            write(unit, &out.model, trainer.model(), trainer.result(), &text, DType::F32)?;
+            write(unit, &out.model, trainer.model(), trainer.result(), &text, config.storage)?;
             unit.put(&out.state, "state.safetensors", &trainer.save())
         })
     }

@@ -10,8 +10,8 @@ mod pairs;
 use pairs::Pairs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, fault, with_reward_head, write};
-use smelt_kernels::{Cpu, DType, random};
+use smelt_checkpoint::{Loaded, Storage, fault, with_reward_head, write};
+use smelt_kernels::{Cpu, random};
 use smelt_model::{Batch, Init, Model, Params};
 use smelt_stage::kinds::{Checkpoint, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
@@ -144,7 +144,7 @@ impl Stage for Reward {
                     unit.keep(port, row.clone())?;
                 }
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, DType::F32)
+            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, Storage::Fp32)
         })
     }
 }

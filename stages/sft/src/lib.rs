@@ -5,8 +5,8 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, TextFiles, fault, messages, write};
-use smelt_kernels::{Cpu, DType};
+use smelt_checkpoint::{Loaded, Storage, TextFiles, fault, messages, write};
+use smelt_kernels::Cpu;
 use smelt_model::Batch;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
@@ -41,6 +41,9 @@ pub struct Config {
     pub bias_speed: f64,
     /// Jinja, as transformers renders it; empty keeps the checkpoint's, or takes our own when it has none.
     pub chat_template: String,
+    /// How the weights are written.
+    #[serde(skip_serializing_if = "Storage::is_full")]
+    pub storage: Storage,
 }
 
 impl Default for Config {
@@ -57,6 +60,7 @@ impl Default for Config {
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.01, ..Hyper::default() },
             bias_speed: 1e-3,
             chat_template: String::new(),
+            storage: Storage::Fp32,
         }
     }
 }
@@ -117,7 +121,7 @@ impl Stage for Sft {
             for (id, rule, detail) in &dropped {
                 unit.drop_row(&out.drops, id, rule, None, Some(detail.clone()))?;
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &text, DType::F32)
+            write(unit, &out.model, trainer.model(), trainer.result(), &text, config.storage)
         })
     }
 }

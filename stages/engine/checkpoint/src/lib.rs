@@ -3,6 +3,8 @@
 //! Floor 5, beside train and generate: it sees the stage contract, the model and the text crate, so that those three need not see each
 //! other.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use smelt_kernels::DType;
 use smelt_model::{Config, Model, Params, load, save};
 use smelt_stage::kinds::{Checkpoint, KindType, Message, Tokenizer};
@@ -17,6 +19,32 @@ pub struct TextFiles {
     pub tokenizer: Vec<u8>,
     /// tokenizer_config.json, with the chat template once there is one.
     pub config: Vec<u8>,
+}
+
+/// How the weights of a checkpoint are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    #[default]
+    Fp32,
+    Bf16,
+    /// E4M3 in blocks of 128 × 128 with their scales, as DeepSeek-V3 was released; tensors whose dims are no multiples, embeddings, heads,
+    /// norms and routers stay in bf16.
+    Fp8,
+}
+
+impl Storage {
+    pub fn is_full(&self) -> bool {
+        *self == Storage::Fp32
+    }
+
+    pub fn dtype(self) -> DType {
+        match self {
+            Storage::Fp32 => DType::F32,
+            Storage::Bf16 => DType::Bf16,
+            Storage::Fp8 => DType::E4m3,
+        }
+    }
 }
 
 /// A checkpoint in memory.
@@ -87,9 +115,9 @@ pub fn write(
     model: &Model,
     params: &Params,
     text: &TextFiles,
-    dtype: DType,
+    storage: Storage,
 ) -> Result<(), Error> {
-    for (name, bytes) in save(model, params, dtype) {
+    for (name, bytes) in save(model, params, storage.dtype()) {
         unit.put(port, &name, &bytes)?;
     }
     unit.put(port, "tokenizer.json", &text.tokenizer)?;
