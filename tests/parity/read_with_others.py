@@ -28,7 +28,7 @@ def main(store, pipeline):
                 continue
             rows = sum(f["rows"] for f in manifest["ports"][port]["files"])
             by_pandas = sum(len(pandas.read_parquet(p)) for p in paths)
-            by_duckdb = duckdb.sql(f"select count(*) from read_parquet({[str(p) for p in paths]})").fetchone()[0]
+            by_duckdb = duckdb.sql(f"select count(*) from read_parquet({[str(p) for p in paths]})").fetchall()[0][0]
             by_datasets = datasets.load_dataset("parquet", data_files=[str(p) for p in paths], split="train").num_rows
             assert rows == by_pandas == by_duckdb == by_datasets, (pointer.stem, port, rows, by_pandas, by_duckdb, by_datasets)
             columns = pyarrow.parquet.read_schema(paths[0]).names

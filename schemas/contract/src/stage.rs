@@ -116,15 +116,22 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
-/// The answer of `estimate`: zero where nothing is known.
+/// The answer of `estimate`. What a config alone does not tell is left out, and `notes` say why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
-    pub memory_bytes: u64,
-    pub flops: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops: Option<f64>,
     /// On this machine, with all its cores.
-    pub seconds: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// What the figures are made of, units in the names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub details: BTreeMap<String, f64>,
+    /// What was assumed, and what is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The answer of `doctor`.

@@ -11,8 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, fault, write};
 use smelt_kernels::{Backend, Cpu};
+use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Metrics, Prompt, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,8 +58,12 @@ pub struct Config {
     pub max_kl: f64,
     /// Stop when for ten steps in a row more than this share of answers is cut off.
     pub max_truncated: f64,
+    /// Stop when the mean entropy of a step falls below this, in nats per token: the policy has collapsed onto single answers and
+    /// groups say nothing any more. 0, the default, does not look.
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    pub min_entropy: f64,
     /// How the weights are written.
-    #[serde(skip_serializing_if = "Storage::is_full")]
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
 }
 
@@ -85,6 +90,7 @@ impl Default for Config {
             reward_system: "Think step by step.".into(),
             max_kl: 5.0,
             max_truncated: 0.9,
+            min_entropy: 0.0,
             storage: Storage::Fp32,
         }
     }
@@ -125,7 +131,27 @@ impl Stage for Align {
             let what = format!("{} gives one answer again and again, expected more than 0", config.temperature);
             return Err(Error::config("/temperature", what));
         }
+        if !(config.min_entropy >= 0.0 && config.min_entropy.is_finite()) {
+            let what = format!("{} is no entropy, expected 0 or more nats per token", config.min_entropy);
+            return Err(Error::config("/min_entropy", what));
+        }
         Ok(Vec::new())
+    }
+
+    fn estimate(config: &Config) -> Estimate {
+        let answers = (config.steps * config.prompts) as f64 * config.group as f64;
+        let details = [
+            ("steps", config.steps as f64),
+            ("answers", answers),
+            ("answer_tokens_at_most", answers * config.max_tokens as f64),
+            ("tokens_at_once", config.micro_batch_tokens as f64),
+        ];
+        let unknown = [
+            "the lengths of the problems come with the input",
+            "a reward model holds 4 bytes per parameter more, and takes 2 FLOPs per parameter and token more",
+        ];
+        // the reference is a copy; sampling and the reference are passes of 2, the training is 6
+        before_the_checkpoint(bytes_per_parameter(&config.optimizer) + 4.0, 10.0, &details, &unknown)
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
@@ -148,23 +174,24 @@ impl Stage for Align {
         let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
         let sampler =
             Sampler { config: &config, prompts: &prompts, chat: &chat, reward: reward.as_ref(), reference: &reference };
-        let mut next = 0;
-        if let Some((step, state)) = cx.saved_training()? {
+        let (mut next, mut guard, mut last) = (0, Guard::default(), None);
+        if let Some((step, detail, state)) = cx.saved_training_with()? {
             trainer.restore(&state).map_err(fault)?;
+            guard = Guard::restore(detail)?;
             next = step;
         }
-        let (mut guard, mut last) = (Guard::default(), None);
         while next < config.steps {
             let rollout = sampler.rollout(next, &trainer)?;
             let values = sampler.update(&rollout, &mut trainer)?;
             next += 1;
             cx.metrics(next, &values);
-            let get = |name| values.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, value)| *value);
+            let find = |name| values.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+            let get = |name| find(name).unwrap_or(0.0);
             let note = format!("reward {:.3}, right {:.0} %, KL {:.3}", get("reward"), 100.0 * get("right"), get("kl"));
             cx.progress("train", next, Some(config.steps), "steps", &note);
-            guard.check(&config, next, get("kl"), get("truncated"))?;
+            guard.check(&config, next, get("kl"), get("truncated"), find("entropy"))?;
             if next < config.steps {
-                cx.save_when_due(next, || trainer.save())?;
+                cx.save_when_due_with(next, guard.save(), || trainer.save())?;
             }
             last = Some(rollout);
         }

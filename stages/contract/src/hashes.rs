@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,6 +34,11 @@ impl Memory {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
         Self::at(cache.map(|cache| cache.join("smelt/hashes")))
+    }
+
+    /// Where it is kept.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.file.as_ref()?.parent()
     }
 
     fn at(file: Option<PathBuf>) -> Self {

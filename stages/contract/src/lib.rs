@@ -56,8 +56,10 @@
 //! }
 //! ```
 
+pub mod checks;
 mod context;
 mod error;
+pub mod estimates;
 pub mod files;
 mod hashes;
 mod help;
@@ -77,6 +79,11 @@ pub use saves::Saved;
 pub use smelt_schemas::{Arity, Check, Cores, Digest, Doctor, Estimate, FileRecord, InputPort, OutputPort, Source};
 pub use smelt_store::LocalFile;
 pub use unit::{PortFile, Unit};
+
+/// For `skip_serializing_if` of a config field that was added later: see [`Stage::Config`].
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 /// Declares the input ports of a stage: `Artifact<K>`, `Option<Artifact<K>>` or `Vec<Artifact<K>>` each.
 #[macro_export]

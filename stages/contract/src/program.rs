@@ -47,12 +47,15 @@ pub trait Stage {
     /// what was done.
     fn run(config: Self::Config, inputs: Self::Inputs, out: Self::Outputs, cx: &Context) -> Result<(), Error>;
 
+    /// What a job of this config costs, as far as the config tells: see [`estimates`](crate::estimates).
     fn estimate(_config: &Self::Config) -> Estimate {
-        Estimate::default()
+        crate::estimates::by_the_input()
     }
 
+    /// What it needs from the machine: cores, memory for the default config, scratch space.
     fn doctor() -> Doctor {
-        Doctor::default()
+        let defaults = serde_json::from_value::<Self::Config>(serde_json::json!({})).ok();
+        crate::checks::machine(defaults.and_then(|config| Self::estimate(&config).memory_bytes))
     }
 }
 
@@ -332,7 +335,7 @@ fn peak_memory() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
-fn cpu_level() -> &'static str {
+pub(crate) fn cpu_level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {

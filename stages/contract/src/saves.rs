@@ -46,19 +46,19 @@ impl Saves {
     }
 
     /// Writes a save beside the caller's work, or before it goes on if the interval is 0. An error of the one before is told here.
-    pub fn begin(&self, cursor: u64, files: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    pub fn begin(&self, cursor: u64, detail: Value, files: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
         self.wait()?;
         *lock(&self.last) = Instant::now();
         if self.policy.seconds == 0.0 {
             let files: Vec<(&str, &[u8])> =
                 files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-            return self.write(cursor, Value::Null, &files);
+            return self.write(cursor, detail, &files);
         }
         let (attempt, keep) = (self.attempt.clone(), self.policy.last);
         *lock(&self.writing) = Some(std::thread::spawn(move || {
             let files: Vec<(&str, &[u8])> =
                 files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-            write(&attempt, keep, cursor, Value::Null, &files)
+            write(&attempt, keep, cursor, detail, &files)
         }));
         Ok(())
     }
@@ -137,12 +137,15 @@ mod tests {
         let (saved, faults) = newest(&saves.attempt, &std::env::temp_dir()).unwrap();
         if let Some(saved) = &saved {
             assert_eq!(saved.files["state"], format!("state {}", saved.cursor).into_bytes());
+            assert_eq!(saved.detail, Value::from(10 * saved.cursor), "the detail is that of the same save");
         }
         (saved.map(|saved| saved.cursor), faults)
     }
 
     fn begin(saves: &Saves, cursor: u64) {
-        saves.begin(cursor, vec![("state".into(), format!("state {cursor}").into_bytes())]).unwrap();
+        saves
+            .begin(cursor, Value::from(10 * cursor), vec![("state".into(), format!("state {cursor}").into_bytes())])
+            .unwrap();
     }
 
     #[test]
@@ -173,7 +176,7 @@ mod tests {
         // a file where the next save's folder would be
         std::fs::write(folder.join(saves.attempt.key("saves/2")), b"").unwrap();
         begin(&saves, 2);
-        let error = saves.begin(3, Vec::new()).unwrap_err();
+        let error = saves.begin(3, Value::Null, Vec::new()).unwrap_err();
         assert!(error.to_string().contains("saves/2/state"), "{error}");
         assert_eq!(found(&saves), (Some(1), vec![]), "the save before it stays");
         drop(saves);

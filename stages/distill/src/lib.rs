@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, with_system};
 use smelt_generate::{Completion, Finish, Generator, Request, Sampling};
 use smelt_kernels::{Cpu, random};
+use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversation, Conversations, Drops, Message, Prompt, Prompts, Sample, Samples};
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage, Unit};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
 use smelt_text::Chat;
 use smelt_verify::{Score, Verifier};
 use std::collections::BTreeMap;
@@ -93,6 +94,12 @@ impl Stage for Distill {
             return Err(Error::config("/temperature", format!("{} is no temperature", config.temperature)));
         }
         Ok(Vec::new())
+    }
+
+    fn estimate(config: &Config) -> Estimate {
+        let (samples, tokens) = (f64::from(config.samples), config.max_tokens as f64);
+        let details = [("answers_per_prompt", samples), ("answer_tokens_per_prompt_at_most", samples * tokens)];
+        before_the_checkpoint(4.0, 2.0, &details, &["the number of prompts and their lengths come with the input"])
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {

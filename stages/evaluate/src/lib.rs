@@ -2,8 +2,8 @@
 //!
 //! Reads `models` (checkpoints) and any of `prompts`, `tokens`, `preferences` with `reward`; writes `scores` and, per model, its
 //! `samples`. Exact match is greedy; avg@k and pass@k draw at a temperature; bits per byte reads held-out text; pair accuracy asks a reward
-//! model. `compare` lists pairs of models whose difference is taken problem by problem, which is far sharper than the difference of two
-//! means.
+//! model. `compare` lists pairs of models whose difference is taken problem by problem and text by text, which is far sharper than the
+//! difference of two means.
 
 mod answers;
 mod text;
@@ -13,10 +13,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault, with_system};
 use smelt_kernels::Cpu;
+use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{
     Checkpoint, Preference, Preferences, Prompt, Prompts, Samples, Score, Scores, TokenRow, Tokens,
 };
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage, Unit};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
 use smelt_train::{Example, reward_scores};
 use std::collections::BTreeMap;
 
@@ -48,7 +49,7 @@ pub struct Config {
     pub speculate: bool,
     /// Tokens of text read at most; 0 reads all.
     pub text_tokens: usize,
-    /// Pairs of names: the second minus the first, problem by problem.
+    /// Pairs of names: the second minus the first, problem by problem, and document by document for bits per byte.
     pub compare: Vec<[String; 2]>,
 }
 
@@ -126,6 +127,21 @@ impl Stage for Evaluate {
         Ok(Vec::new())
     }
 
+    fn estimate(config: &Config) -> Estimate {
+        let answers = 1.0 + config.samples as f64;
+        let details = [
+            ("models", config.names.len() as f64),
+            ("answers_per_prompt_and_model", answers),
+            ("answer_tokens_per_prompt_and_model_at_most", answers * config.max_tokens as f64),
+            ("text_tokens_per_model_at_most", config.text_tokens as f64),
+        ];
+        let unknown = [
+            "the number of prompts and their lengths come with the input",
+            "as many models are in memory as there are threads; `text_tokens_per_model_at_most` 0 means all of the text",
+        ];
+        before_the_checkpoint(4.0, 2.0, &details, &unknown)
+    }
+
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let prompts: Vec<Prompt> = match &inputs.prompts {
             Some(prompts) => prompts.read_all().collect::<Result<_, _>>()?,
@@ -139,41 +155,53 @@ impl Stage for Evaluate {
             Some(preferences) => preferences.read_all().collect::<Result<_, _>>()?,
             None => Vec::new(),
         };
+        if inputs.tokens.is_some() && rows.is_empty() {
+            cx.warn("input `tokens` has no rows, so there are no bits per byte: if it is the `validation` of `tokenize`, raise its share");
+        }
         // one unit per model, each by one thread: models are measured side by side
         let cpu = Cpu::new(1);
         let records = cx.units("models", inputs.models.len(), |i, unit| {
             let loaded = Loaded::open(&inputs.models[i])?;
             let form = config.forms.get(i).copied().unwrap_or(Form::Chat);
             let mut sheet = Sheet { model: &config.names[i], unit, out: &out };
+            let mut paired = Paired::default();
             if !prompts.is_empty() {
                 let judged = judge(&config, form, &loaded, &prompts, &cpu)?;
                 sheet.answers(&config, &judged)?;
-                sheet.unit.set_detail(serde_json::to_value(&judged.per_problem).map_err(fault)?);
+                paired.problems = judged.per_problem;
             }
             if !rows.is_empty() {
                 let scores = text::text_scores(&config, &loaded, &rows, &cpu)?;
                 for (metric, (value, error)) in
                     [("bits_per_byte", scores.bits_per_byte), ("perplexity", scores.perplexity)]
                 {
-                    sheet.row("text", metric, value, Some(error), scores.documents)?;
+                    sheet.row("text", metric, value, Some(error), scores.documents.len())?;
                 }
+                paired.text = Some(scores.documents);
             }
+            sheet.unit.set_detail(serde_json::to_value(&paired).map_err(fault)?);
             Ok(())
         })?;
-        let per_problem: Vec<BTreeMap<String, Vec<f64>>> =
-            records.iter().map(|record| serde_json::from_value(record.detail.clone()).unwrap_or_default()).collect();
+        let paired = records.iter().map(|record| serde_json::from_value(record.detail.clone()));
+        let paired: Vec<Paired> = paired
+            .collect::<Result<_, _>>()
+            .map_err(|e| Error::bug(format!("what the unit of a model says of its problems cannot be read: {e}")))?;
         cx.units("comparisons", 1, |_, unit| {
             for [from, to] in &config.compare {
                 let place = |name: &String| config.names.iter().position(|n| n == name);
                 let (Some(a), Some(b)) = (place(from), place(to)) else { continue };
                 let model = format!("{to} - {from}");
                 let mut sheet = Sheet { model: &model, unit: &mut *unit, out: &out };
-                for (metric, before) in &per_problem[a] {
-                    if let Some(after) = per_problem[b].get(metric) {
+                for (metric, before) in &paired[a].problems {
+                    if let Some(after) = paired[b].problems.get(metric) {
                         let gaps: Vec<f64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
                         let (mean, error) = mean_and_error(&gaps);
                         sheet.row(&config.benchmark, metric, mean, Some(error), gaps.len())?;
                     }
+                }
+                if let (Some(before), Some(after)) = (&paired[a].text, &paired[b].text) {
+                    let (difference, error) = after.minus(before);
+                    sheet.row("text", "bits_per_byte", difference, Some(error), after.len())?;
                 }
             }
             if let Some(reward) = &inputs.reward {
@@ -185,6 +213,14 @@ impl Stage for Evaluate {
         })?;
         Ok(())
     }
+}
+
+/// What a model's unit hands on for paired differences.
+#[derive(Default, Serialize, Deserialize)]
+struct Paired {
+    /// By metric, in the order of the problems.
+    problems: BTreeMap<String, Vec<f64>>,
+    text: Option<text::Documents>,
 }
 
 /// Accuracy of a reward model on held-out pairs, over all and by fault.

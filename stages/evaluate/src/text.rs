@@ -1,18 +1,45 @@
 //! Bits per byte of held-out text, comparable between tokenizers, and perplexity per token.
 
 use crate::Config;
+use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, fault};
 use smelt_generate::logprobs;
 use smelt_kernels::{Backend, math};
 use smelt_stage::Error;
 use smelt_stage::kinds::TokenRow;
+use std::f64::consts::LN_2;
 
 /// What a model makes of held-out text: values with their standard errors over documents.
 pub struct TextScores {
     pub bits_per_byte: (f64, f64),
     /// exp of the mean loss per token.
     pub perplexity: (f64, f64),
-    pub documents: usize,
+    pub documents: Documents,
+}
+
+/// What each document costs a model; all models read the same ones, in the same order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Documents {
+    pub nats: Vec<f64>,
+    pub bytes: Vec<f64>,
+}
+
+impl Documents {
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn bits_per_byte(&self) -> (f64, f64) {
+        let (value, error) = ratio(&self.nats, &self.bytes);
+        (value / LN_2, error / LN_2)
+    }
+
+    /// Bits per byte of this model minus those of `before`, document by document: what is hard for both cancels in the standard error.
+    pub fn minus(&self, before: &Self) -> (f64, f64) {
+        assert_eq!(self.bytes, before.bytes, "minus: both models read the same documents");
+        let nats = self.nats.iter().zip(&before.nats).map(|(after, before)| after - before).collect();
+        Self { nats, bytes: self.bytes.clone() }.bits_per_byte()
+    }
 }
 
 /// Every token is predicted once, from what stands before it in its document within half of the model's positions.
@@ -47,12 +74,12 @@ pub fn text_scores(
     let nats: Vec<f64> = counts.iter().map(|&count| of_piece.by_ref().take(count).sum()).collect();
     let bytes: Vec<f64> = documents.iter().map(|(_, bytes)| *bytes).collect();
     let tokens: Vec<f64> = documents.iter().map(|(ids, _)| (ids.len() - 1) as f64).collect();
-    let ((per_byte, byte_error), (per_token, token_error)) = (ratio(&nats, &bytes), ratio(&nats, &tokens));
-    let (bit, perplexity) = (std::f64::consts::LN_2, math::exp(per_token));
+    let (per_token, token_error) = ratio(&nats, &tokens);
+    let (perplexity, documents) = (math::exp(per_token), Documents { nats, bytes });
     Ok(TextScores {
-        bits_per_byte: (per_byte / bit, byte_error / bit),
+        bits_per_byte: documents.bits_per_byte(),
         perplexity: (perplexity, perplexity * token_error), // the error of exp(x) is exp(x) times that of x
-        documents: documents.len(),
+        documents,
     })
 }
 
@@ -76,5 +103,25 @@ mod tests {
         assert_eq!(value, 50.0 / 30.0);
         // residuals −20/3 and 20/3
         assert!((error - (2.0 * (400.0 / 9.0) * 2.0f64).sqrt() / 30.0).abs() < 1e-12);
+    }
+
+    /// Two models that differ by the same share of a bit on every byte differ without doubt, however uneven the documents are.
+    #[test]
+    fn a_difference_is_taken_document_by_document() {
+        let bytes = vec![100.0, 900.0, 50.0];
+        let before = Documents { nats: vec![400.0, 90.0, 333.0], bytes: bytes.clone() };
+        let worse = before.nats.iter().zip(&bytes).map(|(nats, bytes)| nats + 0.25 * LN_2 * bytes).collect();
+        let after = Documents { nats: worse, bytes: bytes.clone() };
+        let (difference, error) = after.minus(&before);
+        assert!((difference - 0.25).abs() < 1e-12 && error < 1e-12, "{difference} ± {error}");
+        assert!(before.bits_per_byte().1 > 0.1, "each alone is uncertain");
+
+        // by hand: d = (10, -30, 0) nats, Σd/Σb = -20/1050; residuals d - r·b
+        let after = Documents { nats: vec![410.0, 60.0, 333.0], bytes: bytes.clone() };
+        let (difference, error) = after.minus(&before);
+        let r = -20.0f64 / 1050.0;
+        let squares: f64 = [10.0, -30.0, 0.0].iter().zip(&bytes).map(|(d, b)| (d - r * b) * (d - r * b)).sum();
+        assert!((difference - r / LN_2).abs() < 1e-15);
+        assert!((error - (squares * 3.0 / 2.0).sqrt() / 1050.0 / LN_2).abs() < 1e-15);
     }
 }

@@ -1,8 +1,9 @@
 //! `ingest`: files to documents.
 //!
 //! Reads files that globs name: plain text, Markdown and source code, one document each; JSON lines and Parquet, a
-//! document per record; packed with gzip or Zstandard or not. Writes `documents` in the order of the files' names, and
-//! `drops`. What is read is part of the job's identity by relative name and content, so a changed file makes the job new
+//! document per record; packed with gzip or Zstandard or not. Of a record, `url` and `language` become columns of those names, the first
+//! of `time`, `timestamp` and `date` that is a time (ISO 8601, or a column of times or dates in Parquet) becomes `time`, and all other
+//! fields become `metadata`, a JSON object. Writes `documents` in the order of the files' names, and `drops`. What is read is part of the job's identity by relative name and content, so a changed file makes the job new
 //! and the same files elsewhere give the same bytes.
 
 pub mod error;
@@ -18,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_stage::files::{Found, Memory, expand, hash};
 use smelt_stage::kinds::{Document, Documents, Drops};
-use smelt_stage::{Context, Error, Source, Stage, Unit};
+use smelt_stage::{Context, Doctor, Error, Source, Stage, Unit, checks};
 
 use crate::error::IngestError;
 use crate::read::{Fields, Format, InvalidUtf8, Outcome, Raw};
@@ -177,7 +178,7 @@ const UNITS: u64 = 64;
 
 impl Stage for Ingest {
     const NAME: &'static str = "ingest";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // `time` of records, and `metadata` of Parquet
     const ABOUT: &'static str = "Reads text, Markdown, source code, JSON lines and Parquet as documents";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
@@ -205,6 +206,12 @@ impl Stage for Ingest {
             ));
         }
         Ok(Memory::of_user().sources(&selection.files)?)
+    }
+
+    fn doctor() -> Doctor {
+        let mut doctor = checks::machine(None);
+        doctor.checks.push(checks::cache());
+        doctor
     }
 
     fn run(config: Config, _inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
@@ -334,6 +341,7 @@ fn document(raw: Raw, source: &str) -> Document {
     let mut document = Document::new(raw.id, raw.text, source);
     document.url = raw.url;
     document.language = raw.language;
+    document.time = raw.time;
     document.metadata = raw.metadata;
     document
 }

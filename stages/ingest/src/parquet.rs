@@ -3,19 +3,26 @@
 use std::fs::File;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::DataType;
-use parquet::arrow::ProjectionMask;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use arrow_json::LineDelimitedWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use crate::error::IngestError;
-use crate::read::{Fields, Raw};
+use smelt_stage::kinds::Micros;
 
-/// Iterator over the rows of one file. Only the columns for text, id, `url` and `language` are read.
+use crate::error::IngestError;
+use crate::read::{Fields, Raw, TIME_FIELDS, time};
+
+/// Iterator over the rows of one file. Columns that a document has no place for go into its metadata, as with JSON lines.
 pub(crate) struct ParquetRows<'a> {
     name: &'a str,
     fields: Fields<'a>,
     batches: ParquetRecordBatchReader,
     batch: Option<RecordBatch>,
+    /// Of the batch's rows.
+    metadata: Vec<Option<String>>,
+    times: Vec<Option<Micros>>,
     /// Next row, within the batch and within the file.
     row: usize,
     number: u64,
@@ -39,12 +46,24 @@ impl<'a> ParquetRows<'a> {
                 )));
             }
         }
-        let wanted = [fields.text, fields.id.unwrap_or(fields.text), "url", "language"];
-        let roots: Vec<usize> =
-            columns.iter().enumerate().filter(|(_, c)| wanted.contains(&c.name().as_str())).map(|(i, _)| i).collect();
-        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-        let batches = builder.with_projection(mask).with_batch_size(256).build().map_err(damaged)?;
-        Ok(ParquetRows { name, fields, batches, batch: None, row: 0, number: 0 })
+        let batches = builder.with_batch_size(256).build().map_err(damaged)?;
+        Ok(ParquetRows {
+            name,
+            fields,
+            batches,
+            batch: None,
+            metadata: Vec::new(),
+            times: Vec::new(),
+            row: 0,
+            number: 0,
+        })
+    }
+
+    fn take_up(&mut self, batch: RecordBatch) -> Result<(), ArrowError> {
+        let own = [self.fields.text, self.fields.id.unwrap_or(self.fields.text), "url", "language"];
+        (self.metadata, self.times, self.row) = (metadata(&batch, &own)?, times(&batch)?, 0);
+        self.batch = Some(batch);
+        Ok(())
     }
 
     fn document(&self, batch: &RecordBatch) -> Result<Raw, String> {
@@ -59,7 +78,8 @@ impl<'a> ParquetRows<'a> {
             Some(field) => get(field)?.ok_or_else(|| format!("row {}, column `{field}`: null", self.number))?,
         };
         let id = format!("{}#{id}", self.name);
-        Ok(Raw { id, text, url: get("url")?, language: get("language")?, metadata: None })
+        let (time, metadata) = (self.times[self.row], self.metadata[self.row].clone());
+        Ok(Raw { id, text, url: get("url")?, language: get("language")?, time, metadata })
     }
 }
 
@@ -74,9 +94,9 @@ impl Iterator for ParquetRows<'_> {
                 self.number += 1;
                 return Some(document);
             }
-            self.row = 0;
-            match self.batches.next()? {
-                Ok(batch) => self.batch = Some(batch),
+            let batch = self.batches.next()?;
+            match batch.and_then(|batch| self.take_up(batch)) {
+                Ok(()) => {}
                 Err(e) => {
                     let what = format!("`{}` is damaged after row {}: {e}", self.name, self.number);
                     return Some(Err(IngestError::Data(what)));
@@ -84,6 +104,44 @@ impl Iterator for ParquetRows<'_> {
             }
         }
     }
+}
+
+/// The columns besides `own`, a JSON object for each row; what is null is left out of it.
+fn metadata(batch: &RecordBatch, own: &[&str]) -> Result<Vec<Option<String>>, ArrowError> {
+    let schema = batch.schema();
+    let others: Vec<usize> =
+        (0..batch.num_columns()).filter(|&i| !own.contains(&schema.field(i).name().as_str())).collect();
+    if others.is_empty() {
+        return Ok(vec![None; batch.num_rows()]);
+    }
+    let mut writer = LineDelimitedWriter::new(Vec::new());
+    writer.write(&batch.project(&others)?)?;
+    writer.finish()?;
+    let lines = String::from_utf8(writer.into_inner()).map_err(|e| ArrowError::JsonError(e.to_string()))?;
+    Ok(lines.lines().map(|line| (line != "{}").then(|| line.to_owned())).collect())
+}
+
+/// Of each row, the first of `TIME_FIELDS` that is a time or a text that says one.
+fn times(batch: &RecordBatch) -> Result<Vec<Option<Micros>>, ArrowError> {
+    let mut times = vec![None; batch.num_rows()];
+    for column in TIME_FIELDS.iter().filter_map(|field| batch.column_by_name(field)) {
+        let is_time = matches!(column.data_type(), DataType::Timestamp(..) | DataType::Date32 | DataType::Date64);
+        let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+        // without a zone both are counted in UTC, as in the column they go into
+        let column = match is_time {
+            true => cast(column, &DataType::Timestamp(TimeUnit::Microsecond, None))?,
+            false => column.clone(),
+        };
+        for (row, found) in times.iter_mut().enumerate().filter(|(row, found)| found.is_none() && column.is_valid(*row))
+        {
+            *found = match is_time {
+                true => Some(Micros(column.as_primitive::<TimestampMicrosecondType>().value(row))),
+                false if is_text => string(&column, row).ok().flatten().and_then(|text| time(&text)),
+                false => None,
+            };
+        }
+    }
+    Ok(times)
 }
 
 /// One value of a text or whole-number column.

@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 use serde_json::{Map, Value};
+use smelt_stage::kinds::Micros;
 
 use crate::error::IngestError;
 use crate::parquet::ParquetRows;
@@ -58,8 +60,20 @@ pub struct Raw {
     pub text: String,
     pub url: Option<String>,
     pub language: Option<String>,
-    /// The record's other fields, as a JSON object.
+    /// Of the first of [`TIME_FIELDS`] that the record has as a time.
+    pub time: Option<Micros>,
+    /// The record's other fields, as a JSON object; a field that `time` comes from stays in it as it was written.
     pub metadata: Option<String>,
+}
+
+/// Fields of records that may say when a document was written, in the order in which they are asked.
+pub const TIME_FIELDS: [&str; 3] = ["time", "timestamp", "date"];
+
+/// ISO 8601: `2024-05-01`, `2024-05-01T12:30:00Z`, `2024-05-01 12:30:00.5+02:00`; without an offset it is UTC. Anything else is no time,
+/// and neither is a bare number, whose unit nobody knows.
+pub(crate) fn time(text: &str) -> Option<Micros> {
+    let nanos = string_to_timestamp_nanos(text.trim()).ok()?;
+    Some(Micros(nanos.div_euclid(1000)))
 }
 
 /// A document, or why it was left out.
@@ -210,8 +224,9 @@ fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'
         _ => None,
     };
     let (url, language) = (take("url"), take("language"));
+    let time = TIME_FIELDS.iter().find_map(|field| time(record.get(*field)?.as_str()?));
     let metadata = (!record.is_empty()).then(|| Value::Object(record).to_string());
-    Ok(Outcome::Document(Raw { id: format!("{name}#{id}"), text, url, language, metadata }))
+    Ok(Outcome::Document(Raw { id: format!("{name}#{id}"), text, url, language, time, metadata }))
 }
 
 fn kind(value: &Value) -> &'static str {

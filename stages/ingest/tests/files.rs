@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::array::{ArrayRef, Date32Array, Int64Array, ListArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use parquet::arrow::ArrowWriter;
 use smelt_ingest::read::{Fields, Format, InvalidUtf8, Outcome, Raw, documents};
+use smelt_stage::kinds::Micros;
 
 const FIELDS: Fields<'static> = Fields { text: "text", id: None };
 
@@ -89,6 +90,7 @@ fn records_keep_their_fields_and_order() {
         text: "one".into(),
         url: Some("u".into()),
         language: None,
+        time: None,
         metadata: Some("{\"n\":1,\"tags\":[\"x\"]}".into()),
     };
     let two = Raw { id: "a.jsonl.zst#2".into(), text: "two".into(), language: Some("de".into()), ..Raw::default() };
@@ -108,6 +110,60 @@ fn parquet_rows_are_documents() {
     assert_eq!(last.id, "a.parquet#5990");
     assert!(last.text.starts_with("row 599 words"));
     assert_eq!(last.url, None);
+}
+
+#[test]
+fn the_other_columns_of_parquet_are_kept_as_the_fields_of_json_are() {
+    let folder = folder("metadata");
+    let path = folder.join("a.parquet");
+    let dates = Date32Array::from(vec![Some(19_844), None]); // days: 2024-05-01
+    let tags = ListArray::from_iter_primitive::<Int32Type, _, _>([Some([Some(1), None]), None]);
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("text", Arc::new(StringArray::from(vec!["one", "two"]))),
+        ("language", Arc::new(StringArray::from(vec!["de", "en"]))),
+        ("stars", Arc::new(Int64Array::from(vec![Some(7), None]))),
+        ("tags", Arc::new(tags)),
+        ("date", Arc::new(dates)),
+    ];
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).unwrap();
+    let mut writer = ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let document = |id: &str, text: &str, language: &str| Raw {
+        id: format!("a.parquet#{id}"),
+        text: text.into(),
+        language: Some(language.into()),
+        ..Raw::default()
+    };
+    let one = Raw {
+        time: Some(Micros(19_844 * 86_400 * 1_000_000)),
+        metadata: Some(r#"{"stars":7,"tags":[1,null],"date":"2024-05-01"}"#.into()),
+        ..document("0", "one", "de")
+    };
+    let found = read(&path, FIELDS, InvalidUtf8::Error).unwrap();
+    assert_eq!(found, [one, document("1", "two", "en")].map(Outcome::Document));
+}
+
+#[test]
+fn the_first_field_that_is_a_time_fills_it_and_stays_as_it_was_written() {
+    let folder = folder("times");
+    let path = folder.join("a.jsonl");
+    let noon = 1_714_564_800_000_000; // 2024-05-01 12:00 UTC, in microseconds
+    for (fields, expected) in [
+        (r#""time":"2024-05-01T12:00:00Z""#, Some(noon)),
+        (r#""timestamp":"2024-05-01 14:00:00.000001+02:00""#, Some(noon + 1)),
+        (r#""date":"2024-05-01""#, Some(noon - 43_200_000_000)),
+        (r#""time":"yesterday","date":"2024-05-01T12:00:00""#, Some(noon)),
+        (r#""date":"1969-12-31T23:59:59.9999999Z""#, Some(-1)),
+        (r#""time":1714564800"#, None), // seconds? nobody says so
+        (r#""day":"2024-05-01""#, None),
+    ] {
+        fs::write(&path, format!("{{\"text\":\"x\",{fields}}}\n")).unwrap();
+        let found = read(&path, FIELDS, InvalidUtf8::Error).unwrap();
+        let [Outcome::Document(raw)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(raw.time, expected.map(Micros), "{fields}");
+        assert_eq!(raw.metadata.as_deref(), Some(format!("{{{fields}}}").as_str()));
+    }
 }
 
 #[test]

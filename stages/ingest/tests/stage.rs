@@ -48,7 +48,7 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Ingest>(json!({ "paths": paths(&root) }), &[]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads or folders change bytes");
-    assert_eq!(Ingest::VERSION, 1);
+    assert_eq!(Ingest::VERSION, 2);
     let golden = [
         "documents e2b2dcfd7178b3ba43a3fec4228b71f8d205883acaedc772a5f5f16454cf66b2",
         "drops e603cc303293775d017c4479eca8e30b4410be5485688d3bca70c8d2b411de26",

@@ -14,7 +14,7 @@ use smelt_checkpoint::{Loaded, Storage, fault, tokenizer, write};
 use smelt_kernels::Cpu;
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage, is_default};
 use smelt_text::Tokenizer;
 use smelt_train::{
     Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
@@ -34,6 +34,7 @@ pub struct Config {
     /// Sequences per step.
     pub sequences: u64,
     /// Smaller steps at the start: `{ from: 4, steps: 100 }` grows from 4 sequences to `sequences` over 100 steps.
+    #[serde(skip_serializing_if = "is_default")]
     pub ramp: Option<Ramp>,
     /// Tokens per sequence.
     pub context: usize,
@@ -44,35 +45,45 @@ pub struct Config {
     /// Steps of linear warm-up, within `steps`.
     pub warmup: u64,
     /// Steps at the largest learning rate after the warm-up.
+    #[serde(skip_serializing_if = "is_default")]
     pub constant: u64,
     /// Course after that, over the steps that the tails leave.
     pub decay: Decay,
     /// Last learning rate as a share of the largest.
     pub floor: f64,
     /// The last steps of all, at constant rates: `[{ steps: 20, share: 0.1 }]`, shares of the largest rate.
+    #[serde(skip_serializing_if = "is_default")]
     pub tails: Vec<Tail>,
     pub optimizer: Hyper,
     /// Weight of the further tokens' loss, when the model has such modules.
     pub mtp_weight: f64,
-    /// Weight of the further tokens' loss from `mtp_switch` on (DeepSeek-V3 goes from 0.3 to 0.1, §4.2).
+    /// Weight of the further tokens' loss from `mtp_switch` on, 0.1 unless set (DeepSeek-V3 goes from 0.3 to 0.1, §4.2).
+    #[serde(skip_serializing_if = "is_late_weight_default")]
     pub mtp_weight_late: f64,
-    /// Share of the steps after which `mtp_weight_late` holds; 1 is never.
+    /// Share of the steps after which `mtp_weight_late` holds; 1, the default, is never.
+    #[serde(skip_serializing_if = "is_never")]
     pub mtp_switch: f64,
     /// Weight of the mean of the squared log-sum-exp of the logits.
+    #[serde(skip_serializing_if = "is_default")]
     pub z_loss: f64,
     /// Weight of the balance loss.
     pub balance_loss: f64,
     /// Whether each sequence is to be balanced, or the tokens computed at once (see `micro_batch_tokens`) together.
+    #[serde(skip_serializing_if = "is_default")]
     pub balance_scope: BalanceScope,
     /// Which experts of a token the balance loss counts.
+    #[serde(skip_serializing_if = "is_default")]
     pub balance_counts: BalanceCounts,
     /// Change of the routers' correction biases per step.
     pub bias_speed: f64,
     /// Skips steps whose loss is a spike, and goes back after several: `{ window: 100, z: 6, patience: 3 }`.
+    #[serde(skip_serializing_if = "is_default")]
     pub guard: Option<SpikeGuard>,
     /// Shares of the inputs in every stretch of training, in their order; empty takes all documents as one corpus.
+    #[serde(skip_serializing_if = "is_default")]
     pub weights: Vec<f64>,
     /// Share of the documents whose middle comes last, to learn to complete between two ends (DeepSeek-V3: 0.1).
+    #[serde(skip_serializing_if = "is_default")]
     pub fim_rate: f64,
     /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain in speed.
     #[serde(skip_serializing_if = "Precision::is_full")]
@@ -80,7 +91,7 @@ pub struct Config {
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
     /// How the weights are written.
-    #[serde(skip_serializing_if = "Storage::is_full")]
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
 }
 
@@ -116,6 +127,16 @@ impl Default for Config {
             storage: Storage::Fp32,
         }
     }
+}
+
+// A field that came after version 1 is left out of the effective config while it has its default: see `Stage::Config`.
+
+fn is_late_weight_default(weight: &f64) -> bool {
+    *weight == 0.1
+}
+
+fn is_never(switch: &f64) -> bool {
+    *switch == 1.0
 }
 
 smelt_stage::inputs! {
@@ -359,4 +380,31 @@ fn tell(report: &Report, cx: &Context) {
     }
     let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
     cx.metrics(report.step, &values);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// What version 1 printed: a base of that time keeps its address while later fields have their defaults.
+    #[test]
+    fn the_default_config_has_the_fields_of_the_first_version_and_no_other() {
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let printed = serde_json::to_value(Config::default()).unwrap();
+        let first = "seed steps sequences context micro_batch_tokens lr warmup decay floor optimizer mtp_weight balance_loss bias_speed model";
+        assert_eq!(keys(&printed).join(" "), first);
+        assert_eq!(keys(&printed["optimizer"]).join(" "), "beta1 beta2 eps weight_decay clip");
+        assert_eq!(serde_json::from_value::<Config>(printed).unwrap(), Config::default());
+
+        let late = serde_json::json!({ "mtp_weight_late": 0.0, "mtp_switch": 0.0, "optimizer": { "moments": "bf16", "average": 0.5 } });
+        let config: Config = serde_json::from_value(late).unwrap();
+        let printed = serde_json::to_value(&config).unwrap();
+        assert_eq!(
+            (&printed["mtp_weight_late"], &printed["mtp_switch"]),
+            (&0.0.into(), &0.0.into()),
+            "0 is no default here"
+        );
+        assert_eq!(serde_json::from_value::<Config>(printed).unwrap(), config);
+    }
 }

@@ -85,15 +85,18 @@ impl Problem {
         }
     }
 
-    /// The worked solution, steps joined by `;`; each result is replaced with probability `wrong`, and the rest goes on
-    /// from it.
-    pub fn solution(&self, rng: &mut Rng, wrong: f64) -> String {
-        let steps = match self {
+    /// The steps of the worked solution; each result is replaced with probability `wrong`, and the rest goes on from it.
+    pub fn steps(&self, rng: &mut Rng, wrong: f64) -> Vec<String> {
+        match self {
             Problem::Chain(chain) => chain.steps_with_errors(rng, wrong),
             Problem::Addition(sum) => sum.steps_with_errors(rng, wrong),
             Problem::Account(account) => account.steps_with_errors(rng, wrong),
-        };
-        steps.join(";")
+        }
+    }
+
+    /// The steps joined by `;`.
+    pub fn solution(&self, rng: &mut Rng, wrong: f64) -> String {
+        self.steps(rng, wrong).join(";")
     }
 
     /// What judges an answer.
@@ -116,6 +119,21 @@ impl Problem {
         // Of 2^53 equal steps, as a double counts them exactly.
         ((smelt_verify::hash(&self.text()) >> 11) as f64) < share * (1u64 << 53) as f64
     }
+
+    /// Whether the right solution leads through a test problem: what is left of a chain after a step is itself a chain, and the steps
+    /// that follow work it. In other families no step holds another problem.
+    pub fn leads_through_test(&self, share: f64) -> bool {
+        match self {
+            Problem::Chain(chain) => lead_through_test(&chain.steps(), share),
+            Problem::Addition(_) | Problem::Account(_) => false,
+        }
+    }
+}
+
+/// Whether one of a chain's steps leaves a test problem: behind `=` stands the rest, `7*2-1` in `3+4=7*2-1`.
+pub fn lead_through_test(steps: &[String], share: f64) -> bool {
+    let rests = steps.iter().filter_map(|step| step.split_once('=')).map(|(_, rest)| rest);
+    rests.filter_map(Chain::parse).any(|rest| Problem::Chain(rest).is_test(share))
 }
 
 #[cfg(test)]
@@ -154,6 +172,20 @@ mod tests {
             // Standard deviation 19, more where problems repeat: six of them.
             assert!((286..514).contains(&test), "{family:?}: {test} of 4000");
         }
+    }
+
+    #[test]
+    fn what_a_step_leaves_is_looked_at_when_it_is_a_problem() {
+        let parse = |text: &str| Problem::Chain(Chain::parse(text).unwrap());
+        // with a share of 1 every chain of two operations or more is a test problem, and none of one
+        assert!(parse("3+4*2-1").leads_through_test(1.0), "7*2-1 is one");
+        assert!(!parse("3+4*2").leads_through_test(1.0), "7*2 is a fact");
+        assert!(!parse("3+4*2-1").leads_through_test(0.0));
+        // what is left by a wrong result counts as well
+        let steps = |first: &str| [first.to_owned(), "x=4-1".to_owned()];
+        let share = |text: &str| (smelt_verify::hash(text) >> 11) as f64 / (1u64 << 53) as f64;
+        let between = (share("7*2-1") + share("8*2-1")) / 2.0;
+        assert_ne!(lead_through_test(&steps("3+4=7*2-1"), between), lead_through_test(&steps("3+4=8*2-1"), between));
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Problems>(config, &[]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads change bytes");
-    assert_eq!(Problems::VERSION, 1);
+    assert_eq!(Problems::VERSION, 2);
     let golden = [
         "prompts 2a6147bf4358076992e7cdafc98e3182a0640ecb98a50f1c776daf4b53a48af6",
         "conversations fe66b03b8ff636216f9f19d294abe6bf403db810dde95fb00e64c7955018225d",

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, fault, with_reward_head, write};
 use smelt_kernels::{Cpu, random};
 use smelt_model::{Batch, Init, Model, Params};
+use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Metrics, Preferences, Prompt, Prompts};
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_train::{
     BradleyTerry, Decay, Example, Hyper, Objective, Schedule, Settings, Trainer, micro_batches, reward_scores,
     scored_batch,
@@ -108,6 +109,18 @@ impl Stage for Reward {
             );
         }
         Ok(Vec::new())
+    }
+
+    fn estimate(config: &Config) -> Estimate {
+        let steps = config.steps as f64;
+        let details = [
+            ("steps", steps),
+            ("answers_trained_on", 2.0 * steps * config.batch as f64),
+            ("tokens_at_once", config.micro_batch_tokens as f64),
+        ];
+        let unknown =
+            ["the lengths of problems and answers come with the input", "a `sampler` holds 4 bytes per parameter more"];
+        before_the_checkpoint(bytes_per_parameter(&config.optimizer), 6.0, &details, &unknown)
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, TextFiles, fault, messages, write};
 use smelt_kernels::Cpu;
 use smelt_model::Batch;
+use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_text::{CHAT_TEMPLATE, Chat, with_chat_template};
 use smelt_train::{
     Decay, Example, Hyper, Masked, Objective, Schedule, Settings, Trainer, masked_batch, micro_batches, sample,
@@ -42,7 +43,7 @@ pub struct Config {
     /// Jinja, as transformers renders it; empty keeps the checkpoint's, or takes our own when it has none.
     pub chat_template: String,
     /// How the weights are written.
-    #[serde(skip_serializing_if = "Storage::is_full")]
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
 }
 
@@ -96,6 +97,15 @@ impl Stage for Sft {
             return Err(Error::config("", format!("`batch` is {batch} and `epochs` {epochs}, expected more than 0")));
         }
         Ok(Vec::new())
+    }
+
+    fn estimate(config: &Config) -> Estimate {
+        let (batch, at_once) = (config.batch as f64, config.micro_batch_tokens as f64);
+        let details = [("conversations_per_step", batch), ("tokens_at_once", at_once), ("epochs", config.epochs)];
+        let unknown = [
+            "the conversations come with the input: there are `epochs` / `conversations_per_step` times as many steps as of them",
+        ];
+        before_the_checkpoint(bytes_per_parameter(&config.optimizer), 6.0, &details, &unknown)
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {

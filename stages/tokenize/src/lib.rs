@@ -3,7 +3,8 @@
 //! Reads `documents`, learns a byte-level BPE vocabulary from them or takes the `tokenizer` of another job, and writes
 //! `tokens`: one row a document with the ids of its text and of nothing else. No special token is in a row, so that its
 //! ids give the text back; whoever packs rows into batches sets `<|bos|>` between them. A share of the documents goes to
-//! `validation` instead. `tokenizer` holds `tokenizer.json` as Hugging Face's libraries read it.
+//! `validation` instead, and what `weights` leave out is in `drops`. `tokenizer` holds `tokenizer.json` as Hugging Face's libraries read
+//! it.
 
 pub mod bpe;
 pub mod pieces;
@@ -14,7 +15,7 @@ use std::sync::Mutex;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Documents, TokenRow, Tokenizer, Tokens};
+use smelt_stage::kinds::{Documents, Drops, TokenRow, Tokenizer, Tokens};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
 use crate::bpe::{Bpe, BpeError, FEWEST, SPECIAL, Training};
@@ -23,7 +24,7 @@ use crate::bpe::{Bpe, BpeError, FEWEST, SPECIAL, Training};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Tokens in all, the six special ones and 256 bytes included. Not used with a `tokenizer` as input.
+    /// Tokens in all, the nine special ones and 256 bytes included. Not used with a `tokenizer` as input.
     pub vocabulary: usize,
     /// Make every decimal digit a token of its own, so that numbers have one form.
     pub single_digits: bool,
@@ -35,7 +36,8 @@ pub struct Config {
     /// Bytes of text to learn from at most; a sample by the documents' ids.
     pub learn_bytes: u64,
     /// What of each input is written, by tokens and relative to the others; the input that is shortest for its weight is
-    /// written whole, no document twice. Empty writes everything.
+    /// written whole, no document twice. Empty writes everything. What is left out is a drop by the rule `mixture`, its value the share
+    /// of the input that is written.
     pub weights: Vec<f64>,
     /// Share of the documents of every input that is held out, in [0, 1); chosen by their ids.
     pub validation: f64,
@@ -59,7 +61,12 @@ smelt_stage::inputs! {
     pub struct Inputs { documents: Vec<Artifact<Documents>>, tokenizer: Option<Artifact<Tokenizer>> }
 }
 smelt_stage::outputs! {
-    pub struct Outputs { tokens: Port<Tokens>, validation: Port<Tokens>, tokenizer: Port<Tokenizer> }
+    pub struct Outputs {
+        tokens: Port<Tokens>,
+        validation: Port<Tokens>,
+        tokenizer: Port<Tokenizer>,
+        drops: Port<Drops>,
+    }
 }
 
 impl From<BpeError> for Error {
@@ -110,15 +117,15 @@ impl Stage for Tokenize {
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let job = Job::new(&config, &inputs.documents);
         let bpe = job.vocabulary(inputs.tokenizer.as_ref(), &out, cx)?;
-        let written = job.shares(&bpe, cx)?;
+        let shares = job.shares(&bpe, cx)?;
         let records = cx.units("encode", job.files.len(), |i, unit| {
             let mut ids_written = 0;
             job.encode(i, &bpe, |document, ids| {
                 unit.count_read(1);
                 let TokenRow { document: id, .. } = &document;
-                if !plan::is_written(id, written[job.files[i].0]) {
-                    unit.count_dropped("mixture", 1);
-                    return Ok(());
+                let share = shares[job.files[i].0];
+                if !plan::is_written(id, share) {
+                    return unit.drop_row(&out.drops, id, "mixture", Some(share), None);
                 }
                 ids_written += ids;
                 let held_out = plan::is_validation(id, config.validation);
@@ -132,6 +139,10 @@ impl Stage for Tokenize {
         cx.result("vocabulary", bpe.vocabulary() as f64);
         if ids == 0 {
             return Err(Error::data("the documents hold no text: not one token was written"));
+        }
+        let held_out = records.iter().flat_map(|record| record.files.get("validation")).flatten();
+        if config.validation > 0.0 && held_out.filter_map(|file| file.rows).sum::<u64>() == 0 {
+            cx.warn(&nothing_held_out(config.validation, records.iter().map(|record| record.books.written).sum()));
         }
         Ok(())
     }
@@ -251,7 +262,12 @@ impl<'a> Job<'a> {
             Ok(())
         })?;
         let tokens = self.by_input(counted.iter().map(|record| record.detail.as_u64()))?;
-        Ok(plan::shares(&tokens, &self.config.weights))
+        let shares = plan::shares(&tokens, &self.config.weights);
+        let names: Vec<&str> = self.inputs.iter().map(|input| input.manifest().provenance.job.as_str()).collect();
+        for what in mostly_left_out(&names, &tokens, &self.config.weights, &shares) {
+            cx.warn(&what);
+        }
+        Ok(shares)
     }
 
     /// Encodes every document of file `i`, in order; `take` gets its row and the number of its ids.
@@ -271,6 +287,35 @@ impl<'a> Job<'a> {
         }
         Ok(())
     }
+}
+
+/// What to tell when a share was to be held out, and by their ids none of the few documents is.
+fn nothing_held_out(share: f64, documents: u64) -> String {
+    format!(
+        "`validation` is empty: of {documents} documents {:.1} were to be held out on average, and none was: raise `validation`, now {share}",
+        share * documents as f64
+    )
+}
+
+/// What to tell of every input of which its weight leaves out more than half: the whole corpus is as small as the input that is
+/// shortest for its weight makes it, which a person who wrote `[1, 1]` may not have meant.
+fn mostly_left_out(names: &[&str], tokens: &[u64], weights: &[f64], shares: &[f64]) -> Vec<String> {
+    let name = |i: usize| format!("input {} of `documents` (`{}`)", i + 1, names[i]);
+    let Some(short) = (0..shares.len()).find(|&i| shares[i] == 1.0 && weights[i] > 0.0) else { return Vec::new() };
+    let is_cut = |&i: &usize| weights[i] > 0.0 && shares[i] < 0.5;
+    let tell = |i: usize| {
+        let left_out = 100.0 * (1.0 - shares[i]);
+        format!(
+            "`weights` leave out {left_out:.1} % of {}: it has {} tokens for a weight of {}, {} only {} for {}",
+            name(i),
+            tokens[i],
+            weights[i],
+            name(short),
+            tokens[short],
+            weights[short]
+        )
+    };
+    (0..shares.len()).filter(is_cut).map(tell).collect()
 }
 
 /// The `tokenizer.json` of another job or of an imported checkpoint, if it can encode any text.

@@ -5,7 +5,7 @@ mod workshop;
 
 use serde_json::{Value, json};
 use smelt_stage::Stage;
-use smelt_stage::kinds::Tokens;
+use smelt_stage::kinds::{Drops, Tokens};
 use smelt_tokenize::Tokenize;
 use smelt_tokenize::bpe::Bpe;
 use workshop::{Workshop, digests, told};
@@ -34,11 +34,12 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Tokenize>(config, &[("documents", &[input])]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads change bytes");
-    assert_eq!(Tokenize::VERSION, 1);
+    assert_eq!(Tokenize::VERSION, 2);
     let golden = [
         "tokens 30cbd285839ee8271d3346143015f5552a84d5bbc4abf2c604eef08ac11507c8",
         "validation da48033ac46cac3be80ad412fd9494cd777bfe178cf40f6098116e8686cfe347",
         "tokenizer d2c473d524a9b5bae3b2f9f39747a911edc8d786abe5ad5e846a4eedb929b372",
+        "drops e603cc303293775d017c4479eca8e30b4410be5485688d3bca70c8d2b411de26",
     ];
     assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new digests here");
 }
@@ -102,8 +103,46 @@ fn weights_set_what_is_learnt_and_what_is_written() {
     };
     let ratio = of("c/") as f64 / of("a/") as f64;
     assert_eq!(rows.iter().filter(|row| row.document.starts_with("a/")).count(), 300);
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    assert_eq!(drops.len() as u64, manifest.books.dropped["mixture"]);
+    let share = |drop: &smelt_stage::kinds::Drop| drop.value.unwrap();
+    assert!(
+        drops.iter().all(|drop| drop.id.starts_with("c/") && drop.rule == "mixture" && share(drop) == share(&drops[0]))
+    );
+    // three times as many texts, nearly as long as those of `a`
+    assert!((share(&drops[0]) - 1.0 / 3.0).abs() < 0.03, "{}", share(&drops[0]));
     // 300 of 900 documents, chosen one by one: standard deviation 5 %; four of them.
     assert!((ratio - 1.0).abs() < 0.2, "{ratio}");
+}
+
+#[test]
+fn a_mixture_that_leaves_out_most_of_an_input_and_an_empty_validation_are_told() {
+    let workshop = Workshop::new("tokenize-warnings");
+    let (few, many) = (workshop.feed(&[("a", "ten little words")], 1), fed(&workshop, "b", 90));
+    let warnings = |config: Value, inputs: &[smelt_schemas::InputRef]| {
+        workshop.warnings::<Tokenize>(env!("CARGO_BIN_EXE_smelt-tokenize"), config, &[("documents", inputs)])
+    };
+    let found = warnings(json!({ "vocabulary": 300, "weights": [1, 1] }), &[few.clone(), many.clone()]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    let left_out = "of input 2 of `documents` (`feed`): it has ";
+    assert!(found[0].starts_with("`weights` leave out 99.") && found[0].contains(left_out), "{}", found[0]);
+    assert!(
+        found[0].contains(", input 1 of `documents` (`feed`) only ") && found[0].ends_with(" for 1"),
+        "{}",
+        found[0]
+    );
+    assert!(found[1].starts_with("`validation` is empty: of "), "{}", found[1]);
+    assert_eq!(
+        warnings(json!({ "vocabulary": 300 }), std::slice::from_ref(&few)),
+        [
+            "`validation` is empty: of 1 documents 0.1 were to be held out on average, and none was: raise `validation`, now 0.05"
+        ]
+    );
+    assert!(warnings(json!({ "vocabulary": 300, "validation": 0 }), &[few.clone()]).is_empty());
+    assert!(
+        warnings(json!({ "vocabulary": 300, "weights": [0, 1] }), &[few, many]).is_empty(),
+        "a weight of 0 says so itself"
+    );
 }
 
 #[test]

@@ -97,6 +97,19 @@ impl Workshop {
         unreachable!("a job ends before it writes for ever")
     }
 
+    /// Does a whole job by `program`, the stage's own, and gives what it warned of.
+    pub fn warnings<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> Vec<String> {
+        let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
+        let invocation = self.invocation::<S>(config, sources, inputs, "warnings");
+        let file = self.folder.join("invocation.json");
+        std::fs::write(&file, serde_json::to_vec(&invocation).unwrap()).unwrap();
+        let said = std::process::Command::new(program).arg("run").arg(&file).output().unwrap();
+        assert!(said.status.success(), "{said:?}");
+        let events = String::from_utf8(said.stdout).unwrap();
+        let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|e| e["type"] == "warning").map(|e| e["message"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// What a runner hands to a stage; another `salt` makes it another job.
     fn invocation<S: Stage>(
         &self,

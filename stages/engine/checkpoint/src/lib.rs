@@ -34,10 +34,6 @@ pub enum Storage {
 }
 
 impl Storage {
-    pub fn is_full(&self) -> bool {
-        *self == Storage::Fp32
-    }
-
     pub fn dtype(self) -> DType {
         match self {
             Storage::Fp32 => DType::F32,

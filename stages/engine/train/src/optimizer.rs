@@ -25,10 +25,17 @@ pub struct Hyper {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 does not clip.
     pub clip: f64,
+    #[serde(skip_serializing_if = "is_default")]
     pub moments: Moments,
     /// Share of the exponential moving average of the weights that stays each step, 0.999 say; the average is what is written. 0 writes
     /// the last weights.
+    #[serde(skip_serializing_if = "is_default")]
     pub average: f64,
+}
+
+/// Whether a field that came after the first version is left out of the effective config, which names artifacts.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Hyper {
