@@ -12,6 +12,13 @@ pub struct Place {
     pub column: u64,
 }
 
+impl Place {
+    /// What is no file: `--store`, `--set job.config.field=value`, a variable.
+    pub fn named(what: impl Into<String>) -> Self {
+        Self { file: what.into(), line: 0, column: 0 }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     pub code: ExitCode,

@@ -3,16 +3,17 @@
 use crate::diagnostic::{Diagnostic, Result};
 use crate::load::Job;
 use crate::plan::Recipe;
+use crate::programs;
 use crate::view::{Progress, View};
 use serde_json::Value;
 use smelt_schemas::{ArtifactRef, Event, EventBody, ExitCode, Invocation, Io, Manifest, PROTOCOL, Problem};
-use smelt_store::{Store, safe_name};
-use std::io::{BufRead, BufReader, Read};
+use smelt_store::{Owner, Store, safe_name};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
 /// Set by Ctrl-C or SIGTERM: start nothing more, end what runs.
@@ -35,6 +36,8 @@ struct Ended {
     problem: Option<Problem>,
     committed: Option<ArtifactRef>,
     why: String,
+    /// It was ended at its time limit: the next try would be as long.
+    late: bool,
 }
 
 const DEFAULT_RETRIES: u32 = 2;
@@ -43,7 +46,20 @@ impl Work<'_> {
     /// Runs the job to its manifest, trying again what may pass.
     pub fn run(&self) -> Result<Manifest> {
         let logs = Logs::new(self.store, self.run, &self.job.name);
-        let result = self.try_often(&logs);
+        let result = std::thread::scope(|scope| {
+            // What was said reaches the store soon, whether or not anything follows it.
+            let (ended, wait) = mpsc::channel::<()>();
+            let logs = &logs;
+            scope.spawn(move || {
+                while wait.recv_timeout(Logs::EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    // A log that cannot be written now is kept and tried again; the last flush reports.
+                    drop(logs.flush());
+                }
+            });
+            let result = self.try_often(logs);
+            drop(ended);
+            result
+        });
         let flushed = logs.flush();
         match result {
             Err(e) => Err(e),
@@ -68,15 +84,22 @@ impl Work<'_> {
             if STOP.load(Ordering::SeqCst) {
                 return Err(stopped());
             }
-            if ended.code != ExitCode::Again || attempt >= retries {
+            if ended.code != ExitCode::Again || ended.late || attempt >= retries {
                 let (message, hint) = ended.problem.map_or((ended.why.clone(), None), |p| {
                     let field = p.field.filter(|f| !f.is_empty()).map(|f| format!("`config{}`: ", f.replace('/', ".")));
                     (format!("{}{}", field.unwrap_or_default(), p.message), p.hint)
                 });
-                self.view.failed(name, stage, ended.code.remedy());
+                let remedy = match (ended.code, self.job.program.description.io) {
+                    (ExitCode::Bug, Io::Files) => "a bug of the stage",
+                    (code, _) => code.remedy(),
+                };
+                self.view.failed(name, stage, remedy);
                 let mut error =
                     Diagnostic::new(ended.code, format!("job `{name}` failed: {message}")).at(self.job.place.clone());
-                error.hint = hint.or_else(|| Some(format!("`smelt logs {name}` shows what it said")));
+                error.hint = hint.or_else(|| match ended.late {
+                    true => Some("give it more with `run: { timeout: … }`; what it had saved is taken up".into()),
+                    false => Some(format!("`smelt logs {name}` shows what it said")),
+                });
                 return Err(error);
             }
             let wait = (0.5 * f64::from(1 << attempt.min(6))).min(30.0);
@@ -121,7 +144,9 @@ impl Work<'_> {
             }
         };
         command.arg("run").arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.environment(&mut command);
+        programs::environment(&mut command, &self.job.run.env);
+        command.env("SMELT_RUNNER_PID", std::process::id().to_string());
+        programs::end_with_me(&mut command);
         // A group of its own: Ctrl-C reaches the runner alone, which ends its jobs in order.
         command.process_group(0);
         let start_failed =
@@ -131,50 +156,23 @@ impl Work<'_> {
         let (out, err) = (child.stdout.take(), child.stderr.take());
         let (status, why) = std::thread::scope(|scope| {
             scope.spawn(|| self.listen(out, logs, &said));
-            scope.spawn(|| lines(err, |line| logs.text(line)));
+            scope.spawn(|| programs::lines(err, |line| logs.text(line)));
             self.wait(&mut child)
         });
         let (problem, committed) = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let code = status.map_or(ExitCode::Bug, |s| ExitCode::of_process(s.code()));
         let code = if why.is_some() { ExitCode::Again } else { code };
+        let late = why.is_some() && !STOP.load(Ordering::SeqCst);
         let why = why.unwrap_or_else(|| match status {
             Some(s) => format!("its process ended with {s}"),
             None => "its process could not be waited for".into(),
         });
-        Ok(Ended { code, problem, committed, why })
-    }
-
-    /// Secrets that a stage has no use for do not reach it.
-    fn environment(&self, command: &mut Command) {
-        const NAMES: [&str; 10] = [
-            "PATH",
-            "HOME",
-            "USER",
-            "TMPDIR",
-            "LANG",
-            "TZ",
-            "RUST_BACKTRACE",
-            "LD_LIBRARY_PATH",
-            "SSL_CERT_FILE",
-            "VIRTUAL_ENV",
-        ];
-        const PREFIXES: [&str; 5] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON"];
-        command.env_clear();
-        for (name, value) in std::env::vars_os() {
-            let Some(text) = name.to_str() else { continue };
-            if NAMES.contains(&text)
-                || PREFIXES.iter().any(|p| text.starts_with(p))
-                || self.job.run.env.iter().any(|e| e == text)
-            {
-                command.env(&name, value);
-            }
-        }
-        command.env("SMELT_RUNNER_PID", std::process::id().to_string());
+        Ok(Ended { code, problem, committed, why, late })
     }
 
     fn listen(&self, out: Option<impl Read>, logs: &Logs, said: &Mutex<(Option<Problem>, Option<ArtifactRef>)>) {
         let (name, stage) = (&self.job.name, &self.job.program.description.name);
-        lines(out, |line| {
+        programs::lines(out, |line| {
             let Ok(event) = serde_json::from_str::<Event>(line) else {
                 logs.text(line);
                 return;
@@ -243,24 +241,20 @@ fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
     child.wait().ok()
 }
 
-/// Lines of a pipe, whatever bytes they hold.
-fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
-    let Some(pipe) = pipe else { return };
-    let mut reader = BufReader::new(pipe);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        take(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
-        line.clear();
-    }
-}
-
-/// A local folder that goes with the process.
+/// A local folder that goes with the process; `sweep` finds it if the process could not take it along.
 struct Scratch(PathBuf);
 
 impl Scratch {
+    const PREFIX: &str = "smelt-";
+    const OWNER: &str = "owner.json";
+
     fn new(run: &str, job: &str) -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("smelt-{run}-{}-{}", safe_name(job), std::process::id()));
-        let made = std::fs::create_dir_all(folder.join("scratch"));
+        let name = format!("{}{run}-{}-{}", Self::PREFIX, safe_name(job), std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        let owner = serde_json::to_vec(&Owner::this_process()).expect("an owner is plain data");
+        let made = std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::write(folder.join(Self::OWNER), owner))
+            .and_then(|()| std::fs::create_dir_all(folder.join("scratch")));
         made.map_err(|e| {
             Diagnostic::new(ExitCode::Machine, format!("`{}` cannot be made: {e}", folder.display()))
                 .hint("set TMPDIR to a folder with space")
@@ -275,31 +269,50 @@ impl Drop for Scratch {
     }
 }
 
-/// A job's log and events on their way into the store, in parts: S3 cannot append.
+/// Removes the scratch folders of runners that were killed.
+pub fn sweep() {
+    let me = Owner::this_process();
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(Scratch::PREFIX) {
+            continue;
+        }
+        let owner = std::fs::read(entry.path().join(Scratch::OWNER)).ok();
+        if owner.and_then(|text| serde_json::from_slice::<Owner>(&text).ok()).is_some_and(|o| o.is_gone(&me)) {
+            drop(std::fs::remove_dir_all(entry.path())); // somebody else's folder stays theirs
+        }
+    }
+}
+
+/// A job's log and events on their way into the store, in parts: S3 cannot append. The last part is written again as it
+/// grows, so that there are few, until it is large.
 pub struct Logs {
     store: Store,
     folder: String,
     buffers: Mutex<Buffers>,
+    /// Held while a part is written, so that what a job says meanwhile need not wait.
+    writing: Mutex<()>,
 }
 
+#[derive(Default)]
 struct Buffers {
     text: Vec<u8>,
     events: Vec<u8>,
-    parts: u32,
-    flushed: Instant,
+    part: u32,
+    /// Bytes of `text` and `events` that are in the store.
+    written: (usize, usize),
 }
 
 impl Logs {
     const BYTES: usize = 256 << 10;
-    const EVERY: Duration = Duration::from_secs(5);
+    const EVERY: Duration = Duration::from_secs(1);
 
     fn new(store: &Store, run: &str, job: &str) -> Self {
-        let buffers = Buffers { text: Vec::new(), events: Vec::new(), parts: 0, flushed: Instant::now() };
-        Self {
-            store: store.clone(),
-            folder: format!("runs/{run}/jobs/{}", safe_name(job)),
-            buffers: Mutex::new(buffers),
-        }
+        let folder = format!("runs/{run}/jobs/{}", safe_name(job));
+        Self { store: store.clone(), folder, buffers: Mutex::default(), writing: Mutex::default() }
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn text(&self, line: &str) {
@@ -311,33 +324,36 @@ impl Logs {
     }
 
     fn push(&self, which: impl Fn(&mut Buffers) -> &mut Vec<u8>, line: &str) {
-        let mut buffers = self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut buffers = self.buffers();
         let buffer = which(&mut buffers);
         buffer.extend_from_slice(line.as_bytes());
         buffer.push(b'\n');
-        let large = buffers.text.len() + buffers.events.len() > Self::BYTES;
-        if large || buffers.flushed.elapsed() > Self::EVERY {
+        if buffers.text.len() + buffers.events.len() > Self::BYTES {
             drop(buffers);
-            // A log that cannot be written now is kept and tried again; the last flush reports.
-            drop(self.flush());
+            drop(self.flush()); // the thread of `Work::run` tries again
         }
     }
 
     fn flush(&self) -> smelt_store::Result<()> {
-        let mut b = self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        b.flushed = Instant::now();
-        if b.text.is_empty() && b.events.is_empty() {
-            return Ok(());
-        }
-        let part = b.parts;
-        for (kind, bytes) in [("log", &b.text), ("events", &b.events)] {
-            if !bytes.is_empty() {
+        let _held = self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (part, text, events) = {
+            let b = self.buffers();
+            let fresh = |bytes: &Vec<u8>, written: usize| (bytes.len() > written).then(|| bytes.clone());
+            (b.part, fresh(&b.text, b.written.0), fresh(&b.events, b.written.1))
+        };
+        for (kind, bytes) in [("log", &text), ("events", &events)] {
+            if let Some(bytes) = bytes {
                 self.store.put(&format!("{}/{kind}-{part:05}.txt", self.folder), bytes)?;
             }
         }
-        b.parts += 1;
-        b.text.clear();
-        b.events.clear();
+        let mut b = self.buffers();
+        b.written = (text.map_or(b.written.0, |t| t.len()), events.map_or(b.written.1, |e| e.len()));
+        if b.written.0 + b.written.1 > Self::BYTES {
+            let (text, events) = b.written;
+            b.text.drain(..text);
+            b.events.drain(..events);
+            (b.written, b.part) = ((0, 0), part + 1);
+        }
         Ok(())
     }
 }

@@ -18,9 +18,72 @@ use std::path::{Path, PathBuf};
 pub struct Plan {
     pub name: String,
     pub file: String,
+    /// The folder that the file lies in.
+    pub base: PathBuf,
     pub store: String,
-    pub report: Option<String>,
+    /// Who named the store.
+    pub store_by: StoreBy,
+    /// What `--set` changed.
+    pub set: Vec<String>,
+    pub report: Option<Report>,
     pub jobs: Vec<Job>,
+}
+
+/// SQL that is printed last, and where it stands.
+pub struct Report {
+    pub sql: String,
+    place: Option<Place>,
+    /// The text of the pipeline file.
+    text: String,
+}
+
+impl Report {
+    /// The place in the file of a place in the query, both counted from 1; the query's own where it cannot be found.
+    pub fn place(&self, line: u64, column: u64) -> Option<Place> {
+        let of_query = self.place.clone()?;
+        let exact = || {
+            let wanted = self.sql.lines().nth(line.checked_sub(1)? as usize)?.trim_end();
+            let indent = wanted.len() - wanted.trim_start().len();
+            let skipped = of_query.line.checked_sub(1)? as usize;
+            let (above, found) = self.text.lines().enumerate().skip(skipped).find(|(_, l)| l.contains(wanted.trim()))?;
+            let before = found[..found.find(wanted.trim())?].chars().count() as u64;
+            Some((above as u64 + 1, (before + column).checked_sub(indent as u64)?))
+        };
+        Some(exact().map_or(of_query.clone(), |(line, column)| Place { line, column, ..of_query }))
+    }
+}
+
+/// Who said where artifacts are kept; the first of these that does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreBy {
+    CommandLine,
+    Environment,
+    File,
+    Nobody,
+}
+
+/// Where artifacts are kept, and who said so. `in_file`: the pipeline's own `store:`.
+pub fn store_address(given: Option<&str>, in_file: Option<&str>) -> (String, StoreBy) {
+    let environment = std::env::var("SMELT_STORE").ok().filter(|s| !s.is_empty());
+    match (given, environment, in_file) {
+        (Some(given), _, _) => (given.into(), StoreBy::CommandLine),
+        (None, Some(set), _) => (set, StoreBy::Environment),
+        (None, None, Some(own)) => (own.into(), StoreBy::File),
+        (None, None, None) => (DEFAULT_STORE.into(), StoreBy::Nobody),
+    }
+}
+
+/// Opens a store; a bad address is blamed on who gave it. `place`: that of the pipeline's own `store:`.
+pub fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<Store> {
+    Store::open(address).map_err(|e| {
+        let error = Diagnostic::from(e);
+        error.at(match by {
+            StoreBy::CommandLine => Some(Place::named("--store")),
+            StoreBy::Environment => Some(Place::named("SMELT_STORE")),
+            StoreBy::File => place,
+            StoreBy::Nobody => None,
+        })
+    })
 }
 
 /// One instance of a job.
@@ -63,9 +126,43 @@ struct Draft {
     base: String,
     axes: IndexMap<String, Value>,
     text: JobText,
+    /// What `--set` changed in this instance alone: pointers in the job, and the words.
+    set: Vec<(String, String)>,
 }
 
-pub fn load(file: &Path, options: &Options) -> Result<Plan> {
+impl Draft {
+    /// Where the value at `pointer` inside this job stands, or what is around it.
+    fn place(&self, tree: &Tree, pointer: &str) -> Option<Place> {
+        self.given(pointer).or_else(|| tree.place(&format!("/jobs/{}{pointer}", self.base)))
+    }
+    /// Where the key of the entry at `pointer` inside this job stands.
+    fn key_place(&self, tree: &Tree, pointer: &str) -> Option<Place> {
+        self.given(pointer).or_else(|| tree.key_place(&format!("/jobs/{}{pointer}", self.base)))
+    }
+    fn given(&self, pointer: &str) -> Option<Place> {
+        let around = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+        let found = self.set.iter().rfind(|(at, _)| around(pointer, at) || (!pointer.is_empty() && around(at, pointer)));
+        found.map(|(_, words)| Place::named(format!("--set {words}")))
+    }
+}
+
+/// A pipeline's name, and the store that its file names.
+pub struct Head {
+    pub name: String,
+    pub store: Option<String>,
+}
+
+/// Reads what a file says of itself, and checks no more of it.
+pub fn head(file: &Path) -> Result<Head> {
+    let (mut tree, _) = read(file)?;
+    let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
+    substitute(&mut tree.value, &|name| vars.get(name).cloned());
+    let text = |key: &str| tree.value.get(key).and_then(Value::as_str).map(str::to_owned);
+    Ok(Head { name: text("name").unwrap_or_default(), store: text("store") })
+}
+
+/// A file as a tree, and its text.
+fn read(file: &Path) -> Result<(Tree, String)> {
     let shown = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|e| {
         let error = Diagnostic::pipeline(format!("pipeline `{shown}` cannot be read: {e}"));
@@ -75,58 +172,123 @@ pub fn load(file: &Path, options: &Options) -> Result<Plan> {
             error
         }
     })?;
-    let mut tree = yaml::parse(&text, &shown)?;
-    apply_sets(&mut tree, &options.set)?;
+    let tree = yaml::parse(&text, &shown)?;
+    if tree.value.is_null() {
+        return Err(Diagnostic::pipeline(format!("pipeline `{shown}` is empty"))
+            .hint("`name: NAME` and `jobs: { JOB: { stage: STAGE } }` are the least it says"));
+    }
+    Ok((tree, text))
+}
+
+pub fn load(file: &Path, options: &Options) -> Result<Plan> {
+    let (mut tree, text) = read(file)?;
+    let sets = options.set.iter().map(|words| Set::parse(words, &tree)).collect::<Result<Vec<_>>>()?;
+    // Variables first, so that a set inside an object that one of them gave changes that field and no other.
+    sets.iter().filter(|s| s.job.is_none()).for_each(|s| s.apply(&mut tree));
     let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
-    let mut value = std::mem::take(&mut tree.value);
-    substitute(&mut value, &|name| vars.get(name).cloned());
+    let fill = |value: &mut Value| substitute(value, &|name| vars.get(name).cloned());
+    fill(&mut tree.value);
+    sets.iter().filter(|s| s.job.is_some() && s.instance.is_none()).for_each(|s| s.apply(&mut tree));
+    fill(&mut tree.value);
+    let value = std::mem::take(&mut tree.value);
     let pipeline = typed(&tree, value)?;
-    let drafts = instances(&tree, &pipeline)?;
+    let drafts = instances(&tree, &pipeline, &sets)?;
     let base = file.parent().unwrap_or(Path::new("."));
     let mut programs = HashMap::new();
     for draft in &drafts {
         if !programs.contains_key(&draft.text.stage) {
-            let program = Program::load(&draft.text.stage, base)
-                .map_err(|e| e.at(tree.place(&format!("/jobs/{}/stage", draft.base))))?;
+            let program = Program::load(&draft.text.stage, base).map_err(|e| e.at(draft.place(&tree, "/stage")))?;
             programs.insert(draft.text.stage.clone(), program);
         }
+        check_axes(&tree, draft, &programs[&draft.text.stage])?;
     }
-    let address = options.store.clone().or_else(|| std::env::var("SMELT_STORE").ok().filter(|s| !s.is_empty()));
-    let address = address.or_else(|| pipeline.store.clone()).unwrap_or_else(|| DEFAULT_STORE.into());
-    let store = Store::open(&address).map_err(|e| Diagnostic::from(e).at(tree.place("/store")))?;
+    let (address, store_by) = store_address(options.store.as_deref(), pipeline.store.as_deref());
+    let store = open_store(&address, store_by, tree.place("/store"))?;
     let jobs = connect(&tree, &pipeline, drafts, &programs, &store)?;
-    Ok(Plan { name: pipeline.name, file: shown, store: address, report: pipeline.report, jobs })
+    let report = pipeline.report.map(|sql| Report { sql, place: tree.place("/report"), text });
+    Ok(Plan {
+        name: pipeline.name,
+        file: file.display().to_string(),
+        base: base.to_path_buf(),
+        store: address,
+        store_by,
+        set: options.set.clone(),
+        report,
+        jobs,
+    })
 }
 
-/// `job.config.field=value`, or `seed=3`, `vars.x=…`, `store=…`.
-fn apply_sets(tree: &mut Tree, sets: &[String]) -> Result<()> {
-    for set in sets {
-        let (path, text) = set.split_once('=').ok_or_else(|| {
-            Diagnostic::pipeline(format!("`--set {set}` has no `=`")).hint("write `--set job.config.field=value`")
-        })?;
-        let mut parts: Vec<&str> = path.split('.').collect();
-        let jobs: Vec<String> =
-            tree.value.get("jobs").and_then(Value::as_object).map(|j| j.keys().cloned().collect()).unwrap_or_default();
+/// One `--set`: `seed=3`, `vars.x=…`, `job.config.field=value`, or `job[axis=value].config.field=value`.
+struct Set {
+    words: String,
+    /// Of the whole file; inside the job if it is for one instance.
+    pointer: String,
+    value: Value,
+    job: Option<String>,
+    instance: Option<String>,
+}
+
+impl Set {
+    fn parse(words: &str, tree: &Tree) -> Result<Self> {
         const TOP: [&str; 5] = ["name", "store", "seed", "vars", "report"];
-        if !TOP.contains(&parts[0]) {
-            if !jobs.iter().any(|j| j == parts[0]) {
-                let error = Diagnostic::pipeline(format!("`--set {path}`: there is no job `{}`", parts[0]));
-                return Err(match nearest(parts[0], jobs.iter().map(String::as_str)) {
+        let at = |e: Diagnostic| e.at(Some(Place::named(format!("--set {words}"))));
+        // The `=` of an instance's axes is no end of the path.
+        let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
+        let from = open.and_then(|open| Some(open + words[open..].find(']')?)).unwrap_or(0);
+        let equals = words[from..].find('=').map(|e| from + e).ok_or_else(|| {
+            at(Diagnostic::pipeline("this has no `=`").hint("write `--set job.config.field=value`"))
+        })?;
+        let (path, text) = (&words[..equals], &words[equals + 1..]);
+        let (head, rest) = match open {
+            Some(_) => path.split_at(from + 1),
+            None => path.split_at(path.find('.').unwrap_or(path.len())),
+        };
+        let base = head.split('[').next().unwrap_or(head);
+        let escape = |p: &str| format!("/{}", p.replace('~', "~0").replace('/', "~1"));
+        let below: String = rest.split('.').skip(1).map(escape).collect();
+        let value = yaml::parse_value(text);
+        let is_top = open.is_none() && TOP.contains(&base);
+        if !is_top {
+            let jobs = tree.value.get("jobs").and_then(Value::as_object);
+            let jobs: Vec<&str> = jobs.into_iter().flat_map(|j| j.keys().map(String::as_str)).collect();
+            if !jobs.contains(&base) {
+                let error = at(Diagnostic::pipeline(format!("there is no job `{base}`")));
+                return Err(match nearest(base, jobs.iter().copied()) {
                     Some(near) => error.hint(format!("is `{near}` meant?")),
-                    None => error.hint(format!("jobs: {}", jobs.join(", "))),
+                    None => error.hint(format!("jobs: {}; at the top: {}", jobs.join(", "), TOP.join(", "))),
                 });
             }
-            parts.insert(0, "jobs");
         }
-        let pointer: String = parts.iter().map(|p| format!("/{}", p.replace('~', "~0").replace('/', "~1"))).collect();
-        let mut value = yaml::parse_value(text);
-        // One path where the file has a list is a list of one.
-        if tree.value.pointer(&pointer).is_some_and(Value::is_array) && !value.is_array() {
-            value = Value::Array(vec![value]);
+        if below.is_empty() && (!is_top || base == "vars") || rest.ends_with('.') || rest.contains("..") {
+            return Err(at(Diagnostic::pipeline(format!("`{path}` names no value"))
+                .hint("write `--set job.config.field=value`, `--set vars.name=value` or `--set seed=3`")));
         }
-        tree.set(&pointer, value);
+        let all = head.ends_with("[*]");
+        Ok(Self {
+            words: words.into(),
+            pointer: match (is_top, open) {
+                (true, _) => escape(base) + &below,
+                (false, Some(_)) if !all => below,
+                (false, _) => format!("/jobs{}{below}", escape(base)),
+            },
+            value,
+            job: (!is_top).then(|| base.to_owned()),
+            instance: open.filter(|_| !all).map(|_| head.to_owned()),
+        })
     }
-    Ok(())
+
+    /// One path where the file has a list is a list of one.
+    fn value_for(&self, before: Option<&Value>) -> Value {
+        match before.is_some_and(Value::is_array) && !self.value.is_array() {
+            true => Value::Array(vec![self.value.clone()]),
+            false => self.value.clone(),
+        }
+    }
+
+    fn apply(&self, tree: &mut Tree) {
+        let value = self.value_for(tree.value.pointer(&self.pointer));
+        tree.set(&self.pointer, value, &self.words);
+    }
 }
 
 /// Replaces `${name}` by what `look_up` knows. A string that is nothing else takes the value's own type. Unknown names
@@ -200,21 +362,45 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
                     None => error.hint(format!("known keys: {}", known.join(", "))),
                 }
             }
-            None => Diagnostic::pipeline(format!("`{}`: {text}", pointer.trim_start_matches('/').replace('/', ".")))
-                .at(tree.place(&pointer)),
+            None => wrong_type(&pointer.trim_start_matches('/').replace('/', "."), &text).at(tree.place(&pointer)),
         }
     })?;
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if !pipeline.name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !pipeline.name.bytes().all(good) {
+        return Err(Diagnostic::pipeline(format!("`{}` is no name for a pipeline", pipeline.name))
+            .at(tree.place("/name"))
+            .hint("begin with a letter or digit, go on with letters, digits, `-`, `_` and `.`"));
+    }
     for (name, job) in &pipeline.jobs {
         for (kind, name, pointer) in std::iter::once(("job", name, format!("/jobs/{name}")))
             .chain(job.each.keys().map(|a| ("axis", a, format!("/jobs/{name}/each/{a}"))))
         {
             let good = name.starts_with(|c: char| c.is_ascii_lowercase())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-            if !good || name == "smelt" {
+            // SQL has these for its own: jobs are schemas there.
+            let taken = ["smelt", "public", "information_schema"].contains(&name.as_str());
+            if !good || taken {
                 return Err(Diagnostic::pipeline(format!("`{name}` is no name for a {kind}"))
                     .at(tree.key_place(&pointer))
-                    .hint("begin with a lower-case letter, go on with lower-case letters, digits and `_`; `smelt` is taken"));
+                    .hint(match taken {
+                        true => "SQL has another use for it",
+                        false => "begin with a lower-case letter, go on with lower-case letters, digits and `_`",
+                    }));
             }
+        }
+        let refuse = |field: &str, what: &str, hint: &str| {
+            let place = tree.place(&format!("/jobs/{name}/run/{field}"));
+            Err(Diagnostic::pipeline(format!("job `{name}`: {what}")).at(place).hint(hint))
+        };
+        if job.run.threads == Some(0) {
+            return refuse("threads", "no job runs on 0 threads", "say 1 or more, or leave it out for what the stage takes");
+        }
+        if !(job.run.save.seconds >= 0.0) {
+            let what = format!("{} seconds lie between no two saves", job.run.save.seconds);
+            return refuse("save/seconds", &what, "say 0 to save after every step, or more");
+        }
+        if job.run.save.last == 0 {
+            return refuse("save/last", "0 saves are none to go on from", "say 1 or more");
         }
     }
     if pipeline.jobs.is_empty() {
@@ -223,9 +409,65 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
     Ok(pipeline)
 }
 
+/// A value of a type that has no place there, in the words of a YAML file.
+fn wrong_type(field: &str, text: &str) -> Diagnostic {
+    let found = text.strip_prefix("invalid type: ").or(text.strip_prefix("invalid value: "));
+    if let Some((found, expected)) = found.and_then(|t| t.rsplit_once(", expected ")) {
+        let (expected, hint) = match expected {
+            "u64" | "u32" | "usize" => ("a whole number, 0 or more", "write it as `3`, without quotes"),
+            "f64" => ("a number", "write it as `0.5`, without quotes"),
+            "a string" => ("text", "put it in quotes"),
+            "a boolean" => ("`true` or `false`", "write one of these, without quotes"),
+            "a sequence" => ("a list", "write `[a, b]`"),
+            "struct Job" => ("a job", "write `{ stage: NAME, input: JOB, config: { … } }`"),
+            other if other.contains("map") || other.starts_with("struct ") => {
+                ("keys with values", "write `key: value` lines below it, or `{ key: value }`")
+            }
+            other => (other, ""),
+        };
+        let found = match found.split_once(' ') {
+            Some(("string", value)) => format!("the text {value}"),
+            Some(("integer" | "boolean", value)) => format!("`{}`", value.trim_matches('`')),
+            Some(("floating", value)) => format!("`{}`", value.trim_start_matches("point ").trim_matches('`')),
+            _ => match found {
+                "unit value" | "null" | "Option value" => "nothing".to_owned(),
+                "sequence" => "a list".to_owned(),
+                "map" => "a map".to_owned(),
+                other => other.to_owned(),
+            },
+        };
+        let field = if field.is_empty() { "the pipeline" } else { &format!("`{field}`") };
+        let error = Diagnostic::pipeline(format!("{field} is {found}, expected {expected}"));
+        return if hint.is_empty() { error } else { error.hint(hint) };
+    }
+    let of = if field.is_empty() { String::new() } else { format!("`{field}`: ") };
+    let missing = text.strip_prefix("missing field `").and_then(|t| t.split_once('`')).map(|(name, _)| name);
+    match missing {
+        Some(name) => Diagnostic::pipeline(format!("{of}`{name}` is missing")).hint(format!("add `{name}: …`")),
+        None => Diagnostic::pipeline(format!("{of}{text}")),
+    }
+}
+
+/// An axis is a column of the job's tables, so it must not hide one of theirs.
+fn check_axes(tree: &Tree, draft: &Draft, program: &Program) -> Result<()> {
+    for port in &program.description.outputs {
+        let Some(schema) = port.kind.schema() else { continue };
+        if let Some(axis) = draft.axes.keys().find(|a| schema.field_with_name(a).is_ok()) {
+            let (port, kind) = (&port.name, &port.kind.name);
+            return Err(Diagnostic::pipeline(format!(
+                "axis `{axis}` of job `{}` would hide the column `{axis}` of its {kind} (port `{port}`)",
+                draft.base
+            ))
+            .at(tree.key_place(&format!("/jobs/{}/each/{axis}", draft.base)))
+            .hint("give the axis another name"));
+        }
+    }
+    Ok(())
+}
+
 /// Every combination of a job's axes, the last axis fastest.
-fn instances(tree: &Tree, pipeline: &Pipeline) -> Result<Vec<Draft>> {
-    let mut drafts = Vec::new();
+fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft>> {
+    let mut drafts: Vec<Draft> = Vec::new();
     for (base, text) in &pipeline.jobs {
         let mut combinations = vec![IndexMap::new()];
         for (axis, values) in &text.each {
@@ -245,8 +487,16 @@ fn instances(tree: &Tree, pipeline: &Pipeline) -> Result<Vec<Draft>> {
                 .collect();
         }
         for axes in combinations {
+            let name = instance_name(base, &axes);
             let mut value = serde_json::to_value(text).expect("a job is plain data");
             substitute(&mut value, &|name| axes.get(name).cloned());
+            let mut own = Tree::of(value);
+            let mut set = Vec::new();
+            for s in sets.iter().filter(|s| s.instance.as_ref() == Some(&name)) {
+                s.apply(&mut own);
+                set.push((s.pointer.clone(), s.words.clone()));
+            }
+            let value = own.value;
             if let Some((pointer, name)) = unfilled(&value, &format!("/jobs/{base}")) {
                 let error =
                     Diagnostic::pipeline(format!("`${{{name}}}` is neither in `vars` nor an axis of job `{base}`"));
@@ -254,10 +504,22 @@ fn instances(tree: &Tree, pipeline: &Pipeline) -> Result<Vec<Draft>> {
                     .at(tree.place(&pointer))
                     .hint("add it under `vars:`, or write an environment variable in capitals"));
             }
-            let text: JobText = serde_json::from_value(value).map_err(|e| {
-                Diagnostic::pipeline(format!("job `{base}`: {e}")).at(tree.place(&format!("/jobs/{base}")))
+            let text: JobText = serde_path_to_error::deserialize(value).map_err(|e| {
+                let given = set.last().map(|(_, words)| Place::named(format!("--set {words}")));
+                wrong_type(&format!("{name}.{}", e.path()), &e.inner().to_string())
+                    .at(given)
+                    .at(tree.place(&format!("/jobs/{base}")))
             })?;
-            drafts.push(Draft { name: instance_name(base, &axes), base: base.clone(), axes, text });
+            drafts.push(Draft { name, base: base.clone(), axes, text, set });
+        }
+    }
+    for s in sets {
+        let (Some(job), Some(instance)) = (&s.job, &s.instance) else { continue };
+        if !drafts.iter().any(|d| d.name == *instance) {
+            let known: Vec<&str> = drafts.iter().filter(|d| d.base == *job).map(|d| d.name.as_str()).collect();
+            return Err(Diagnostic::pipeline(format!("there is no instance `{instance}`"))
+                .at(Some(Place::named(format!("--set {}", s.words))))
+                .hint(format!("instances: {}", known.join(", "))));
         }
     }
     Ok(drafts)
@@ -285,11 +547,8 @@ fn connect(
         let program = &programs[&draft.text.stage];
         let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
         for (port, references) in &draft.text.input.0 {
-            let pointer = match port {
-                Some(p) => format!("/jobs/{}/input/{p}", draft.base),
-                None => format!("/jobs/{}/input", draft.base),
-            };
-            let at = |e: Diagnostic| e.at(tree.place(&pointer));
+            let pointer = port.as_ref().map_or_else(|| "/input".to_owned(), |p| format!("/input/{p}"));
+            let at = |e: Diagnostic| e.at(draft.place(tree, &pointer));
             let spec = match port {
                 Some(name) => {
                     program.description.input(name).ok_or_else(|| unknown_port(draft, program, name)).map_err(at)?
@@ -339,8 +598,7 @@ fn connect(
         let resolved = resolve_config(tree, pipeline, &draft, &program, &inputs)?;
         let timeout = draft.text.run.timeout.as_deref().map(|t| {
             seconds(t).ok_or_else(|| {
-                let place = tree.place(&format!("/jobs/{}/run/timeout", draft.base));
-                Diagnostic::pipeline(format!("`{t}` is no time")).at(place).hint("write `90s`, `30m` or `2h`")
+                Diagnostic::pipeline(format!("`{t}` is no time")).at(draft.place(tree, "/run/timeout")).hint("write `90s`, `30m` or `2h`")
             })
         });
         jobs.push(Job {
@@ -537,7 +795,8 @@ fn by_digest(store: &Store, digest: &str, port: Option<&str>, spec: &InputPort, 
         if matches(&artifact.fingerprint) {
             return fixed(store, &artifact, port, spec, shown);
         }
-        let Some(manifest) = store.manifest(&artifact)? else { continue };
+        // What cannot be read has no digest to be found by.
+        let Ok(Some(manifest)) = store.manifest(&artifact) else { continue };
         if let Some((name, _)) = manifest.ports.iter().find(|(_, p)| matches(&p.digest)) {
             return fixed(store, &artifact, Some(port.unwrap_or(name)), spec, shown);
         }
@@ -564,10 +823,10 @@ fn sort(tree: &Tree, drafts: &[Draft], inputs: &[BTreeMap<String, Vec<Input>>]) 
                     let mut names: Vec<&str> = path[start..].iter().map(|&i| drafts[i].name.as_str()).collect();
                     names.push(names[0]);
                     names.reverse();
-                    let place = tree.place(&format!("/jobs/{}/input", drafts[next].base));
-                    return Err(
-                        Diagnostic::pipeline(format!("jobs wait for each other: {}", names.join(" -> "))).at(place)
-                    );
+                    let place = drafts[next].place(tree, "/input");
+                    return Err(Diagnostic::pipeline(format!("jobs wait for each other: {}", names.join(" -> ")))
+                        .at(place)
+                        .hint("let one of them read something else"));
                 }
                 path.push(next);
             }
@@ -585,28 +844,27 @@ fn resolve_config(
     program: &Program,
     inputs: &BTreeMap<String, Vec<Input>>,
 ) -> Result<Resolved> {
-    let pointer = format!("/jobs/{}/config", draft.base);
     let mut config: Map<String, Value> = draft.text.config.clone();
     if program.description.takes_seed() && !config.contains_key("seed") {
         config.insert("seed".into(), pipeline.seed.into());
     }
     let config = Value::Object(config);
-    check_schema(tree, &pointer, draft, &program.description.config, &config)?;
+    check_schema(tree, draft, &program.description.config, &config)?;
     let counts = inputs.iter().map(|(port, list)| (port.clone(), list.len())).collect();
-    program.resolve(&ResolveRequest { config, inputs: counts }).map_err(|e| match e {
+    program.resolve(&ResolveRequest { config, inputs: counts }, &draft.text.run.env).map_err(|e| match e {
         Ok((code, problem)) => {
             let field = problem.field.unwrap_or_default();
             let dotted = field.trim_start_matches('/').replace('/', ".");
             let shown = if dotted.is_empty() { String::new() } else { format!(", `config.{dotted}`") };
             let error = Diagnostic::new(code, format!("job `{}`{shown}: {}", draft.name, problem.message))
-                .at(tree.place(&format!("{pointer}{field}")));
+                .at(draft.place(tree, &format!("/config{field}")));
             if let Some(hint) = problem.hint { error.hint(hint) } else { error }
         }
         Err(bug) => bug.at(tree.key_place(&format!("/jobs/{}", draft.base))),
     })
 }
 
-fn check_schema(tree: &Tree, pointer: &str, draft: &Draft, schema: &Value, config: &Value) -> Result<()> {
+fn check_schema(tree: &Tree, draft: &Draft, schema: &Value, config: &Value) -> Result<()> {
     if schema.is_null() {
         return Ok(());
     }
@@ -629,7 +887,7 @@ fn check_schema(tree: &Tree, pointer: &str, draft: &Draft, schema: &Value, confi
         let within = if parent.is_empty() { String::new() } else { format!(" in `{parent}`") };
         let error =
             Diagnostic::pipeline(format!("job `{}`: stage `{stage}` has no config field `{name}`{within}", draft.name))
-                .at(tree.key_place(&format!("{pointer}{path}/{name}")));
+                .at(draft.key_place(tree, &format!("/config{path}/{name}")));
         return Err(match nearest(name, known.iter().map(String::as_str)) {
             Some(near) => error.hint(format!("is `{near}` meant?")),
             None if known.is_empty() => error.hint("it has none"),
@@ -643,8 +901,10 @@ fn check_schema(tree: &Tree, pointer: &str, draft: &Draft, schema: &Value, confi
         }
         _ => error.to_string(),
     };
-    Err(Diagnostic::pipeline(format!("job `{}`: `config.{parent}`: {what}", draft.name))
-        .at(tree.place(&format!("{pointer}{path}"))))
+    let error = Diagnostic::pipeline(format!("job `{}`: `config.{parent}`: {what}", draft.name))
+        .at(draft.place(tree, &format!("/config{path}")));
+    let wanted = if forms.is_empty() { String::new() } else { format!(": {}", forms.join(", ")) };
+    Err(error.hint(format!("`smelt schema {stage}` says what a config may hold{wanted}")))
 }
 
 /// What a value may be, of a schema that lists its forms: constants, `{ fields }`, or names of types.
@@ -689,19 +949,32 @@ fn dereference<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     }
 }
 
-/// The file a person means: as given, or the one YAML file of that name under `pipelines/`.
+/// YAML files here and under `pipelines/`.
+pub fn pipeline_files() -> Vec<PathBuf> {
+    let found = |folder: &str| {
+        let items = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+        let mut files: Vec<PathBuf> =
+            items.filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml")).collect();
+        files.sort();
+        files.into_iter().map(|p| p.strip_prefix(".").map(Path::to_path_buf).unwrap_or(p))
+    };
+    found(".").chain(found("pipelines")).collect()
+}
+
+/// The file a person means: as given, or the one YAML file here or under `pipelines/`.
 pub fn pipeline_file(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = given {
         return Ok(path.to_path_buf());
     }
-    let found = |folder: &str| -> Vec<PathBuf> {
-        let items = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
-        items.filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml")).collect()
-    };
-    let all = [found("."), found("pipelines")].concat();
+    let all = pipeline_files();
     match all.as_slice() {
         [one] => Ok(one.clone()),
-        _ => Err(Diagnostic::pipeline("which pipeline? none is named")
-            .hint("name the YAML file, such as `pipelines/quickstart.yaml`")),
+        [] => Err(Diagnostic::pipeline("which pipeline? no YAML file is here or in `pipelines/`")
+            .hint("name one, such as `path/to/pipeline.yaml`")),
+        several => {
+            let names: Vec<String> = several.iter().map(|p| p.display().to_string()).collect();
+            Err(Diagnostic::pipeline("which pipeline? there are several, and none is named")
+                .hint(format!("name one of {}", names.join(", "))))
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::diagnostic::Result;
 use crate::load::{Input, Job, Plan};
 use serde_json::Value;
 use smelt_schemas::{Digest, InputRef, Manifest, Source, fingerprint};
-use smelt_store::Store;
+use smelt_store::{Error, Store};
 use std::collections::BTreeMap;
 
 /// Whether a job's work is there already.
@@ -13,8 +13,22 @@ pub enum State {
     Cached(Box<Manifest>),
     /// Must run; says what made it so.
     New(String),
+    /// Must run as the next edition: a manifest that cannot be read has the name of this one.
+    Damaged,
     /// Cannot be said before this job has run.
     After(String),
+}
+
+impl State {
+    /// In a word, and why.
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Cached(_) => ("cached", ""),
+            Self::New(why) => ("new", why),
+            Self::Damaged => ("new", "its manifest is damaged"),
+            Self::After(input) => ("after", input),
+        }
+    }
 }
 
 /// A job's inputs and address, once they are known.
@@ -54,26 +68,43 @@ pub fn recipe(plan: &Plan, job: &Job, done: &Done) -> std::result::Result<Recipe
     Ok(Recipe { inputs, fingerprint })
 }
 
+/// There is a manifest, and it cannot be read.
+struct Damaged;
+
+/// A manifest that cannot be read is no manifest: its job is done anew. Any other trouble of the store stays one.
+fn readable(
+    found: smelt_store::Result<Option<Manifest>>,
+) -> Result<std::result::Result<Option<Manifest>, Damaged>> {
+    match found {
+        Ok(found) => Ok(Ok(found)),
+        Err(Error::Corrupt { .. }) => Ok(Err(Damaged)),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Looks a recipe up: the edition that the pipeline's pointer names, else the newest.
 pub fn look_up(store: &Store, plan: &Plan, job: &Job, recipe: &Recipe) -> Result<State> {
     let pointer = store.pointer(&plan.name, &job.name)?;
     let stage = &job.program.description.name;
     if let Some(pointer) = &pointer
         && (&pointer.artifact.stage, &pointer.artifact.fingerprint) == (stage, &recipe.fingerprint)
-        && let Some(manifest) = store.manifest(&pointer.artifact)?
+        && let Ok(Some(manifest)) = readable(store.manifest(&pointer.artifact))?
     {
         return Ok(State::Cached(Box::new(manifest)));
     }
-    if let Some(manifest) = store.newest(stage, &recipe.fingerprint)? {
-        return Ok(State::Cached(Box::new(manifest)));
+    match readable(store.newest(stage, &recipe.fingerprint))? {
+        Ok(Some(manifest)) => return Ok(State::Cached(Box::new(manifest))),
+        Ok(None) => {}
+        Err(Damaged) => return Ok(State::Damaged),
     }
     let Some(pointer) = pointer else { return Ok(State::New("first run".into())) };
     if pointer.artifact.fingerprint == recipe.fingerprint {
         return Ok(State::New("its manifest is gone".into()));
     }
-    Ok(State::New(match store.manifest(&pointer.artifact)? {
-        Some(before) => difference(&before, job, recipe),
-        None => "its last manifest is gone".into(),
+    Ok(State::New(match readable(store.manifest(&pointer.artifact))? {
+        Ok(Some(before)) => difference(&before, job, recipe),
+        Ok(None) => "its last manifest is gone".into(),
+        Err(Damaged) => "its last manifest is damaged".into(),
     }))
 }
 

@@ -4,7 +4,8 @@ use crate::diagnostic::{Diagnostic, Result, nearest};
 use serde_json::{Map, Value, json};
 use smelt_schemas::{Description, Doctor, ExitCode, Io, PROTOCOL, Problem, ResolveRequest, Resolved};
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -67,11 +68,61 @@ pub fn known() -> BTreeSet<String> {
         .collect()
 }
 
+/// Gives a stage's process the variables that it may see, the same at every verb, so that what `resolve` found `run`
+/// finds too; secrets that it has no use for do not reach it. `named`: the job's `run.env`.
+pub fn environment(command: &mut Command, named: &[String]) {
+    const NAMES: [&str; 10] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "TMPDIR",
+        "LANG",
+        "TZ",
+        "RUST_BACKTRACE",
+        "LD_LIBRARY_PATH",
+        "SSL_CERT_FILE",
+        "VIRTUAL_ENV",
+    ];
+    const PREFIXES: [&str; 5] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON"];
+    command.env_clear();
+    for (name, value) in std::env::vars_os() {
+        let Some(text) = name.to_str() else { continue };
+        if NAMES.contains(&text) || PREFIXES.iter().any(|p| text.starts_with(p)) || named.iter().any(|e| e == text) {
+            command.env(&name, value);
+        }
+    }
+}
+
+/// Makes the process that `command` starts end with this one, however this one ends.
+pub fn end_with_me(command: &mut Command) {
+    let me = std::process::id() as i32;
+    // SAFETY: the closure makes plain system calls only; the second look closes the gap before the first.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            match libc::getppid() == me {
+                true => Ok(()),
+                false => Err(std::io::ErrorKind::BrokenPipe.into()),
+            }
+        });
+    }
+}
+
 impl Program {
+    /// A verb of this program, to be started with what a job may see of the environment.
+    fn verb(&self, verb: &str, named: &[String]) -> Command {
+        let mut command = Command::new(&self.path);
+        command.arg(verb);
+        environment(&mut command, named);
+        command
+    }
+
     pub fn load(name: &str, base: &Path) -> Result<Self> {
         let path = locate(name, base)?;
         let bug = |what: String| Diagnostic::new(ExitCode::Bug, format!("stage `{name}` ({}) {what}", path.display()));
-        let answer = Command::new(&path).arg("describe").stdin(Stdio::null()).output();
+        let mut describe = Command::new(&path);
+        environment(&mut describe, &[]);
+        let answer = describe.arg("describe").stdin(Stdio::null()).output();
         let answer = answer.map_err(|e| bug(format!("cannot be started: {e}")).hint("is it executable?"))?;
         if !answer.status.success() {
             let said = String::from_utf8_lossy(&answer.stderr);
@@ -86,10 +137,11 @@ impl Program {
         Ok(Self { path, description })
     }
 
-    /// The effective config. A problem of the config comes as `Err(Ok(problem))`.
+    /// The effective config. A problem of the config comes as `Err(Ok(problem))`. `named`: the job's `run.env`.
     pub fn resolve(
         &self,
         request: &ResolveRequest,
+        named: &[String],
     ) -> std::result::Result<Resolved, std::result::Result<(ExitCode, Problem), Diagnostic>> {
         if self.description.io == Io::Files {
             let mut config = request.config.clone();
@@ -99,8 +151,9 @@ impl Program {
         let bug =
             |what: String| Err(Diagnostic::new(ExitCode::Bug, format!("stage `{}` {what}", self.description.name)));
         let run = || -> std::io::Result<_> {
-            let mut child = Command::new(&self.path)
-                .args(["resolve", "-"])
+            let mut child = self
+                .verb("resolve", named)
+                .arg("-")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -121,8 +174,19 @@ impl Program {
     }
 
     pub fn doctor(&self) -> Doctor {
-        let answer = Command::new(&self.path).arg("doctor").stdin(Stdio::null()).output();
+        let answer = self.verb("doctor", &[]).stdin(Stdio::null()).output();
         answer.ok().and_then(|a| serde_json::from_slice(&a.stdout).ok()).unwrap_or_default()
+    }
+}
+
+/// Lines of a pipe, whatever bytes they hold.
+pub fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
+    let Some(pipe) = pipe else { return };
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        take(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
+        line.clear();
     }
 }
 

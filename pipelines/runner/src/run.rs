@@ -1,14 +1,15 @@
 //! Runs what must run: ready jobs in parallel within the machine's cores, until all are done or one fails.
 
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::Result;
 use crate::job::{self, STOP, Work};
-use crate::load::Plan;
+use crate::load::{Input, Plan};
 use crate::plan::{self, Done, State};
+use crate::query;
 use crate::table::duration;
 use crate::view::{Mode, View};
 use serde_json::{Value, json};
-use smelt_schemas::{Cores, ExitCode, Manifest};
-use smelt_store::{Pointer, Store};
+use smelt_schemas::{ArtifactRef, Cores, Manifest};
+use smelt_store::{Error, Owner, Pointer, RENEW, RunRecord, RunState, Store};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -65,6 +66,7 @@ struct Runner<'a> {
     settled: Vec<bool>,
     began: bool,
     started: f64,
+    owner: Owner,
     facts: Vec<Value>,
     summary: Summary,
 }
@@ -85,15 +87,16 @@ pub fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summary> {
         settled: wanted.iter().map(|w| !w).collect(),
         began: false,
         started: smelt_store::now(),
+        owner: Owner::this_process(),
         facts: Vec::new(),
         summary: Summary::default(),
     };
     let result = runner.work();
     if runner.began {
         let state = match &result {
-            Ok(()) => "done",
-            Err(_) if STOP.load(Ordering::SeqCst) => "stopped",
-            Err(_) => "failed",
+            Ok(()) => RunState::Done,
+            Err(_) if STOP.load(Ordering::SeqCst) => RunState::Stopped,
+            Err(_) => RunState::Failed,
         };
         let recorded = runner.record(state);
         result?;
@@ -153,7 +156,15 @@ impl Runner<'_> {
                 if running == 0 {
                     break;
                 }
-                let Ok((i, threads, result)) = receive.recv() else { break };
+                let (i, threads, result) = match receive.recv_timeout(RENEW) {
+                    Ok(ended) => ended,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        // Says that the runner lives. A store that does not answer now is told the next time.
+                        drop(self.record(RunState::Running));
+                        continue;
+                    }
+                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                };
                 (free, running) = (free + threads, running - 1);
                 match result.and_then(|manifest| self.finish(i, manifest)) {
                     Ok(()) => {}
@@ -190,6 +201,7 @@ impl Runner<'_> {
                 let state = plan::look_up(self.store, self.plan, job, &recipe)?;
                 let stage = &job.program.description.name;
                 let again = self.options.again.contains(&i);
+                let taken = again || matches!(state, State::Damaged);
                 let why = match state {
                     State::Cached(manifest) if !again => {
                         self.settled[i] = true;
@@ -203,7 +215,7 @@ impl Runner<'_> {
                         continue;
                     }
                     State::Cached(_) => "again".to_owned(),
-                    State::New(why) => why,
+                    State::New(_) | State::Damaged => state.words().1.to_owned(),
                     State::After(_) => continue,
                 };
                 let claim = job.run.threads.unwrap_or(match job.program.description.cores {
@@ -217,10 +229,9 @@ impl Runner<'_> {
                 if !self.began {
                     self.begin()?;
                 }
-                let edition = if again {
-                    self.store.editions(stage, &recipe.fingerprint)?.last().map_or(0, |e| e + 1)
-                } else {
-                    0
+                let edition = match taken {
+                    true => self.store.editions(stage, &recipe.fingerprint)?.last().map_or(0, |e| e + 1),
+                    false => 0,
                 };
                 self.settled[i] = true;
                 *free -= claim;
@@ -234,6 +245,8 @@ impl Runner<'_> {
 
     /// Before the first job: the store must be writable, and safe for two runs at once.
     fn begin(&mut self) -> Result<()> {
+        query::check_report(self.store, self.plan)?;
+        job::sweep();
         self.store.probe()?;
         self.began = true;
         let cached = self.summary.cached;
@@ -245,7 +258,7 @@ impl Runner<'_> {
             self.store.address(),
             self.run
         ));
-        self.record("running")
+        self.record(RunState::Running)
     }
 
     fn finish(&mut self, i: usize, manifest: Manifest) -> Result<()> {
@@ -253,8 +266,7 @@ impl Runner<'_> {
         let mut summary = summarise(&manifest);
         if self.options.again.contains(&i)
             && let Some(before) = (0..manifest.edition).next_back()
-            && let Some(before) =
-                self.store.manifest(&smelt_schemas::ArtifactRef { edition: before, ..manifest.artifact() })?
+            && let Some(before) = self.before(&ArtifactRef { edition: before, ..manifest.artifact() })?
         {
             if manifest.reproduces(&before) {
                 self.summary.reproduced.push(job.name.clone());
@@ -285,14 +297,32 @@ impl Runner<'_> {
         Ok(self.store.point(&self.plan.name, name, &pointer)?)
     }
 
-    fn record(&self, state: &str) -> Result<()> {
-        let ended = if state == "running" { Value::Null } else { json!(smelt_store::now()) };
-        let record = json!({
-            "run": self.run, "pipeline": self.plan.name, "file": self.plan.file, "state": state, "started": self.started, "ended": ended,
-            "jobs": self.facts,
-        });
-        let text = serde_json::to_vec_pretty(&record).map_err(|e| Diagnostic::new(ExitCode::Bug, e.to_string()))?;
-        Ok(self.store.put(&format!("runs/{}/run.json", self.run), &text)?)
+    /// An earlier edition, if it is there and whole.
+    fn before(&self, artifact: &ArtifactRef) -> Result<Option<Manifest>> {
+        match self.store.manifest(artifact) {
+            Err(Error::Corrupt { .. }) => Ok(None),
+            other => Ok(other?),
+        }
+    }
+
+    fn record(&self, state: RunState) -> Result<()> {
+        let now = smelt_store::now();
+        let fixed = |i: &Input| if let Input::Fixed(i) = i { Some(i.artifact.clone()) } else { None };
+        let fixed = self.plan.jobs.iter().flat_map(|j| j.inputs.values().flatten()).filter_map(fixed);
+        Ok(self.store.record_run(&RunRecord {
+            run: self.run.clone(),
+            pipeline: self.plan.name.clone(),
+            file: self.plan.file.clone(),
+            folder: std::env::current_dir().unwrap_or_default().display().to_string(),
+            set: self.plan.set.clone(),
+            state,
+            started: self.started,
+            renewed: now,
+            ended: (state != RunState::Running).then_some(now),
+            owner: Some(self.owner.clone()),
+            holds: self.done.iter().flatten().map(Manifest::artifact).chain(fixed).collect(),
+            jobs: self.facts.clone(),
+        })?)
     }
 }
 

@@ -14,9 +14,15 @@ pub struct Tree {
     file: String,
     values: HashMap<String, (u64, u64)>,
     keys: HashMap<String, (u64, u64)>,
+    /// What `--set` gave, as it was written.
+    given: Vec<String>,
 }
 
 impl Tree {
+    /// A value that stands nowhere.
+    pub fn of(value: Value) -> Self {
+        Self { value, file: String::new(), values: HashMap::new(), keys: HashMap::new(), given: Vec::new() }
+    }
     /// Where the value at `pointer` stands, or what is around it.
     pub fn place(&self, pointer: &str) -> Option<Place> {
         self.find(&self.values, pointer)
@@ -29,32 +35,42 @@ impl Tree {
         let mut pointer = pointer;
         loop {
             if let Some(&(line, column)) = places.get(pointer).or_else(|| self.values.get(pointer)) {
-                let file = if (line, column) == FROM_COMMAND_LINE { "--set" } else { &self.file };
-                return Some(Place { file: file.into(), line, column });
+                return Some(match line {
+                    FROM_COMMAND_LINE => Place::named(format!("--set {}", self.given[column as usize])),
+                    _ => Place { file: self.file.clone(), line, column },
+                });
             }
             pointer = &pointer[..pointer.rfind('/')?];
         }
     }
-    /// Puts `value` at `pointer`, in place of what the file says.
-    pub fn set(&mut self, pointer: &str, value: Value) {
+    /// Puts `value` at `pointer`, in place of what the file says. `said`: the words after `--set`.
+    pub fn set(&mut self, pointer: &str, value: Value, said: &str) {
         let below = format!("{pointer}/");
         self.values.retain(|p, _| p != pointer && !p.starts_with(&below));
-        self.keys.retain(|p, _| p != pointer && !p.starts_with(&below));
-        self.values.insert(pointer.into(), FROM_COMMAND_LINE);
-        let mut target = &mut self.value;
+        self.keys.retain(|p, _| !p.starts_with(&below));
+        let place = (FROM_COMMAND_LINE, self.given.len() as u64);
+        self.given.push(said.into());
+        self.values.insert(pointer.into(), place);
+        let (mut target, mut at) = (&mut self.value, String::new());
         for part in pointer.split('/').skip(1) {
             if !target.is_object() {
                 *target = Value::Object(Map::new());
             }
             let map = target.as_object_mut().expect("made one above");
-            target = map.entry(part.replace("~1", "/").replace("~0", "~")).or_insert(Value::Null);
+            let name = part.replace("~1", "/").replace("~0", "~");
+            at += &format!("/{part}");
+            if !map.contains_key(&name) {
+                self.values.insert(at.clone(), place);
+                self.keys.insert(at.clone(), place);
+            }
+            target = map.entry(name).or_insert(Value::Null);
         }
         *target = value;
     }
 }
 
-/// The place of a value that `--set` gave.
-const FROM_COMMAND_LINE: (u64, u64) = (0, 0);
+/// The line of a value that `--set` gave; its column counts what was given.
+const FROM_COMMAND_LINE: u64 = 0;
 
 enum Node {
     Leaf(Value),
@@ -125,12 +141,32 @@ pub fn parse(text: &str, file: &str) -> Result<Tree> {
         if let Some(at) = message.find(" at line ") {
             message.truncate(at);
         }
-        Diagnostic::pipeline(message.lines().next().unwrap_or("this is no YAML").to_owned()).at(place)
+        let message = message.lines().next().unwrap_or("this is no YAML");
+        let line = place.as_ref().and_then(|p| text.lines().nth((p.line as usize).checked_sub(1)?)).unwrap_or_default();
+        refused(message, line).at(place)
     })?;
-    let mut tree = Tree { value: Value::Null, file: file.into(), values: HashMap::new(), keys: HashMap::new() };
+    let mut tree = Tree { file: file.into(), ..Tree::of(Value::Null) };
     let value = flatten(root, String::new(), &mut tree);
     tree.value = value;
     Ok(tree)
+}
+
+/// What the parser says of a document, and what to do; it speaks to programmers at times.
+fn refused(message: &str, line: &str) -> Diagnostic {
+    if message.to_lowercase().contains("duplicate") {
+        let key = line.trim_start_matches([' ', '-']).split(':').next().unwrap_or_default();
+        return Diagnostic::pipeline(format!("key `{key}` stands here a second time"))
+            .hint("give each key of a map once");
+    }
+    let hint = if line.contains('\t') {
+        "indent with blanks, not with tabs"
+    } else if message.contains("bracket") || message.contains("flow") {
+        "close every `{`, `[` and quote that is opened, with `,` between items"
+    } else {
+        "indent the keys of one map alike, write `key: value` with a blank after `:`, and put text that holds `: `, `#`, \
+         `{` or `*` in quotes"
+    };
+    Diagnostic::pipeline(message.to_owned()).hint(hint)
 }
 
 fn flatten(node: Spanned<Node>, pointer: String, tree: &mut Tree) -> Value {
@@ -180,7 +216,21 @@ mod tests {
         assert_eq!(error.place.map(|p| p.file), Some("p.yaml".into()));
         let error = parse("jobs:\n  a: 1\n  a: 2\n", "p.yaml").unwrap_err();
         assert_eq!(error.place.map(|p| (p.line, p.column)), Some((3, 3)));
-        assert!(error.message.contains("duplicate"), "{}", error.message);
+        assert_eq!(error.message, "key `a` stands here a second time");
+        for (text, words) in [("name: x\njobs:\n\ta: 1\n", "tabs"), ("jobs: { a: 1\n", "close every")] {
+            let error = parse(text, "p.yaml").unwrap_err();
+            assert!(error.hint.as_ref().is_some_and(|h| h.contains(words)), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_command_line_gave_is_named_by_its_own_words() {
+        let mut tree = parse("jobs:\n  a: { stage: s }\n", "p.yaml").unwrap();
+        tree.set("/jobs/a/confg/n", serde_json::json!(3), "a.confg.n=3");
+        let place = |p: Option<Place>| p.map(|p| (p.file, p.line)).unwrap();
+        assert_eq!(place(tree.key_place("/jobs/a/confg")), ("--set a.confg.n=3".into(), 0));
+        assert_eq!(place(tree.place("/jobs/a/confg/n")), ("--set a.confg.n=3".into(), 0));
+        assert_eq!(place(tree.place("/jobs/a/stage")), ("p.yaml".into(), 2));
     }
 
     #[test]

@@ -33,8 +33,10 @@ pub struct Tag {
 /// `name` as one part of a key: characters that some store refuses become `!` and two hexadecimal digits.
 pub fn safe_name(name: &str) -> String {
     let mut out = String::new();
-    for b in name.bytes() {
+    for (i, b) in name.bytes().enumerate() {
         match b {
+            // `.` and `..` are no names of files, and what begins with a dot is hidden.
+            b'.' if i == 0 => out += "!2E",
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'=' | b',' | b'.' => out.push(b as char),
             _ => out += &format!("!{b:02X}"),
         }
@@ -99,10 +101,31 @@ impl Store {
         Ok(found)
     }
 
-    /// The newest edition of a recipe, if any is committed.
+    /// The newest edition of a recipe whose manifest can be read, if any is committed; the damage if none can.
     pub fn newest(&self, stage: &str, fingerprint: &Digest) -> Result<Option<Manifest>> {
-        let Some(edition) = self.editions(stage, fingerprint)?.pop() else { return Ok(None) };
-        self.manifest(&ArtifactRef { stage: stage.into(), fingerprint: fingerprint.clone(), edition })
+        let mut damage = None;
+        for edition in self.editions(stage, fingerprint)?.into_iter().rev() {
+            match self.manifest(&ArtifactRef { stage: stage.into(), fingerprint: fingerprint.clone(), edition }) {
+                Ok(Some(manifest)) => return Ok(Some(manifest)),
+                Ok(None) => {}
+                Err(e @ Error::Corrupt { .. }) => damage = damage.or(Some(e)),
+                Err(e) => return Err(e),
+            }
+        }
+        damage.map_or(Ok(None), Err)
+    }
+
+    /// The manifests of all committed artifacts, and the troubles of those that cannot be read.
+    pub fn manifests(&self) -> Result<(Vec<Manifest>, Vec<(ArtifactRef, Error)>)> {
+        let (mut found, mut damaged) = (Vec::new(), Vec::new());
+        for artifact in self.artifacts()? {
+            match self.manifest(&artifact) {
+                Ok(manifest) => found.extend(manifest),
+                Err(e @ Error::Corrupt { .. }) => damaged.push((artifact, e)),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((found, damaged))
     }
 
     /// Every committed artifact.
@@ -216,10 +239,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_damaged_manifest_hides_no_other_edition() {
+        let store = Store::open("memory:damaged").unwrap();
+        let recipe = Digest::of(b"recipe");
+        let key = |edition| format!("{}/{edition}.json", artifact_key("clean", &recipe));
+        let manifest = Manifest {
+            protocol: 1,
+            stage: "clean".into(),
+            version: 1,
+            fingerprint: recipe.clone(),
+            edition: 0,
+            attempt: "a".into(),
+            config: serde_json::Value::Null,
+            inputs: Default::default(),
+            sources: Vec::new(),
+            ports: Default::default(),
+            books: Default::default(),
+            metrics: Default::default(),
+            provenance: Default::default(),
+        };
+        store.put(&key(1), &to_json(&manifest)[..40]).unwrap();
+        let error = store.newest("clean", &recipe).unwrap_err().to_string();
+        assert!(error.contains("1.json` in store memory:damaged cannot be read"), "{error}");
+        assert!(matches!(store.commit(&manifest).unwrap(), Commit::Won));
+        assert_eq!(store.newest("clean", &recipe).unwrap(), Some(manifest.clone()));
+        let (whole, damaged) = store.manifests().unwrap();
+        assert_eq!((whole, damaged.len()), (vec![manifest], 1));
+    }
+
+    #[test]
     fn any_name_survives_as_part_of_a_key() {
-        for name in ["clean", "train[seed=1,rate=3e-4]", "a/b é!", "!5B"] {
+        for name in ["clean", "train[seed=1,rate=3e-4]", "a/b é!", "!5B", "..", ".hidden"] {
             assert_eq!(unsafe_name(&safe_name(name)), name);
-            assert!(!safe_name(name).contains(['/', '[', ']', ' ']));
+            assert!(!safe_name(name).contains(['/', '[', ']', ' ']) && !safe_name(name).starts_with('.'));
         }
     }
 }

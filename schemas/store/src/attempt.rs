@@ -18,7 +18,8 @@ use std::time::Duration;
 
 /// A lease that is not renewed for this long has lapsed.
 const LEASE_SECONDS: f64 = 120.0;
-const RENEW: Duration = Duration::from_secs(30);
+/// Who holds a claim renews it this often.
+pub const RENEW: Duration = Duration::from_secs(30);
 
 /// Who works on an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +48,7 @@ impl Owner {
     }
 
     /// True if this owner ran on this boot of this host and runs no more.
-    fn is_gone(&self, me: &Owner) -> bool {
+    pub fn is_gone(&self, me: &Owner) -> bool {
         let here = !self.boot.is_empty() && self.boot == me.boot && self.host == me.host;
         here && pid_start(self.pid) != Some(self.pid_start)
     }
@@ -84,8 +85,13 @@ pub struct Lease {
 
 impl Lease {
     pub fn has_lapsed(&self, now: f64, me: &Owner) -> bool {
-        self.released || now - self.renewed > LEASE_SECONDS || self.owner.is_gone(me)
+        self.released || has_lapsed(&self.owner, self.renewed, now, me)
     }
+}
+
+/// Whether the claim of an owner that was last renewed at `renewed` is void: of an attempt, or of a run.
+pub fn has_lapsed(owner: &Owner, renewed: f64, now: f64, me: &Owner) -> bool {
+    now - renewed > LEASE_SECONDS || owner.is_gone(me)
 }
 
 /// Where a running job stands, written after the files that it names: the newest save, and older ones that are kept.

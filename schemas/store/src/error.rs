@@ -9,6 +9,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error("`{address}` is no store: {why}")]
     Address { address: String, why: String },
+    #[error("store {store} needs credentials: {missing}")]
+    NoCredentials { store: String, missing: String },
+    #[error("store {store}: there is no bucket `{bucket}`")]
+    NoBucket { store: String, bucket: String },
     #[error("`{key}` is not in store {store}")]
     NotFound { store: String, key: String },
     #[error("store {store} refuses {what}: {source}")]
@@ -32,9 +36,11 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Address { .. } => ExitCode::Pipeline,
+            Self::Address { .. } | Self::NoBucket { .. } => ExitCode::Pipeline,
             Self::NotFound { .. } | Self::Corrupt { .. } => ExitCode::Data,
-            Self::Denied { .. } | Self::Full { .. } | Self::Overwrites { .. } => ExitCode::Machine,
+            Self::NoCredentials { .. } | Self::Denied { .. } | Self::Full { .. } | Self::Overwrites { .. } => {
+                ExitCode::Machine
+            }
             Self::Unreachable { .. } | Self::LeaseLost { .. } => ExitCode::Again,
             Self::Failed { .. } => ExitCode::Machine,
         }
@@ -44,6 +50,15 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Address { .. } => "name a directory, or `s3://bucket/prefix`".into(),
+            Self::NoCredentials { .. } => {
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (files such as ~/.aws/credentials are not read); \
+                 AWS_SKIP_SIGNATURE=true reads a public bucket, AWS_METADATA_ENDPOINT=http://169.254.169.254 asks the \
+                 machine's own role"
+                    .into()
+            }
+            Self::NoBucket { .. } => {
+                "create it, or check the name, AWS_REGION and AWS_ENDPOINT_URL; `--store` names another".into()
+            }
             Self::Denied { store, .. } if store.starts_with("s3:") => {
                 "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what the bucket allows them".into()
             }
@@ -82,28 +97,29 @@ pub fn of_io(store: &str, what: String, error: io::Error) -> Error {
 }
 
 /// Sorts a failure of an object store by who has to act. Addresses inside the cause may carry a signed query, so only
-/// the innermost cause is kept.
+/// the innermost cause is kept, and of its addresses neither user nor query.
 pub fn of_objects(store: &str, what: String, error: object_store::Error) -> Error {
     use object_store::Error as E;
     let text = innermost(&error);
     let store = store.to_owned();
-    let source: BoxError = text.clone().into();
-    match error {
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Error::Denied { store, what, source },
-        E::NotFound { path, .. } => Error::NotFound { store, key: path },
-        E::Generic { .. } if text.contains("NoSuchBucket") => {
-            Error::Address { address: store, why: "the bucket does not exist".into() }
+    let source: BoxError = said(&text).into();
+    // The code inside the answer says more than its status: 404 is a missing object as well as a missing bucket.
+    match (code(&text), error) {
+        (Some("NoSuchBucket"), _) => {
+            let bucket = store.strip_prefix("s3://").unwrap_or(&store).split('/').next().unwrap_or_default().to_owned();
+            Error::NoBucket { store, bucket }
         }
-        E::Generic { .. }
-            if text.contains("AccessDenied")
-                || text.contains("SignatureDoesNotMatch")
-                || text.contains("InvalidAccessKeyId") =>
-        {
-            Error::Denied { store, what, source }
-        }
-        E::Generic { .. } | E::JoinError { .. } => Error::Unreachable { store, what, source },
+        (Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "ExpiredToken" | "InvalidToken"), _)
+        | (_, E::PermissionDenied { .. } | E::Unauthenticated { .. }) => Error::Denied { store, what, source },
+        (_, E::NotFound { path, .. }) => Error::NotFound { store, key: path },
+        (_, E::Generic { .. } | E::JoinError { .. }) => Error::Unreachable { store, what, source },
         _ => Error::Failed { store, what, source },
     }
+}
+
+/// Whether a "not found" is the bucket's, not the object's.
+pub fn is_missing_bucket(error: &object_store::Error) -> bool {
+    code(&innermost(error)) == Some("NoSuchBucket")
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -111,9 +127,70 @@ fn innermost(error: &dyn std::error::Error) -> String {
     while let Some(next) = last.source() {
         last = next;
     }
-    let text = last.to_string();
-    match text.split_once('?') {
-        Some((before, _)) => before.to_owned(),
-        None => text,
+    without_secrets(&last.to_string())
+}
+
+/// `text` with its addresses less user and query.
+fn without_secrets(text: &str) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out += before;
+        let end = after.find(|c: char| c.is_whitespace() || "\"'`<>()".contains(c)).unwrap_or(after.len());
+        let address = after[..end].split(['?', '#']).next().unwrap_or_default();
+        let host = address.find('/').unwrap_or(address.len());
+        out += &address[address[..host].rfind('@').map_or(0, |user| user + 1)..];
+        rest = &after[end..];
+    }
+    out + rest
+}
+
+/// The text of an element of the XML that S3 answers with.
+fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0)
+}
+
+fn code(text: &str) -> Option<&str> {
+    element(text, "Code")
+}
+
+/// What the server said, in words: `AccessDenied: Access Denied`, not the XML around it.
+fn said(text: &str) -> String {
+    match (code(text), element(text, "Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code.to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(body: &str) -> Error {
+        let source = format!("Server returned non-2xx status code: 400 Bad Request: <?xml version=\"1.0\"?>{body}");
+        let error = object_store::Error::Generic { store: "S3", source: source.into() };
+        of_objects("s3://things/p", "writing `k`".into(), error)
+    }
+
+    #[test]
+    fn the_code_inside_an_answer_says_who_has_to_act() {
+        let missing = answered("<Error><Code>NoSuchBucket</Code></Error>");
+        assert_eq!(missing.to_string(), "store s3://things/p: there is no bucket `things`");
+        assert_eq!(missing.exit_code(), ExitCode::Pipeline);
+        let denied = answered("<Error><Code>SignatureDoesNotMatch</Code><Message>It differs</Message></Error>");
+        assert_eq!(
+            denied.to_string(),
+            "store s3://things/p refuses writing `k`: SignatureDoesNotMatch: It differs"
+        );
+        assert_eq!(denied.exit_code(), ExitCode::Machine);
+        assert_eq!(answered("<Error><Code>SlowDown</Code></Error>").exit_code(), ExitCode::Again);
+    }
+
+    #[test]
+    fn addresses_lose_user_and_query_and_nothing_else_is_cut() {
+        let text = "is it (https://key:secret@host/a?X-Amz-Signature=s) or <?xml?> of http://host:9000/b?c=d, or what?";
+        assert_eq!(without_secrets(text), "is it (https://host/a) or <?xml?> of http://host:9000/b or what?");
     }
 }

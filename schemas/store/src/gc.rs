@@ -2,7 +2,8 @@
 
 use crate::artifacts::artifact_key;
 use crate::attempt::{Lease, Owner};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::run::{RunRecord, RunState};
 use crate::store::Store;
 use smelt_schemas::{ArtifactRef, Manifest};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,19 +32,21 @@ pub struct GcPlan {
 }
 
 impl Store {
-    /// An artifact goes when no tag and no pointer reaches it, directly or as an input of what they reach; an attempt
-    /// when it has lapsed and is a day old.
+    /// An artifact goes when no tag, no pointer and no run under way reaches it, directly or as an input of what they
+    /// reach; an attempt when it has lapsed and is a day old. Where a manifest is damaged nobody can say which files
+    /// are its own, so it and the attempts of its recipe stay.
     pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
         let now = crate::now();
-        let mut manifests: BTreeMap<ArtifactRef, Manifest> = BTreeMap::new();
-        for artifact in self.artifacts()? {
-            if let Some(manifest) = self.manifest(&artifact)? {
-                manifests.insert(artifact, manifest);
-            }
-        }
+        // The runs first: what one of them commits from here on is too young to go, or held by its record.
+        let running: Vec<RunRecord> = self.runs()?.into_iter().filter(|r| r.state == RunState::Running).collect();
+        let (found, damaged) = self.manifests()?;
+        let manifests: BTreeMap<ArtifactRef, Manifest> = found.into_iter().map(|m| (m.artifact(), m)).collect();
         let tags = self.tags()?.into_iter().map(|(_, t)| t.artifact);
         let mut open: Vec<ArtifactRef> = self.pointers()?.into_iter().map(|(_, _, p)| p.artifact).chain(tags).collect();
         open.extend(manifests.iter().filter(|(_, m)| now - ended(m) < rules.artifact_age).map(|(a, _)| a.clone()));
+        open.extend(running.iter().flat_map(|r| r.holds.iter().cloned()));
+        let began = running.iter().map(|r| r.started).fold(f64::INFINITY, f64::min);
+        open.extend(manifests.iter().filter(|(_, m)| ended(m) >= began).map(|(a, _)| a.clone()));
         let mut reached = BTreeSet::new();
         while let Some(artifact) = open.pop() {
             if let Some(manifest) = manifests.get(&artifact)
@@ -64,16 +67,25 @@ impl Store {
                 plan.artifacts.push(artifact.clone());
             }
         }
+        let unsure: BTreeSet<String> =
+            damaged.iter().map(|(a, _)| format!("{}/attempts", artifact_key(&a.stage, &a.fingerprint))).collect();
         let me = Owner::this_process();
         for stage in self.list_here("artifacts")?.1 {
             for fingerprint in self.list_here(&format!("artifacts/{stage}"))?.1 {
                 let folder = format!("artifacts/{stage}/{fingerprint}/attempts");
+                if unsure.contains(&folder) {
+                    continue;
+                }
                 for id in self.list_here(&folder)?.1 {
                     let attempt = format!("{folder}/{id}");
                     if committed.contains(&attempt) {
                         continue;
                     }
-                    let lease: Option<Lease> = self.get_json(&format!("{attempt}/lease.json"))?;
+                    let lease = self.get_json::<Lease>(&format!("{attempt}/lease.json"));
+                    let lease = match lease {
+                        Err(Error::Corrupt { .. }) => None, // renewed by nobody any more
+                        other => other?,
+                    };
                     if lease.is_none_or(|l| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age) {
                         plan.bytes += self.list(&attempt)?.iter().map(|e| e.bytes).sum::<u64>();
                         plan.attempts.push(attempt);

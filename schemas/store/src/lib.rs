@@ -5,6 +5,7 @@
 //! artifacts/<stage>/<fingerprint>/attempts/<id>/...   what one attempt wrote: files, lease, progress, units
 //! pipelines/<pipeline>/<job>.json                     the edition a pipeline's job now points at
 //! tags/<name>.json                                    a human name that pins an edition
+//! runs/<run>/run.json                                 who runs it, what it holds, how it ended
 //! runs/<run>/...                                      events, metrics and logs of one run
 //! ```
 //!
@@ -16,13 +17,15 @@ mod directory;
 mod error;
 mod gc;
 mod objects;
+mod run;
 mod store;
 mod upload;
 
 pub use artifacts::{Commit, Pointer, Tag, artifact_key, safe_name};
-pub use attempt::{Attempt, Kept, Lease, Owner, Progress, UnitRecord};
+pub use attempt::{Attempt, Kept, Lease, Owner, Progress, RENEW, UnitRecord, has_lapsed};
 pub use error::{Error, Result};
 pub use gc::{GcPlan, GcRules};
+pub use run::{RunRecord, RunState};
 pub use store::{Entry, LocalFile, Store, Version};
 pub use upload::Upload;
 

@@ -31,6 +31,26 @@ pub fn runtime() -> &'static Runtime {
     })
 }
 
+/// What is missing to sign a request, if nothing names credentials. Asking the cloud's metadata service, as the client
+/// would do last, is an address that hangs for minutes anywhere else: it takes a variable that says so.
+pub fn missing_credentials(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    const ELSEWHERE: [&str; 5] = [
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_METADATA_ENDPOINT",
+        "AWS_SKIP_SIGNATURE",
+    ];
+    let is_set = |name: &str| variable(name).is_some_and(|v| !v.is_empty());
+    match (is_set("AWS_ACCESS_KEY_ID"), is_set("AWS_SECRET_ACCESS_KEY")) {
+        (true, true) => None,
+        (true, false) => Some("AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not".into()),
+        (false, true) => Some("AWS_SECRET_ACCESS_KEY is set, AWS_ACCESS_KEY_ID is not".into()),
+        (false, false) if ELSEWHERE.iter().any(|name| is_set(name)) => None,
+        (false, false) => Some("neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set".into()),
+    }
+}
+
 /// A client of `bucket`, from the usual AWS_* variables: endpoint, region, path style, credentials.
 pub fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
     let endpoint =
@@ -148,5 +168,19 @@ impl Objects {
             let paths = self.objects.list(Some(&self.path(prefix))).map_ok(|m| m.location).boxed();
             self.objects.delete_stream(paths).try_for_each(|_| async { Ok(()) }).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_missed_before_anybody_is_asked() {
+        let with = |set: &[&str]| missing_credentials(|name| set.contains(&name).then(|| "x".into()));
+        assert_eq!(with(&["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]), None);
+        assert_eq!(with(&["AWS_WEB_IDENTITY_TOKEN_FILE"]), None);
+        assert_eq!(with(&[]).unwrap(), "neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set");
+        assert_eq!(with(&["AWS_ACCESS_KEY_ID"]).unwrap(), "AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not");
     }
 }

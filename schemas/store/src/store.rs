@@ -1,7 +1,7 @@
 //! One store: keys to bytes, with create-only puts, compare and swap, and digests on the way in and out.
 
 use crate::directory::Directory;
-use crate::error::{Error, Result, of_io, of_objects};
+use crate::error::{Error, Result, is_missing_bucket, of_io, of_objects};
 use crate::objects::{self, Objects};
 use crate::upload::Upload;
 use bytes::Bytes;
@@ -102,6 +102,9 @@ impl Store {
                 return Err(bad("it names no bucket"));
             }
             let prefix = prefix.trim_matches('/');
+            if let Some(missing) = objects::missing_credentials(|name| std::env::var(name).ok()) {
+                return Err(Error::NoCredentials { store: redact(address), missing });
+            }
             let objects = objects::s3(bucket).map_err(|e| of_objects(&redact(address), "opening it".into(), e))?;
             let shown = format!("s3://{bucket}/{prefix}");
             return Ok(Self::of_objects(objects, prefix, shown.trim_end_matches('/')));
@@ -191,7 +194,7 @@ impl Store {
             },
             Place::Objects(o) => match o.get(key) {
                 Ok(found) => Ok(Some(found)),
-                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(e @ object_store::Error::NotFound { .. }) if !is_missing_bucket(&e) => Ok(None),
                 Err(e) => Err(self.remote(what)(e)),
             },
         }
@@ -374,11 +377,11 @@ impl Store {
     }
 }
 
-/// An address without user and query.
+/// An address without user and query. A directory has neither, whatever characters its name holds.
 fn redact(address: &str) -> String {
-    let address = address.split_once('?').map_or(address, |(before, _)| before);
     match address.split_once("://") {
         Some((scheme, rest)) => {
+            let rest = rest.split_once('?').map_or(rest, |(before, _)| before);
             let host_end = rest.find('/').unwrap_or(rest.len());
             let host_start = rest[..host_end].rfind('@').map_or(0, |at| at + 1);
             format!("{scheme}://{}", &rest[host_start..])

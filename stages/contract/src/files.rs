@@ -54,7 +54,7 @@ pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Resul
         let value = variable(name).filter(|value| !value.is_empty()).or(default.map(str::to_owned));
         out.push_str(&value.ok_or_else(|| {
             FileError::Config(format!(
-                "`{pattern}` needs the variable `{name}`, which is not set\nhint: set it, or write `${{{name}:-DEFAULT}}`"
+                "`{pattern}` needs the variable `{name}`, which a stage does not see\nhint: set it and name it in the job, `run: {{ env: [{name}] }}`, or write `${{{name}:-DEFAULT}}`"
             ))
         })?);
         rest = &inner[end + 1..];
@@ -92,8 +92,8 @@ mod tests {
         let error = expand("${NOWHERE}/x", variables).unwrap_err().to_string();
         assert_eq!(
             error,
-            "`${NOWHERE}/x` needs the variable `NOWHERE`, which is not set\n\
-             hint: set it, or write `${NOWHERE:-DEFAULT}`"
+            "`${NOWHERE}/x` needs the variable `NOWHERE`, which a stage does not see\n\
+             hint: set it and name it in the job, `run: { env: [NOWHERE] }`, or write `${NOWHERE:-DEFAULT}`"
         );
         let error = expand("a${b", variables).unwrap_err().to_string();
         assert_eq!(error, "`a${b` opens `${` and does not close it");

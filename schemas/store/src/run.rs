@@ -1,0 +1,133 @@
+//! The record of one run: what it is of, who runs it, what it holds, how it ended.
+//!
+//! Rewritten by its runner alone, as jobs end and every half minute, so that a record that says `running` and is
+//! renewed no more tells of a runner that was killed.
+
+use crate::attempt::{Owner, has_lapsed};
+use crate::error::Result;
+use crate::store::Store;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use smelt_schemas::ArtifactRef;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    Running,
+    Done,
+    Failed,
+    /// By Ctrl-C or SIGTERM.
+    Stopped,
+    /// Its runner vanished: never written, for nobody is left to write it.
+    Interrupted,
+}
+
+impl RunState {
+    /// As it is written: `running`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub run: String,
+    pub pipeline: String,
+    /// The pipeline's file as it was named, and the folder in which it was.
+    #[serde(default)]
+    pub file: String,
+    #[serde(default)]
+    pub folder: String,
+    /// What `--set` changed.
+    #[serde(default)]
+    pub set: Vec<String>,
+    pub state: RunState,
+    /// Seconds since 1970, UTC; so are the others.
+    pub started: f64,
+    #[serde(default)]
+    pub renewed: f64,
+    #[serde(default)]
+    pub ended: Option<f64>,
+    #[serde(default)]
+    pub owner: Option<Owner>,
+    /// What its jobs read and made: `gc` keeps these while it runs.
+    #[serde(default)]
+    pub holds: Vec<ArtifactRef>,
+    /// Of each job that ended: its state, artifact, seconds, error.
+    #[serde(default)]
+    pub jobs: Vec<Value>,
+}
+
+impl RunRecord {
+    fn key(run: &str) -> String {
+        format!("runs/{run}/run.json")
+    }
+
+    /// Whether its runner still goes on, as far as this host can know.
+    fn is_live(&self, now: f64, me: &Owner) -> bool {
+        let owned = |owner: &Owner| !has_lapsed(owner, self.renewed, now, me);
+        self.state == RunState::Running && self.owner.as_ref().is_some_and(owned)
+    }
+}
+
+impl Store {
+    pub fn record_run(&self, record: &RunRecord) -> Result<()> {
+        self.put(&RunRecord::key(&record.run), &crate::artifacts::to_json(record))
+    }
+
+    /// The record of each run, newest last. One that cannot be read tells nothing and is left out.
+    pub fn runs(&self) -> Result<Vec<RunRecord>> {
+        let (me, now) = (Owner::this_process(), crate::now());
+        let mut found = Vec::new();
+        for run in self.list_here("runs")?.1 {
+            let Some(bytes) = self.get_opt(&RunRecord::key(&run))? else { continue };
+            let Ok(mut record) = serde_json::from_slice::<RunRecord>(&bytes) else { continue };
+            if record.state == RunState::Running && !record.is_live(now, &me) {
+                record.state = RunState::Interrupted;
+            }
+            found.push(record);
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_whose_runner_is_gone_was_interrupted() {
+        let store = Store::open("memory:runs").unwrap();
+        let me = Owner::this_process();
+        let record = |run: &str, owner: Option<Owner>, renewed: f64| RunRecord {
+            run: run.into(),
+            pipeline: "p".into(),
+            file: String::new(),
+            folder: String::new(),
+            set: Vec::new(),
+            state: RunState::Running,
+            started: renewed,
+            renewed,
+            ended: None,
+            owner,
+            holds: Vec::new(),
+            jobs: Vec::new(),
+        };
+        let now = crate::now();
+        let gone = Owner { pid_start: me.pid_start + 1, ..me.clone() };
+        let elsewhere = Owner { host: "elsewhere".into(), ..gone.clone() };
+        store.record_run(&record("a", Some(me), now)).unwrap();
+        store.record_run(&record("b", Some(gone), now)).unwrap();
+        store.record_run(&record("c", Some(elsewhere.clone()), now)).unwrap();
+        store.record_run(&record("d", Some(elsewhere), now - 1000.0)).unwrap();
+        store.record_run(&record("e", None, now)).unwrap();
+        let states: Vec<&str> = store.runs().unwrap().iter().map(|r| r.state.word()).collect();
+        assert_eq!(states, ["running", "interrupted", "running", "interrupted", "interrupted"]);
+    }
+}
