@@ -2,8 +2,12 @@
 
 use crate::Failure;
 use crate::tables::failed;
+use arrow::json::WriterBuilder;
+use arrow::json::writer::LineDelimited;
 use arrow::util::pretty::pretty_format_batches_with_options;
-use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{Field, Schema};
+use datafusion::arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{SQLOptions, SessionContext};
 use futures::StreamExt;
@@ -11,11 +15,16 @@ use parquet::arrow::ArrowWriter;
 use smelt_schemas::{ExitCode, QueryFormat, QueryRequest};
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 pub async fn give(context: &SessionContext, request: &QueryRequest) -> Result<(), Failure> {
     // A query reads; artifacts are immutable, and nothing else is here to be changed.
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let frame = context.sql_with_options(&request.sql, options).await.map_err(|e| explain(&e, request))?;
+    if request.check {
+        frame.create_physical_plan().await.map_err(|e| explain(&e, request))?;
+        return Ok(());
+    }
     let schema = frame.schema().as_arrow().clone();
     let mut rows = frame.execute_stream().await.map_err(|e| explain(&e, request))?;
     let machine = |e: String| Failure::new(ExitCode::Machine, format!("the answer cannot be written: {e}"));
@@ -41,9 +50,10 @@ pub async fn give(context: &SessionContext, request: &QueryRequest) -> Result<()
         }
         QueryFormat::Csv => {
             let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut out);
-            writer.write(&RecordBatch::new_empty(schema.into())).map_err(|e| machine(e.to_string()))?;
+            let flat = |batch: RecordBatch| flat(batch).map_err(|e| machine(e.to_string()));
+            writer.write(&flat(RecordBatch::new_empty(schema.into()))?).map_err(|e| machine(e.to_string()))?;
             while let Some(batch) = rows.next().await {
-                writer.write(&batch.map_err(failed)?).map_err(|e| machine(e.to_string()))?;
+                writer.write(&flat(batch.map_err(failed)?)?).map_err(|e| machine(e.to_string()))?;
             }
         }
         QueryFormat::Parquet => {
@@ -72,6 +82,29 @@ pub async fn give(context: &SessionContext, request: &QueryRequest) -> Result<()
     out.flush().map_err(|e| machine(e.to_string()))
 }
 
+/// Lists and structs as JSON: a field of CSV is text.
+fn flat(batch: RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let as_text = |column: &ArrayRef| -> Result<ArrayRef, ArrowError> {
+        if !column.data_type().is_nested() {
+            return Ok(column.clone());
+        }
+        let one = RecordBatch::try_from_iter_with_nullable([("v", column.clone(), true)])?;
+        let mut text = Vec::new();
+        let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut text);
+        writer.write(&one)?;
+        writer.finish()?;
+        drop(writer);
+        let text = String::from_utf8(text).map_err(|e| ArrowError::JsonError(e.to_string()))?;
+        let value = |line: &str| line.strip_prefix("{\"v\":")?.strip_suffix('}').map(str::to_owned);
+        Ok(Arc::new(text.lines().map(|line| value(line).filter(|v| v != "null")).collect::<StringArray>()))
+    };
+    let columns = batch.columns().iter().map(as_text).collect::<Result<Vec<_>, _>>()?;
+    let schema = batch.schema();
+    let names = schema.fields().iter().map(|f| f.name());
+    let fields: Vec<Field> = names.zip(&columns).map(|(n, c)| Field::new(n, c.data_type().clone(), true)).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
 /// Says what a person can do about it: an unknown table lists the known ones.
 fn explain(error: &DataFusionError, request: &QueryRequest) -> Failure {
     let text = error.strip_backtrace();
@@ -90,6 +123,53 @@ fn explain(error: &DataFusionError, request: &QueryRequest) -> Failure {
         failure.hint = Some(format!("tables: {}", known.join(", ")));
         return failure;
     }
-    let text = text.trim_start_matches("Error during planning: ").trim_start_matches("SQL error: ").to_owned();
-    Failure::new(ExitCode::Pipeline, text)
+    Failure::new(ExitCode::Pipeline, plain(&text))
+}
+
+/// The library's words without the names of its types: `SQL error: ParserError("…")` is `…`.
+fn plain(text: &str) -> String {
+    const KINDS: [&str; 5] = [
+        "Error during planning: ",
+        "SQL error: ",
+        "Schema error: ",
+        "This feature is not implemented: ",
+        "Optimizer rule ",
+    ];
+    let mut text = text.trim();
+    while let Some(rest) = KINDS.iter().find_map(|kind| text.strip_prefix(kind)) {
+        text = rest;
+    }
+    let inner =
+        ["ParserError(\"", "TokenizerError(\""].iter().find_map(|kind| text.strip_prefix(kind)?.strip_suffix("\")"));
+    match inner {
+        Some(inner) => inner.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ListBuilder, StringBuilder};
+
+    #[test]
+    fn an_error_of_the_parser_is_told_in_its_own_words() {
+        let text = "SQL error: ParserError(\"Expected: an expression, found: EOF at Line: 1, Column: 8\")";
+        assert_eq!(plain(text), "Expected: an expression, found: EOF at Line: 1, Column: 8");
+        assert_eq!(plain("Schema error: No field named nam."), "No field named nam.");
+    }
+
+    #[test]
+    fn a_list_is_one_field_of_csv() {
+        let mut list = ListBuilder::new(StringBuilder::new());
+        list.append_value([Some("a,b"), Some("c\"d")]);
+        list.append_null();
+        let batch = RecordBatch::try_from_iter_with_nullable([
+            ("id", Arc::new(StringArray::from(vec!["x", "y"])) as ArrayRef, false),
+            ("tags", Arc::new(list.finish()) as ArrayRef, true),
+        ]);
+        let mut text = Vec::new();
+        arrow::csv::WriterBuilder::new().build(&mut text).write(&flat(batch.unwrap()).unwrap()).unwrap();
+        assert_eq!(String::from_utf8(text).unwrap(), "id,tags\nx,\"[\"\"a,b\"\",\"\"c\\\"\"d\"\"]\"\ny,\n");
+    }
 }

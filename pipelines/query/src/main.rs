@@ -4,6 +4,7 @@
 //! scanned in place with projection and predicates pushed down; a listing of a folder is never trusted.
 
 mod answer;
+mod inspect;
 mod tables;
 
 use smelt_schemas::{ExitCode, QueryRequest};
@@ -42,6 +43,9 @@ fn run() -> Result<(), Failure> {
     let mut text = Vec::new();
     let read = std::io::stdin().lock().read_to_end(&mut text);
     read.map_err(|e| Failure::new(ExitCode::Machine, format!("the request cannot be read: {e}")))?;
+    if std::env::args().nth(1).as_deref() == Some("inspect") {
+        return inspect::answer(&text);
+    }
     let request: QueryRequest = serde_json::from_slice(&text).map_err(|e| {
         let mut failure = Failure::new(ExitCode::Pipeline, format!("this is no request: {e}"));
         failure.hint = Some("people type `smelt sql \"select …\"`".into());

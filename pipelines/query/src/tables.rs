@@ -48,12 +48,19 @@ pub async fn register(request: &QueryRequest) -> Result<SessionContext, Failure>
             catalog.register_schema(schema, Arc::new(MemorySchemaProvider::new())).map_err(failed)?;
         }
     }
+    // Files are opened only of tables that the query names: one that is damaged stands in nobody else's way.
+    let named = named(&context, &request.sql);
     for table in &request.tables {
-        let provider = port(&context, &store, table).await?;
         let name = match &table.schema {
             Some(schema) => TableReference::partial(schema.as_str(), table.name.as_str()),
             None => TableReference::bare(table.name.as_str()),
         };
+        let is_read = !request.check && named.iter().any(|n| n.resolved_eq(&name) || name.resolved_eq(n));
+        let provider = match is_read {
+            true => port(&context, &store, table).await?,
+            false => promised(table, &request.tables)?,
+        };
+        context.deregister_table(name.clone()).map_err(failed)?;
         context.register_table(name, provider).map_err(failed)?;
     }
     for records in &request.records {
@@ -61,6 +68,35 @@ pub async fn register(request: &QueryRequest) -> Result<SessionContext, Failure>
         context.register_table(name, record_table(records)?).map_err(failed)?;
     }
     Ok(context)
+}
+
+/// Tables that a query names; none if it cannot be read, which planning will say.
+fn named(context: &SessionContext, sql: &str) -> Vec<TableReference> {
+    let state = context.state();
+    let dialect = state.config().options().sql_parser.dialect;
+    let statement = state.sql_to_statement(sql, &dialect);
+    statement.and_then(|statement| state.resolve_table_references(&statement)).unwrap_or_default()
+}
+
+/// A table without rows that has the columns of all tables of its name: a job's own name means the first of its ports that has rows,
+/// which is not known before it has run.
+fn promised(table: &QueryTable, all: &[QueryTable]) -> Result<Arc<dyn TableProvider>, Failure> {
+    let mut fields: Vec<Field> = Vec::new();
+    for of in all.iter().filter(|t| (&t.schema, &t.name) == (&table.schema, &table.name)) {
+        let schema = schema_of(of)?;
+        let constants = of.parts.iter().flat_map(|part| part.constants.keys());
+        let constants = constants.map(|name| Field::new(name, DataType::Utf8, true));
+        for field in schema.fields().iter().map(|f| f.as_ref().clone()).chain(constants) {
+            if !fields.iter().any(|f| f.name() == field.name()) {
+                fields.push(field);
+            }
+        }
+    }
+    Ok(Arc::new(MemTable::try_new(Arc::new(Schema::new(fields)), vec![vec![]]).map_err(failed)?))
+}
+
+fn schema_of(table: &QueryTable) -> Result<Schema, Failure> {
+    table.kind.schema().ok_or_else(|| Failure::new(ExitCode::Bug, format!("{} is no table", table.kind)))
 }
 
 /// What comes before a key in a URL of this store.
@@ -98,28 +134,45 @@ async fn scan(
     table: &QueryTable,
     part: &QueryPart,
 ) -> Result<Arc<dyn TableProvider>, Failure> {
-    let promised =
-        || table.kind.schema().ok_or_else(|| Failure::new(ExitCode::Bug, format!("{} is no table", table.kind)));
     if part.files.is_empty() {
-        let empty = MemTable::try_new(Arc::new(promised()?), vec![vec![]]).map_err(failed)?;
+        let empty = MemTable::try_new(Arc::new(schema_of(table)?), vec![vec![]]).map_err(failed)?;
         return Ok(Arc::new(empty));
     }
     let root = root(store);
-    let urls = part
-        .files
-        .iter()
-        .map(|(key, _)| ListingTableUrl::parse(format!("{root}/{key}")).map_err(failed))
-        .collect::<Result<Vec<_>, _>>()?;
-    let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
-    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
-    let unreadable = |e: DataFusionError| {
-        let mut failure =
-            Failure::new(ExitCode::Data, format!("`{}` cannot be read: {}", part.files[0].0, e.strip_backtrace()));
-        failure.hint = Some("`smelt artifacts verify` lists what is damaged".into());
-        failure
+    let listing = async |files: &[(String, u64)]| {
+        let urls = files.iter().map(|(key, _)| ListingTableUrl::parse(address(&root, key)));
+        let urls = urls.collect::<Result<Vec<_>, _>>()?;
+        let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
+        let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
+        config.infer_schema(&context.state()).await
     };
-    let config = config.infer_schema(&context.state()).await.map_err(unreadable)?;
-    Ok(Arc::new(ListingTable::try_new(config).map_err(failed)?))
+    match listing(&part.files).await {
+        Ok(config) => Ok(Arc::new(ListingTable::try_new(config).map_err(failed)?)),
+        Err(of_all) => {
+            let (mut worst, mut error) = (&part.files[0].0, of_all);
+            for file in &part.files {
+                if let Err(e) = listing(std::slice::from_ref(file)).await {
+                    (worst, error) = (&file.0, e);
+                    break;
+                }
+            }
+            let name = table.schema.as_ref().map_or(table.name.clone(), |schema| format!("{schema}.{}", table.name));
+            let what = format!("table `{name}`: `{worst}` cannot be read: {}", error.strip_backtrace());
+            let mut failure = Failure::new(ExitCode::Data, what);
+            failure.hint =
+                Some("`smelt artifacts verify` lists what is damaged; `smelt rerun JOB` makes it anew".into());
+            Err(failure)
+        }
+    }
+}
+
+/// A key as a URL: characters that mean something there are written as their codes.
+fn address(root: &str, key: &str) -> String {
+    let escape = |text: &str| text.replace('%', "%25").replace('?', "%3F").replace('#', "%23").replace(' ', "%20");
+    match root.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}/{}", escape(rest), escape(key)),
+        None => format!("{root}/{key}"),
+    }
 }
 
 fn record_table(records: &RecordTable) -> Result<Arc<dyn TableProvider>, Failure> {

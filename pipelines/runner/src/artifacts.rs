@@ -2,7 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::query;
-use crate::table::{Format, Listing, bytes, duration, time};
+use crate::table::{Form, Format, Listing, bytes, duration, time};
 use clap::Subcommand;
 use serde_json::json;
 use smelt_schemas::{ArtifactRef, Books, ExitCode, Manifest};
@@ -71,6 +71,8 @@ pub enum Command {
         /// Remove the tag
         #[arg(long)]
         delete: bool,
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
     },
 }
 
@@ -84,7 +86,8 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::Verify { artifact, at } => verify(&open(&at)?, &at, &artifact),
         Command::Gc { at, dry_run, older_than } => gc(&open(&at)?, dry_run, older_than * 3600.0),
-        Command::Tag { name, artifact, at, delete } => tag(&open(&at)?, &at, name, artifact, delete),
+        Command::Tag { name: None, at, format, .. } => tags(&open(&at)?, format),
+        Command::Tag { name: Some(name), artifact, at, delete, .. } => tag(&open(&at)?, &at, &name, artifact, delete),
     }
 }
 
@@ -105,8 +108,7 @@ fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> {
     }
     if wanted.len() >= 6 {
         let mut newest: Option<Manifest> = None;
-        for artifact in store.artifacts()? {
-            let Some(m) = store.manifest(&artifact)? else { continue };
+        for m in store.manifests()?.0 {
             if m.fingerprint.as_str().starts_with(wanted)
                 || m.ports.values().any(|p| p.digest.as_str().starts_with(wanted))
             {
@@ -129,10 +131,17 @@ fn list(store: &Store, format: Format) -> Result<()> {
     for (tag, t) in store.tags()? {
         names.entry(t.artifact).or_default().push(format!("tag:{tag}"));
     }
-    let mut listing = Listing::new(&["stage", "artifact", "made", "size", "rows", "named"]);
-    let mut found = Vec::new();
-    for artifact in store.artifacts()? {
-        found.extend(store.manifest(&artifact)?);
+    let mut listing = Listing::new(&[
+        ("stage", Form::Plain),
+        ("artifact", Form::Plain),
+        ("made", Form::Time),
+        ("size", Form::Bytes),
+        ("rows", Form::Plain),
+        ("named", Form::Plain),
+    ]);
+    let (mut found, damaged) = store.manifests()?;
+    for (_, error) in &damaged {
+        eprintln!("warning: {error}");
     }
     found.sort_by(|a, b| a.provenance.started.total_cmp(&b.provenance.started));
     for m in &found {
@@ -140,8 +149,8 @@ fn list(store: &Store, format: Format) -> Result<()> {
         listing.row(vec![
             json!(m.stage),
             json!(format!("{}/{}", m.fingerprint.short(), m.edition)),
-            json!(time(m.provenance.started)),
-            json!(bytes(m.bytes())),
+            json!(m.provenance.started),
+            json!(m.bytes()),
             json!(
                 m.ports
                     .values()
@@ -248,18 +257,15 @@ fn lineage(store: &Store, m: &Manifest, depth: usize) -> Result<()> {
 }
 
 fn verify(store: &Store, at: &Where, wanted: &[String]) -> Result<()> {
-    let manifests = match wanted {
-        [] => {
-            let mut all = Vec::new();
-            for artifact in store.artifacts()? {
-                all.extend(store.manifest(&artifact)?);
-            }
-            all
-        }
-        wanted => wanted.iter().map(|w| find(store, at, w)).collect::<Result<_>>()?,
+    let (manifests, damaged) = match wanted {
+        [] => store.manifests()?,
+        wanted => (wanted.iter().map(|w| find(store, at, w)).collect::<Result<_>>()?, Vec::new()),
     };
     let scratch = std::env::temp_dir();
-    let mut bad = 0;
+    let mut bad = damaged.len();
+    for (artifact, error) in &damaged {
+        println!("{} {}/{}: {error}", artifact.stage, artifact.fingerprint.short(), artifact.edition);
+    }
     for m in &manifests {
         for trouble in store.verify(m, &scratch)? {
             bad += 1;
@@ -293,28 +299,27 @@ fn gc(store: &Store, dry_run: bool, age: f64) -> Result<()> {
     Ok(())
 }
 
-fn tag(store: &Store, at: &Where, name: Option<String>, artifact: Option<String>, delete: bool) -> Result<()> {
-    match (name, artifact, delete) {
-        (None, _, _) => {
-            let mut listing = Listing::new(&["tag", "stage", "artifact", "set"]);
-            for (name, t) in store.tags()? {
-                listing.row(vec![
-                    json!(name),
-                    json!(t.artifact.stage),
-                    json!(format!("{}/{}", t.artifact.fingerprint.short(), t.artifact.edition)),
-                    json!(time(t.time)),
-                ]);
-            }
-            print!("{}", listing.text(Format::Table));
-        }
-        (Some(name), _, true) => store.delete_tag(&name)?,
-        (Some(name), Some(artifact), false) => {
+fn tags(store: &Store, format: Format) -> Result<()> {
+    let columns = [("tag", Form::Plain), ("stage", Form::Plain), ("artifact", Form::Plain), ("set", Form::Time)];
+    let mut listing = Listing::new(&columns);
+    for (name, t) in store.tags()? {
+        let artifact = format!("{}/{}", t.artifact.fingerprint.short(), t.artifact.edition);
+        listing.row(vec![json!(name), json!(t.artifact.stage), json!(artifact), json!(t.time)]);
+    }
+    print!("{}", listing.text(format));
+    Ok(())
+}
+
+fn tag(store: &Store, at: &Where, name: &str, artifact: Option<String>, delete: bool) -> Result<()> {
+    match (artifact, delete) {
+        (_, true) => store.delete_tag(name)?,
+        (Some(artifact), false) => {
             let artifact = find(store, at, &artifact)?.artifact();
-            store.set_tag(&name, &Tag { artifact: artifact.clone(), time: now() })?;
+            store.set_tag(name, &Tag { artifact: artifact.clone(), time: now() })?;
             println!("tag:{name} is {} {}/{}", artifact.stage, artifact.fingerprint.short(), artifact.edition);
         }
-        (Some(name), None, false) => {
-            let t = store.tag(&name)?.ok_or_else(|| {
+        (None, false) => {
+            let t = store.tag(name)?.ok_or_else(|| {
                 Diagnostic::pipeline(format!("there is no tag `{name}`")).hint("`smelt artifacts tag` lists them")
             })?;
             println!("{} {}/{}", t.artifact.stage, t.artifact.fingerprint, t.artifact.edition);

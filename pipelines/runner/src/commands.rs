@@ -1,11 +1,11 @@
 //! The verbs of `smelt` but for `artifacts`.
 
 use crate::diagnostic::{Diagnostic, Result, nearest};
-use crate::load::{self, Plan};
+use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
 use crate::programs::{self, Program};
 use crate::run::{self, summarise};
-use crate::table::{Format, Listing, duration, time};
+use crate::table::{Form, Format, Listing, duration, time};
 use crate::view::Mode;
 use crate::{PipelineArgs, RunArgs, job, query};
 use serde_json::{Value, json};
@@ -30,8 +30,24 @@ impl From<PipelineArgs> for Target {
 impl Target {
     fn load(&self) -> Result<(Plan, Store)> {
         let plan = load::load(&load::pipeline_file(self.file.as_deref())?, &self.options)?;
-        let store = Store::open(&plan.store)?;
+        let store = load::open_store(&plan.store, plan.store_by, None)?;
         Ok((plan, store))
+    }
+
+    /// The pipeline that ran last, as it ran, where none is named.
+    fn load_last(mut self) -> Result<(Plan, Store)> {
+        if self.file.is_none() {
+            let store = query::store_of(self.options.store.as_deref(), None)?;
+            let last = store.runs()?.into_iter().rev().map(|run| (Path::new(&run.folder).join(&run.file), run.set));
+            if let Some((file, set)) = last.into_iter().find(|(file, _)| file.is_file()) {
+                let here = std::env::current_dir().unwrap_or_default();
+                self.file = Some(file.strip_prefix(here).map(Path::to_path_buf).unwrap_or(file));
+                if self.options.set.is_empty() {
+                    self.options.set = set;
+                }
+            }
+        }
+        self.load()
     }
 }
 
@@ -53,7 +69,8 @@ pub fn plan(target: &Target, format: Format) -> Result<()> {
     let (plan, store) = target.load()?;
     let (states, _) = plan::states(&store, &plan)?;
     let width = plan.jobs.iter().map(|j| j.name.chars().count()).max().unwrap_or(0);
-    let mut listing = Listing::new(&["job", "stage", "state", "why", "seconds"]);
+    let columns = ["job", "stage", "state", "why", "seconds"].map(|name| (name, Form::Plain));
+    let mut listing = Listing::new(&columns);
     let mut counts = [0usize; 3];
     let mut text = String::new();
     for (job, state) in plan.jobs.iter().zip(&states) {
@@ -61,15 +78,15 @@ pub fn plan(target: &Target, format: Format) -> Result<()> {
             State::Cached(_) => None,
             _ => plan::last_seconds(&store, &plan, job),
         };
-        let (i, word, why) = match state {
-            State::New(why) => (0, "new", why.clone()),
-            State::Cached(_) => (1, "cached", String::new()),
-            State::After(input) => (2, "after", input.clone()),
-        };
-        counts[i] += 1;
+        let (word, why) = state.words();
+        counts[match state {
+            State::New(_) | State::Damaged => 0,
+            State::Cached(_) => 1,
+            State::After(_) => 2,
+        }] += 1;
         let about = last.filter(|s| *s >= 1.0).map_or_else(String::new, |s| format!(", about {}", duration(s)));
         let line = match state {
-            State::New(_) => format!("  {:width$}  new      {why}{about}", job.name),
+            State::New(_) | State::Damaged => format!("  {:width$}  new      {why}{about}", job.name),
             State::Cached(_) => format!("  {:width$}  cached", job.name),
             State::After(_) => format!("  {:width$}  after {why}{about}", job.name),
         };
@@ -94,36 +111,48 @@ pub fn run(args: RunArgs, only: &[String], from: &[String], again: Option<String
     };
     let target: Target = args.pipeline.into();
     let (plan, store) = target.load()?;
+    let again = again.map(|job| plan::named(&plan, &[job])).transpose()?.unwrap_or_default();
     let wanted = match (only, from) {
-        ([], []) => None,
+        ([], []) if again.is_empty() => None,
+        ([], []) => Some(plan::redone(&store, &plan, &again)?),
         (only, []) => Some(plan::needed(&plan, only)?),
         ([], from) => Some(plan::from(&plan, from)?),
         _ => return Err(Diagnostic::pipeline("`--only` and `--from` exclude each other")),
     };
-    let whole = wanted.is_none();
-    let again = again.map(|job| plan::named(&plan, &[job])).transpose()?.unwrap_or_default();
+    let whole = only.is_empty() && from.is_empty();
     let options = run::Options { wanted, again, retries: args.retries, mode, cores: args.cores };
     let summary = run::run(&plan, &store, &options)?;
     if let (Some(sql), true, Mode::Auto) = (&plan.report, whole && summary.ran > 0, mode) {
         println!();
-        query::ask(&store, &plan.name, sql, QueryFormat::Table, None)?;
-        println!("\nNext: `smelt report {0}`, `smelt status {0}`, `smelt sql`, `smelt artifacts show JOB`", plan.file);
+        query::ask(&store, &plan.name, &sql.sql, QueryFormat::Table, None)?;
+        let store = plan.store_flag();
+        println!(
+            "\nNext: `smelt report{store}`, `smelt status{store}`, `smelt sql{store}`, `smelt artifacts show JOB{store}`"
+        );
     }
     Ok(())
 }
 
-pub fn report(target: &Target) -> Result<()> {
-    let (plan, store) = target.load()?;
-    let Some(sql) = &plan.report else {
+pub fn report(target: Target) -> Result<()> {
+    let (plan, store) = target.load_last()?;
+    let Some(report) = &plan.report else {
         return Err(Diagnostic::pipeline(format!("{} has no report", plan.file)).hint("add `report: select …`"));
     };
-    query::ask(&store, &plan.name, sql, QueryFormat::Table, None)
+    query::ask(&store, &plan.name, &report.sql, QueryFormat::Table, None)
 }
 
-pub fn status(target: &Target, format: Format) -> Result<()> {
-    let (plan, store) = target.load()?;
+pub fn status(target: Target, format: Format) -> Result<()> {
+    let (plan, store) = target.load_last()?;
     let (states, _) = plan::states(&store, &plan)?;
-    let mut listing = Listing::new(&["job", "stage", "state", "artifact", "made", "took", "holds"]);
+    let mut listing = Listing::new(&[
+        ("job", Form::Plain),
+        ("stage", Form::Plain),
+        ("state", Form::Plain),
+        ("artifact", Form::Plain),
+        ("made", Form::Time),
+        ("took", Form::Seconds),
+        ("holds", Form::Plain),
+    ]);
     for (job, state) in plan.jobs.iter().zip(&states) {
         let stage = json!(job.program.description.name);
         listing.row(match state {
@@ -132,46 +161,37 @@ pub fn status(target: &Target, format: Format) -> Result<()> {
                 stage,
                 json!("done"),
                 json!(format!("{}/{}", m.fingerprint.short(), m.edition)),
-                json!(time(m.provenance.started)),
-                json!(duration(m.provenance.seconds)),
+                json!(m.provenance.started),
+                json!(m.provenance.seconds),
                 json!(summarise(m)),
             ],
-            State::New(why) => {
-                vec![json!(job.name), stage, json!("new"), Value::Null, Value::Null, Value::Null, json!(why)]
+            other => {
+                let (word, why) = match other.words() {
+                    ("after", input) => ("waiting", format!("after {input}")),
+                    (word, why) => (word, why.to_owned()),
+                };
+                vec![json!(job.name), stage, json!(word), Value::Null, Value::Null, Value::Null, json!(why)]
             }
-            State::After(input) => vec![
-                json!(job.name),
-                stage,
-                json!("waiting"),
-                Value::Null,
-                Value::Null,
-                Value::Null,
-                json!(format!("after {input}")),
-            ],
         });
     }
     print!("{}", listing.text(format));
-    let last = query::runs(&store)?.into_iter().rfind(|r| r["pipeline"] == json!(plan.name));
+    let last = store.runs()?.into_iter().rfind(|r| r.pipeline == plan.name);
     if let (Some(run), Format::Table) = (last, format) {
-        let text = |name: &str| run[name].as_str().unwrap_or("?").to_owned();
-        println!(
-            "\nlast run {}: {}, begun {}",
-            text("run"),
-            text("state"),
-            time(run["started"].as_f64().unwrap_or(0.0))
-        );
-        for job in run["jobs"].as_array().into_iter().flatten().filter(|j| j["state"] == json!("failed")) {
+        println!("\n{}, last run {}: {}, begun {}", plan.file, run.run, run.state.word(), time(run.started));
+        for job in run.jobs.iter().filter(|j| j["state"] == json!("failed")) {
             println!("  {} failed: {}", job["job"].as_str().unwrap_or("?"), job["error"].as_str().unwrap_or("?"));
         }
     }
     Ok(())
 }
 
-pub fn logs(store: Option<&str>, name: &str, run: Option<&str>, events: bool) -> Result<()> {
-    let store = query::store_of(store, None)?;
-    let runs = match run {
-        Some(run) => vec![run.to_owned()],
-        None => store.list_here("runs")?.1.into_iter().rev().collect(),
+pub fn logs(store: Option<&str>, pipeline: Option<&str>, name: &str, run: Option<&str>, events: bool) -> Result<()> {
+    let store = query::store_of(store, pipeline)?;
+    let of = pipeline.map(|given| query::pipeline_name(&store, Some(given))).transpose()?;
+    let runs: Vec<String> = match (run, of) {
+        (Some(run), _) => vec![run.to_owned()],
+        (None, None) => store.list_here("runs")?.1.into_iter().rev().collect(),
+        (None, Some(of)) => store.runs()?.into_iter().rev().filter(|r| r.pipeline == of).map(|r| r.run).collect(),
     };
     for run in &runs {
         let said = job::read_logs(&store, run, name, "log")?;
@@ -282,10 +302,16 @@ pub fn doctor(store: Option<&str>) -> Result<()> {
         query.as_ref().map_or("missing".into(), |p| p.display().to_string()).as_str(),
         Some("build all programs: `cargo build --release`"),
     );
-    let store = query::store_of(store, None)?;
-    match store.probe() {
-        Ok(()) => line(true, "store", &format!("{}: can be written, create-only puts hold", store.address()), None),
-        Err(e) => line(false, "store", &e.to_string(), e.hint().as_deref()),
+    let (address, by) = load::store_address(store, None);
+    if by == StoreBy::Nobody && !Path::new(&address).exists() {
+        line(true, "store", &format!("{address}: not there yet, the first run makes it"), None);
+    } else {
+        match load::open_store(&address, by, None).and_then(|store| Ok(store.probe().map(|()| store)?)) {
+            Ok(store) => {
+                line(true, "store", &format!("{}: can be written, create-only puts hold", store.address()), None)
+            }
+            Err(e) => line(false, "store", &e.message, e.hint.as_deref()),
+        }
     }
     match failed {
         0 => Ok(()),

@@ -27,6 +27,8 @@ pub struct Work<'a> {
     pub edition: u32,
     pub threads: usize,
     pub retries: Option<u32>,
+    /// How a command names the store.
+    pub store_flag: &'a str,
     pub view: &'a View,
 }
 
@@ -98,7 +100,7 @@ impl Work<'_> {
                     Diagnostic::new(ended.code, format!("job `{name}` failed: {message}")).at(self.job.place.clone());
                 error.hint = hint.or_else(|| match ended.late {
                     true => Some("give it more with `run: { timeout: … }`; what it had saved is taken up".into()),
-                    false => Some(format!("`smelt logs {name}` shows what it said")),
+                    false => Some(format!("`smelt logs {name}{}` shows what it said", self.store_flag)),
                 });
                 return Err(error);
             }

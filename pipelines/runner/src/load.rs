@@ -18,8 +18,6 @@ use std::path::{Path, PathBuf};
 pub struct Plan {
     pub name: String,
     pub file: String,
-    /// The folder that the file lies in.
-    pub base: PathBuf,
     pub store: String,
     /// Who named the store.
     pub store_by: StoreBy,
@@ -27,6 +25,16 @@ pub struct Plan {
     pub set: Vec<String>,
     pub report: Option<Report>,
     pub jobs: Vec<Job>,
+}
+
+impl Plan {
+    /// What a command about this pipeline's store has to say; nothing where it finds the store by itself.
+    pub fn store_flag(&self) -> String {
+        match self.store_by {
+            StoreBy::CommandLine | StoreBy::File if self.store != DEFAULT_STORE => format!(" --store {}", self.store),
+            _ => String::new(),
+        }
+    }
 }
 
 /// SQL that is printed last, and where it stands.
@@ -45,7 +53,8 @@ impl Report {
             let wanted = self.sql.lines().nth(line.checked_sub(1)? as usize)?.trim_end();
             let indent = wanted.len() - wanted.trim_start().len();
             let skipped = of_query.line.checked_sub(1)? as usize;
-            let (above, found) = self.text.lines().enumerate().skip(skipped).find(|(_, l)| l.contains(wanted.trim()))?;
+            let (above, found) =
+                self.text.lines().enumerate().skip(skipped).find(|(_, l)| l.contains(wanted.trim()))?;
             let before = found[..found.find(wanted.trim())?].chars().count() as u64;
             Some((above as u64 + 1, (before + column).checked_sub(indent as u64)?))
         };
@@ -141,7 +150,8 @@ impl Draft {
     }
     fn given(&self, pointer: &str) -> Option<Place> {
         let around = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
-        let found = self.set.iter().rfind(|(at, _)| around(pointer, at) || (!pointer.is_empty() && around(at, pointer)));
+        let found =
+            self.set.iter().rfind(|(at, _)| around(pointer, at) || (!pointer.is_empty() && around(at, pointer)));
         found.map(|(_, words)| Place::named(format!("--set {words}")))
     }
 }
@@ -209,7 +219,6 @@ pub fn load(file: &Path, options: &Options) -> Result<Plan> {
     Ok(Plan {
         name: pipeline.name,
         file: file.display().to_string(),
-        base: base.to_path_buf(),
         store: address,
         store_by,
         set: options.set.clone(),
@@ -235,9 +244,10 @@ impl Set {
         // The `=` of an instance's axes is no end of the path.
         let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
         let from = open.and_then(|open| Some(open + words[open..].find(']')?)).unwrap_or(0);
-        let equals = words[from..].find('=').map(|e| from + e).ok_or_else(|| {
-            at(Diagnostic::pipeline("this has no `=`").hint("write `--set job.config.field=value`"))
-        })?;
+        let equals = words[from..]
+            .find('=')
+            .map(|e| from + e)
+            .ok_or_else(|| at(Diagnostic::pipeline("this has no `=`").hint("write `--set job.config.field=value`")))?;
         let (path, text) = (&words[..equals], &words[equals + 1..]);
         let (head, rest) = match open {
             Some(_) => path.split_at(from + 1),
@@ -393,7 +403,11 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
             Err(Diagnostic::pipeline(format!("job `{name}`: {what}")).at(place).hint(hint))
         };
         if job.run.threads == Some(0) {
-            return refuse("threads", "no job runs on 0 threads", "say 1 or more, or leave it out for what the stage takes");
+            return refuse(
+                "threads",
+                "no job runs on 0 threads",
+                "say 1 or more, or leave it out for what the stage takes",
+            );
         }
         if !(job.run.save.seconds >= 0.0) {
             let what = format!("{} seconds lie between no two saves", job.run.save.seconds);
@@ -598,7 +612,9 @@ fn connect(
         let resolved = resolve_config(tree, pipeline, &draft, &program, &inputs)?;
         let timeout = draft.text.run.timeout.as_deref().map(|t| {
             seconds(t).ok_or_else(|| {
-                Diagnostic::pipeline(format!("`{t}` is no time")).at(draft.place(tree, "/run/timeout")).hint("write `90s`, `30m` or `2h`")
+                Diagnostic::pipeline(format!("`{t}` is no time"))
+                    .at(draft.place(tree, "/run/timeout"))
+                    .hint("write `90s`, `30m` or `2h`")
             })
         });
         jobs.push(Job {

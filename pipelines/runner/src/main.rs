@@ -42,7 +42,7 @@ struct StoreArg {
 
 #[derive(Args, Clone)]
 struct PipelineArgs {
-    /// The pipeline's YAML file; may be left out where there is only one
+    /// The pipeline's YAML file; may be left out where there is only one, and `status` and `report` take the one that ran last
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArg,
@@ -110,6 +110,9 @@ enum Command {
         job: String,
         #[command(flatten)]
         store: StoreArg,
+        /// The pipeline, by file or name; any that has this job if not said
+        #[arg(long)]
+        pipeline: Option<String>,
         /// The run, as `smelt status` names it; the newest that has this job if not said
         #[arg(long)]
         run: Option<String>,
@@ -165,14 +168,14 @@ fn main() -> ExitCode {
         Command::Plan { pipeline, format } => commands::plan(&pipeline.into(), format),
         Command::Run { run, only, from } => commands::run(run, &only, &from, None),
         Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job)),
-        Command::Status { pipeline, format } => commands::status(&pipeline.into(), format),
-        Command::Logs { job, store, run, events } => {
-            commands::logs(store.store.as_deref(), &job, run.as_deref(), events)
+        Command::Status { pipeline, format } => commands::status(pipeline.into(), format),
+        Command::Logs { job, store, pipeline, run, events } => {
+            commands::logs(store.store.as_deref(), pipeline.as_deref(), &job, run.as_deref(), events)
         }
         Command::Sql { query, store, pipeline, format, output } => {
             commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), format, output)
         }
-        Command::Report(p) => commands::report(&p.into()),
+        Command::Report(p) => commands::report(p.into()),
         Command::Artifacts { command } => artifacts::run(command),
         Command::Schema { name } => commands::schema(name.as_deref()),
         Command::Doctor { store } => commands::doctor(store.store.as_deref()),

@@ -72,9 +72,7 @@ pub fn recipe(plan: &Plan, job: &Job, done: &Done) -> std::result::Result<Recipe
 struct Damaged;
 
 /// A manifest that cannot be read is no manifest: its job is done anew. Any other trouble of the store stays one.
-fn readable(
-    found: smelt_store::Result<Option<Manifest>>,
-) -> Result<std::result::Result<Option<Manifest>, Damaged>> {
+fn readable(found: smelt_store::Result<Option<Manifest>>) -> Result<std::result::Result<Option<Manifest>, Damaged>> {
     match found {
         Ok(found) => Ok(Ok(found)),
         Err(Error::Corrupt { .. }) => Ok(Err(Damaged)),
@@ -196,6 +194,19 @@ pub fn needed(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
         }
     }
     Ok(keep)
+}
+
+/// Jobs that `again` and what it made stale stand for: these, what they need, and of those that read them the ones that are done by
+/// now. What never ran stays so.
+pub fn redone(store: &Store, plan: &Plan, again: &[usize]) -> Result<Vec<bool>> {
+    let (states, _) = states(store, plan)?;
+    let mut below = vec![false; plan.jobs.len()];
+    again.iter().for_each(|&i| below[i] = true);
+    for i in 0..plan.jobs.len() {
+        below[i] |= matches!(states[i], State::Cached(_)) && inputs_of(&plan.jobs[i]).any(|n| below[n]);
+    }
+    let names: Vec<String> = (0..below.len()).filter(|&i| below[i]).map(|i| plan.jobs[i].name.clone()).collect();
+    needed(plan, &names)
 }
 
 /// Jobs that need one of `wanted`, these included, and whatever those need.

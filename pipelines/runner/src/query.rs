@@ -1,15 +1,17 @@
 //! SQL: the tables of a pipeline, for `smelt-query` to answer. The shell and `report:` come here too.
 
-use crate::diagnostic::{Diagnostic, Result};
-use crate::load;
+use crate::diagnostic::{Diagnostic, Place, Result};
+use crate::load::{self, Plan};
+use serde::Serialize;
 use serde_json::{Value, json};
 use smelt_schemas::{
-    ExitCode, Manifest, QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType, kind,
+    ExitCode, InspectAnswer, InspectRequest, Kind, Manifest, QueryFormat, QueryPart, QueryRequest, QueryTable,
+    RecordTable, RecordType, kind,
 };
-use smelt_store::{Pointer, Store};
+use smelt_store::{Error, Pointer, RunRecord, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// A job of a pipeline and the artifact that it means.
 struct JobRecord {
@@ -28,10 +30,7 @@ pub fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
             return Ok(given.into());
         }
         if Path::new(given).is_file() {
-            let text = std::fs::read_to_string(given)
-                .map_err(|e| Diagnostic::pipeline(format!("`{given}` cannot be read: {e}")))?;
-            let tree = crate::yaml::parse(&text, given)?;
-            return Ok(tree.value.get("name").and_then(Value::as_str).unwrap_or_default().into());
+            return Ok(load::head(Path::new(given))?.name);
         }
         let error = Diagnostic::pipeline(format!("pipeline `{given}` has not run in {}", store.address()));
         return Err(match known.is_empty() {
@@ -49,8 +48,11 @@ pub fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
 fn records(store: &Store) -> Result<Vec<JobRecord>> {
     let mut found = Vec::new();
     for (pipeline, job, pointer) in store.pointers()? {
-        if let Some(manifest) = store.manifest(&pointer.artifact)? {
-            found.push(JobRecord { pipeline, job, pointer, manifest });
+        match store.manifest(&pointer.artifact) {
+            Ok(Some(manifest)) => found.push(JobRecord { pipeline, job, pointer, manifest }),
+            Ok(None) => {}
+            Err(e @ Error::Corrupt { .. }) => eprintln!("warning: job `{job}` of `{pipeline}` has no table: {e}"),
+            Err(e) => return Err(e.into()),
         }
     }
     Ok(found)
@@ -125,9 +127,91 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
         sql: sql.into(),
         format: QueryFormat::Table,
         output: None,
+        check: false,
         tables,
         records,
     })
+}
+
+/// The tables that a pipeline will have, without rows.
+fn tables_to_be(plan: &Plan) -> Vec<QueryTable> {
+    let mut tables = Vec::new();
+    let mut add = |schema: Option<&str>, name: &str, kind: &Kind, constants: &[String]| {
+        let constants = constants.iter().map(|axis| (axis.clone(), String::new())).collect();
+        let parts = vec![QueryPart { files: Vec::new(), constants }];
+        tables.push(QueryTable { schema: schema.map(str::to_owned), name: name.into(), kind: kind.clone(), parts });
+    };
+    for (name, kind) in [("drops", kind::drops()), ("metrics", kind::metrics())] {
+        add(Some("smelt"), name, &kind, &["job".to_owned()]);
+    }
+    for job in &plan.jobs {
+        let axes: Vec<String> = split_instance(&job.name).1.into_keys().collect();
+        for port in job.resolved.outputs.iter().filter(|port| port.kind.schema().is_some()) {
+            add(Some(&job.base), &port.name, &port.kind, &axes);
+            if port.kind != kind::drops() && port.kind != kind::metrics() {
+                add(None, &job.base, &port.kind, &axes);
+            }
+        }
+    }
+    tables
+}
+
+/// Says what is wrong with a pipeline's report before the jobs run that it will tell of.
+pub fn check_report(store: &Store, plan: &Plan) -> Result<()> {
+    let Some(report) = &plan.report else { return Ok(()) };
+    let mut request = request(store, &plan.name, &report.sql)?;
+    (request.check, request.tables) = (true, tables_to_be(plan));
+    let mut command = Command::new(crate::programs::helper("query")?);
+    command.stderr(Stdio::piped());
+    let answer = send(command, &request)?;
+    if answer.status.success() {
+        return Ok(());
+    }
+    let mut error = told(&answer);
+    // the parser says where, in the query
+    let number = |name: &str| {
+        let digits: String = error.message.split_once(name)?.1.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u64>().ok()
+    };
+    let place = report.place(number("Line: ").unwrap_or(0), number("Column: ").unwrap_or(0));
+    error.message = format!("`report`: {}", error.message);
+    Err(error.at(place))
+}
+
+/// Rows of each of `files`, which must hold `kind`.
+pub fn inspect(kind: Kind, files: Vec<PathBuf>) -> Result<Vec<u64>> {
+    let mut command = Command::new(crate::programs::helper("query")?);
+    command.arg("inspect").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let answer = send(command, &InspectRequest { kind, files })?;
+    if !answer.status.success() {
+        return Err(told(&answer));
+    }
+    let read = serde_json::from_slice::<InspectAnswer>(&answer.stdout);
+    read.map(|answer| answer.rows)
+        .map_err(|e| Diagnostic::new(ExitCode::Bug, format!("`smelt-query inspect` gave no answer: {e}")))
+}
+
+/// What the query program said on standard error, as it says it: `error: …`, `hint: …`.
+fn told(answer: &Output) -> Diagnostic {
+    let said = String::from_utf8_lossy(&answer.stderr);
+    let said = said.trim().trim_start_matches("error: ");
+    let (message, hint) = said.split_once("\nhint: ").map_or((said, None), |(message, hint)| (message, Some(hint)));
+    let mut error = Diagnostic::new(ExitCode::of_process(answer.status.code()), message);
+    error.hint = hint.map(str::to_owned);
+    error
+}
+
+/// Starts the query program with a request, and waits until it has ended.
+fn send(mut command: Command, request: &impl Serialize) -> Result<Output> {
+    let lost = |what: &str, e: std::io::Error| Diagnostic::new(ExitCode::Machine, format!("`smelt-query` {what}: {e}"));
+    command.stdin(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| lost("cannot be started", e))?;
+    let text = serde_json::to_vec(request).expect("a request is plain data");
+    if let Some(mut pipe) = child.stdin.take() {
+        // A query program that ended early says why itself.
+        drop(std::io::Write::write_all(&mut pipe, &text));
+    }
+    child.wait_with_output().map_err(|e| lost("was lost", e))
 }
 
 fn record_table(name: &str, columns: &[(&str, RecordType)], rows: Vec<Vec<Value>>) -> RecordTable {
@@ -177,33 +261,21 @@ fn jobs_table(all: &[JobRecord]) -> RecordTable {
     record_table("jobs", &COLUMNS, all.iter().map(row).collect())
 }
 
-/// The record of each run, newest last.
-pub fn runs(store: &Store) -> Result<Vec<Value>> {
-    let mut found = Vec::new();
-    for run in store.list_here("runs")?.1 {
-        if let Some(bytes) = store.get_opt(&format!("runs/{run}/run.json"))? {
-            found.extend(serde_json::from_slice::<Value>(&bytes));
-        }
-    }
-    Ok(found)
-}
-
 fn runs_table(store: &Store) -> Result<RecordTable> {
     use RecordType::{Integer, Text, Time};
-    let row = |r: &Value| {
-        let jobs = r["jobs"].as_array().map_or(0, Vec::len);
+    let row = |r: &RunRecord| {
         vec![
-            r["run"].clone(),
-            r["pipeline"].clone(),
-            r["state"].clone(),
-            r["started"].clone(),
-            r["ended"].clone(),
-            json!(jobs),
+            json!(r.run),
+            json!(r.pipeline),
+            json!(r.state.word()),
+            json!(r.started),
+            json!(r.ended),
+            json!(r.jobs.len()),
         ]
     };
     let columns =
         [("run", Text), ("pipeline", Text), ("state", Text), ("started", Time), ("ended", Time), ("jobs", Integer)];
-    Ok(record_table("runs", &columns, runs(store)?.iter().map(row).collect()))
+    Ok(record_table("runs", &columns, store.runs()?.iter().map(row).collect()))
 }
 
 fn artifacts_table(store: &Store) -> Result<RecordTable> {
@@ -220,8 +292,7 @@ fn artifacts_table(store: &Store) -> Result<RecordTable> {
         ("started", Time),
     ];
     let mut rows = Vec::new();
-    for artifact in store.artifacts()? {
-        let Some(m) = store.manifest(&artifact)? else { continue };
+    for m in store.manifests()?.0 {
         for (port, p) in &m.ports {
             rows.push(vec![
                 json!(m.stage),
@@ -244,19 +315,8 @@ pub fn ask(store: &Store, pipeline: &str, sql: &str, format: QueryFormat, output
     let mut request = request(store, pipeline, sql)?;
     request.format = format;
     request.output = output;
-    let program = crate::programs::helper("query")?;
-    let mut child = Command::new(program)
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(|e| Diagnostic::new(ExitCode::Machine, format!("`smelt-query` cannot be started: {e}")))?;
-    let text = serde_json::to_vec(&request).expect("a request is plain data");
-    if let Some(mut pipe) = child.stdin.take() {
-        // A query program that ended early says why itself.
-        drop(std::io::Write::write_all(&mut pipe, &text));
-    }
-    let status =
-        child.wait().map_err(|e| Diagnostic::new(ExitCode::Machine, format!("`smelt-query` was lost: {e}")))?;
-    match ExitCode::of_process(status.code()) {
+    let answer = send(Command::new(crate::programs::helper("query")?), &request)?;
+    match ExitCode::of_process(answer.status.code()) {
         ExitCode::Done => Ok(()),
         // It has said why on standard error.
         code => Err(Diagnostic::new(code, String::new())),
@@ -316,13 +376,8 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
 
 /// Opens the store that the command line, the environment or the pipeline file names.
 pub fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
-    let environment = std::env::var("SMELT_STORE").ok().filter(|s| !s.is_empty());
-    let from_file = || {
-        let file = pipeline.filter(|p| Path::new(p).is_file())?;
-        let tree = crate::yaml::parse(&std::fs::read_to_string(file).ok()?, file).ok()?;
-        tree.value.get("store")?.as_str().map(str::to_owned)
-    };
-    let address =
-        given.map(str::to_owned).or(environment).or_else(from_file).unwrap_or_else(|| load::DEFAULT_STORE.into());
-    Ok(Store::open(&address)?)
+    let file = pipeline.map(Path::new).filter(|file| file.is_file());
+    let in_file = file.map(load::head).transpose()?.and_then(|head| head.store);
+    let (address, by) = load::store_address(given, in_file.as_deref());
+    load::open_store(&address, by, file.map(|file| Place::named(file.display().to_string())))
 }

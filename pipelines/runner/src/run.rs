@@ -128,6 +128,8 @@ impl Runner<'_> {
             self.options.cores.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
         let (send, receive) = mpsc::channel::<(usize, usize, Result<Manifest>)>();
         let (plan, store, view, run) = (self.plan, self.store, self.view, self.run.clone());
+        let store_flag = plan.store_flag();
+        let store_flag = store_flag.as_str();
         std::thread::scope(|scope| {
             let (mut free, mut running, mut failure) = (cores, 0usize, None);
             loop {
@@ -143,6 +145,7 @@ impl Runner<'_> {
                                 edition,
                                 threads,
                                 retries,
+                                store_flag,
                                 view,
                             };
                             // The receiver lives until every job has reported.

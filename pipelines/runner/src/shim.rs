@@ -1,14 +1,15 @@
 //! Runs a stage with `io: files`: brings its inputs as local files, takes its outputs from local folders, commits.
 
 use crate::diagnostic::{Diagnostic, Result};
+use crate::{programs, query};
 use indexmap::IndexMap;
 use smelt_schemas::{
     Books, Description, Event, EventBody, ExitCode, FileRecord, FilesInvocation, Invocation, Manifest, PROTOCOL,
-    PortRecord, Provenance,
+    PortRecord, Problem, Provenance,
 };
 use smelt_store::{Attempt, Commit, Store};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -24,25 +25,29 @@ pub fn run(program: &Path, invocation: &Path) -> Result<()> {
         seq += 1;
         println!("{}", serde_json::to_string(&event).expect("events are plain data"));
     };
+    let unable = |e: String| Diagnostic::new(ExitCode::Bug, format!("`{} describe` failed: {e}", program.display()));
     let answer = Command::new(program).arg("describe").stdin(Stdio::null()).output();
-    let answer = answer
-        .map_err(|e| Diagnostic::new(ExitCode::Bug, format!("`{}` cannot be started: {e}", program.display())))?;
-    let description: Description =
-        serde_json::from_slice(&answer.stdout).map_err(|e| Diagnostic::new(ExitCode::Bug, e.to_string()))?;
+    let answer = answer.map_err(|e| unable(e.to_string()))?;
+    let description: Description = serde_json::from_slice(&answer.stdout).map_err(|e| unable(e.to_string()))?;
     let started = smelt_store::now();
     let store = Store::open(&invocation.store)?;
     let attempt = Attempt::begin(&store, &invocation.stage, &invocation.fingerprint, invocation.edition)?;
     emit(EventBody::Started { attempt: attempt.id().into(), resumed: attempt.resumed(), resumed_at: None });
     let result = work(program, &invocation, &description, &store, &attempt);
-    let (files, books) = match result {
+    let checked = result.and_then(|(files, books)| match books.check() {
+        Ok(()) => Ok((files, books)),
+        Err(e) => Err(Diagnostic::new(ExitCode::Bug, format!("stage `{}`: {e}", invocation.stage))),
+    });
+    let (mut files, books) = match checked {
         Ok(done) => done,
         Err(e) => {
             attempt.release();
-            return Err(e);
+            let problem = Problem { field: None, message: e.message, hint: e.hint };
+            emit(EventBody::Error { code: e.code, problem });
+            // It is said: the runner reads it there.
+            return Err(Diagnostic::new(e.code, String::new()));
         }
     };
-    books.check().map_err(|e| Diagnostic::new(ExitCode::Bug, format!("stage `{}`: {e}", invocation.stage)))?;
-    let mut files = files;
     let ports: IndexMap<String, PortRecord> = description
         .outputs
         .iter()
@@ -121,49 +126,45 @@ fn work(
     let path = invocation.scratch.join("files.json");
     let text = serde_json::to_vec_pretty(&files).expect("an invocation is plain data");
     std::fs::write(&path, text).map_err(|e| machine("writing the invocation", e))?;
-    let mut child = Command::new(program)
-        .arg("run")
-        .arg(&path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| machine("starting the program", e))?;
+    let mut command = Command::new(program);
+    command.arg("run").arg(&path).stdin(Stdio::null()).stdout(Stdio::piped());
+    programs::end_with_me(&mut command);
+    let mut child = command.spawn().map_err(|e| machine("starting the program", e))?;
     let mut books = Books::default();
-    if let Some(out) = child.stdout.take() {
-        for line in BufReader::new(out).lines() {
-            let Ok(line) = line else { break };
-            // Its books are for us, everything else is for the runner.
-            match serde_json::from_str::<EventBody>(&line) {
-                Ok(EventBody::Books(b)) => books.add(&b),
-                _ => println!("{line}"),
-            }
-        }
-    }
+    let mut told = None;
+    programs::lines(child.stdout.take(), |line| match serde_json::from_str::<EventBody>(line) {
+        // Its books and its error are for us, everything else is for the runner.
+        Ok(EventBody::Books(b)) => books.add(&b),
+        Ok(EventBody::Error { code, problem }) => told = Some((code, problem)),
+        _ => println!("{line}"),
+    });
     let status = child.wait().map_err(|e| machine("waiting for the program", e))?;
     if !status.success() {
         let code = match status.code() {
             Some(1) => ExitCode::Bug, // what an interpreter says of an exception
             code => ExitCode::of_process(code),
         };
-        return Err(Diagnostic::new(code, format!("stage `{}` ended with {status}", invocation.stage)));
+        let Some((code, problem)) = told else {
+            return Err(Diagnostic::new(code, format!("stage `{}` ended with {status}", invocation.stage)));
+        };
+        let mut error = Diagnostic::new(code, problem.message);
+        error.hint = problem.hint;
+        return Err(error);
     }
     let mut written: BTreeMap<String, Vec<FileRecord>> = BTreeMap::new();
     for port in &description.outputs {
         let mut found = Vec::new();
         collect(&outputs[&port.name], String::new(), &mut found).map_err(|e| machine("reading an output folder", e))?;
         found.sort();
-        for (name, path) in found {
-            if port.kind.schema().is_some() {
-                check_parquet(&path).map_err(|why| {
-                    Diagnostic::new(
-                        ExitCode::Data,
-                        format!(
-                            "stage `{}` left `{name}` in port `{}`, which holds {}: {why}",
-                            invocation.stage, port.name, port.kind
-                        ),
-                    )
-                })?;
-            }
+        let paths = || found.iter().map(|(_, path)| path.clone()).collect();
+        let rows = match port.kind.schema().is_some() && !found.is_empty() {
+            true => query::inspect(port.kind.clone(), paths()).map_err(|e| Diagnostic {
+                message: format!("stage `{}` left in port `{}` {}", invocation.stage, port.name, e.message),
+                ..e
+            })?,
+            false => Vec::new(),
+        };
+        for (i, (name, path)) in found.into_iter().enumerate() {
             let mut source = std::fs::File::open(&path).map_err(|e| machine("reading an output", e))?;
             let mut upload = attempt.upload(&port.name, &name)?;
             let mut buffer = vec![0; 1 << 18];
@@ -174,7 +175,8 @@ fn work(
                 }
                 upload.write_all(&buffer[..n]).map_err(|e| smelt_store::Error::from_write(e, store, &name))?;
             }
-            written.entry(port.name.clone()).or_default().push(upload.finish(&name)?);
+            let record = FileRecord { rows: rows.get(i).copied(), ..upload.finish(&name)? };
+            written.entry(port.name.clone()).or_default().push(record);
         }
     }
     Ok((written, books))
@@ -190,13 +192,4 @@ fn collect(folder: &Path, prefix: String, found: &mut Vec<(String, PathBuf)>) ->
         }
     }
     Ok(())
-}
-
-/// A Parquet file begins and ends with four known bytes; a truncated one does not.
-fn check_parquet(path: &Path) -> std::result::Result<(), String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    match bytes.len() >= 12 && bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1") {
-        true => Ok(()),
-        false => Err("it is no whole Parquet file".into()),
-    }
 }

@@ -10,15 +10,27 @@ pub enum Format {
     Csv,
 }
 
-/// Rows of a listing. Numbers go to the right.
+/// What the numbers of a column are, for people; programs get them as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Plain,
+    Bytes,
+    Seconds,
+    /// Seconds since 1970.
+    Time,
+}
+
+/// Rows of a listing. Plain numbers go to the right.
 pub struct Listing {
     columns: Vec<&'static str>,
+    forms: Vec<Form>,
     rows: Vec<Vec<Value>>,
 }
 
 impl Listing {
-    pub fn new(columns: &[&'static str]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+    pub fn new(columns: &[(&'static str, Form)]) -> Self {
+        let (columns, forms) = columns.iter().copied().unzip();
+        Self { columns, forms, rows: Vec::new() }
     }
 
     pub fn row(&mut self, cells: Vec<Value>) {
@@ -49,11 +61,19 @@ impl Listing {
     }
 
     fn table(&self) -> String {
-        let cells: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().map(show).collect()).collect();
+        let form = |(cell, form): (&Value, &Form)| match (form, cell.as_f64()) {
+            (Form::Bytes, Some(n)) => bytes(n as u64),
+            (Form::Seconds, Some(n)) => duration(n),
+            (Form::Time, Some(n)) => time(n),
+            _ => show(cell),
+        };
+        let cells: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().zip(&self.forms).map(form).collect()).collect();
         let width = |i: usize| cells.iter().map(|r| chars(&r[i])).chain([chars(self.columns[i])]).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let right = |i: usize| {
-            self.rows.iter().any(|r| r[i].is_number()) && self.rows.iter().all(|r| r[i].is_number() || r[i].is_null())
+            self.forms[i] == Form::Plain
+                && self.rows.iter().any(|r| r[i].is_number())
+                && self.rows.iter().all(|r| r[i].is_number() || r[i].is_null())
         };
         let line = |row: &[String]| {
             let mut text = String::new();
@@ -144,12 +164,13 @@ mod tests {
 
     #[test]
     fn a_listing_has_three_forms() {
-        let mut listing = Listing::new(&["job", "rows"]);
-        listing.row(vec![json!("clean"), json!(548)]);
-        listing.row(vec![json!("a,b"), json!(7)]);
-        assert_eq!(listing.text(Format::Table), "job    rows\nclean   548\na,b       7\n");
-        assert_eq!(listing.text(Format::Csv), "job,rows\nclean,548\n\"a,b\",7\n");
-        assert!(listing.text(Format::Json).contains("\"rows\": 548"));
+        let mut listing = Listing::new(&[("job", Form::Plain), ("rows", Form::Plain), ("size", Form::Bytes)]);
+        listing.row(vec![json!("clean"), json!(548), json!(4100)]);
+        listing.row(vec![json!("a,b"), json!(7), Value::Null]);
+        assert_eq!(listing.text(Format::Table), "job    rows  size\nclean   548  4.1 kB\na,b       7\n");
+        assert_eq!(listing.text(Format::Csv), "job,rows,size\nclean,548,4100\n\"a,b\",7,\n");
+        let json = listing.text(Format::Json);
+        assert!(json.contains("\"rows\": 548") && json.contains("\"size\": 4100"), "{json}");
     }
 
     #[test]

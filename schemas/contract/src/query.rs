@@ -18,6 +18,9 @@ pub struct QueryRequest {
     /// Where Parquet goes; the other formats go to standard output.
     #[serde(default)]
     pub output: Option<PathBuf>,
+    /// Plan it against what the tables will be, and answer nothing.
+    #[serde(default)]
+    pub check: bool,
     pub tables: Vec<QueryTable>,
     pub records: Vec<RecordTable>,
 }
@@ -68,4 +71,18 @@ pub enum RecordType {
     Number,
     /// Seconds since 1970 in the rows, a timestamp in SQL.
     Time,
+}
+
+/// Asks what local Parquet files hold, on standard input of `smelt-query inspect`: files that a program left which smelt does not know.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct InspectRequest {
+    /// Its columns must be there, of its types.
+    pub kind: Kind,
+    pub files: Vec<PathBuf>,
+}
+
+/// The answer: rows of each file, in their order.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct InspectAnswer {
+    pub rows: Vec<u64>,
 }

@@ -109,7 +109,10 @@ pub fn of_objects(store: &str, what: String, error: object_store::Error) -> Erro
             let bucket = store.strip_prefix("s3://").unwrap_or(&store).split('/').next().unwrap_or_default().to_owned();
             Error::NoBucket { store, bucket }
         }
-        (Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "ExpiredToken" | "InvalidToken"), _)
+        (
+            Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "ExpiredToken" | "InvalidToken"),
+            _,
+        )
         | (_, E::PermissionDenied { .. } | E::Unauthenticated { .. }) => Error::Denied { store, what, source },
         (_, E::NotFound { path, .. }) => Error::NotFound { store, key: path },
         (_, E::Generic { .. } | E::JoinError { .. }) => Error::Unreachable { store, what, source },
@@ -180,10 +183,7 @@ mod tests {
         assert_eq!(missing.to_string(), "store s3://things/p: there is no bucket `things`");
         assert_eq!(missing.exit_code(), ExitCode::Pipeline);
         let denied = answered("<Error><Code>SignatureDoesNotMatch</Code><Message>It differs</Message></Error>");
-        assert_eq!(
-            denied.to_string(),
-            "store s3://things/p refuses writing `k`: SignatureDoesNotMatch: It differs"
-        );
+        assert_eq!(denied.to_string(), "store s3://things/p refuses writing `k`: SignatureDoesNotMatch: It differs");
         assert_eq!(denied.exit_code(), ExitCode::Machine);
         assert_eq!(answered("<Error><Code>SlowDown</Code></Error>").exit_code(), ExitCode::Again);
     }

@@ -151,7 +151,7 @@ impl Stage for Align {
             "a reward model holds 4 bytes per parameter more, and takes 2 FLOPs per parameter and token more",
         ];
         // the reference is a copy; sampling and the reference are passes of 2, the training is 6
-        before_the_checkpoint(bytes_per_parameter(&config.optimizer) + 4.0, 10.0, &details, &unknown)
+        before_the_checkpoint(config.optimizer.bytes_per_parameter() + 4.0, 10.0, &details, &unknown)
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {

@@ -2,12 +2,6 @@
 
 use smelt_schemas::Estimate;
 
-/// Bytes per parameter of a training with AdamW: weights and gradients in f32, two moments of `moment_bytes` each, and as many further
-/// copies of the weights as it keeps.
-pub fn training_bytes_per_parameter(moment_bytes: usize, copies: usize) -> f64 {
-    (4 + 4 + 2 * moment_bytes + 4 * copies) as f64
-}
-
 /// The estimate of a job whose model comes with its input `model`: everything per parameter, in `details`, and what the config says of
 /// tokens. `flops_per_token` counts 2 per parameter that a token meets for a pass and 4 for the way back.
 pub fn before_the_checkpoint(

@@ -128,7 +128,7 @@ pub fn hash(file: &Found) -> Result<Source, FileError> {
 mod tests {
     use super::*;
 
-    fn file(folder: &std::path::Path, name: &str, bytes: &[u8]) -> Found {
+    fn file(folder: &Path, name: &str, bytes: &[u8]) -> Found {
         let path = folder.join(name);
         std::fs::write(&path, bytes).unwrap();
         Found { name: name.into(), bytes: bytes.len() as u64, path }

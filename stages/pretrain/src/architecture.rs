@@ -2,9 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_model::{Config, DeepseekV3, Family, Init};
+use serde_json::{Map, Value};
+use smelt_model::{Config, DeepseekV3, Error, Family, Init};
 
-/// A DeepSeek-V3. Names say what Hugging Face's config says in its own.
+/// A DeepSeek-V3, or with `fields` what they say. Names say what Hugging Face's config says in its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
@@ -47,7 +48,16 @@ pub struct Architecture {
     pub embedding_std: f64,
     /// Standard deviation of new weights; 0 takes 1/√(3·inputs).
     pub weight_std: f64,
+    /// Fields of Hugging Face's config.json, which overrule the sizes above: `{ rope_scaling: { type: yarn, factor: 4, … } }`,
+    /// `{ model_type: qwen3, num_key_value_heads: 2 }`. The ids of the tokenizer cannot be set.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub fields: Map<String, Value>,
 }
+
+/// Fields that `fields` may not say.
+const OF_THE_TOKENIZER: [&str; 4] = ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"];
+/// Fields that other families have.
+const FURTHER: [&str; 4] = ["rope_parameters", "mlp_bias", "layer_types", "sliding_window"];
 
 impl Default for Architecture {
     fn default() -> Self {
@@ -75,13 +85,43 @@ impl Default for Architecture {
             mtp_layers: 0,
             embedding_std: 0.5,
             weight_std: 0.0,
+            fields: Map::new(),
         }
     }
 }
 
 impl Architecture {
     /// For a vocabulary, with the ids that `tokenize` reserves.
-    pub fn config(&self, vocabulary: usize, context: usize) -> Config {
+    pub fn config(&self, vocabulary: usize, context: usize) -> Result<Config, Error> {
+        let own = self.own(vocabulary, context);
+        if self.fields.is_empty() {
+            return own.check().map(|()| own);
+        }
+        let mut all: Map<String, Value> = serde_json::from_slice(&own.to_json())?;
+        all.remove("rope_parameters"); // the same in newer words
+        if self.fields.contains_key("rope_parameters") {
+            all.remove("rope_theta");
+        }
+        for (name, value) in &self.fields {
+            if OF_THE_TOKENIZER.contains(&name.as_str()) {
+                let what = format!("`{name}` in `fields`");
+                return Err(Error::Config { what, hint: "it comes with the tokenizer" });
+            }
+            if !all.contains_key(name) && !FURTHER.contains(&name.as_str()) {
+                let what = format!("`{name}` in `fields` is no field of config.json that is known here");
+                return Err(Error::Config { what, hint: "look at the config.json of a checkpoint of this family" });
+            }
+            all.insert(name.clone(), value.clone());
+        }
+        if self.fields.get("model_type").is_some_and(|kind| kind != "deepseek_v3")
+            && !self.fields.contains_key("head_dim")
+        {
+            all.remove("head_dim"); // ours is that of the rope
+        }
+        Config::from_json(&serde_json::to_vec(&all)?)
+    }
+
+    fn own(&self, vocabulary: usize, context: usize) -> Config {
         Config {
             vocab_size: vocabulary,
             hidden_size: self.width,
@@ -126,5 +166,49 @@ impl Architecture {
             router: 0.02,
             weight: (self.weight_std > 0.0).then_some(self.weight_std),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use smelt_model::RopeScaling;
+
+    fn config(fields: Value) -> Result<Config, String> {
+        let Value::Object(fields) = fields else { panic!("fields are an object") };
+        Architecture { fields, ..Architecture::default() }.config(512, 64).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn fields_of_hugging_face_overrule_the_sizes() {
+        let base = Architecture::default().config(512, 64).unwrap();
+        assert_eq!(config(json!({})).unwrap(), base);
+        let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0 });
+        let found =
+            config(json!({ "rope_scaling": yarn, "norm_topk_prob": false, "rope_theta": 5e4, "hidden_size": 64 }))
+                .unwrap();
+        assert!(matches!(&found.rope_scaling, Some(RopeScaling::Yarn(yarn)) if yarn.factor == 4.0));
+        assert_eq!((found.rope_theta, found.hidden_size, found.num_hidden_layers), (5e4, 64, 3));
+        assert!(matches!(&found.family, Family::DeepseekV3(v3) if !v3.norm_topk_prob && v3.rope_interleave));
+        assert_eq!(config(json!({ "rope_parameters": { "rope_theta": 7.0 } })).unwrap().rope_theta, 7.0);
+
+        let found = config(json!({ "model_type": "qwen3", "num_key_value_heads": 2 })).unwrap();
+        assert!(
+            matches!(found.family, Family::Qwen3 { heads, .. } if heads.num_key_value_heads == 2 && heads.head_dim == 24)
+        );
+        assert_eq!(found.eos_token_id, base.eos_token_id);
+    }
+
+    #[test]
+    fn fields_that_would_do_nothing_or_something_else_are_refused() {
+        let refused = |fields| config(fields).unwrap_err().lines().next().unwrap().to_owned();
+        let says = |what: &str| format!("the model's config contradicts itself: {what}");
+        assert_eq!(
+            refused(json!({ "hiden_size": 64 })),
+            says("`hiden_size` in `fields` is no field of config.json that is known here")
+        );
+        assert_eq!(refused(json!({ "vocab_size": 64 })), says("`vocab_size` in `fields`"));
+        assert_eq!(refused(json!({ "scoring_func": "softmax" })), says("`scoring_func` is \"softmax\""));
     }
 }

@@ -12,9 +12,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, fault, tokenizer, write};
 use smelt_kernels::Cpu;
-use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision};
+use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
-use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage, is_default};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, is_default};
 use smelt_text::Tokenizer;
 use smelt_train::{
     Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
@@ -151,6 +151,9 @@ smelt_stage::outputs! {
     pub struct Outputs { model: Port<Checkpoint>, state: Port<State>, metrics: Port<Metrics> }
 }
 
+/// Of an estimate.
+const ASSUMED_VOCABULARY: usize = 4096;
+
 pub struct Pretrain;
 
 impl Stage for Pretrain {
@@ -206,8 +209,31 @@ impl Stage for Pretrain {
         }
         // sizes that contradict each other are found before anything runs; the vocabulary comes with the tokenizer
         let model = config.model.config(512, config.context);
-        model.check().map_err(|error| Error::config("/model", error.to_string()))?;
+        model.map_err(|error| Error::config("/model", error.to_string()))?;
         Ok(Vec::new())
+    }
+
+    fn estimate(config: &Config) -> Estimate {
+        let mut estimate = Estimate::default();
+        let tokens = config.batches().before(config.steps) as f64 * config.context as f64;
+        let model = config.model.config(ASSUMED_VOCABULARY, config.context).and_then(Model::new);
+        if let Ok(model) = model {
+            let work = Work::of(&model, config.context);
+            let own = work.parameters as f64 * config.optimizer.bytes_per_parameter();
+            estimate.flops = Some(work.flops * tokens);
+            estimate.details.extend([
+                ("parameters".to_owned(), work.parameters as f64),
+                ("active_parameters".to_owned(), work.active as f64),
+                ("flops_per_token".to_owned(), work.flops),
+                ("weights_gradients_moments_bytes".to_owned(), own),
+            ]);
+        }
+        estimate.details.insert("tokens".into(), tokens);
+        estimate.notes = vec![
+            format!("a vocabulary of {ASSUMED_VOCABULARY} is assumed: the real one comes with `tokenizer`; with `init` the model does too"),
+            "memory is `weights_gradients_moments_bytes`, the activations of `micro_batch_tokens` tokens, and the tokens of the input".into(),
+        ];
+        estimate
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
@@ -220,7 +246,8 @@ impl Stage for Pretrain {
                 (loaded.model, loaded.params)
             }
             None => {
-                let model = Model::new(config.model.config(tokenizer.vocabulary(), config.context)).map_err(fault)?;
+                let model =
+                    config.model.config(tokenizer.vocabulary(), config.context).and_then(Model::new).map_err(fault)?;
                 let params = model.init(&Init { seed: config.seed, ..config.model.init() });
                 (Arc::new(model), params)
             }

@@ -120,7 +120,7 @@ impl Stage for Reward {
         ];
         let unknown =
             ["the lengths of problems and answers come with the input", "a `sampler` holds 4 bytes per parameter more"];
-        before_the_checkpoint(bytes_per_parameter(&config.optimizer), 6.0, &details, &unknown)
+        before_the_checkpoint(config.optimizer.bytes_per_parameter(), 6.0, &details, &unknown)
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {

@@ -105,7 +105,7 @@ impl Stage for Sft {
         let unknown = [
             "the conversations come with the input: there are `epochs` / `conversations_per_step` times as many steps as of them",
         ];
-        before_the_checkpoint(bytes_per_parameter(&config.optimizer), 6.0, &details, &unknown)
+        before_the_checkpoint(config.optimizer.bytes_per_parameter(), 6.0, &details, &unknown)
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {

@@ -1,12 +1,12 @@
 //! The measurements. Medians, because a machine may be shared; the best beside them, for what it can do undisturbed.
 
 use crate::Precision as Kind;
-use crate::models::{Work, find};
+use crate::models::find;
 use serde::{Deserialize, Serialize};
 use smelt_generate::{Generator, Request, Sampling};
 use smelt_kernels::gemm::{Gemm, View};
 use smelt_kernels::{Backend, Cpu, Trace, Write, random};
-use smelt_model::{Batch, Fp8, Init, Model, Params, Precision};
+use smelt_model::{Batch, Fp8, Init, Model, Params, Precision, Work};
 use smelt_train::{Decay, Hyper, NextToken, Schedule, Settings, Trainer};
 use std::fmt;
 use std::sync::Arc;
@@ -195,7 +195,7 @@ pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> V
     };
     let model = Arc::new(Model::new(sized.config.clone()).expect("the sizes are a model"));
     let params = params(&model);
-    let (parameters, work) = (params.count(), Work::of(&sized, params.count()));
+    let work = Work::of(&model, sized.context);
     let modules = sized.config.num_nextn_predict_layers();
     let trace = profile.then(|| Arc::new(Trace::new(Arc::new(Cpu::new(threads)))));
     let backend: Arc<dyn Backend> = match &trace {
@@ -224,7 +224,7 @@ pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> V
         model: name.into(),
         precision: word.into(),
         threads,
-        parameters,
+        parameters: work.parameters,
         active: work.active,
         tokens_per_second: tokens / median,
         best_tokens_per_second: tokens / best,

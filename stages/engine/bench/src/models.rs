@@ -1,7 +1,7 @@
 //! The models that are timed: those of the comparison with PyTorch, and the quickstart's.
 
 use serde_json::{Value, json};
-use smelt_model::{Config, DeepseekV3};
+use smelt_model::Config;
 
 pub const NAMES: [&str; 4] = ["quickstart", "1m", "10m", "50m"];
 
@@ -53,28 +53,4 @@ pub fn find(name: &str) -> Sized {
     }
     let config = Config::from_json(fields.to_string().as_bytes()).expect("the sizes above are a model");
     Sized { config, sequences, context }
-}
-
-/// Parameters a token meets, in the layers that multiply, and the FLOPs of its training: forward, and twice that back.
-pub struct Work {
-    pub active: usize,
-    pub flops: f64,
-}
-
-impl Work {
-    /// The quadratic part of attention is counted at half of the context, for it is causal.
-    pub fn of(sized: &Sized, parameters: usize) -> Self {
-        let c = &sized.config;
-        let v3: &DeepseekV3 = c.experts(c.num_hidden_layers).expect("the models above have experts");
-        let sparse = c.num_hidden_layers + v3.num_nextn_predict_layers - v3.first_k_dense_replace;
-        let idle =
-            sparse * (v3.n_routed_experts - v3.num_experts_per_tok) * 3 * c.hidden_size * v3.moe_intermediate_size;
-        let active = parameters - idle;
-        let again = v3.num_nextn_predict_layers * c.vocab_size * c.hidden_size; // the head, once per module
-        let products = active - c.vocab_size * c.hidden_size + again;
-        let widths = v3.qk_nope_head_dim + v3.qk_rope_head_dim + v3.v_head_dim;
-        let layers = c.num_hidden_layers + v3.num_nextn_predict_layers;
-        let attention = layers * c.num_attention_heads * widths * sized.context;
-        Self { active, flops: 6.0 * products as f64 + 3.0 * attention as f64 }
-    }
 }

@@ -172,6 +172,26 @@ pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), Error> {
     }
 }
 
+/// Refuses fields of a DeepSeek config.json that would compute something else.
+pub(crate) fn is_known(fields: &Map<String, Value>) -> Result<(), Error> {
+    let known: [(&str, Value); 5] = [
+        ("hidden_act", "silu".into()),
+        ("attention_bias", false.into()),
+        ("moe_layer_freq", 1.into()),
+        ("scoring_func", "sigmoid".into()),
+        ("topk_method", "noaux_tc".into()),
+    ];
+    let other =
+        known.iter().find_map(|(name, value)| fields.get(*name).filter(|found| *found != value).zip(Some(name)));
+    match other {
+        None => Ok(()),
+        Some((found, name)) => refuse(
+            format!("`{name}` is {found}"),
+            "only DeepSeek-V3's own is known: silu, no biases, experts in every layer, sigmoid, noaux_tc",
+        ),
+    }
+}
+
 /// Fields of a dense family's config.json: fills in what follows from others, and refuses what would compute something else.
 pub(crate) fn complete(fields: &mut Map<String, Value>) -> Result<(), Error> {
     let is_on = |name: &str| fields.get(name).and_then(Value::as_bool) == Some(true);

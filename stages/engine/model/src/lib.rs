@@ -31,6 +31,7 @@ mod quantised;
 mod rope_scaling;
 #[cfg(test)]
 mod testing;
+mod work;
 
 pub use attention::Attention;
 pub use balance::{Balance, BalanceCounts, BalanceScope};
@@ -51,3 +52,4 @@ pub use params::{Grads, Init, Kind, Param, Params, Part, Spec, WeightGemm};
 pub use precision::{Fp8, GradientTiles, Precision, Scaling};
 pub use projection::Projection;
 pub use rope_scaling::{Llama3, RopeScaling, Yarn};
+pub use work::Work;

@@ -137,6 +137,11 @@ impl Model {
         Params::init(self.specs.clone(), init)
     }
 
+    /// All trainable elements.
+    pub fn parameters(&self) -> usize {
+        self.specs.count()
+    }
+
     pub(crate) fn specs(&self) -> &Arc<Specs> {
         &self.specs
     }

@@ -75,6 +75,11 @@ impl Specs {
     pub fn one(&mut self, name: String, shape: &[usize], kind: Kind) -> Param {
         self.add(shape, kind, [(name, shape.to_vec())])
     }
+
+    /// All trainable elements.
+    pub fn count(&self) -> usize {
+        self.0.iter().filter(|spec| spec.kind != Kind::Bias).map(|spec| spec.shape.len()).sum()
+    }
 }
 
 pub struct Params {
@@ -147,7 +152,7 @@ impl Params {
 
     /// All trainable elements.
     pub fn count(&self) -> usize {
-        self.specs.0.iter().filter(|spec| spec.kind != Kind::Bias).map(|spec| spec.shape.len()).sum()
+        self.specs.count()
     }
 
     /// Packs the weights once for many small batches: for generation, while the values stay.

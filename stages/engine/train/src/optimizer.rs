@@ -46,6 +46,17 @@ impl Default for Hyper {
     }
 }
 
+impl Hyper {
+    /// Memory of a training per parameter: the weight and its gradient in f32, two moments, and the average when one is kept.
+    pub fn bytes_per_parameter(&self) -> f64 {
+        let moments = match self.moments {
+            Moments::F32 => 8.0,
+            Moments::Bf16 => 4.0,
+        };
+        8.0 + moments + if self.average > 0.0 { 4.0 } else { 0.0 }
+    }
+}
+
 pub struct Optimizer {
     pub(crate) m: Vec<Tensor>,
     pub(crate) v: Vec<Tensor>,

@@ -1,0 +1,63 @@
+//! What Parquet files hold that a program left which smelt does not know: their columns against a kind, their rows.
+
+use crate::Failure;
+use datafusion::arrow::datatypes::{DataType, Schema};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use smelt_schemas::{ExitCode, InspectAnswer, InspectRequest};
+use std::fs::File;
+use std::path::Path;
+
+/// Reads an [`InspectRequest`] and prints its [`InspectAnswer`].
+pub fn answer(request: &[u8]) -> Result<(), Failure> {
+    let request: InspectRequest = serde_json::from_slice(request)
+        .map_err(|e| Failure::new(ExitCode::Pipeline, format!("this is no request: {e}")))?;
+    let schema = request.kind.schema();
+    let schema = schema.ok_or_else(|| Failure::new(ExitCode::Bug, format!("{} is no table", request.kind)))?;
+    let rows = request.files.iter().map(|file| {
+        rows(file, &schema).map_err(|what| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let mut failure =
+                Failure::new(ExitCode::Data, format!("`{name}`, which should hold {}: {what}", request.kind));
+            failure.hint = Some(format!("`smelt schema {}` prints its columns", request.kind.name));
+            failure
+        })
+    });
+    let answer = InspectAnswer { rows: rows.collect::<Result<_, _>>()? };
+    println!("{}", serde_json::to_string(&answer).expect("an answer is plain data"));
+    Ok(())
+}
+
+fn rows(file: &Path, wanted: &Schema) -> Result<u64, String> {
+    let opened = File::open(file).map_err(|e| e.to_string())?;
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| format!("it is no whole Parquet file: {e}"))?;
+    for field in wanted.fields() {
+        match reader.schema().field_with_name(field.name()) {
+            Err(_) if field.is_nullable() => {}
+            Err(_) => return Err(format!("it has no column `{}`", field.name())),
+            Ok(found) if is_like(found.data_type(), field.data_type()) => {}
+            Ok(found) => {
+                return Err(format!(
+                    "column `{}` is {}, expected {}",
+                    field.name(),
+                    found.data_type(),
+                    field.data_type()
+                ));
+            }
+        }
+    }
+    Ok(reader.metadata().file_metadata().num_rows().try_into().unwrap_or(0))
+}
+
+/// The same type, where lists do not care what their items are called and whether these may be null.
+fn is_like(found: &DataType, wanted: &DataType) -> bool {
+    match (found, wanted) {
+        (DataType::List(a), DataType::List(b)) => is_like(a.data_type(), b.data_type()),
+        (DataType::Struct(a), DataType::Struct(b)) => {
+            a.len() == b.len()
+                && a.iter().zip(b).all(|(a, b)| a.name() == b.name() && is_like(a.data_type(), b.data_type()))
+        }
+        (DataType::Map(a, _), DataType::Map(b, _)) => is_like(a.data_type(), b.data_type()),
+        (a, b) => a == b,
+    }
+}
