@@ -256,3 +256,164 @@ fn a_store_that_cannot_be_written_or_is_full_is_the_machines_fault() {
     assert!(said.contains("is full") && said.contains("free some space"), "{said}");
     assert_eq!(crate::support::leftovers(&bench.path("artifacts")), Vec::<String>::new());
 }
+
+#[test]
+fn a_rerun_leaves_alone_what_never_ran() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml", "--only", "even"]).ok();
+    let said = bench.smelt(&["rerun", "raw", "tiny.yaml"]).ok().out;
+    assert!(said.contains("reproduced") && said.contains("1 jobs in") && !said.contains("beside"), "{said}");
+    assert_eq!(bench.store().pointer("tiny", "beside").unwrap(), None);
+}
+
+#[test]
+fn the_pipeline_that_ran_last_is_meant_where_none_is_named() {
+    let bench = tiny();
+    bench.pipeline("other.yaml", "name: other\nreport: select 7 as seven\njobs: { a: { stage: STAGE(count) } }\n");
+    let which = bench.smelt(&["status"]).fails(2).err;
+    assert!(which.contains("which pipeline?") && which.contains("other.yaml, tiny.yaml"), "{which}");
+    bench.smelt(&["run", "tiny.yaml", "--set", "vars.rows=14", "--only", "raw"]).ok();
+    let status = bench.smelt(&["status"]).ok().out;
+    assert!(status.contains("14 rows") && status.contains("tiny.yaml, last run"), "as it was run: {status}");
+    bench.smelt(&["run", "other.yaml", "--store", "elsewhere"]).ok();
+    assert!(bench.smelt(&["report", "--store", "elsewhere"]).ok().out.contains("| 7     |"));
+    assert!(bench.smelt(&["status"]).ok().out.contains("tiny.yaml, last run"), "of this store");
+    let none = bench.smelt(&["logs", "a", "--pipeline", "tiny.yaml", "--store", "elsewhere"]).fails(2).err;
+    assert!(none.contains("pipeline `tiny`") || none.contains("no run in"), "{none}");
+}
+
+#[test]
+fn a_report_is_checked_before_the_jobs_run_that_it_tells_of() {
+    let report = |sql: &str| {
+        format!(
+            "name: p\nreport: |\n  {sql}\njobs: {{ a: {{ stage: STAGE(merge), input: b }}, b: {{ stage: STAGE(count) }} }}\n"
+        )
+    };
+    for (sql, place, words) in [
+        ("select id, from a", "3:14", "`report`: Expected: an expression, found: from"),
+        ("select id from aa", "2:9", "`report`: there is no table `aa`"),
+        ("select nothing from a", "2:9", "`report`: No field named nothing"),
+    ] {
+        let bench = Bench::new();
+        let said = bench.pipeline("p.yaml", &report(sql)).smelt(&["run", "p.yaml"]).fails(2).err;
+        assert!(said.contains(words) && said.contains(&format!("--> p.yaml:{place}")), "{sql}: {said}");
+        assert!(bench.store().artifacts().unwrap().is_empty(), "{sql}");
+    }
+    let bench = Bench::new();
+    let sql = "select count(*) n, sum(d.value) v from a join a.documents b on a.id = b.id left join smelt.drops d on d.id = a.id";
+    let said = bench.pipeline("p.yaml", &report(sql)).smelt(&["run", "p.yaml"]).ok().out;
+    assert!(said.contains("| n"), "{said}");
+}
+
+#[test]
+fn one_damaged_file_stands_in_nobody_elses_way() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    let store = bench.store();
+    let manifest = |job: &str| store.manifest(&store.pointer("tiny", job).unwrap().unwrap().artifact).unwrap().unwrap();
+    let beside = manifest("beside");
+    let key = store.file_key(&beside, "documents", &beside.ports["documents"].files[0]);
+    let path = bench.path(&format!("artifacts/{key}"));
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let sql = |q: &str| bench.smelt(&["sql", q, "--format", "csv"]);
+    assert_eq!(sql("select count(*) n from even").ok().out, "n\n6\n");
+    let said = sql("select * from beside").fails(3).err;
+    assert!(
+        said.contains(&format!("table `beside`: `{key}` cannot be read")) && said.contains("artifacts verify"),
+        "{said}"
+    );
+
+    // a manifest that is cut short: its job is new, as the next edition, and what else is there is still listed
+    let raw = manifest("raw").artifact();
+    let path = bench.path(&format!("artifacts/artifacts/{}/{}/0.json", raw.stage, raw.fingerprint));
+    let text = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() / 3]).unwrap();
+    assert!(bench.smelt(&["plan", "tiny.yaml"]).ok().out.contains("raw     new      its manifest is damaged"));
+    let said = bench.smelt(&["artifacts", "verify"]).fails(3);
+    assert!(said.out.contains(raw.fingerprint.short()) && said.err.contains("2 files are damaged"), "{said:?}");
+    assert!(bench.smelt(&["artifacts", "list"]).ok().out.contains("tiny.even"));
+    assert_eq!(sql("select count(*) n from even").ok().out, "n\n6\n");
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    assert_eq!(store.pointer("tiny", "raw").unwrap().unwrap().artifact.edition, 1);
+    assert!(bench.smelt(&["run", "tiny.yaml"]).ok().out.contains("nothing to do"));
+}
+
+#[test]
+fn listings_give_programs_numbers_and_csv_holds_lists() {
+    let bench = tiny();
+    bench.smelt(&["run", "tiny.yaml"]).ok();
+    bench.smelt(&["artifacts", "tag", "best", "even"]).ok();
+    let json = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&bench.smelt(&[args, &["--format", "json"]].concat()).ok().out).unwrap()
+    };
+    assert!(json(&["status", "tiny.yaml"])[0]["took"].is_f64());
+    assert!(json(&["artifacts", "list"])[0]["size"].is_u64());
+    assert!(json(&["artifacts", "tag"])[0]["set"].is_f64());
+    let lists = bench.smelt(&["sql", "select make_array(1, 2) as l, 'x' as x", "--format", "csv"]).ok().out;
+    assert_eq!(lists, "l,x\n\"[1,2]\",x\n");
+}
+
+/// A stage of files: a shell script that describes itself and then does `run`.
+fn files_stage(bench: &Bench, run: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = describe ]; then echo '{{\"protocol\": 1, \"name\": \"sh\", \"version\": 1, \"about\": \"a test\", \
+         \"io\": \"files\", \"inputs\": [{{\"name\": \"documents\", \"kind\": \"documents@1.0\", \"arity\": \"one\"}}], \"outputs\": \
+         [{{\"name\": \"documents\", \"kind\": \"documents@1.0\"}}], \"config\": {{}}}}'; exit 0; fi\n{run}\n"
+    );
+    let path = bench.path("stage.sh");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    bench.pipeline(
+        "p.yaml",
+        "name: p\njobs: { a: { stage: STAGE(count), config: { rows: 12 } }, b: { stage: ./stage.sh, input: a } }\n",
+    );
+}
+
+#[test]
+fn what_a_stage_of_files_says_and_leaves_is_believed_after_a_look() {
+    let path_of = |what: &str| format!("$(sed -n 's/.*\"\\(\\/[^\"]*{what}[^\"]*\\)\".*/\\1/p' \"$2\" | head -1)");
+    let copy = format!("cp {} {}/a.parquet", path_of("parquet"), path_of("out\\/documents"));
+
+    let bench = Bench::new();
+    files_stage(
+        &bench,
+        "echo '{\"type\": \"error\", \"code\": 3, \"message\": \"row 7 is no row\", \"hint\": \"look at row 7\"}'; exit 3",
+    );
+    let said = bench.smelt(&["run", "p.yaml"]).fails(3).err;
+    assert!(said.contains("job `b` failed: row 7 is no row") && said.contains("hint: look at row 7"), "{said}");
+
+    let bench = Bench::new();
+    files_stage(&bench, &format!("echo nothing > {}/a.parquet", path_of("out\\/documents")));
+    let said = bench.smelt(&["run", "p.yaml"]).fails(3).err;
+    let words = "left in port `documents` `a.parquet`, which should hold documents@1.0: it is no whole Parquet file";
+    assert!(said.contains(words) && said.contains("`smelt schema documents`"), "{said}");
+
+    let bench = Bench::new();
+    files_stage(&bench, &copy);
+    bench.smelt(&["run", "p.yaml"]).ok();
+    let store = bench.store();
+    let manifest = store.manifest(&store.pointer("p", "b").unwrap().unwrap().artifact).unwrap().unwrap();
+    assert_eq!(manifest.ports["documents"].rows(), Some(12), "rows are counted for a program that does not say");
+}
+
+#[test]
+fn a_path_may_name_a_variable_that_the_job_lets_through() {
+    let bench = Bench::new();
+    std::fs::write(bench.path("a.md"), "A text of some words, all of them plain.\n").unwrap();
+    let text = |run: &str| {
+        format!("name: p\njobs: {{ raw: {{ stage: ingest, config: {{ paths: ['${{MY_TEXTS}}/*.md'] }}{run} }} }}\n")
+    };
+    let smelt = |args: &[&str]| -> crate::support::Said {
+        bench.command(args).env("MY_TEXTS", bench.folder.path()).output().unwrap().into()
+    };
+    bench.pipeline("p.yaml", &text(""));
+    let said = smelt(&["check", "p.yaml"]).fails(2).err;
+    assert!(
+        said.contains("`MY_TEXTS`, which a stage does not see") && said.contains("run: { env: [MY_TEXTS] }"),
+        "{said}"
+    );
+    bench.pipeline("p.yaml", &text(", run: { env: [MY_TEXTS] }"));
+    smelt(&["run", "p.yaml"]).ok();
+}

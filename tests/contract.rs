@@ -199,3 +199,52 @@ fn two_runs_at_once_agree_on_one_commit() {
     assert_eq!(digests(&bench.store(), "two"), undisturbed(TWO, "two"));
     assert_eq!(bench.store().artifacts().unwrap().len(), 4);
 }
+
+/// The runner has no last word when it is killed: its stage ends with it, and its record tells.
+#[test]
+fn a_killed_runner_leaves_no_process_and_is_told_as_interrupted() {
+    let bench = Bench::new();
+    let text = "name: p\njobs: { a: { stage: STAGE(count), config: { rows: 8, units: 8, delay_ms: 2000 } } }\n";
+    bench.pipeline("p.yaml", text);
+    let mut runner = bench
+        .command(&["run", "p.yaml"])
+        .env("TMPDIR", bench.folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let scratch = || {
+        let entries = std::fs::read_dir(bench.folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        entries.filter(|name| name.to_string_lossy().starts_with("smelt-")).count()
+    };
+    let children = |of: u32| {
+        let all =
+            std::fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse::<u32>().ok());
+        let parent = |pid: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok())
+        };
+        all.filter(|pid| parent(pid) == Some(of)).collect::<Vec<u32>>()
+    };
+    let started = std::time::Instant::now();
+    let mut stages = Vec::new();
+    while (stages.is_empty() || scratch() == 0) && started.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(50));
+        stages = children(runner.id());
+    }
+    std::thread::sleep(Duration::from_millis(500)); // its lease and the record of the run are written
+    let said = bench.smelt(&["sql", "select state from smelt.runs", "--format", "csv", "--pipeline", "p.yaml"]);
+    assert_eq!(said.ok().out, "state\nrunning\n");
+    runner.kill().unwrap();
+    runner.wait().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    for stage in stages {
+        let state = std::fs::read_to_string(format!("/proc/{stage}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "stage {stage} lives on: {state}");
+    }
+    let said = bench.smelt(&["sql", "select state from smelt.runs", "--format", "csv", "--pipeline", "p.yaml"]);
+    assert_eq!(said.ok().out, "state\ninterrupted\n");
+    assert_eq!(scratch(), 1);
+    let mut again = bench.command(&["run", "p.yaml"]);
+    assert!(again.env("TMPDIR", bench.folder.path()).output().unwrap().status.success());
+    assert_eq!(scratch(), 0, "the next run sweeps what the killed one left");
+}

@@ -166,6 +166,29 @@ fn of_eight_racing_writers_one_commits() {
     let query = "select stage, edition, count(distinct fingerprint) n from smelt.artifacts group by 1, 2 order by 1";
     let said = server.smelt(&bench, SECRET, &["sql", query, "--format", "csv", "--store", "s3://bucket/race"]).ok().out;
     assert_eq!(said, "stage,edition,n\ncount,0,1\nmerge,0,1\n");
+    // whoever came too late for a commit says that it adopted the winner's
+    let ask = |args: &[&str]| server.smelt(&bench, SECRET, &[args, &["--store", "s3://bucket/race"]].concat());
+    let runs = ask(&["sql", "select run from smelt.runs", "--format", "csv"]).ok().out;
+    for job in ["a", "b"] {
+        let events = runs.lines().skip(1).map(|run| ask(&["logs", job, "--events", "--run", run]).out);
+        let commits: Vec<bool> = events
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok())
+            .filter(|event| event["type"] == "committed")
+            .map(|event| event["adopted"].as_bool().unwrap())
+            .collect();
+        assert_eq!(commits.iter().filter(|adopted| !**adopted).count(), 1, "job {job}: {commits:?}");
+    }
+}
+
+#[test]
+fn a_missing_bucket_and_missing_credentials_are_told_apart() {
+    let (server, bench) = (server(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE);
+    let said = server.smelt(&bench, SECRET, &["run", "p.yaml", "--store", "s3://nowhere/x"]).fails(2).err;
+    assert!(said.contains("bucket") && said.contains("nowhere") && said.contains("hint: "), "{said}");
+    let said = bench.smelt(&["run", "p.yaml", "--store", "s3://bucket/x"]).fails(6).err;
+    assert!(said.contains("neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set"), "{said}");
 }
 
 #[test]

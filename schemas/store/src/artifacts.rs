@@ -30,6 +30,9 @@ pub struct Tag {
     pub time: f64,
 }
 
+/// An artifact whose manifest cannot be read, and why.
+pub type Damaged = (ArtifactRef, Error);
+
 /// `name` as one part of a key: characters that some store refuses become `!` and two hexadecimal digits.
 pub fn safe_name(name: &str) -> String {
     let mut out = String::new();
@@ -116,7 +119,7 @@ impl Store {
     }
 
     /// The manifests of all committed artifacts, and the troubles of those that cannot be read.
-    pub fn manifests(&self) -> Result<(Vec<Manifest>, Vec<(ArtifactRef, Error)>)> {
+    pub fn manifests(&self) -> Result<(Vec<Manifest>, Vec<Damaged>)> {
         let (mut found, mut damaged) = (Vec::new(), Vec::new());
         for artifact in self.artifacts()? {
             match self.manifest(&artifact) {

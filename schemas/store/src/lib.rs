@@ -21,7 +21,7 @@ mod run;
 mod store;
 mod upload;
 
-pub use artifacts::{Commit, Pointer, Tag, artifact_key, safe_name};
+pub use artifacts::{Commit, Damaged, Pointer, Tag, artifact_key, safe_name};
 pub use attempt::{Attempt, Kept, Lease, Owner, Progress, RENEW, UnitRecord, has_lapsed};
 pub use error::{Error, Result};
 pub use gc::{GcPlan, GcRules};

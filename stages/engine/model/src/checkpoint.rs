@@ -4,7 +4,7 @@
 //! a model that loads "almost" computes nonsense without a word.
 
 use crate::quantised::{Quantisation, config_with, is_quantised, quantise};
-use crate::{Config, Error, Kind, Model, Params};
+use crate::{Config, Error, Family, Kind, Model, Params};
 use bytemuck::cast_slice;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
@@ -17,10 +17,15 @@ use std::collections::{BTreeMap, HashMap};
 const SHARD: usize = 4 << 30;
 const INDEX: &str = ".safetensors.index.json";
 
+/// 3 of `model.layers.3.enorm.weight`.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
 /// `files`: names and contents; those that end in `.safetensors` are read, and an index of them is checked; others are ignored. Weights in
-/// FP8 are multiplied out.
+/// FP8 are multiplied out. Modules for further tokens of which the files hold nothing are left out.
 pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<(Model, Params), Error> {
-    let model = Model::new(Config::from_json(config)?)?;
+    let mut fields = Config::from_json(config)?;
     let quantisation = Quantisation::from_json(config)?;
     let (indices, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(file, _)| file.ends_with(INDEX));
     for (index, bytes) in indices {
@@ -32,6 +37,13 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
         // `tensors()` borrows from `bytes`, not from the list
         found.extend(tensors.tensors());
     }
+    // transformers drops the modules for further tokens, and its config.json goes on naming them
+    let last = fields.num_hidden_layers;
+    let has_further = found.keys().any(|name| layer_of(name).is_some_and(|layer| layer >= last));
+    if let (Family::DeepseekV3(v3), false) = (&mut fields.family, has_further) {
+        v3.num_nextn_predict_layers = 0;
+    }
+    let model = Model::new(fields)?;
     let mut values = Vec::new();
     for spec in &model.specs().0 {
         let mut flat = Vec::with_capacity(spec.shape.len());
@@ -305,11 +317,30 @@ mod tests {
         };
         let text = load_as(|c| c.vocab_size = 40);
         assert!(text.contains("`model.embed_tokens.weight` has shape [32, 12] in the checkpoint, [40, 12]"), "{text}");
-        let text = load_as(|c| deepseek(c).num_nextn_predict_layers = 1);
-        assert!(text.contains("`model.layers.2.enorm.weight` is missing: the model expects [12]"), "{text}");
+        let text = load_as(|c| c.num_hidden_layers = 3);
+        assert!(text.contains("`model.layers.2.input_layernorm.weight` is missing: the model expects [12]"), "{text}");
         let text = load_as(|c| deepseek(c).n_shared_experts = 0);
         assert!(text.contains("`model.layers.1.mlp.shared_experts.down_proj.weight` is in the checkpoint"), "{text}");
         let text = load(&tiny().to_json(), [("model.safetensors", &files[1].1[..100])]).err().unwrap().to_string();
         assert!(text.contains("the file may be cut short"), "{text}");
+    }
+
+    /// As transformers saves a DeepSeek-V3 that it has loaded.
+    #[test]
+    fn modules_for_further_tokens_that_no_file_holds_are_left_out() {
+        let model = Model::new(tiny()).unwrap();
+        let files = save(&model, &model.init(&INIT), DType::F32);
+        let mut config = tiny();
+        deepseek(&mut config).num_nextn_predict_layers = 1;
+        let (loaded, _) = load(&config.to_json(), borrowed(&files)).unwrap();
+        assert_eq!(loaded.config(), model.config());
+
+        let whole = Model::new(config).unwrap();
+        let files = save(&whole, &whole.init(&INIT), DType::F32);
+        let tensors = SafeTensors::deserialize(&files[1].1).unwrap();
+        let some = tensors.tensors().into_iter().filter(|(name, _)| name != "model.layers.2.enorm.weight");
+        let bytes = safetensors::serialize(some, None).unwrap();
+        let text = load(&files[0].1, [("model.safetensors", bytes.as_slice())]).err().unwrap().to_string();
+        assert!(text.contains("`model.layers.2.enorm.weight` is missing: the model expects [12]"), "{text}");
     }
 }
