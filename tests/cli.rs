@@ -295,8 +295,10 @@ fn a_report_is_checked_before_the_jobs_run_that_it_tells_of() {
         ("select nothing from a", "2:9", "`report`: No field named nothing"),
     ] {
         let bench = Bench::new();
-        let said = bench.pipeline("p.yaml", &report(sql)).smelt(&["run", "p.yaml"]).fails(2).err;
-        assert!(said.contains(words) && said.contains(&format!("--> p.yaml:{place}")), "{sql}: {said}");
+        for verb in ["check", "run"] {
+            let said = bench.pipeline("p.yaml", &report(sql)).smelt(&[verb, "p.yaml"]).fails(2).err;
+            assert!(said.contains(words) && said.contains(&format!("--> p.yaml:{place}")), "{sql}: {said}");
+        }
         assert!(bench.store().artifacts().unwrap().is_empty(), "{sql}");
     }
     let bench = Bench::new();

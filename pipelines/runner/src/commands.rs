@@ -60,7 +60,8 @@ pub enum SqlFormat {
 }
 
 pub fn check(target: &Target) -> Result<()> {
-    let (plan, _) = target.load()?;
+    let (plan, store) = target.load()?;
+    query::check_report(&store, &plan)?;
     println!("{}: {} jobs, no fault found; `smelt plan {}` says what would run", plan.name, plan.jobs.len(), plan.file);
     Ok(())
 }

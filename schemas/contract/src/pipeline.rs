@@ -75,11 +75,20 @@ pub struct SavePolicy {
     pub seconds: f64,
     /// Saves that stay, at least 1: a damaged one is passed over for the one before.
     pub last: usize,
+    /// A save is made before every so many steps as well, whatever the time, and stays beside the last ones. 0 makes none.
+    pub every: u64,
+}
+
+impl SavePolicy {
+    /// Whether the save before step `next` stays for good.
+    pub fn stays(&self, next: u64) -> bool {
+        self.every > 0 && next.is_multiple_of(self.every)
+    }
 }
 
 impl Default for SavePolicy {
     fn default() -> Self {
-        Self { seconds: 10.0, last: 1 }
+        Self { seconds: 10.0, last: 1, every: 0 }
     }
 }
 

@@ -169,7 +169,7 @@ impl Context {
 
     /// The same, with what the stage itself has to remember beside the trainer's state, such as what a guard counts.
     pub fn save_when_due_with(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
-        if !self.saves.are_due() {
+        if !self.saves.are_due(next) {
             return Ok(());
         }
         self.saves.begin(next, detail, vec![(STATE.into(), state()), (CURVE.into(), self.curve_so_far()?)])

@@ -39,8 +39,11 @@ impl Saves {
         Self { attempt, policy, last: Mutex::new(Instant::now()), writing: Mutex::default() }
     }
 
-    /// Whether the last save began long enough ago, and is written.
-    pub fn are_due(&self) -> bool {
+    /// Whether the one before step `next` is to stay; or the last began long enough ago, and is written.
+    pub fn are_due(&self, next: u64) -> bool {
+        if self.policy.stays(next) {
+            return true;
+        }
         let is_time = lock(&self.last).elapsed() >= Duration::from_secs_f64(self.policy.seconds.min(1e9));
         is_time && lock(&self.writing).as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -54,11 +57,11 @@ impl Saves {
                 files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
             return self.write(cursor, detail, &files);
         }
-        let (attempt, keep) = (self.attempt.clone(), self.policy.last);
+        let (attempt, policy) = (self.attempt.clone(), self.policy);
         *lock(&self.writing) = Some(std::thread::spawn(move || {
             let files: Vec<(&str, &[u8])> =
                 files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-            write(&attempt, keep, cursor, detail, &files)
+            write(&attempt, &policy, cursor, detail, &files)
         }));
         Ok(())
     }
@@ -66,7 +69,7 @@ impl Saves {
     /// Writes a save now.
     pub fn write(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
         self.wait()?;
-        write(&self.attempt, self.policy.last, cursor, detail, files)
+        write(&self.attempt, &self.policy, cursor, detail, files)
     }
 
     /// Until nothing is being written.
@@ -79,7 +82,13 @@ impl Saves {
     }
 }
 
-fn write(attempt: &Attempt, keep: usize, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+fn write(
+    attempt: &Attempt,
+    policy: &SavePolicy,
+    cursor: u64,
+    detail: Value,
+    files: &[(&str, &[u8])],
+) -> Result<(), Error> {
     let before = attempt.progress()?;
     let mut records = BTreeMap::new();
     for (name, bytes) in files {
@@ -90,7 +99,11 @@ fn write(attempt: &Attempt, keep: usize, cursor: u64, detail: Value, files: &[(&
     }
     let mut older: Vec<Kept> = before.map(Progress::into_saves).unwrap_or_default();
     older.retain(|save| save.cursor != cursor);
-    let dropped = older.split_off(older.len().min(keep.max(1) - 1));
+    let mut nearer = 1; // the new one
+    let (older, dropped): (Vec<Kept>, Vec<Kept>) = older.into_iter().partition(|save| {
+        nearer += 1;
+        nearer <= policy.last || policy.stays(save.cursor)
+    });
     attempt.save_progress(&Progress { cursor, files: records, books: Default::default(), detail, older })?;
     for file in dropped.iter().flat_map(|save| save.files.values()) {
         attempt.store().delete(&attempt.key(&file.path))?;
@@ -130,7 +143,7 @@ mod tests {
 
     fn saves(store: &Store, last: usize) -> Saves {
         let attempt = Attempt::begin(store, "train", &Digest::of(b"recipe"), 0).unwrap();
-        Saves::new(Arc::new(attempt), SavePolicy { seconds: 1e-9, last })
+        Saves::new(Arc::new(attempt), SavePolicy { seconds: 1e-9, last, every: 0 })
     }
 
     fn found(saves: &Saves) -> (Option<u64>, Vec<String>) {
@@ -164,6 +177,18 @@ mod tests {
         assert!(faults.len() == 1 && faults[0].starts_with("the save at 4 is passed over: "), "{faults:?}");
         store.delete(&saves.attempt.key("saves/3/state")).unwrap();
         assert_eq!(found(&saves).0, None, "without a whole save the work begins anew");
+    }
+
+    #[test]
+    fn every_so_many_steps_a_save_is_due_and_stays() {
+        let store = Store::open("memory:every").unwrap();
+        let attempt = Attempt::begin(&store, "train", &Digest::of(b"recipe"), 0).unwrap();
+        let saves = Saves::new(Arc::new(attempt), SavePolicy { seconds: 1e9, last: 2, every: 4 });
+        assert!(!saves.are_due(3) && saves.are_due(4));
+        (1..=10).for_each(|cursor| begin(&saves, cursor));
+        saves.wait().unwrap();
+        assert_eq!(store.list_here(&saves.attempt.key("saves")).unwrap().1, ["10", "4", "8", "9"]);
+        assert_eq!(found(&saves).0, Some(10));
     }
 
     #[test]
