@@ -409,7 +409,7 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
                 "say 1 or more, or leave it out for what the stage takes",
             );
         }
-        if !(job.run.save.seconds >= 0.0) {
+        if job.run.save.seconds.is_nan() || job.run.save.seconds < 0.0 {
             let what = format!("{} seconds lie between no two saves", job.run.save.seconds);
             return refuse("save/seconds", &what, "say 0 to save after every step, or more");
         }

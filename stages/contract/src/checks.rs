@@ -83,7 +83,7 @@ fn free_space(folder: &Path) -> std::io::Result<u64> {
         let failed = libc::statvfs(path.as_ptr(), about.as_mut_ptr()) != 0;
         (failed, about.assume_init())
     };
-    if failed { Err(std::io::Error::last_os_error()) } else { Ok(about.f_bavail as u64 * about.f_frsize as u64) }
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(about.f_bavail * about.f_frsize) }
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ fn a_mixture_that_leaves_out_most_of_an_input_and_an_empty_validation_are_told()
             "`validation` is empty: of 1 documents 0.1 were to be held out on average, and none was: raise `validation`, now 0.05"
         ]
     );
-    assert!(warnings(json!({ "vocabulary": 300, "validation": 0 }), &[few.clone()]).is_empty());
+    assert!(warnings(json!({ "vocabulary": 300, "validation": 0 }), std::slice::from_ref(&few)).is_empty());
     assert!(
         warnings(json!({ "vocabulary": 300, "weights": [0, 1] }), &[few, many]).is_empty(),
         "a weight of 0 says so itself"

@@ -212,7 +212,8 @@ fn a_right_guess_saves_a_step() {
 /// Token i spells one letter, and every third one two.
 fn letters() -> Tokenizer {
     let letter = |i: u32| char::from(b'!' + i as u8);
-    let spell = |i: u32| if i % 3 == 0 { format!("{}{}", letter(i), letter(i + 1)) } else { letter(i).to_string() };
+    let spell =
+        |i: u32| if i.is_multiple_of(3) { format!("{}{}", letter(i), letter(i + 1)) } else { letter(i).to_string() };
     let mut vocabulary: serde_json::Map<_, _> = (0..60).map(|i| (spell(i), i.into())).collect();
     (60..100).for_each(|i| drop(vocabulary.insert(format!("never {i}"), i.into())));
     let level =
