@@ -1,0 +1,134 @@
+//! Values from elsewhere: `--set` on the command line, and `${name}` in the file.
+
+use crate::diagnostic::{Diagnostic, Place, Result, nearest};
+use crate::yaml::{self, Tree};
+use serde_json::Value;
+
+/// One `--set`: `seed=3`, `vars.x=…`, `job.config.field=value`, or `job[axis=value].config.field=value`.
+pub(super) struct Set {
+    pub(super) words: String,
+    /// Of the whole file; inside the job if it is for one instance.
+    pub(super) pointer: String,
+    value: Value,
+    pub(super) job: Option<String>,
+    pub(super) instance: Option<String>,
+}
+
+impl Set {
+    pub(super) fn parse(words: &str, tree: &Tree) -> Result<Self> {
+        const TOP: [&str; 5] = ["name", "store", "seed", "vars", "report"];
+        let at = |e: Diagnostic| e.at(Some(Place::named(format!("--set {words}"))));
+        // The `=` of an instance's axes is no end of the path.
+        let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
+        let from = open.and_then(|open| Some(open + words[open..].find(']')?)).unwrap_or(0);
+        let equals = words[from..]
+            .find('=')
+            .map(|e| from + e)
+            .ok_or_else(|| at(Diagnostic::pipeline("this has no `=`").hint("write `--set job.config.field=value`")))?;
+        let (path, text) = (&words[..equals], &words[equals + 1..]);
+        let (head, rest) = match open {
+            Some(_) => path.split_at(from + 1),
+            None => path.split_at(path.find('.').unwrap_or(path.len())),
+        };
+        let base = head.split('[').next().unwrap_or(head);
+        let escape = |p: &str| format!("/{}", p.replace('~', "~0").replace('/', "~1"));
+        let below: String = rest.split('.').skip(1).map(escape).collect();
+        let value = yaml::parse_value(text);
+        let is_top = open.is_none() && TOP.contains(&base);
+        if !is_top {
+            let jobs = tree.value.get("jobs").and_then(Value::as_object);
+            let jobs: Vec<&str> = jobs.into_iter().flat_map(|j| j.keys().map(String::as_str)).collect();
+            if !jobs.contains(&base) {
+                let error = at(Diagnostic::pipeline(format!("there is no job `{base}`")));
+                return Err(match nearest(base, jobs.iter().copied()) {
+                    Some(near) => error.hint(format!("is `{near}` meant?")),
+                    None => error.hint(format!("jobs: {}; at the top: {}", jobs.join(", "), TOP.join(", "))),
+                });
+            }
+        }
+        if below.is_empty() && (!is_top || base == "vars") || rest.ends_with('.') || rest.contains("..") {
+            return Err(at(Diagnostic::pipeline(format!("`{path}` names no value"))
+                .hint("write `--set job.config.field=value`, `--set vars.name=value` or `--set seed=3`")));
+        }
+        let all = head.ends_with("[*]");
+        Ok(Self {
+            words: words.into(),
+            pointer: match (is_top, open) {
+                (true, _) => escape(base) + &below,
+                (false, Some(_)) if !all => below,
+                (false, _) => format!("/jobs{}{below}", escape(base)),
+            },
+            value,
+            job: (!is_top).then(|| base.to_owned()),
+            instance: open.filter(|_| !all).map(|_| head.to_owned()),
+        })
+    }
+
+    /// One path where the file has a list is a list of one.
+    fn value_for(&self, before: Option<&Value>) -> Value {
+        match before.is_some_and(Value::is_array) && !self.value.is_array() {
+            true => Value::Array(vec![self.value.clone()]),
+            false => self.value.clone(),
+        }
+    }
+
+    pub(super) fn apply(&self, tree: &mut Tree) {
+        let value = self.value_for(tree.value.pointer(&self.pointer));
+        tree.set(&self.pointer, value, &self.words);
+    }
+}
+
+/// Replaces `${name}` by what `look_up` knows. A string that is nothing else takes the value's own type. Unknown names
+/// stay, and so do names in capitals, which are the stages' to read.
+pub(super) fn substitute(value: &mut Value, look_up: &dyn Fn(&str) -> Option<Value>) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|v| substitute(v, look_up)),
+        Value::Object(map) => map.values_mut().for_each(|v| substitute(v, look_up)),
+        Value::String(text) => {
+            if let Some(whole) = text.strip_prefix("${").and_then(|t| t.strip_suffix('}')).filter(|t| !t.contains('$'))
+                && let Some(found) = look_up(whole)
+            {
+                *value = found;
+                return;
+            }
+            let (mut out, mut rest) = (String::new(), text.as_str());
+            while let Some((before, name, after)) = variable(rest) {
+                out += before;
+                match look_up(name) {
+                    Some(Value::String(s)) => out += &s,
+                    Some(other) => out += &other.to_string(),
+                    None => out += &format!("${{{name}}}"),
+                }
+                rest = after;
+            }
+            *text = out + rest;
+        }
+        _ => {}
+    }
+}
+
+/// Text before the first `${name}`, the name, text after it.
+fn variable(text: &str) -> Option<(&str, &str, &str)> {
+    let start = text.find("${")?;
+    let end = start + text[start..].find('}')?;
+    Some((&text[..start], &text[start + 2..end], &text[end + 1..]))
+}
+
+/// The first `${name}` in lower case that nothing filled, with the pointer of its value.
+pub(super) fn unfilled(value: &Value, pointer: &str) -> Option<(String, String)> {
+    match value {
+        Value::Array(items) => items.iter().enumerate().find_map(|(i, v)| unfilled(v, &format!("{pointer}/{i}"))),
+        Value::Object(map) => map.iter().find_map(|(k, v)| unfilled(v, &format!("{pointer}/{k}"))),
+        Value::String(text) => {
+            let mut rest = text.as_str();
+            while let Some((_, name, after)) = variable(rest) {
+                if name.starts_with(|c: char| c.is_ascii_lowercase()) {
+                    return Some((pointer.into(), name.into()));
+                }
+                rest = after;
+            }
+            None
+        }
+        _ => None,
+    }
+}
