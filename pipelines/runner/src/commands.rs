@@ -11,6 +11,7 @@ use crate::{PipelineArgs, RunArgs, job, query};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::Store;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -283,13 +284,14 @@ pub fn doctor(store: Option<&str>) -> Result<()> {
             println!("        hint: {}", hint.unwrap_or("see above"));
         }
     };
-    let cores = std::thread::available_parallelism().map_or(0, Into::into);
-    line(cores > 0, "cores", &cores.to_string(), None);
+    // Most stages ask the same of the machine: what holds for one is said once.
+    let mut said = BTreeSet::new();
     for stage in programs::known() {
         match Program::load(&stage, Path::new(".")) {
             Ok(program) => {
                 line(true, &format!("stage {stage}"), &format!("version {}", program.description.version), None);
-                for check in program.doctor().checks {
+                let checks = program.doctor().checks.into_iter();
+                for check in checks.filter(|c| !c.ok || said.insert((c.name.clone(), c.found.clone()))) {
                     line(check.ok, &format!("  {}", check.name), &check.found, check.hint.as_deref());
                 }
             }
