@@ -1,9 +1,10 @@
 //! What a tensor may hold: f32 to work with, f64 to check gradients with, bf16 and E4M3 to store and to multiply.
 
 use crate::fp8::E4m3;
-use crate::gemm::{Gemm, Operand, PackedB, View, Write};
+use crate::gemm::{Causal, Gemm, Operand, PackedB, View, Write};
 use crate::math;
 use crate::memory::Arena;
+use bytemuck::Zeroable;
 use half::bf16;
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -31,7 +32,7 @@ impl DType {
 }
 
 /// An element a tensor can hold.
-pub trait Element: Copy + Default + Debug + PartialEq + Send + Sync + 'static {
+pub trait Element: Copy + Default + Zeroable + Debug + PartialEq + Send + Sync + 'static {
     const DTYPE: DType;
     /// What unwritten memory is filled with in debug builds.
     const POISON: Self;
@@ -78,6 +79,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// See [`math::exp_f32`].
     fn exp(self) -> Self;
+    /// The same of what is at most 88: see [`math::exp_below_f32`].
+    fn exp_below(self) -> Self;
     /// Natural logarithm, through f64: see [`math::ln`].
     fn ln(self) -> Self {
         Self::of(math::ln(self.f64()))
@@ -88,12 +91,28 @@ pub trait Real:
     fn multiply(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], write: Write);
     /// The same by the caller alone.
     fn multiply_alone(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], write: Write);
-    /// The same into some columns of a wider c.
-    fn multiply_alone_into(gemm: &Gemm, a: View<Self>, b: View<Self>, c: &mut [Self], c_row: usize, write: Write);
+    /// The same into some columns of a wider c, all of it or at least what `causal` leaves.
+    fn multiply_alone_into(
+        gemm: &Gemm,
+        a: View<Self>,
+        b: View<Self>,
+        c: &mut [Self],
+        c_row: usize,
+        write: Write,
+        causal: Causal,
+    );
     /// `b` packed for products by the caller alone; only f32 packs.
     fn packed(gemm: &Gemm, b: View<Self>) -> Option<PackedB<f32>>;
-    /// `c = a·b` by the caller alone, with the first columns of what [`packed`](Self::packed) gave.
-    fn multiply_corner(gemm: &Gemm, a: View<Self>, b: &PackedB<f32>, columns: usize, c: &mut [Self]);
+    /// `c = a·b` by the caller alone, with the first columns of what [`packed`](Self::packed) gave, into some columns of a wider c.
+    fn multiply_corner(
+        gemm: &Gemm,
+        a: View<Self>,
+        b: &PackedB<f32>,
+        columns: usize,
+        c: &mut [Self],
+        c_row: usize,
+        causal: Causal,
+    );
     /// With b packed before. Only f32 packs.
     fn multiply_packed(gemm: &Gemm, a: View<Self>, b: &PackedB<f32>, c: &mut [Self], write: Write);
     /// Segment e of the rows of `a` times `b[e]`.
@@ -104,7 +123,7 @@ pub trait Real:
 }
 
 macro_rules! arithmetic {
-    ($type:ty, $exp:path) => {
+    ($type:ty, $exp:path, $exp_below:path) => {
         const ZERO: Self = 0.0;
         const ONE: Self = 1.0;
         const LOWEST: Self = <$type>::MIN;
@@ -125,6 +144,10 @@ macro_rules! arithmetic {
             $exp(self)
         }
         #[inline(always)]
+        fn exp_below(self) -> Self {
+            $exp_below(self)
+        }
+        #[inline(always)]
         fn sigmoid(self) -> Self {
             1.0 / (1.0 + $exp(-self))
         }
@@ -132,7 +155,7 @@ macro_rules! arithmetic {
 }
 
 impl Real for f32 {
-    arithmetic!(f32, math::exp_f32);
+    arithmetic!(f32, math::exp_f32, math::exp_below_f32);
 
     fn multiply(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
         gemm.multiply(a, b, c, write);
@@ -140,16 +163,32 @@ impl Real for f32 {
     fn multiply_alone(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
         gemm.alone(a, b, c, write);
     }
-    fn multiply_alone_into(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], c_row: usize, write: Write) {
-        gemm.alone_into(a, b, c, c_row, write);
+    fn multiply_alone_into(
+        gemm: &Gemm,
+        a: View<f32>,
+        b: View<f32>,
+        c: &mut [f32],
+        c_row: usize,
+        write: Write,
+        causal: Causal,
+    ) {
+        gemm.alone_into(a, b, c, c_row, write, causal);
     }
     fn packed(gemm: &Gemm, b: View<f32>) -> Option<PackedB<f32>> {
         let mut packed = PackedB::empty();
         gemm.pack(&mut packed, b);
         Some(packed)
     }
-    fn multiply_corner(gemm: &Gemm, a: View<f32>, b: &PackedB<f32>, columns: usize, c: &mut [f32]) {
-        gemm.alone(a, Operand::Corner { b, k: b.k, n: columns }, c, Write::Set);
+    fn multiply_corner(
+        gemm: &Gemm,
+        a: View<f32>,
+        b: &PackedB<f32>,
+        columns: usize,
+        c: &mut [f32],
+        c_row: usize,
+        causal: Causal,
+    ) {
+        gemm.alone_into(a, Operand::Corner { b, k: b.k, n: columns }, c, c_row, Write::Set, causal);
     }
     fn multiply_packed(gemm: &Gemm, a: View<f32>, b: &PackedB<f32>, c: &mut [f32], write: Write) {
         gemm.multiply(a, b, c, write);
@@ -168,13 +207,13 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    arithmetic!(f64, math::exp);
+    arithmetic!(f64, math::exp, math::exp);
 
     fn multiply(gemm: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
         assert_eq!(c.len(), a.rows * b.cols, "multiply: [M, K]·[K, N] into [M, N]");
-        Self::multiply_alone_into(gemm, a, b, c, b.cols, write);
+        Self::multiply_alone_into(gemm, a, b, c, b.cols, write, Causal::All);
     }
-    fn multiply_alone_into(_: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], c_row: usize, write: Write) {
+    fn multiply_alone_into(_: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], c_row: usize, write: Write, _: Causal) {
         assert_eq!(a.cols, b.rows, "multiply: [M, K]·[K, N]");
         for (i, row) in c.chunks_mut(c_row.max(1)).take(a.rows).enumerate() {
             for (j, c) in row.iter_mut().take(b.cols).enumerate() {
@@ -189,7 +228,7 @@ impl Real for f64 {
     fn packed(_: &Gemm, _: View<f64>) -> Option<PackedB<f32>> {
         None
     }
-    fn multiply_corner(_: &Gemm, _: View<f64>, _: &PackedB<f32>, _: usize, _: &mut [f64]) {
+    fn multiply_corner(_: &Gemm, _: View<f64>, _: &PackedB<f32>, _: usize, _: &mut [f64], _: usize, _: Causal) {
         unreachable!("only f32 tensors are packed");
     }
     fn multiply_packed(_: &Gemm, _: View<f64>, _: &PackedB<f32>, _: &mut [f64], _: Write) {

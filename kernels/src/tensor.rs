@@ -6,6 +6,7 @@
 use crate::fp8::E4m3;
 use crate::gemm::{Gemm, PackedB, View};
 use crate::lowered::{Form, Lowered};
+use crate::memory::Block;
 use crate::{DType, Element};
 use half::bf16;
 use std::fmt;
@@ -79,10 +80,10 @@ struct Buffer {
 }
 
 enum Data {
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-    Bf16(Vec<bf16>),
-    E4m3(Vec<E4m3>),
+    F32(Block<f32>),
+    F64(Block<f64>),
+    Bf16(Block<bf16>),
+    E4m3(Block<E4m3>),
 }
 
 impl Drop for Buffer {
@@ -184,7 +185,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
         };
-        let data = any.downcast_ref::<Vec<T>>();
+        let data = any.downcast_ref::<Block<T>>();
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
     }
 
@@ -204,7 +205,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
         };
-        let data = any.downcast_mut::<Vec<T>>();
+        let data = any.downcast_mut::<Block<T>>();
         &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The reference is the chain itself, in a loop. Equality is to the bit, so there is no tolerance to choose.
 
-use smelt_kernels::gemm::{Bf16, Element, Gemm, Level, Operand, PackedB, View, Write};
+use smelt_kernels::gemm::{Bf16, Causal, Element, Gemm, Level, Operand, PackedB, View, Write};
 
 /// Numbers of both signs over many magnitudes; a small share are zero or subnormal.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -178,4 +178,42 @@ fn callers_who_share_a_pool_do_not_disturb_each_other() {
         }
     };
     std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(call))));
+}
+
+/// What a causal mask leaves of a product is the whole product's, to the bit, in every blocking: the products of attention, of a block of
+/// queries that begins at `first`, and more keys than a block of K holds.
+#[test]
+fn a_causal_product_is_a_part_of_the_whole() {
+    const STRIDE: usize = 1024 + 16;
+    for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
+        let gemm = Gemm::new(1).at(level);
+        for (first, count, width) in [(0, 1, 3), (0, 48, 24), (48, 20, 32), (900, 48, 40), (960, 64, 70), (0, 500, 5)] {
+            let (last, mut scores) = (first + count, noise(1, count * STRIDE));
+            for (i, row) in scores.chunks_mut(STRIDE).enumerate() {
+                row[first + i + 1..].fill(0.0);
+            }
+            let scores = View::strided(&scores, count, last, STRIDE);
+            let (queries, keys) = (noise(2, count * width), noise(3, last * width));
+            let (queries, keys) = (View::new(&queries, count, width), View::new(&keys, last, width));
+            let both = |a: View<f32>, b: View<f32>, write, causal| {
+                [Causal::All, causal].map(|causal| {
+                    let mut c = vec![0.5; a.rows * b.cols];
+                    gemm.alone_into(a, b, &mut c, b.cols, write, causal);
+                    c
+                })
+            };
+            let what = format!("{level:?}, {count} from {first} by {width}");
+            for write in [Write::Set, Write::Add] {
+                let [whole, part] = both(scores, keys, write, Causal::Before { first });
+                assert_eq!(bits(&part), bits(&whole), "before, {write:?}, {what}");
+                let [whole, part] = both(queries, keys.t(), write, Causal::Columns { first });
+                for i in 0..count {
+                    let seen = i * last..i * last + first + i + 1;
+                    assert_eq!(bits(&part[seen.clone()]), bits(&whole[seen]), "columns, {write:?}, {what}");
+                }
+                let [whole, part] = both(scores.t(), queries, write, Causal::After { first });
+                assert_eq!(bits(&part), bits(&whole), "after, {write:?}, {what}");
+            }
+        }
+    }
 }

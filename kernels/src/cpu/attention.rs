@@ -2,7 +2,7 @@
 //! part is one for all. A task is one head of one document.
 
 use super::one_head::{self, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared};
+use super::{Cpu, Scratch, Shared, padded};
 use crate::backend::AttentionShape;
 use crate::gemm::View;
 use crate::{Documents, Real, Tensor};
@@ -28,12 +28,12 @@ fn tasks(s: &AttentionShape, documents: &Documents) -> Vec<(Range<usize>, usize)
     documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))).collect()
 }
 
-/// Keys `[T, nope + rope]` of one head: its own part and the shared one.
+/// Keys `[T, nope + rope]` of one head, in rows that are padded: its own part and the shared one.
 fn gather_keys<T: Real>(s: &AttentionShape, kv: &[T], k_rope: &[T], rows: Range<usize>, head: usize, k: &mut [T]) {
     let w = Widths::of(s);
-    for (row, k) in rows.zip(k.chunks_exact_mut(w.qk)) {
+    for (row, k) in rows.zip(k.chunks_exact_mut(padded(w.qk))) {
         k[..s.nope].copy_from_slice(&kv[row * w.kv_row + head * w.kv..][..s.nope]);
-        k[s.nope..].copy_from_slice(&k_rope[row * s.rope..][..s.rope]);
+        k[s.nope..w.qk].copy_from_slice(&k_rope[row * s.rope..][..s.rope]);
     }
 }
 
@@ -59,11 +59,11 @@ pub fn forward<T: Real>(
     let (out, lse_out) = (Shared::new(o.write::<T>()), Shared::new(lse.write::<T>()));
     cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
         let length = rows.len();
-        let mut k = Scratch::<T>::new(length * w.qk);
+        let mut k = Scratch::<T>::new(length * padded(w.qk));
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
         let one = OneHead {
             q: part(q, rows.clone(), head * w.qk, w.qk, w.q_row),
-            k: View::new(&k.0[..length * w.qk], length, w.qk),
+            k: View::strided(&k.0, length, w.qk, padded(w.qk)),
             v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
             scale: T::of(s.scale),
         };
@@ -99,13 +99,14 @@ pub fn backward<T: Real>(
     let (out_kv, out_rope) = (Shared::new(dkv.write::<T>()), Shared::new(partial.write::<T>()));
     cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
         let length = rows.len();
-        let mut k = Scratch::<T>::new(length * w.qk);
-        let (mut dk, mut dv) = (Scratch::<T>::new(length * w.qk), Scratch::<T>::new(length * s.value));
-        let (dk, dv) = (&mut dk.0[..length * w.qk], &mut dv.0[..length * s.value]);
+        let mut k = Scratch::<T>::new(length * padded(w.qk));
+        let (k_width, v_width) = (padded(w.qk), padded(s.value));
+        let (mut dk, mut dv) = (Scratch::<T>::new(length * k_width), Scratch::<T>::new(length * v_width));
+        let (dk, dv) = (&mut dk.0[..length * k_width], &mut dv.0[..length * v_width]);
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
         let one = OneHead {
             q: part(q, rows.clone(), head * w.qk, w.qk, w.q_row),
-            k: View::new(&k.0[..length * w.qk], length, w.qk),
+            k: View::strided(&k.0, length, w.qk, padded(w.qk)),
             v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
             scale: T::of(s.scale),
         };
@@ -117,13 +118,13 @@ pub fn backward<T: Real>(
         // this task alone writes this head's rows of this document
         let dq = Place { data: &out_q, start: rows.start * w.q_row + head * w.qk, stride: w.q_row };
         one_head::backward(cpu, one, seen, dq, dk, dv);
-        for ((row, dk), dv) in rows.zip(dk.chunks_exact(w.qk)).zip(dv.chunks_exact(s.value)) {
+        for ((row, dk), dv) in rows.zip(dk.chunks_exact(k_width)).zip(dv.chunks_exact(v_width)) {
             // SAFETY: as above; the slab of `out_rope` is this head's.
             unsafe {
                 let dkv = out_kv.part(row * w.kv_row + head * w.kv, w.kv);
                 dkv[..s.nope].copy_from_slice(&dk[..s.nope]);
-                dkv[s.nope..].copy_from_slice(dv);
-                out_rope.part((head * n + row) * s.rope, s.rope).copy_from_slice(&dk[s.nope..]);
+                dkv[s.nope..].copy_from_slice(&dv[..s.value]);
+                out_rope.part((head * n + row) * s.rope, s.rope).copy_from_slice(&dk[s.nope..w.qk]);
             }
         }
     });

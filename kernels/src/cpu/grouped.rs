@@ -5,7 +5,7 @@
 //! number of rows, and a row does not depend on that number.
 
 use super::one_head::{self, BLOCK, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared, exp_row, wide};
+use super::{Cpu, Scratch, Shared, exp_row, padded, wide};
 use crate::backend::{CachedRows, GroupedShape};
 use crate::gemm::View;
 use crate::{DType, Documents, Real, Tensor, Write};
@@ -72,7 +72,8 @@ pub fn backward<T: Real>(
     d_o.expect("grouped_attention_backward: do", [n, row]);
     let mut dq = Tensor::empty(q.shape(), T::DTYPE);
     // one slab per query head
-    let slabs = || Tensor::empty([s.heads, n, s.dim], T::DTYPE);
+    let width = padded(s.dim);
+    let slabs = || Tensor::empty([s.heads, n, width], T::DTYPE);
     let (mut dk, mut dv) = (slabs(), slabs());
     let inputs = [q, k, v].map(|x| x.read::<T>());
     let (o, lse, d_o) = (o.read::<T>(), lse.read::<T>(), d_o.read::<T>());
@@ -85,7 +86,7 @@ pub fn backward<T: Real>(
             lse: &lse[head * n + rows.start..][..rows.len()],
         };
         let dq = Place { data: &out_q, start: rows.start * row + head * s.dim, stride: row };
-        let (start, len) = ((head * n + rows.start) * s.dim, rows.len() * s.dim);
+        let (start, len) = ((head * n + rows.start) * width, rows.len() * width);
         // SAFETY: this task alone writes this head's rows of this document, in the slabs and in dq.
         let (dk, dv) = unsafe { (out_k.part(start, len), out_v.part(start, len)) };
         one_head::backward(cpu, one(s, inputs, &rows, head), seen, dq, dk, dv);
@@ -93,9 +94,9 @@ pub fn backward<T: Real>(
     (dq, sum_groups::<T>(cpu, s, &dk), sum_groups::<T>(cpu, s, &dv))
 }
 
-/// Slabs `[H, N, d]` to `[N, G·d]`: each key-value head gets the sum over its query heads, in their order.
+/// Slabs `[H, N, padded(d)]` to `[N, G·d]`: each key-value head gets the sum over its query heads, in their order.
 fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
-    let [_, n, d] = slabs.dims("sum_groups");
+    let ([_, n, width], d) = (slabs.dims("sum_groups"), s.dim);
     let mut sum = Tensor::empty([n, s.kv_heads * d], T::DTYPE);
     let (slabs, step) = (slabs.read::<T>(), cpu.step(n, s.heads * d));
     let tasks = sum.write::<T>().chunks_mut(step * s.kv_heads * d).enumerate().collect();
@@ -105,9 +106,9 @@ fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
         |(task, sum): (usize, &mut [T])| {
             for (i, sum) in sum.chunks_exact_mut(d).enumerate() {
                 let (row, first) = (task * step + i / s.kv_heads, i % s.kv_heads * s.group());
-                sum.copy_from_slice(&slabs[(first * n + row) * d..][..d]);
+                sum.copy_from_slice(&slabs[(first * n + row) * width..][..d]);
                 for head in first + 1..first + s.group() {
-                    sum.iter_mut().zip(&slabs[(head * n + row) * d..][..d]).for_each(|(sum, &x)| *sum += x);
+                    sum.iter_mut().zip(&slabs[(head * n + row) * width..][..d]).for_each(|(sum, &x)| *sum += x);
                 }
             }
         },
@@ -149,10 +150,9 @@ pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) 
                 cpu.gemm.level(),
                 #[inline(always)]
                 || {
-                    for (i, (row, inverse)) in scores.chunks_exact_mut(visible).zip(&mut inverse.0).enumerate() {
-                        let (seen, hidden) = row.split_at_mut(visible - block.len() + i / group + 1);
-                        *inverse = 1.0 / exp_row(seen, s.scale as f32).1;
-                        hidden.fill(0.0);
+                    for (i, (row, inverse)) in scores.chunks_exact_mut(visible).zip(inverse.0.iter_mut()).enumerate() {
+                        let seen = visible - block.len() + i / group + 1;
+                        *inverse = 1.0 / exp_row(row, seen, s.scale as f32).1;
                     }
                 },
             );

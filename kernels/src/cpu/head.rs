@@ -25,7 +25,7 @@ fn softmax<T: Real>(cpu: &Cpu, logits: &mut [T], vocabulary: usize, targets: &[u
             let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
             for ((row, &target), ((logp, lse), inverse)) in rows.zip(logp.iter_mut().zip(lse).zip(inverse)) {
                 let logit = row[target as usize].f64();
-                let (max, sum) = exp_row(row, T::ONE);
+                let (max, sum) = exp_row(row, row.len(), T::ONE);
                 *lse = max.f64() + crate::math::ln(sum.f64());
                 *logp = logit - *lse;
                 *inverse = 1.0 / sum.f64();
@@ -125,7 +125,7 @@ pub fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
         #[inline(always)]
         |(x, (max, sum)): (&mut [T], (&mut [f64], &mut [f64]))| {
             for (x, (max, sum)) in x.chunks_exact_mut(v).zip(max.iter_mut().zip(sum)) {
-                let (m, s) = exp_row(x, T::ONE);
+                let (m, s) = exp_row(x, x.len(), T::ONE);
                 (*max, *sum) = (m.f64(), s.f64());
             }
         },

@@ -57,16 +57,15 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                for (i, (row, inverse)) in scores.chunks_exact_mut(length).zip(&mut inverse.0).enumerate() {
-                    let (visible, hidden) = row.split_at_mut(length - rows.len() + i / s.heads + 1);
-                    *inverse = 1.0 / exp_row(visible, s.scale as f32).1;
-                    hidden.fill(0.0);
+                for (i, (row, inverse)) in scores.chunks_exact_mut(length).zip(inverse.0.iter_mut()).enumerate() {
+                    let visible = length - rows.len() + i / s.heads + 1;
+                    *inverse = 1.0 / exp_row(row, visible, s.scale as f32).1;
                 }
             },
         );
         let values = View::strided(cache, length, latent, width);
         f32::multiply_alone(&cpu.gemm, View::new(scores, count, length), values, out, Write::Set);
-        for (out, &inverse) in out.chunks_exact_mut(latent).zip(&inverse.0) {
+        for (out, &inverse) in out.chunks_exact_mut(latent).zip(inverse.0.iter()) {
             out.iter_mut().for_each(|x| *x *= inverse);
         }
     });

@@ -17,6 +17,7 @@ mod rows;
 use crate::backend::*;
 use crate::fp8::{Operand, Quantiser};
 use crate::gemm::{Gemm, Level, View, wide};
+use crate::memory::Block;
 use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
 
 /// Element operations below which waking a thread costs more than it brings.
@@ -93,48 +94,66 @@ fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     fold(sums)
 }
 
+/// The second half of a vector joined to the first, until one lane is left.
 #[inline(always)]
-fn fold<T: Real>(mut sums: [T; 16]) -> T {
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-        }
-    }
-    sums[0]
+fn halves<T: Real>(x: [T; LANES], join: impl Fn(T, T) -> T) -> T {
+    let x: [T; 8] = std::array::from_fn(|lane| join(x[lane], x[lane + 8]));
+    let x: [T; 4] = std::array::from_fn(|lane| join(x[lane], x[lane + 4]));
+    join(join(x[0], x[2]), join(x[1], x[3]))
 }
 
-/// Turns a row of scores into exp(score·scale − max) in place; returns the maximum of score·scale and the sum.
 #[inline(always)]
-fn exp_row<T: Real>(row: &mut [T], scale: T) -> (T, T) {
-    let mut largest = [T::LOWEST; 16];
-    let (chunks, rest) = row.as_chunks_mut::<16>();
-    for chunk in chunks.iter_mut() {
-        for lane in 0..16 {
+fn fold<T: Real>(sums: [T; LANES]) -> T {
+    halves(sums, |a, b| a + b)
+}
+
+/// Lanes of the widest vector.
+const LANES: usize = 16;
+
+/// Elements of a row of working memory: whole vectors, so that loops over it have no rest.
+fn padded(width: usize) -> usize {
+    width.next_multiple_of(LANES)
+}
+
+/// Turns the first `seen` scores of a row into exp(score·scale − max) in place, and the rest into 0; returns the maximum of score·scale
+/// and the sum.
+#[inline(always)]
+fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
+    let end = if padded(seen) <= row.len() { padded(seen) } else { seen };
+    let (row, hidden) = row.split_at_mut(end);
+    hidden.fill(T::ZERO);
+    let seen = seen as u32;
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let mut largest = [T::LOWEST; LANES];
+    for (chunk, first) in chunks.iter_mut().zip((0..).step_by(LANES)) {
+        for lane in 0..LANES {
             chunk[lane] *= scale;
-            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
+            let x = if first + (lane as u32) < seen { chunk[lane] } else { T::LOWEST };
+            largest[lane] = if x > largest[lane] { x } else { largest[lane] };
         }
     }
     for (x, largest) in rest.iter_mut().zip(&mut largest) {
         *x *= scale;
         *largest = if *x > *largest { *x } else { *largest };
     }
-    let max = largest.into_iter().fold(T::LOWEST, |a, b| if b > a { b } else { a });
-    let mut sums = [T::ZERO; 16];
-    for chunk in chunks {
-        for lane in 0..16 {
-            chunk[lane] = (chunk[lane] - max).exp();
+    let max = halves(largest, |a, b| if b > a { b } else { a });
+    let mut sums = [T::ZERO; LANES];
+    for (chunk, first) in chunks.iter_mut().zip((0..).step_by(LANES)) {
+        for lane in 0..LANES {
+            let x = (chunk[lane] - max).exp_below();
+            chunk[lane] = if first + (lane as u32) < seen { x } else { T::ZERO };
             sums[lane] += chunk[lane];
         }
     }
     for (x, sum) in rest.iter_mut().zip(&mut sums) {
-        *x = (*x - max).exp();
+        *x = (*x - max).exp_below();
         *sum += *x;
     }
     (max, fold(sums))
 }
 
 /// Working memory of a task, from the arena; contents unspecified.
-struct Scratch<T: Element>(Vec<T>);
+struct Scratch<T: Element>(Block<T>);
 
 impl<T: Element> Scratch<T> {
     fn new(len: usize) -> Self {

@@ -1,15 +1,15 @@
 //! Causal attention of one head over one document, for every form that has keys and values per head.
 //!
 //! Blocks of queries meet the keys up to the block's end, so memory grows with the document's length, not with its square. What a
-//! mask hides has probability 0 and adds nothing, to the bit.
+//! mask hides has probability 0 and adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
 
-use super::{Cpu, Scratch, Shared, dot, exp_row, wide};
-use crate::gemm::{PackedB, View};
+use super::{Cpu, LANES, Scratch, Shared, dot, exp_row, padded, wide};
+use crate::gemm::{Causal, PackedB, View};
 use crate::{Real, Write};
 use std::ops::Range;
 
-/// Queries per block.
-pub const BLOCK: usize = 64;
+/// Queries per block: eight tiles of a product, and few enough that little is computed behind the mask.
+pub const BLOCK: usize = 48;
 
 /// T rows of q and k `[T, qk]`, and of v `[T, value]`.
 #[derive(Clone, Copy)]
@@ -45,52 +45,56 @@ pub fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, str
     View::strided(&x[start..], rows.len(), cols, stride)
 }
 
-/// `c = a·b` for the first `columns` of b, packed once for all blocks where it can be.
-fn by_keys<T: Real>(cpu: &Cpu, a: View<T>, packed: &Option<PackedB<f32>>, b: View<T>, columns: usize, c: &mut [T]) {
+/// Rows `first..` of a, queries, with the keys that they see: `c = a·keysᵀ`, of keys packed once for all blocks where they can be. What c has
+/// for other keys is of no account.
+fn by_keys<T: Real>(
+    cpu: &Cpu,
+    first: usize,
+    a: View<T>,
+    packed: &Option<PackedB<f32>>,
+    keys: View<T>,
+    c: &mut [T],
+    c_row: usize,
+) {
+    let causal = Causal::Columns { first };
     match packed {
-        Some(packed) => T::multiply_corner(&cpu.gemm, a, packed, columns, c),
-        None => T::multiply_alone(&cpu.gemm, a, b.slice(0, columns).t(), c, Write::Set),
+        Some(packed) => T::multiply_corner(&cpu.gemm, a, packed, c_row, c, c_row, causal),
+        None => {
+            let keys = keys.slice(0, c_row.min(keys.rows));
+            T::multiply_alone_into(&cpu.gemm, a, keys.t(), c, c_row, Write::Set, causal);
+        }
     }
 }
-
-/// `[rows, columns]` at the start of memory that goes on for a vector: products then read it where it lies.
-fn matrix<T: Real>(x: &[T], rows: usize, columns: usize) -> View<'_, T> {
-    View::strided(&x[..rows * columns + VECTOR], rows, columns, columns)
-}
-
-/// Elements of the widest vector.
-const VECTOR: usize = 16;
 
 /// Writes o, of which this task alone writes the rows, and `lse` `[T]`.
 pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T]) {
     let (length, value) = (head.q.rows, head.v.cols);
     let block = length.clamp(1, BLOCK);
-    let mut scores = Scratch::<T>::new(block * length);
-    let mut y = Scratch::<T>::new(block * value);
+    let mut scores = Scratch::<T>::new(block * padded(length));
+    let mut y = Scratch::<T>::new(block * padded(value));
     let keys = T::packed(&cpu.gemm, head.k.t());
     for first in (0..length).step_by(block) {
         let last = (first + block).min(length);
-        let count = last - first;
-        let scores = &mut scores.0[..count * last];
-        let y = &mut y.0[..count * value];
-        by_keys(cpu, head.q.slice(first, last), &keys, head.k, last, scores);
+        let (count, width) = (last - first, padded(last));
+        let scores = &mut scores.0[..count * width];
+        let y = &mut y.0[..count * padded(value)];
+        by_keys(cpu, first, head.q.slice(first, last), &keys, head.k, scores, width);
         let lse = &mut lse[first..last];
         let mut sums = [T::ZERO; BLOCK];
         wide(
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                for (i, row) in scores.chunks_exact_mut(last).enumerate() {
-                    let (seen, hidden) = row.split_at_mut(first + i + 1);
-                    let (max, sum) = exp_row(seen, head.scale);
-                    hidden.fill(T::ZERO);
+                for (i, row) in scores.chunks_exact_mut(width).enumerate() {
+                    let (max, sum) = exp_row(row, first + i + 1, head.scale);
                     sums[i] = T::ONE / sum;
                     lse[i] = max + sum.ln();
                 }
             },
         );
-        T::multiply_alone(&cpu.gemm, View::new(scores, count, last), head.v.slice(0, last), y, Write::Set);
-        for ((row, y), &inverse) in (first..last).zip(y.chunks_exact(value)).zip(&sums) {
+        let (p, v) = (View::strided(scores, count, last, width), head.v.slice(0, last).whole_vectors());
+        T::multiply_alone_into(&cpu.gemm, p, v, y, padded(value), Write::Set, Causal::Before { first });
+        for ((row, y), &inverse) in (first..last).zip(y.chunks_exact(padded(value))).zip(&sums) {
             // SAFETY: the caller's promise: these rows of o are this task's.
             let out = unsafe { o.row(row, value) };
             out.iter_mut().zip(y).for_each(|(out, &y)| *out = y * inverse);
@@ -106,61 +110,63 @@ pub struct Seen<'a, T> {
     pub lse: &'a [T],
 }
 
-/// Writes dq, of which this task alone writes the rows, dk `[T, qk]` and dv `[T, value]`. With P the probabilities and
-/// D_i = Σ_j do_ij·o_ij: dVᵀ = doᵀ·P, dS = P∘(do·Vᵀ − D)·scale, dQ = dS·K, dKᵀ = Qᵀ·dS.
+/// Writes dq, of which this task alone writes the rows, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With P the probabilities and
+/// D_i = Σ_j do_ij·o_ij: dV = Pᵀ·do, dS = P∘(do·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
 pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T>, dk: &mut [T], dv: &mut [T]) {
     let (length, qk, value) = (head.q.rows, head.q.cols, head.v.cols);
     let block = length.clamp(1, BLOCK);
-    let mut p = Scratch::<T>::new(block * length + VECTOR);
-    let mut ds = Scratch::<T>::new(block * length + VECTOR);
-    let mut rows = Scratch::<T>::new(block * qk);
-    // dk and dv transposed: so the large factor, a block of p or ds, is read where it lies
-    let (mut dk_t, mut dv_t) = (Scratch::<T>::new(qk * length), Scratch::<T>::new(value * length));
-    let (dk_t, dv_t) = (&mut dk_t.0[..qk * length], &mut dv_t.0[..value * length]);
-    dk_t.fill(T::ZERO);
-    dv_t.fill(T::ZERO);
+    let (mut p, mut ds) = (Scratch::<T>::new(block * padded(length)), Scratch::<T>::new(block * padded(length)));
+    let mut rows = Scratch::<T>::new(block * padded(qk));
+    dk.fill(T::ZERO);
+    dv.fill(T::ZERO);
     let (keys, values) = (T::packed(&cpu.gemm, head.k.t()), T::packed(&cpu.gemm, head.v.t()));
     for first in (0..length).step_by(block) {
         let last = (first + block).min(length);
-        let count = last - first;
+        let (count, width) = (last - first, padded(last));
         let (q, k, d_o) = (head.q.slice(first, last), head.k.slice(0, last), seen.d_o.slice(first, last));
-        by_keys(cpu, q, &keys, head.k, last, &mut p.0[..count * last]);
-        by_keys(cpu, d_o, &values, head.v, last, &mut ds.0[..count * last]);
+        let (p, ds) = (&mut p.0[..count * width], &mut ds.0[..count * width]);
+        by_keys(cpu, first, q, &keys, head.k, p, width);
+        by_keys(cpu, first, d_o, &values, head.v, ds, width);
         wide(
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                for i in 0..count {
+                let rows = p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width));
+                for (i, (p, ds)) in rows.enumerate() {
                     let d = dot(seen.o.run(first + i, 0, value), d_o.run(i, 0, value));
                     let (lse, visible) = (seen.lse[first + i], first + i + 1);
-                    let (p, hidden) = p.0[i * last..(i + 1) * last].split_at_mut(visible);
-                    let (ds, ds_hidden) = ds.0[i * last..(i + 1) * last].split_at_mut(visible);
-                    for (p, ds) in p.iter_mut().zip(ds) {
-                        *p = (*p * head.scale - lse).exp();
-                        *ds = *p * (*ds - d) * head.scale;
-                    }
-                    hidden.fill(T::ZERO);
-                    ds_hidden.fill(T::ZERO);
+                    gradient_of_scores(p, ds, visible, head.scale, lse, d);
                 }
             },
         );
-        let (p, ds) = (matrix(&p.0, count, last), matrix(&ds.0, count, last));
-        T::multiply_alone_into(&cpu.gemm, d_o.t(), p, dv_t, length, Write::Add);
-        T::multiply_alone_into(&cpu.gemm, q.t(), ds, dk_t, length, Write::Add);
-        T::multiply_alone(&cpu.gemm, ds, k, &mut rows.0[..count * qk], Write::Set);
-        for (row, rows) in (first..last).zip(rows.0.chunks_exact(qk)) {
+        let (p, ds) = (View::strided(p, count, last, width), View::strided(ds, count, last, width));
+        let (before, after) = (Causal::Before { first }, Causal::After { first });
+        let (dk, dv) = (&mut dk[..last * padded(qk)], &mut dv[..last * padded(value)]);
+        T::multiply_alone_into(&cpu.gemm, p.t(), d_o.whole_vectors(), dv, padded(value), Write::Add, after);
+        T::multiply_alone_into(&cpu.gemm, ds.t(), q.whole_vectors(), dk, padded(qk), Write::Add, after);
+        let rows = &mut rows.0[..count * padded(qk)];
+        T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows, padded(qk), Write::Set, before);
+        for (row, rows) in (first..last).zip(rows.chunks_exact(padded(qk))) {
             // SAFETY: the caller's promise: these rows of dq are this task's.
-            unsafe { dq.row(row, qk) }.copy_from_slice(rows);
+            unsafe { dq.row(row, qk) }.copy_from_slice(&rows[..qk]);
         }
     }
-    transpose(dk_t, dk, length);
-    transpose(dv_t, dv, length);
 }
 
-/// `[width, length]` into `[length, width]`.
-fn transpose<T: Real>(from: &[T], to: &mut [T], length: usize) {
-    let width = from.len() / length.max(1);
-    for (row, to) in to.chunks_exact_mut(width.max(1)).enumerate() {
-        to.iter_mut().zip(from[row..].iter().step_by(length)).for_each(|(to, from)| *to = *from);
+/// Of one query: scores to probabilities p, gradients of probabilities to those of scores, for the keys it sees; 0 for the others.
+#[inline(always)]
+fn gradient_of_scores<T: Real>(p: &mut [T], ds: &mut [T], visible: usize, scale: T, lse: T, d: T) {
+    let seen = padded(visible);
+    p[seen..].fill(T::ZERO);
+    ds[seen..].fill(T::ZERO);
+    let chunks = p[..seen].as_chunks_mut::<LANES>().0.iter_mut().zip(ds[..seen].as_chunks_mut::<LANES>().0);
+    for ((p, ds), first) in chunks.zip((0..).step_by(LANES)) {
+        for lane in 0..LANES {
+            let is_seen = first + (lane as u32) < visible as u32;
+            let x = (p[lane] * scale - lse).exp_below();
+            let dx = x * (ds[lane] - d) * scale;
+            p[lane] = if is_seen { x } else { T::ZERO };
+            ds[lane] = if is_seen { dx } else { T::ZERO };
+        }
     }
 }

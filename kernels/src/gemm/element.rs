@@ -27,9 +27,9 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     fn cell(pair: [Self; 2]) -> u32;
     /// One step of the chain, as plainly as it can be said: the specification of every kernel.
     fn step(c: f32, a: u32, b: u32) -> f32;
-    /// Cells of `rows × depth` of A where they lie, and the distance of rows, when elements are cells and rows contiguous.
+    /// Cells of `rows × depth` of A where they lie, and the distances between rows and along k, when elements are cells.
     #[doc(hidden)]
-    fn in_place(a: &View<Self>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, usize)> {
+    fn in_place(a: &View<Self>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, [usize; 2])> {
         let _ = (a, row, k, rows, depth);
         None
     }
@@ -55,8 +55,8 @@ impl Element for f32 {
         f32::from_bits(a).mul_add(f32::from_bits(b), c)
     }
 
-    fn in_place(a: &View<f32>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, usize)> {
-        a.rows_in_place(row, k, rows, depth).map(|(first, stride)| (first.cast(), stride))
+    fn in_place(a: &View<f32>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, [usize; 2])> {
+        a.in_place(row, k, rows, depth).map(|(first, strides)| (first.cast(), strides))
     }
 
     fn micro(level: Level) -> Micro {

@@ -39,4 +39,5 @@ pub use pool::Pool;
 pub(crate) use product::spans;
 pub use product::{Gemm, Promoted, Write};
 pub use scaled::{PROMOTION, Scales};
+pub use task::Causal;
 pub use view::View;

@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 pub(crate) const NR: usize = 64;
 const LINES: usize = NR / 16;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Zeroable)]
 #[repr(align(64))]
 pub(crate) struct Line(pub [u32; 16]);
 
@@ -51,7 +51,7 @@ impl<T: Element> PackedB<T> {
 #[derive(Clone, Copy)]
 pub enum Operand<'a, T> {
     Packed(&'a PackedB<T>),
-    /// The first `k` rows and `n` columns of a packed matrix; k is even where cells are pairs.
+    /// The first `k` rows and `n` columns of a packed matrix, columns beyond its own being zeros; k is even where cells are pairs.
     Corner {
         b: &'a PackedB<T>,
         k: usize,

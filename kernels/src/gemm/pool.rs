@@ -1,6 +1,9 @@
-//! Threads that sleep between jobs. After a job a helper looks for the next one a few microseconds longer, giving its core away at each
-//! look: within a training step jobs follow each other faster than the system wakes a thread. Nobody spins for longer: on a shared machine
-//! that takes the core the work needs.
+//! Threads that sleep between jobs. After a job a helper looks for the next one a few microseconds longer, and so does the caller for the
+//! helpers' end, giving the core away at each look: within a training step jobs follow each other faster than the system wakes a thread.
+//! Nobody spins for longer: on a shared machine that takes the core the work needs.
+//!
+//! The items of a job are cut into one run of neighbours per thread; who is through with his own takes from the others'. So the rows that a
+//! thread wrote in one job are, mostly, those that it reads in the next, from its own cache.
 //!
 //! The caller works too and waits only for helpers that have begun, so a helper that the system wakes late costs
 //! nothing. A pool that is busy (nested use, several ranks) lets the caller do it all alone; no result can tell.
@@ -22,12 +25,21 @@ struct Shared {
     state: Mutex<State>,
     start: Condvar,
     done: Condvar,
-    /// Number of the newest job, to be read without the lock.
+    /// Number of the newest job, and helpers inside it, to be read without the lock.
     newest: AtomicU64,
+    inside: AtomicUsize,
 }
 
-/// How long a helper looks for another job before it sleeps.
-const LINGER: Duration = Duration::from_micros(60);
+/// How long a thread looks for what it waits for before it sleeps.
+const LINGER: Duration = Duration::from_micros(200);
+
+/// Until `is_over`, or [`LINGER`] is.
+fn linger(is_over: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_over() && start.elapsed() < LINGER {
+        std::thread::yield_now();
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -41,7 +53,7 @@ struct State {
 }
 
 #[derive(Clone, Copy)]
-struct Job(*const (dyn Fn() + Sync));
+struct Job(*const (dyn Fn(usize) + Sync));
 
 // SAFETY: the pointer is to a `Sync` closure, and `Turn` keeps that closure alive while a helper is inside.
 unsafe impl Send for Job {}
@@ -52,22 +64,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Until there is another job than `seen`, or [`LINGER`] is over.
-    fn linger(&self, seen: u64) {
-        let start = Instant::now();
-        while self.newest.load(Relaxed) == seen && start.elapsed() < LINGER {
-            std::thread::yield_now();
-        }
+    fn enter(&self, state: &mut State, helpers: isize) {
+        state.inside = state.inside.strict_add_signed(helpers);
+        self.inside.store(state.inside, Relaxed);
     }
 
-    fn help(&self) {
+    /// The life of thread `thread`; the caller is thread 0.
+    fn help(&self, thread: usize) {
         let (mut state, mut seen, mut is_fresh) = (self.lock(), 0, false);
         while !state.is_closing {
             let Some(job) = state.job.filter(|_| state.number != seen) else {
                 if is_fresh {
                     is_fresh = false;
                     drop(state);
-                    self.linger(seen);
+                    linger(|| self.newest.load(Relaxed) != seen);
                     state = self.lock();
                 } else {
                     state = self.start.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -76,13 +86,13 @@ impl Shared {
             };
             is_fresh = true;
             seen = state.number;
-            state.inside += 1;
+            self.enter(&mut state, 1);
             drop(state);
             // SAFETY: `inside` was raised under the lock while the job stood, and `Turn` waits until it is 0.
-            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)() }));
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)(thread) }));
             state = self.lock();
             state.has_panicked |= outcome.is_err();
-            state.inside -= 1;
+            self.enter(&mut state, -1);
             if state.inside == 0 {
                 self.done.notify_all();
             }
@@ -94,10 +104,10 @@ impl Pool {
     /// `threads` counts the caller.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared::default());
-        let help = |_| {
+        let help = |thread| {
             spawn({
                 let shared = shared.clone();
-                move || shared.help()
+                move || shared.help(thread)
             })
         };
         let helpers = (1..threads).map(help).collect();
@@ -113,15 +123,19 @@ impl Pool {
         if items.len() < 2 || self.helpers.is_empty() || self.is_busy.swap(true, Acquire) {
             return items.into_iter().for_each(work);
         }
+        let (count, threads) = (items.len(), self.threads());
         let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-        let next = AtomicUsize::new(0);
-        let run = || {
-            while let Some(item) = items.get(next.fetch_add(1, Relaxed)) {
-                work(item.lock().unwrap().take().expect("an index is given out once"));
+        let first = |thread: usize| count * thread / threads;
+        let next: Vec<_> = (0..threads).map(|thread| AtomicUsize::new(first(thread))).collect();
+        let run = |thread: usize| {
+            for whose in (thread..threads).chain(0..thread) {
+                while let Some(item) = items[..first(whose + 1)].get(next[whose].fetch_add(1, Relaxed)) {
+                    work(item.lock().unwrap().take().expect("an index is given out once"));
+                }
             }
         };
         let turn = Turn::start(self, &run);
-        run();
+        run(0);
         drop(turn);
         let has_panicked = std::mem::take(&mut self.shared.lock().has_panicked);
         assert!(!has_panicked, "pool: a helper panicked; its message is above");
@@ -132,10 +146,11 @@ impl Pool {
 struct Turn<'a>(&'a Pool);
 
 impl<'a> Turn<'a> {
-    fn start(pool: &'a Pool, run: &'a (dyn Fn() + Sync)) -> Self {
+    fn start(pool: &'a Pool, run: &'a (dyn Fn(usize) + Sync)) -> Self {
         let mut state = pool.shared.lock();
         // SAFETY: forgets only the lifetime; see `Job`.
-        state.job = Some(Job(unsafe { std::mem::transmute::<&'a (dyn Fn() + Sync), *const (dyn Fn() + Sync)>(run) }));
+        state.job =
+            Some(Job(unsafe { std::mem::transmute::<&'a (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run) }));
         state.number += 1;
         pool.shared.newest.store(state.number, Relaxed);
         state.has_panicked = false;
@@ -149,6 +164,11 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.0.shared.lock();
         state.job = None;
+        if state.inside > 0 {
+            drop(state);
+            linger(|| self.0.shared.inside.load(Relaxed) == 0);
+            state = self.0.shared.lock();
+        }
         while state.inside > 0 {
             state = self.0.shared.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }

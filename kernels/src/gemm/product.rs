@@ -3,9 +3,10 @@
 //! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
 //! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
-use super::packed::{Line, NR, Operand, PackedB, Place, ZERO, panel_lines, panels};
+use super::packed::{Line, NR, Operand, PackedB, Place, panel_lines, panels};
 use super::scaled::{PROMOTION, Scales};
-use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Task};
+use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Causal, task::Task};
+use crate::memory::Block;
 use std::{cell::Cell, ops::Range};
 
 /// Steps of the chain below which waking a thread costs more than it brings.
@@ -38,12 +39,13 @@ struct Problem<'a, T> {
     /// From one row of C to the next.
     c_row: usize,
     scales: Option<Scales<'a>>,
+    causal: Causal,
 }
 
 impl<'a, T: Element> Problem<'a, T> {
     /// C without gaps.
     fn new(a: View<'a, T>, b: Operand<'a, T>, c: &'a mut [f32]) -> Self {
-        Self { a, b, c, c_row: b.shape().1, scales: None }
+        Self { a, b, c, c_row: b.shape().1, scales: None, causal: Causal::All }
     }
 }
 
@@ -57,7 +59,7 @@ pub struct Promoted<'a> {
 
 thread_local! {
     /// Memory for operands packed on the way, kept so that its pages are not fetched anew each call.
-    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<Block<Line>> = Cell::default();
 }
 
 impl Gemm {
@@ -84,10 +86,10 @@ impl Gemm {
     /// [`multiply`](Self::multiply) by the calling thread alone: for a product that is itself a part of parallel work.
     pub fn alone<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
         let b = b.into();
-        self.alone_into(a, b, c, b.shape().1, write);
+        self.alone_into(a, b, c, b.shape().1, write, Causal::All);
     }
 
-    /// The same into some columns of a wider C, `c_row` elements from one row to the next.
+    /// The same into some columns of a wider C, `c_row` elements from one row to the next, or what a mask leaves of it.
     pub fn alone_into<'a, T: Element>(
         &self,
         a: View<T>,
@@ -95,10 +97,17 @@ impl Gemm {
         c: &mut [f32],
         c_row: usize,
         write: Write,
+        causal: Causal,
     ) {
-        let problem = Problem { c_row, ..Problem::new(a, b.into(), c) };
+        let mut problem = Problem { c_row, causal, ..Problem::new(a, b.into(), c) };
         problem.checked_steps();
-        self.run_parts(vec![problem], write, None);
+        match problem.place() {
+            Some(b) => {
+                let (rows, panels) = (0..problem.a.rows, 0..problem.panels());
+                self.task(problem.task(b, rows, panels), write);
+            }
+            None => self.run_parts(vec![problem], write, None),
+        }
     }
 
     /// Packs `b`, reusing the memory of what was there.
@@ -191,7 +200,8 @@ impl Gemm {
         let lines = problems.iter().map(|problem| problem.lines_to_pack()).sum();
         let mut scratch = SCRATCH.take();
         if scratch.len() < lines {
-            scratch.resize(lines, ZERO);
+            drop(std::mem::take(&mut scratch));
+            scratch = Block::new(lines);
         }
         let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
         for problem in &problems {
@@ -212,36 +222,28 @@ impl Gemm {
 
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
         for problem in &mut problems {
-            let to_pack = problem.lines_to_pack();
-            let Problem { a, b, c, c_row, scales } = problem;
-            let n = b.shape().1;
-            let place = match *b {
-                Operand::Packed(b) | Operand::Corner { b, .. } => {
-                    Place::Panels { lines: &b.lines, cells: b.k.div_ceil(T::PER_CELL) }
-                }
-                Operand::View(b) if to_pack == 0 && b.rows > 0 => Place::Rows(b),
-                Operand::View(b) => {
-                    let lines = rest.split_off(..to_pack).expect("counted above");
-                    Place::Panels { lines, cells: b.rows.div_ceil(T::PER_CELL) }
-                }
-            };
-            let pieces = each_task.map_or(1, |each| (a.rows * n * a.cols.div_ceil(T::PER_CELL)).div_ceil(each).max(1));
-            let (wide, high) = cut(pieces, a.rows, n.div_ceil(NR));
-            for panels in spans(n.div_ceil(NR), wide) {
-                for rows in spans(a.rows, high) {
-                    let (c, panels) = (c.as_mut_ptr(), panels.clone());
-                    tasks.push(Task { a: *a, b: place, n, c, c_row: *c_row, rows, panels, scales: *scales });
-                }
+            let cells = problem.a.cols.div_ceil(T::PER_CELL);
+            let b = problem.place().unwrap_or_else(|| {
+                let lines = rest.split_off(..problem.lines_to_pack()).expect("counted above");
+                Place::Panels { lines, cells }
+            });
+            let (rows, panels) = (problem.a.rows, problem.panels());
+            let steps = rows * problem.b.shape().1 * cells;
+            let (wide, high) = cut(each_task.map_or(1, |each| steps.div_ceil(each).max(1)), rows, panels);
+            for rows in spans(rows, high) {
+                tasks.extend(spans(panels, wide).map(|panels| problem.task(b, rows.clone(), panels)));
             }
         }
-        self.each(each_task, tasks, |task| {
-            wide(
-                self.level,
-                #[inline(always)]
-                || task.run(self.level, write),
-            )
-        });
+        self.each(each_task, tasks, |task| self.task(task, write));
         SCRATCH.set(scratch);
+    }
+
+    fn task<T: Element>(&self, task: Task<T>, write: Write) {
+        wide(
+            self.level,
+            #[inline(always)]
+            || task.run(self.level, write),
+        )
     }
 
     fn each<I: Send>(&self, each_task: Option<usize>, items: Vec<I>, work: impl Fn(I) + Sync) {
@@ -252,7 +254,7 @@ impl Gemm {
     }
 }
 
-impl<T: Element> Problem<'_, T> {
+impl<'a, T: Element> Problem<'a, T> {
     /// Steps of all its chains together.
     fn checked_steps(&self) -> usize {
         let (a, (k, n)) = (self.a, self.b.shape());
@@ -261,6 +263,31 @@ impl<T: Element> Problem<'_, T> {
         let fits = self.c_row >= n && if self.c_row == n { self.c.len() == needed } else { self.c.len() >= needed };
         assert!(fits, "multiply: c has {} elements for [{}, {n}] by {}", self.c.len(), a.rows, self.c_row);
         a.rows * n * k.div_ceil(T::PER_CELL)
+    }
+
+    fn panels(&self) -> usize {
+        self.b.shape().1.div_ceil(NR)
+    }
+
+    /// Where B lies already, when it need not be packed.
+    fn place(&self) -> Option<Place<'a, T>> {
+        match self.b {
+            Operand::Packed(b) | Operand::Corner { b, .. } => {
+                Some(Place::Panels { lines: &b.lines, cells: b.k.div_ceil(T::PER_CELL) })
+            }
+            Operand::View(_) if self.lines_to_pack() > 0 => None,
+            Operand::View(b) if b.rows == 0 => Some(Place::Panels { lines: &[], cells: 0 }),
+            Operand::View(b) => Some(Place::Rows(b)),
+        }
+    }
+
+    /// A rectangle of C; of all that are made of one problem no two overlap.
+    fn task<'t>(&mut self, b: Place<'t, T>, rows: Range<usize>, panels: Range<usize>) -> Task<'t, T>
+    where
+        'a: 't,
+    {
+        let (n, c) = (self.b.shape().1, self.c.as_mut_ptr());
+        Task { a: self.a, b, n, c, c_row: self.c_row, rows, panels, scales: self.scales, causal: self.causal }
     }
 
     /// Nothing when B is packed, or read where it lies: copying it would cost more than few rows of A gain.
@@ -279,7 +306,12 @@ impl<T: Element> Operand<'_, T> {
         match self {
             Operand::Packed(b) => (b.k, b.n),
             Operand::Corner { b, k, n } => {
-                assert!(*k <= b.k && *n <= b.n, "multiply: a corner of [{k}, {n}] of [{}, {}]", b.k, b.n);
+                assert!(
+                    *k <= b.k && *n <= b.n.next_multiple_of(NR),
+                    "multiply: a corner of [{k}, {n}] of [{}, {}]",
+                    b.k,
+                    b.n
+                );
                 (*k, *n)
             }
             Operand::View(b) => (b.rows, b.cols),

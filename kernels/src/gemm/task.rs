@@ -15,6 +15,39 @@ const PANELS: usize = 6;
 /// Tiles of a transposed A copied at once: 48 neighbours, whole cache lines.
 pub(super) const STRIP: usize = 8;
 
+/// What a causal mask leaves of a product, so that the rest need not be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Causal {
+    /// Everything.
+    All,
+    /// Row i of C is wanted in columns up to `first + i`; what the others hold is of no account.
+    Columns { first: usize },
+    /// Row i of A is zero beyond column `first + i`.
+    Before { first: usize },
+    /// Row i of A is zero before column `i − first`.
+    After { first: usize },
+}
+
+impl Causal {
+    /// Columns of C that `rows` need, of `n`.
+    fn columns(self, rows: &Range<usize>, n: usize) -> usize {
+        match self {
+            // whole vectors: cheaper than a rest
+            Causal::Columns { first } => n.min((first + rows.end).next_multiple_of(16)),
+            _ => n,
+        }
+    }
+
+    /// Columns of A, of `k`, in which one of `rows` is not zero; at least one, to set C.
+    fn steps(self, rows: &Range<usize>, k: usize) -> Range<usize> {
+        match self {
+            Causal::Before { first } => 0..k.min(first + rows.end),
+            Causal::After { first } => rows.start.saturating_sub(first).min(k.saturating_sub(1))..k,
+            _ => 0..k,
+        }
+    }
+}
+
 /// A rectangle of one problem's C, over all of K.
 pub(crate) struct Task<'a, T> {
     pub a: View<'a, T>,
@@ -27,6 +60,8 @@ pub(crate) struct Task<'a, T> {
     pub panels: Range<usize>,
     /// Of FP8 operands.
     pub scales: Option<Scales<'a>>,
+    /// Of f32 alone.
+    pub causal: Causal,
 }
 
 // SAFETY: tasks of one run own disjoint rectangles of C; all else they only read.
@@ -56,19 +91,25 @@ impl<T: Element> Task<'_, T> {
                     let first = self.rows.start + strip.start;
                     let in_place = T::in_place(&self.a, first, k, strip.len(), depth);
                     let (a, [a_tile, a_row, a_k]) = match in_place {
-                        Some((cells, stride)) => (cells, [0, stride, 1]), // one tile, nothing copied
+                        Some((cells, [row, k])) => (cells, [high * row, row, k]),
                         None => {
                             let strides = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
                             (tiles.as_ptr(), strides)
                         }
                     };
                     for (t, rows) in spans(strip.len(), high).enumerate() {
-                        let row = self.rows.start + strip.start + rows.start;
-                        for panel in block.clone().map(|p| self.panels.start + p) {
-                            let columns = NR.min(self.n - panel * NR);
-                            let (b, b_k) = self.b.cells(panel, k, depth);
+                        let row = first + rows.start;
+                        let all = row..row + rows.len();
+                        let (n, steps) = (self.causal.columns(&all, self.n), self.causal.steps(&all, cells));
+                        let (start, end) = (steps.start.max(k), steps.end.min(k + depth));
+                        if start >= end && cells > 0 {
+                            continue;
+                        }
+                        for panel in block.clone().map(|p| self.panels.start + p).take_while(|p| p * NR < n) {
+                            let columns = NR.min(n - panel * NR);
+                            let (b, b_k) = self.b.cells(panel, start, end - start);
                             let tile = Tile {
-                                a: a.wrapping_add(t * a_tile),
+                                a: a.wrapping_add(t * a_tile + (start - k) * a_k),
                                 a_row,
                                 a_k,
                                 b,
@@ -78,8 +119,8 @@ impl<T: Element> Task<'_, T> {
                                 c_row: self.c_row,
                                 rows: rows.len(),
                                 vectors: columns.div_ceil(16),
-                                cells: depth,
-                                is_first: write == Write::Set && k == 0,
+                                cells: end - start,
+                                is_first: write == Write::Set && start == steps.start,
                             };
                             // SAFETY: `at` and `best` give supported levels only; A and B are as large as the slices
                             // above; the rectangle of C is this task's own.

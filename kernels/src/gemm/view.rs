@@ -61,15 +61,16 @@ impl<'a, T: Copy> View<'a, T> {
         }
     }
 
-    /// The first element of `rows` rows from (i, j) and the distance between them, when rows are contiguous and do not all fall into
-    /// one set of the cache (distances of 4096 bytes do).
-    pub(crate) fn rows_in_place(&self, i: usize, j: usize, rows: usize, len: usize) -> Option<(*const T, usize)> {
-        let stride = self.row_stride;
-        if self.col_stride != 1 || rows == 0 || len == 0 || (stride * size_of::<T>()).is_multiple_of(4096) {
+    /// (i, j) and the distances between rows and columns, when a kernel can read `[rows, cols]` from there where they lie: when runs do not
+    /// all fall into one set of the cache (distances of 4096 bytes do).
+    pub(crate) fn in_place(&self, i: usize, j: usize, rows: usize, cols: usize) -> Option<(*const T, [usize; 2])> {
+        let strides = [self.row_stride, self.col_stride];
+        if rows == 0 || cols == 0 || (strides[0].max(strides[1]) * size_of::<T>()).is_multiple_of(4096) {
             return None;
         }
-        let all = &self.data[i * stride + j..(i + rows - 1) * stride + j + len];
-        Some((all.as_ptr(), stride))
+        let at = |i: usize, j: usize| i * strides[0] + j * strides[1];
+        let all = &self.data[at(i, j)..=at(i + rows - 1, j + cols - 1)];
+        Some((all.as_ptr(), strides))
     }
 
     /// (i, j) of `rows` contiguous rows from there, and the distance between them.
@@ -86,6 +87,12 @@ impl<'a, T: Copy> View<'a, T> {
             && self.rows > 0
             && (self.rows - 1) * self.row_stride + width <= self.data.len()
             && !(self.row_stride * size_of::<T>()).is_multiple_of(4096)
+    }
+
+    /// The same with rows up to the end of their last vector of 16, where that lies in the memory: products are faster without a rest.
+    /// What stands in the columns that are added is whatever is there.
+    pub(crate) fn whole_vectors(self) -> Self {
+        if self.has_whole_vectors() { Self { cols: self.cols.next_multiple_of(16), ..self } } else { self }
     }
 
     /// Whether a row is contiguous in memory (else a column is).
