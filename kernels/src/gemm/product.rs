@@ -5,7 +5,8 @@
 
 use super::packed::{Line, NR, Operand, PackedB, Place, panel_lines, panels};
 use super::scaled::{PROMOTION, Scales};
-use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool, task::Causal, task::Task};
+use super::task::{Causal, STRIP, Task};
+use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool};
 use crate::memory::Block;
 use std::{cell::Cell, ops::Range};
 
@@ -15,6 +16,9 @@ const SERIAL: usize = 1 << 20;
 const IN_PLACE: usize = 256;
 /// Tasks per thread: enough to even out a core that somebody else uses too.
 const TASKS: usize = 4;
+
+/// The fewest rows that a task is cut down to.
+const LOW: usize = 24;
 
 /// What becomes of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,11 +323,12 @@ impl<T: Element> Operand<'_, T> {
     }
 }
 
-/// Panels and rows per task for about `pieces` tasks. Columns first: rows of A are cheaper to read twice than B,
-/// unless a task gets so narrow that copying A shows.
+/// Panels and rows per task for about `pieces` tasks. Rows first, down to a strip: the thread that reads rows of A is then, mostly, the one
+/// that wrote them. Then columns, and then rows again, unless a task gets so low that reading B shows.
 fn cut(pieces: usize, rows: usize, panels: usize) -> (usize, usize) {
-    let across = pieces.min(if rows < 48 { panels } else { panels.div_ceil(4) }).max(1);
-    let down = pieces.div_ceil(across).min(rows.div_ceil(24)).max(1);
+    let strips = pieces.min(rows / (STRIP * MAX_ROWS)).max(1);
+    let across = pieces.div_ceil(strips).min(panels).max(1);
+    let down = strips.max(pieces.div_ceil(across).min(rows.div_ceil(LOW)));
     (panels.div_ceil(across).max(1), rows.div_ceil(down).next_multiple_of(MAX_ROWS).max(1))
 }
 

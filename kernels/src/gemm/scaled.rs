@@ -10,7 +10,7 @@
 
 use super::kernel::{MAX_ROWS, Tile};
 use super::packed::NR;
-use super::task::{DEPTH, STRIP, TILES, Task, copy_a};
+use super::task::{COPY, STRIP, TILES, Task, copy_a};
 use super::{Element, Level, View, Write, product::spans};
 
 /// Elements of K that are summed before they are scaled.
@@ -40,16 +40,15 @@ impl<T: Element> Task<'_, T> {
             }
         }
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS));
-        let strip = if self.a.is_row_major() { high } else { high * STRIP };
         let mut tiles = TILES.take();
-        tiles.resize(STRIP * DEPTH * 8, 0);
+        tiles.resize(COPY, 0);
         let mut partial = [0.0; MAX_ROWS * NR];
-        for block in spans(self.panels.len(), PANELS) {
+        for strip in spans(self.rows.len(), high * STRIP) {
+            let first = self.rows.start + strip.start;
             for (b, k) in (0..cells).step_by(step).enumerate() {
                 let depth = step.min(cells - k);
-                for strip in spans(self.rows.len(), strip) {
-                    let first = self.rows.start + strip.start;
-                    let [a_tile, a_row, a_k] = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
+                let [a_tile, a_row, a_k] = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
+                for block in spans(self.panels.len(), PANELS) {
                     for (t, rows) in spans(strip.len(), high).enumerate() {
                         for panel in block.clone().map(|p| self.panels.start + p) {
                             let columns = NR.min(n - panel * NR);

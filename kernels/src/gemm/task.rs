@@ -1,6 +1,6 @@
 //! One task: blocks of K and N for the caches, tiles for the registers.
 //!
-//! A block of B stays in the second-level cache while all rows of A pass by, a tile of A in the first while panels of B
+//! A block of B stays in the second-level cache while a strip of A passes by, a tile of A in the first while panels of B
 //! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
 
 use super::kernel::{MAX_ROWS, Micro, Tile};
@@ -10,10 +10,18 @@ use std::{cell::Cell, ops::Range};
 
 /// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
 pub(super) const DEPTH: usize = 384;
-/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while rows pass by.
+/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while tiles pass by.
 const PANELS: usize = 6;
-/// Tiles of a transposed A copied at once: 48 neighbours, whole cache lines.
-pub(super) const STRIP: usize = 8;
+/// Tiles that pass by, and are copied at once where they are: 96 rows, whose part of C stays in the second-level cache from one block of K
+/// to the next.
+pub(super) const STRIP: usize = 16;
+/// Cells of a copied row, not a power of two.
+const A_ROW: usize = DEPTH + 16;
+/// Cells per k of a copied tile whose rows are neighbours.
+const A_TILE: usize = 8;
+/// Cells of a copied strip of either kind.
+pub(super) const COPY: usize = STRIP * DEPTH * A_TILE;
+const _: () = assert!(COPY >= STRIP * MAX_ROWS * A_ROW);
 
 /// What a causal mask leaves of a product, so that the rest need not be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,21 +90,20 @@ impl<T: Element> Task<'_, T> {
         let cells = self.a.cols.div_ceil(T::PER_CELL);
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS)); // 7 rows as 4 + 3, not 6 + 1
         let mut tiles = TILES.take();
-        tiles.resize(STRIP * DEPTH * 8, 0);
-        let strip = if self.a.is_row_major() { high } else { high * STRIP };
-        for block in spans(self.panels.len(), PANELS) {
+        tiles.resize(COPY, 0);
+        for strip in spans(self.rows.len(), high * STRIP) {
+            let first = self.rows.start + strip.start;
             for k in (0..cells.max(1)).step_by(DEPTH) {
                 let depth = DEPTH.min(cells - k);
-                for strip in spans(self.rows.len(), strip) {
-                    let first = self.rows.start + strip.start;
-                    let in_place = T::in_place(&self.a, first, k, strip.len(), depth);
-                    let (a, [a_tile, a_row, a_k]) = match in_place {
-                        Some((cells, [row, k])) => (cells, [high * row, row, k]),
-                        None => {
-                            let strides = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
-                            (tiles.as_ptr(), strides)
-                        }
-                    };
+                let in_place = T::in_place(&self.a, first, k, strip.len(), depth);
+                let (a, [a_tile, a_row, a_k]) = match in_place {
+                    Some((cells, [row, k])) => (cells, [high * row, row, k]),
+                    None => {
+                        let strides = copy_a(self.a, first, strip.len(), high, k, depth, &mut tiles);
+                        (tiles.as_ptr(), strides)
+                    }
+                };
+                for block in spans(self.panels.len(), PANELS) {
                     for (t, rows) in spans(strip.len(), high).enumerate() {
                         let row = first + rows.start;
                         let all = row..row + rows.len();
@@ -165,11 +172,11 @@ pub(super) fn copy_a<T: Element>(
 ) -> [usize; 3] {
     let k = cell * T::PER_CELL;
     if a.is_row_major() {
-        let (stride, len) = (DEPTH + 16, (depth * T::PER_CELL).min(a.cols - k));
+        let len = (depth * T::PER_CELL).min(a.cols - k);
         for r in 0..rows {
-            to_cells(a.run(row + r, k, len), &mut out[r * stride..][..depth]);
+            to_cells(a.run(row + r, k, len), &mut out[r * A_ROW..][..depth]);
         }
-        return [0, stride, 1]; // one tile
+        return [high * A_ROW, A_ROW, 1];
     }
     let zeros = [T::default(); MAX_ROWS * STRIP];
     for c in 0..depth {
@@ -184,12 +191,12 @@ pub(super) fn copy_a<T: Element>(
             &zeros[..rows]
         };
         for (t, (even, odd)) in even.chunks(high).zip(odd.chunks(high)).enumerate() {
-            let out = &mut out[(t * DEPTH + c) * 8..][..8];
+            let out = &mut out[(t * DEPTH + c) * A_TILE..][..A_TILE];
             match (even.as_array::<MAX_ROWS>(), odd.as_array::<MAX_ROWS>()) {
                 (Some(even), Some(odd)) => (0..MAX_ROWS).for_each(|r| out[r] = T::cell([even[r], odd[r]])),
                 _ => (0..even.len()).for_each(|r| out[r] = T::cell([even[r], odd[r]])),
             }
         }
     }
-    [DEPTH * 8, 1, 8]
+    [DEPTH * A_TILE, 1, A_TILE]
 }
