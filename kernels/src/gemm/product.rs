@@ -13,7 +13,7 @@ use std::{cell::Cell, ops::Range};
 /// Steps of the chain below which waking a thread costs more than it brings.
 const SERIAL: usize = 1 << 20;
 /// Rows of A up to which B is read in place.
-const IN_PLACE: usize = 256;
+const IN_PLACE: usize = 512;
 /// Tasks per thread: enough to even out a core that somebody else uses too.
 const TASKS: usize = 4;
 

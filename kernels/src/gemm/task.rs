@@ -19,8 +19,10 @@ pub(super) const STRIP: usize = 16;
 const A_ROW: usize = DEPTH + 16;
 /// Cells per k of a copied tile whose rows are neighbours.
 const A_TILE: usize = 8;
+/// Cells of such a tile, and a cache line, or the tiles of a strip would share one set of the cache.
+const TILE: usize = DEPTH * A_TILE + 16;
 /// Cells of a copied strip of either kind.
-pub(super) const COPY: usize = STRIP * DEPTH * A_TILE;
+pub(super) const COPY: usize = STRIP * TILE;
 const _: () = assert!(COPY >= STRIP * MAX_ROWS * A_ROW);
 
 /// What a causal mask leaves of a product, so that the rest need not be computed.
@@ -158,8 +160,8 @@ unsafe fn ragged(micro: Micro, tile: Tile, columns: usize) {
     }
 }
 
-/// Copies `rows` of A, in tiles `high`: read in place, rows 4096 bytes apart would share one set of the cache.
-/// Returns the strides of tiles, rows and cells.
+/// Copies `rows` of A to cells, in tiles `high`. What already is cells is read where it lies: a copy waits for memory, a tile has work to do
+/// meanwhile. Returns the strides of tiles, rows and cells.
 #[inline(always)]
 pub(super) fn copy_a<T: Element>(
     a: View<T>,
@@ -191,12 +193,12 @@ pub(super) fn copy_a<T: Element>(
             &zeros[..rows]
         };
         for (t, (even, odd)) in even.chunks(high).zip(odd.chunks(high)).enumerate() {
-            let out = &mut out[(t * DEPTH + c) * A_TILE..][..A_TILE];
+            let out = &mut out[t * TILE + c * A_TILE..][..A_TILE];
             match (even.as_array::<MAX_ROWS>(), odd.as_array::<MAX_ROWS>()) {
                 (Some(even), Some(odd)) => (0..MAX_ROWS).for_each(|r| out[r] = T::cell([even[r], odd[r]])),
                 _ => (0..even.len()).for_each(|r| out[r] = T::cell([even[r], odd[r]])),
             }
         }
     }
-    [DEPTH * A_TILE, 1, A_TILE]
+    [TILE, 1, A_TILE]
 }

@@ -61,11 +61,10 @@ impl<'a, T: Copy> View<'a, T> {
         }
     }
 
-    /// (i, j) and the distances between rows and columns, when a kernel can read `[rows, cols]` from there where they lie: when runs do not
-    /// all fall into one set of the cache (distances of 4096 bytes do).
+    /// (i, j) and the distances between rows and columns, for a kernel that reads `[rows, cols]` from there where they lie.
     pub(crate) fn in_place(&self, i: usize, j: usize, rows: usize, cols: usize) -> Option<(*const T, [usize; 2])> {
         let strides = [self.row_stride, self.col_stride];
-        if rows == 0 || cols == 0 || (strides[0].max(strides[1]) * size_of::<T>()).is_multiple_of(4096) {
+        if rows == 0 || cols == 0 {
             return None;
         }
         let at = |i: usize, j: usize| i * strides[0] + j * strides[1];
