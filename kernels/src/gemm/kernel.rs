@@ -28,6 +28,9 @@ pub struct Tile {
 /// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
 pub type Micro = unsafe fn(&Tile);
 
+/// Cells along k by which A is asked for before it is used: some 100 ns.
+const AHEAD: usize = 20;
+
 /// The most rows of any level's tile.
 pub const MAX_ROWS: usize = 6;
 
@@ -75,6 +78,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
         }
         let (mut a, mut b) = (t.a.add(row * t.a_row), t.b.add(vector * 16));
         for _ in 0..t.cells {
+            prefetch(a.wrapping_add(AHEAD * t.a_k)); // down a column the hardware does not guess beyond a page
             let mut bs = [L::cells(b); V];
             for v in 1..V {
                 bs[v] = L::cells(b.add(v * 16));
