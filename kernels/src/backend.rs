@@ -184,8 +184,8 @@ operations! {
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
     /// Rows of `a` in segment e meet `w[e]` of `[E, out, in]`: `Nt` or `Nn`.
     fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write);
-    /// `dw[e] += dyᵀ·x` over the rows of segment e.
-    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor);
+    /// `dw[e] = dyᵀ·x` over the rows of segment e, or `+=`; without rows zero, or nothing.
+    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write);
     /// A hint that `w` will be the weight of many products: worth packing once.
     fn prepare(&self, w: &Tensor);
 
@@ -203,8 +203,8 @@ operations! {
         c: &mut Tensor,
         write: Write,
     );
-    /// `dw += dyᵀ·x`, or per segment `dw[e] += …`; the scales of both run along rows.
-    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor);
+    /// `dw = dyᵀ·x`, or `+=`, or the same per segment; the scales of both run along rows.
+    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write);
 
     /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);

@@ -112,13 +112,18 @@ impl Tensor {
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
         let mut tensor = Self::empty(shape, dtype);
-        match dtype {
-            DType::F32 => tensor.write::<f32>().fill(0.0),
-            DType::F64 => tensor.write::<f64>().fill(0.0),
-            DType::Bf16 => tensor.write::<bf16>().fill(bf16::ZERO),
-            DType::E4m3 => tensor.write::<E4m3>().fill(E4m3(0)),
-        }
+        tensor.fill_zeros();
         tensor
+    }
+
+    /// Panics when a clone of the tensor is alive.
+    pub fn fill_zeros(&mut self) {
+        match self.dtype() {
+            DType::F32 => self.write::<f32>().fill(0.0),
+            DType::F64 => self.write::<f64>().fill(0.0),
+            DType::Bf16 => self.write::<bf16>().fill(bf16::ZERO),
+            DType::E4m3 => self.write::<E4m3>().fill(E4m3(0)),
+        }
     }
 
     pub fn new<T: Element>(shape: impl Into<Shape>, values: &[T]) -> Self {

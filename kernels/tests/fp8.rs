@@ -232,7 +232,7 @@ fn the_three_products_are_those_of_the_dequantised_sides() {
         let mut dw = Tensor::zeros([3, out, inner], DType::F32);
         let (dy_side, x_side) =
             (cpu.lower(&dy, Some(column), Some(&segments)), cpu.lower(&x, Some(turned), Some(&segments)));
-        cpu.low_gradient(&dy_side, &x_side, Some(&segments), &mut dw);
+        cpu.low_gradient(&dy_side, &x_side, Some(&segments), &mut dw, Write::Add);
 
         for (e, rows) in segments.iter().enumerate() {
             let (m, first, w0) = (rows.len(), rows.start, e * out * inner);
@@ -280,18 +280,23 @@ fn no_bit_depends_on_threads_level_or_the_rows_beside() {
         let alone = Tensor::new([1, inner], &x.read::<f32>()[150 * inner..151 * inner]);
         let alone = forward(&Cpu::new(1), &alone, &Segments::of_counts(&[0, 0, 1]));
         assert_eq!(bits(alone.read()), y.first().unwrap()[150 * out..151 * out], "fp8: {fp8}");
-        let gradients = everywhere(|cpu| {
-            let mut dw = Tensor::zeros([3, out, inner], DType::F32);
-            let dy = cpu.lower(&dy, how(Tile::Column, Role::Gradient), Some(&segments));
-            cpu.low_gradient(
-                &dy,
-                &cpu.lower(&x, how(Tile::Column, Role::Activation), Some(&segments)),
-                Some(&segments),
-                &mut dw,
-            );
-            dw
+        let gradients = [Write::Add, Write::Set].map(|write| {
+            everywhere(|cpu| {
+                let before = if write == Write::Add { 0.0f32 } else { 7.0 };
+                let mut dw = Tensor::new([3, out, inner], &vec![before; 3 * out * inner]);
+                let dy = cpu.lower(&dy, how(Tile::Column, Role::Gradient), Some(&segments));
+                cpu.low_gradient(
+                    &dy,
+                    &cpu.lower(&x, how(Tile::Column, Role::Activation), Some(&segments)),
+                    Some(&segments),
+                    &mut dw,
+                    write,
+                );
+                dw
+            })
         });
-        assert_eq!(gradients.len(), 1, "fp8: {fp8}");
+        assert_eq!(gradients[0].len(), 1, "fp8: {fp8}");
+        assert_eq!(gradients[0], gradients[1], "set, or added to zero, fp8: {fp8}");
     }
 }
 

@@ -225,10 +225,10 @@ impl Backend for Cpu {
         });
     }
 
-    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor) {
+    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write) {
         dw.expect("grouped_gradient: dw", [segments.count(), dy.cols(), x.cols()]);
         let ends = segments.ends();
-        real!(dy, T => T::grouped_gradient(&self.gemm, dy.view(), x.view(), ends, dw.write(), Write::Add));
+        real!(dy, T => T::grouped_gradient(&self.gemm, dy.view(), x.view(), ends, dw.write(), write));
     }
 
     fn prepare(&self, w: &Tensor) {
@@ -251,8 +251,8 @@ impl Backend for Cpu {
         precision::gemm(self, layout, a, w, segments, c, write);
     }
 
-    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor) {
-        precision::gradient(self, dy, x, segments, dw);
+    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write) {
+        precision::gradient(self, dy, x, segments, dw, write);
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {

@@ -62,7 +62,7 @@ pub fn gemm(
 }
 
 /// See [`Backend::low_gradient`](crate::Backend::low_gradient).
-pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor) {
+pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write) {
     let rows = |operand: &Operand| match operand {
         Operand::Plain(x) => (x.rows(), x.cols()),
         Operand::Fp8(x) => (x.q.rows(), x.q.cols()),
@@ -76,7 +76,7 @@ pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments
     match (dy, x) {
         (Operand::Plain(dy), Operand::Plain(x)) => {
             let (dy, x) = (dy.view::<bf16>(), x.view::<bf16>());
-            cpu.gemm.grouped_gradient(dy, x, ends.ends(), dw.write(), Write::Add);
+            cpu.gemm.grouped_gradient(dy, x, ends.ends(), dw.write(), write);
         }
         (Operand::Fp8(dy), Operand::Fp8(x)) => {
             let (a_scale, b_scale) = (column_scales(dy, segments), column_scales(x, segments));
@@ -91,7 +91,7 @@ pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments
                 let (a, b) = (a.slice(rows.start, rows.end).t(), b.slice(rows.start, rows.end));
                 problems.push(Promoted { a, b: b.into(), scales, c });
             }
-            cpu.gemm.promoted(problems, Write::Add);
+            cpu.gemm.promoted(problems, write);
         }
         _ => panic!("low_gradient: dy and x are of two kinds"),
     }

@@ -5,7 +5,7 @@
 
 use crate::Cx;
 use smelt_kernels::fp8::Operand;
-use smelt_kernels::{Backend, DType, Segments, Shape, Tensor, random};
+use smelt_kernels::{Backend, DType, Segments, Shape, Tensor, Write, random};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -187,6 +187,8 @@ pub struct WeightGemm {
 /// Gradients of all parameters; weight products wait until [`run`](Self::run).
 pub struct Grads {
     values: Vec<Tensor>,
+    /// Stands for zero, whatever the memory holds: the first product of a weight sets its gradient, which spares a pass to clear it.
+    is_clear: Vec<bool>,
     deferred: Vec<WeightGemm>,
     /// A gradient that was infinite or NaN was quantised, since it was last asked.
     has_saturated: bool,
@@ -194,16 +196,33 @@ pub struct Grads {
 
 impl Grads {
     pub fn zeros(params: &Params) -> Self {
-        let values = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
-        Self { values, deferred: Vec::new(), has_saturated: false }
+        let values: Vec<_> = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
+        Self { is_clear: vec![false; values.len()], values, deferred: Vec::new(), has_saturated: false }
+    }
+
+    /// Zero again; to be read only when [`settle`](Self::settle) followed.
+    pub fn clear(&mut self) {
+        self.is_clear.fill(true);
+    }
+
+    /// Writes the zeros of those to which nothing was added since [`clear`](Self::clear).
+    pub fn settle(&mut self) {
+        for p in 0..self.values.len() {
+            self.get_mut(Param(p));
+        }
     }
 
     pub fn get(&self, p: Param) -> &Tensor {
+        assert!(!self.is_clear[p.0], "grads: {p:?} was cleared and read before it was settled");
         &self.values[p.0]
     }
 
     pub fn get_mut(&mut self, p: Param) -> &mut Tensor {
-        &mut self.values[p.0]
+        let value = &mut self.values[p.0];
+        if std::mem::take(&mut self.is_clear[p.0]) {
+            value.fill_zeros();
+        }
+        value
     }
 
     pub(crate) fn note_saturated(&mut self, has_saturated: bool) {
@@ -227,7 +246,8 @@ impl Grads {
     /// `+=`, in the order of `work`.
     pub fn run(&mut self, cx: &Cx, work: Vec<WeightGemm>) {
         for w in work {
-            w.run(cx, &mut self.values[w.param.0]);
+            let write = if std::mem::take(&mut self.is_clear[w.param.0]) { Write::Set } else { Write::Add };
+            w.run(cx, &mut self.values[w.param.0], write);
         }
     }
 

@@ -69,16 +69,16 @@ impl Product<'_> {
 }
 
 impl WeightGemm {
-    /// Adds to `dw`.
-    pub(crate) fn run(&self, cx: &Cx, dw: &mut Tensor) {
+    /// Sets `dw`, or adds to it.
+    pub(crate) fn run(&self, cx: &Cx, dw: &mut Tensor, write: Write) {
         match (&self.dy, &self.x, &self.segments) {
             (Operand::Plain(dy), Operand::Plain(x), None) if x.dtype() != DType::Bf16 => {
-                cx.backend.gemm(Layout::Tn, dy, x, dw, Write::Add);
+                cx.backend.gemm(Layout::Tn, dy, x, dw, write);
             }
             (Operand::Plain(dy), Operand::Plain(x), Some(segments)) if x.dtype() != DType::Bf16 => {
-                cx.backend.grouped_gradient(dy, x, segments, dw);
+                cx.backend.grouped_gradient(dy, x, segments, dw, write);
             }
-            (dy, x, segments) => cx.backend.low_gradient(dy, x, segments.as_ref(), dw),
+            (dy, x, segments) => cx.backend.low_gradient(dy, x, segments.as_ref(), dw, write),
         }
     }
 }

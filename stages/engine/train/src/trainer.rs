@@ -110,7 +110,7 @@ impl Trainer {
         }
         let mut grads = match self.grads.take() {
             Some(mut grads) => {
-                self.params.handles().for_each(|p| grads.get_mut(p).write::<f32>().fill(0.0));
+                grads.clear();
                 grads
             }
             None => Grads::zeros(&self.params),
@@ -136,6 +136,7 @@ impl Trainer {
             report.tokens += batch.ids.len();
             self.model.backward(backend, &self.params, batch, saved, loss.gradient, &mut grads);
         }
+        grads.settle();
         let stats = stats.into_inner();
         let weight = self.settings.balance.weight;
         if weight > 0.0 {
