@@ -334,7 +334,6 @@ impl Model {
                 backend.add(&mut dy, &more);
             }
             let (dh, de) = self.mtp[depth].backward(&Cx { documents: &pass.documents, ..cx }, pass.saved, dy, grads);
-            grads.flush(&cx);
             backend.embedding_backward(&pass.ids, &de, grads.get_mut(self.embedding));
             let mut back = Tensor::zeros([rows_of_before[depth], dh.cols()], dtype);
             backend.embedding_backward(&pass.from, &dh, &mut back);
@@ -347,7 +346,6 @@ impl Model {
         let mut dx = self.norm.backward(&cx, saved.norm, dhidden, grads);
         for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
             dx = block.backward(&cx, saved, dx, grads);
-            grads.flush(&cx); // frees what the weight products wait with
         }
         backend.embedding_backward(&batch.ids, &dx, grads.get_mut(self.embedding));
         grads.note_saturated(stats.borrow().has_saturated);

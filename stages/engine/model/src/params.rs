@@ -184,11 +184,13 @@ pub struct WeightGemm {
     pub segments: Option<Segments>,
 }
 
-/// Gradients of all parameters; weight products wait until [`run`](Self::run).
+/// Gradients of all parameters. A weight's product is run at once, while its sides are in the caches, or waits for its turn in a timetable:
+/// see [`holding`](Self::holding).
 pub struct Grads {
     values: Vec<Tensor>,
     /// Stands for zero, whatever the memory holds: the first product of a weight sets its gradient, which spares a pass to clear it.
     is_clear: Vec<bool>,
+    is_holding: bool,
     deferred: Vec<WeightGemm>,
     /// A gradient that was infinite or NaN was quantised, since it was last asked.
     has_saturated: bool,
@@ -197,7 +199,13 @@ pub struct Grads {
 impl Grads {
     pub fn zeros(params: &Params) -> Self {
         let values: Vec<_> = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
-        Self { is_clear: vec![false; values.len()], values, deferred: Vec::new(), has_saturated: false }
+        Self {
+            is_clear: vec![false; values.len()],
+            values,
+            is_holding: false,
+            deferred: Vec::new(),
+            has_saturated: false,
+        }
     }
 
     /// Zero again; to be read only when [`settle`](Self::settle) followed.
@@ -234,11 +242,16 @@ impl Grads {
         std::mem::take(&mut self.has_saturated)
     }
 
-    pub fn defer(&mut self, work: WeightGemm) {
-        self.deferred.push(work);
+    /// From now on the products of weights wait until they are taken, for a schedule that splits backward in two.
+    pub fn holding(self) -> Self {
+        Self { is_holding: true, ..self }
     }
 
-    /// The weight work recorded since the last call: one `W` of a timetable.
+    pub(crate) fn add(&mut self, cx: &Cx, work: WeightGemm) {
+        if self.is_holding { self.deferred.push(work) } else { self.run(cx, vec![work]) }
+    }
+
+    /// The weight work held back since the last call: one `W` of a timetable.
     pub fn take_deferred(&mut self) -> Vec<WeightGemm> {
         std::mem::take(&mut self.deferred)
     }
@@ -249,11 +262,5 @@ impl Grads {
             let write = if std::mem::take(&mut self.is_clear[w.param.0]) { Write::Set } else { Write::Add };
             w.run(cx, &mut self.values[w.param.0], write);
         }
-    }
-
-    /// Runs what waits now.
-    pub fn flush(&mut self, cx: &Cx) {
-        let work = self.take_deferred();
-        self.run(cx, work);
     }
 }

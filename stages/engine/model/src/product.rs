@@ -24,7 +24,7 @@ impl Product<'_> {
         y
     }
 
-    /// `dx = dy·W`, or `+=`; the weight's gradient is deferred, its sides lowered now: they wait in fewer bytes.
+    /// `dx = dy·W`, or `+=`, and the weight's gradient. Should that be held back, its sides are lowered now: they wait in fewer bytes.
     pub fn backward(self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
         let (rows, dy, x) = match cx.precision {
             Precision::Fp8(fp8) => {
@@ -39,7 +39,7 @@ impl Product<'_> {
             }
         };
         self.multiply(cx, Layout::Nn, &rows, dx, write);
-        grads.defer(WeightGemm { param: self.w, dy, x, segments: self.segments.cloned() });
+        grads.add(cx, WeightGemm { param: self.w, dy, x, segments: self.segments.cloned() });
     }
 
     /// One side of a product; as it is in full precision, and in f64 always.
@@ -142,7 +142,12 @@ mod tests {
         let y = product.forward(&cx, &x);
         let mut dx = Tensor::empty([N, IN], DType::F32);
         product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
-        grads.flush(&cx);
+        let mut held = Grads::zeros(&params).holding();
+        product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut held);
+        assert!(held.get(w).read::<f32>().iter().all(|&x| x == 0.0), "a product that waits has done nothing yet");
+        let work = held.take_deferred();
+        held.run(&cx, work);
+        assert_eq!(held.get(w).read::<f32>(), grads.get(w).read::<f32>(), "at once, and held back");
 
         let [xf, wf, dyr, dyc, xc] = sides(&x, params.get(w), &dy);
         let sum = |k: usize, term: &dyn Fn(usize) -> f64| (0..k).map(term).sum::<f64>();
