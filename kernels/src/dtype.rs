@@ -4,7 +4,7 @@ use crate::fp8::E4m3;
 use crate::gemm::{Causal, Gemm, Operand, PackedB, View, Write};
 use crate::math;
 use crate::memory::Arena;
-use bytemuck::Zeroable;
+use bytemuck::Pod;
 use half::bf16;
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -32,7 +32,7 @@ impl DType {
 }
 
 /// An element a tensor can hold.
-pub trait Element: Copy + Default + Zeroable + Debug + PartialEq + Send + Sync + 'static {
+pub trait Element: Pod + Default + Debug + PartialEq + Send + Sync + 'static {
     const DTYPE: DType;
     /// What unwritten memory is filled with in debug builds.
     const POISON: Self;

@@ -7,11 +7,11 @@
 //! Buffers begin at a cache line, for a vector that straddles two is read twice; large ones lie in pages of 2 MiB where the system has them,
 //! for products walk down columns, a page per row.
 
-use bytemuck::Zeroable;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
+use memmap2::MmapMut;
 use std::collections::HashMap;
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Bytes kept for reuse per element type; what comes back beyond that is freed.
@@ -19,103 +19,70 @@ const LIMIT_BYTES: usize = 2 << 30;
 /// Below this a buffer is not worth the list.
 const SMALL: usize = 256;
 
-const LINE: usize = 64;
 /// A large page of x86 and of aarch64.
 const PAGE: usize = 2 << 20;
 
+/// A cache line, and a vector of the widest kind.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Line(pub [u32; 16]);
+
 /// A slice on the heap, aligned for vectors.
 pub struct Block<T> {
-    start: NonNull<T>,
-    len: usize,
+    memory: Memory,
+    /// Of the memory, what the slice covers.
+    bytes: Range<usize>,
+    element: PhantomData<T>,
 }
 
-// SAFETY: it owns what it points to, as a `Vec` does.
-unsafe impl<T: Send> Send for Block<T> {}
-// SAFETY: as above.
-unsafe impl<T: Sync> Sync for Block<T> {}
-
-impl<T> Block<T> {
-    fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len * size_of::<T>(), LINE).expect("a block is smaller than the address space")
-    }
+enum Memory {
+    Lines(Vec<Line>),
+    Pages(MmapMut),
 }
 
-impl<T: Zeroable> Block<T> {
-    /// Zeros.
+impl<T: Pod> Block<T> {
+    /// Zeros. What is not touched of a large block takes no memory.
     pub fn new(len: usize) -> Self {
-        const { assert!(align_of::<T>() <= LINE) };
-        let layout = Self::layout(len);
-        let start = match layout.size() {
-            0 => return Self::default(),
-            bytes if bytes >= PAGE => map(bytes),
-            // SAFETY: the layout is not empty.
-            _ => unsafe { alloc_zeroed(layout) },
+        const { assert!(align_of::<T>() <= align_of::<Line>()) };
+        let bytes = len * size_of::<T>();
+        let (memory, start) = if bytes < PAGE {
+            (Memory::Lines(vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())]), 0)
+        } else {
+            let pages = MmapMut::map_anon(bytes.next_multiple_of(PAGE) + PAGE);
+            let pages = pages.unwrap_or_else(|e| panic!("memory: the system has no {bytes} bytes more: {e}"));
+            #[cfg(target_os = "linux")]
+            drop(pages.advise(memmap2::Advice::HugePage)); // a wish: small pages do as well
+            let start = pages.as_ptr().align_offset(PAGE);
+            (Memory::Pages(pages), start)
         };
-        let start = NonNull::new(start.cast::<T>()).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, len }
+        Self { memory, bytes: start..start + bytes, element: PhantomData }
     }
 }
 
 impl<T> Default for Block<T> {
     fn default() -> Self {
-        Self { start: NonNull::dangling(), len: 0 }
+        Self { memory: Memory::Lines(Vec::new()), bytes: 0..0, element: PhantomData }
     }
 }
 
-impl<T> Drop for Block<T> {
-    fn drop(&mut self) {
-        let (layout, start) = (Self::layout(self.len), self.start.as_ptr().cast());
-        match layout.size() {
-            0 => {}
-            bytes if bytes >= PAGE => unmap(start, bytes),
-            // SAFETY: allocated by `new` with this layout.
-            _ => unsafe { dealloc(start, layout) },
-        }
-    }
-}
-
-/// Zeroed memory from the system, which begins at a large page; null if there is none. What is not touched takes no memory.
-fn map(bytes: usize) -> *mut u8 {
-    // SAFETY: a new private mapping; what is given back of it lies outside of what is returned.
-    unsafe {
-        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let start = libc::mmap(std::ptr::null_mut(), whole(bytes) + PAGE, access, kind, -1, 0);
-        if start == libc::MAP_FAILED {
-            return std::ptr::null_mut();
-        }
-        let before = start.align_offset(PAGE);
-        if before > 0 {
-            libc::munmap(start, before);
-        }
-        libc::munmap(start.byte_add(before + whole(bytes)), PAGE - before);
-        let start = start.byte_add(before);
-        #[cfg(target_os = "linux")]
-        libc::madvise(start, whole(bytes), libc::MADV_HUGEPAGE); // a wish: small pages do as well
-        start.cast()
-    }
-}
-
-fn unmap(start: *mut u8, bytes: usize) {
-    // SAFETY: what `map` returned for as many bytes, and nobody holds it any more.
-    unsafe { libc::munmap(start.cast(), whole(bytes)) };
-}
-
-fn whole(bytes: usize) -> usize {
-    bytes.next_multiple_of(PAGE)
-}
-
-impl<T> Deref for Block<T> {
+impl<T: Pod> Deref for Block<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `len` elements from `start` are this block's and were valid from the first: `Zeroable`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        let all = match &self.memory {
+            Memory::Lines(lines) => cast_slice(lines),
+            Memory::Pages(pages) => &pages[..],
+        };
+        cast_slice(&all[self.bytes.clone()])
     }
 }
 
-impl<T> DerefMut for Block<T> {
+impl<T: Pod> DerefMut for Block<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `self` is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        let all = match &mut self.memory {
+            Memory::Lines(lines) => cast_slice_mut(lines),
+            Memory::Pages(pages) => &mut pages[..],
+        };
+        cast_slice_mut(&mut all[self.bytes.clone()])
     }
 }
 
@@ -134,7 +101,7 @@ fn class(len: usize) -> usize {
     len.next_multiple_of(quarter)
 }
 
-impl<T: Zeroable + Copy> Arena<T> {
+impl<T: Pod> Arena<T> {
     pub const fn new() -> Self {
         Self { lists: LazyLock::new(|| Mutex::new(Lists { by_class: HashMap::new(), bytes: 0 })) }
     }
@@ -177,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_block_is_zero_and_aligned_whatever_its_size() {
-        for (len, align) in [(0, 1), (1, LINE), (1000, LINE), (PAGE / 4 - 1, LINE), (PAGE / 4, PAGE), (PAGE, PAGE)] {
+        for (len, align) in [(0, 1), (1, 64), (1000, 64), (PAGE / 4 - 1, 64), (PAGE / 4, PAGE), (PAGE, PAGE)] {
             let mut block = Block::<f32>::new(len);
             assert_eq!(block.len(), len);
             assert!(block.iter().all(|x| x.to_bits() == 0), "{len}");

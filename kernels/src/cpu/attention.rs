@@ -99,14 +99,14 @@ pub fn backward<T: Real>(
     let (out_kv, out_rope) = (Shared::new(dkv.write::<T>()), Shared::new(partial.write::<T>()));
     cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
         let length = rows.len();
-        let mut k = Scratch::<T>::new(length * padded(w.qk));
         let (k_width, v_width) = (padded(w.qk), padded(s.value));
+        let mut k = Scratch::<T>::new(length * k_width);
         let (mut dk, mut dv) = (Scratch::<T>::new(length * k_width), Scratch::<T>::new(length * v_width));
         let (dk, dv) = (&mut dk.0[..length * k_width], &mut dv.0[..length * v_width]);
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
         let one = OneHead {
             q: part(q, rows.clone(), head * w.qk, w.qk, w.q_row),
-            k: View::strided(&k.0, length, w.qk, padded(w.qk)),
+            k: View::strided(&k.0, length, w.qk, k_width),
             v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
             scale: T::of(s.scale),
         };

@@ -20,6 +20,8 @@ use crate::gemm::{Gemm, Level, View, wide};
 use crate::memory::Block;
 use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
 
+/// Lanes of the widest vector.
+const LANES: usize = 16;
 /// Element operations below which waking a thread costs more than it brings.
 const SERIAL: usize = 1 << 15;
 
@@ -81,10 +83,10 @@ impl Cpu {
 /// Σ a·b in sixteen interleaved sums that are then folded: one order for every vector width.
 #[inline(always)]
 fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut sums = [T::ZERO; 16];
-    let (a, b) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let mut sums = [T::ZERO; LANES];
+    let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.0.iter().zip(b.0) {
-        for lane in 0..16 {
+        for lane in 0..LANES {
             sums[lane] += a[lane] * b[lane];
         }
     }
@@ -106,9 +108,6 @@ fn halves<T: Real>(x: [T; LANES], join: impl Fn(T, T) -> T) -> T {
 fn fold<T: Real>(sums: [T; LANES]) -> T {
     halves(sums, |a, b| a + b)
 }
-
-/// Lanes of the widest vector.
-const LANES: usize = 16;
 
 /// Elements of a row of working memory: whole vectors, so that loops over it have no rest.
 fn padded(width: usize) -> usize {

@@ -5,17 +5,12 @@
 //! once per load or optimizer step. Repacking reuses the memory: fresh pages cost more than the packing.
 
 use super::{Element, View};
+use crate::memory::Line;
 use std::marker::PhantomData;
 
 /// Outputs per panel.
 pub(crate) const NR: usize = 64;
 const LINES: usize = NR / 16;
-
-#[derive(Clone, Copy, bytemuck::Zeroable)]
-#[repr(align(64))]
-pub(crate) struct Line(pub [u32; 16]);
-
-pub(crate) const ZERO: Line = Line([0; 16]);
 
 /// A packed `[k, n]` matrix. For `y = x·Wᵀ` with W `[out, in]`, pack `View::new(w, out, in).t()`.
 pub struct PackedB<T> {
@@ -42,7 +37,7 @@ impl<T: Element> PackedB<T> {
         (self.k, self.n) = (b.rows, b.cols);
         let lines = panel_lines::<T>(b) * b.cols.div_ceil(NR);
         self.lines.truncate(lines);
-        self.lines.resize(lines, ZERO);
+        self.lines.resize(lines, Line([0; 16]));
         panels(&mut self.lines, b)
     }
 }

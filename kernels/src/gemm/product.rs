@@ -3,11 +3,11 @@
 //! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
 //! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
-use super::packed::{Line, NR, Operand, PackedB, Place, panel_lines, panels};
+use super::packed::{NR, Operand, PackedB, Place, panel_lines, panels};
 use super::scaled::{PROMOTION, Scales};
 use super::task::{Causal, STRIP, Task};
 use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool};
-use crate::memory::Block;
+use crate::memory::{Block, Line};
 use std::{cell::Cell, ops::Range};
 
 /// Steps of the chain below which waking a thread costs more than it brings.
@@ -16,7 +16,6 @@ const SERIAL: usize = 1 << 20;
 const IN_PLACE: usize = 512;
 /// Tasks per thread: enough to even out a core that somebody else uses too.
 const TASKS: usize = 4;
-
 /// The fewest rows that a task is cut down to.
 const LOW: usize = 24;
 
@@ -103,6 +102,10 @@ impl Gemm {
         write: Write,
         causal: Causal,
     ) {
+        assert!(
+            causal == Causal::All || T::PER_CELL == 1,
+            "multiply: a mask counts elements, and pairs would straddle it"
+        );
         let mut problem = Problem { c_row, causal, ..Problem::new(a, b.into(), c) };
         problem.checked_steps();
         match problem.place() {

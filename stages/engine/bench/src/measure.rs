@@ -4,8 +4,7 @@ use crate::Precision as Kind;
 use crate::models::find;
 use serde::{Deserialize, Serialize};
 use smelt_generate::{Generator, Request, Sampling};
-use smelt_kernels::gemm::{Gemm, View};
-use smelt_kernels::{Backend, Cpu, Trace, Write, random};
+use smelt_kernels::{Backend, Cpu, DType, Layout, Tensor, Trace, Write, random};
 use smelt_model::{Batch, Fp8, Init, Model, Params, Precision, Work};
 use smelt_train::{Decay, Hyper, NextToken, Schedule, Settings, Trainer};
 use std::fmt;
@@ -17,7 +16,9 @@ use std::time::Instant;
 #[serde(tag = "measured", rename_all = "snake_case")]
 pub enum Figures {
     Gemm {
-        /// M, N, K of `[M, K]·[N, K]ᵀ`.
+        /// Of a linear layer: its output, the gradient of its input, or that of its weight.
+        layout: String,
+        /// M, N, K.
         shape: [usize; 3],
         threads: usize,
         gflops: f64,
@@ -56,10 +57,10 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let mega = |bytes: u64| bytes as f64 / 1e6;
         match self {
-            Figures::Gemm { shape: [m, n, k], threads, gflops, best_gflops } => {
+            Figures::Gemm { layout, shape: [m, n, k], threads, gflops, best_gflops } => {
                 write!(
                     f,
-                    "gemm      {m:>5} × {n:>5} × {k:>5}  {threads} threads  {gflops:>7.1} GFLOP/s, best {best_gflops:.1}"
+                    "gemm {layout} {m:>6} × {n:>5} × {k:>5}  {threads} threads  {gflops:>7.1} GFLOP/s, best {best_gflops:.1}"
                 )
             }
             Figures::Train {
@@ -156,24 +157,41 @@ fn noise(count: usize, stream: u64) -> Vec<f32> {
     (0..count as u64).map(|i| random::uniform(0, stream, i) as f32 - 0.5).collect()
 }
 
-/// FLOP/s of `[M, K]·[N, K]ᵀ`: median and best.
-fn rate(gemm: &Gemm, [m, n, k]: [usize; 3]) -> (f64, f64) {
-    let (a, b, mut c) = (noise(m * k, 1), noise(n * k, 2), vec![0.0; m * n]);
+/// FLOP/s of one product of f32: median and best.
+fn rate(cpu: &Cpu, layout: Layout, [m, n, k]: [usize; 3]) -> (f64, f64) {
+    let [a, b] = match layout {
+        Layout::Nt => [[m, k], [n, k]],
+        Layout::Nn => [[m, k], [k, n]],
+        Layout::Tn => [[k, m], [k, n]],
+    };
+    let (a, b) = (Tensor::new(a, &noise(m * k, 1)), Tensor::new(b, &noise(n * k, 2)));
+    let mut c = Tensor::zeros([m, n], DType::F32);
     let flops = 2.0 * (m * n * k) as f64;
     let count = (4e9 / flops).clamp(9.0, 400.0) as usize;
-    let (median, best) =
-        timed(count, || gemm.multiply(View::new(&a, m, k), View::new(&b, n, k).t(), &mut c, Write::Set));
+    let (median, best) = timed(count, || cpu.gemm(layout, &a, &b, &mut c, Write::Set));
     (flops / median, flops / best)
 }
 
+/// First what libraries are compared by, then products of a training step of 2,048 tokens, 1m to 50m.
 pub fn gemm(cpu: Cpu) -> Vec<Figures> {
-    let shapes = [[1024; 3], [256, 384, 256], [64; 3], [2048, 8192, 256], [16, 1024, 1024], [1, 1024, 1024]];
-    let (threads, gemm) = (cpu.threads(), Gemm::new(cpu.threads()));
-    let one = |shape| {
-        let (median, best) = rate(&gemm, shape);
-        Figures::Gemm { shape, threads, gflops: median / 1e9, best_gflops: best / 1e9 }
+    let outputs = [[1024; 3], [256, 384, 256], [64; 3], [2048, 8192, 256], [16, 1024, 1024], [1, 1024, 1024]];
+    let step = [
+        (Layout::Nt, [2048, 96, 96]),
+        (Layout::Nn, [2048, 96, 96]),
+        (Layout::Tn, [96, 96, 2048]),
+        (Layout::Nt, [2048, 384, 256]),
+        (Layout::Nn, [2048, 256, 384]),
+        (Layout::Tn, [384, 256, 2048]),
+        (Layout::Nt, [2048, 8192, 640]),
+        (Layout::Nn, [2048, 640, 8192]),
+        (Layout::Tn, [8192, 640, 2048]),
+    ];
+    let one = |(layout, shape)| {
+        let (median, best) = rate(&cpu, layout, shape);
+        let layout = format!("{layout:?}").to_lowercase();
+        Figures::Gemm { layout, shape, threads: cpu.threads(), gflops: median / 1e9, best_gflops: best / 1e9 }
     };
-    shapes.into_iter().map(one).collect()
+    outputs.map(|shape| (Layout::Nt, shape)).into_iter().chain(step).map(one).collect()
 }
 
 fn params(model: &Model) -> Params {
@@ -186,7 +204,7 @@ fn ids(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
 
 pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> Vec<Figures> {
     let threads = cpu.threads();
-    let sgemm = rate(&Gemm::new(threads), [1024; 3]).0;
+    let sgemm = rate(&cpu, Layout::Nt, [1024; 3]).0;
     let sized = find(name);
     let (precision, word) = match kind {
         Kind::Fp32 => (Precision::Fp32, "fp32"),

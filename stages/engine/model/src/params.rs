@@ -248,7 +248,7 @@ impl Grads {
     }
 
     pub(crate) fn add(&mut self, cx: &Cx, work: WeightGemm) {
-        if self.is_holding { self.deferred.push(work) } else { self.run(cx, vec![work]) }
+        if self.is_holding { self.deferred.push(work) } else { self.run_one(cx, &work) }
     }
 
     /// The weight work held back since the last call: one `W` of a timetable.
@@ -258,9 +258,43 @@ impl Grads {
 
     /// `+=`, in the order of `work`.
     pub fn run(&mut self, cx: &Cx, work: Vec<WeightGemm>) {
-        for w in work {
-            let write = if std::mem::take(&mut self.is_clear[w.param.0]) { Write::Set } else { Write::Add };
-            w.run(cx, &mut self.values[w.param.0], write);
-        }
+        work.iter().for_each(|work| self.run_one(cx, work));
+    }
+
+    fn run_one(&mut self, cx: &Cx, work: &WeightGemm) {
+        let is_clear = std::mem::take(&mut self.is_clear[work.param.0]);
+        work.run(cx, &mut self.values[work.param.0], if is_clear { Write::Set } else { Write::Add });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gradients of two parameters, full of ones, and cleared.
+    fn cleared() -> (Grads, Vec<Param>) {
+        let mut specs = Specs::default();
+        let handles = ["a", "b"].map(|name| specs.one(name.into(), &[2, 3], Kind::Weight));
+        let params = Params::init(Arc::new(specs), &Init { seed: 1, embedding: 1.0, router: 1.0, weight: None });
+        let mut grads = Grads::zeros(&params);
+        handles.iter().for_each(|&p| grads.get_mut(p).write::<f32>().fill(1.0));
+        grads.clear();
+        (grads, handles.to_vec())
+    }
+
+    #[test]
+    fn a_cleared_gradient_is_zero_to_who_adds_and_once_it_is_settled() {
+        let (mut grads, p) = cleared();
+        grads.get_mut(p[0]).write::<f32>()[0] += 5.0;
+        grads.settle();
+        assert_eq!(grads.get(p[0]).read::<f32>(), [5.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(grads.get(p[1]).read::<f32>(), [0.0; 6]);
+    }
+
+    #[test]
+    #[should_panic(expected = "Param(1) was cleared and read before it was settled")]
+    fn a_cleared_gradient_is_not_read_before_it_is_settled() {
+        let (grads, p) = cleared();
+        grads.get(p[1]);
     }
 }

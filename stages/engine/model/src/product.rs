@@ -148,6 +148,10 @@ mod tests {
         let work = held.take_deferred();
         held.run(&cx, work);
         assert_eq!(held.get(w).read::<f32>(), grads.get(w).read::<f32>(), "at once, and held back");
+        let once = grads.get(w).copy();
+        grads.clear();
+        product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
+        assert_eq!(grads.get(w).read::<f32>(), once.read::<f32>(), "in memory that held another gradient");
 
         let [xf, wf, dyr, dyc, xc] = sides(&x, params.get(w), &dy);
         let sum = |k: usize, term: &dyn Fn(usize) -> f64| (0..k).map(term).sum::<f64>();
