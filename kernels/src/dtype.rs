@@ -85,6 +85,11 @@ pub trait Real:
     fn ln(self) -> Self {
         Self::of(math::ln(self.f64()))
     }
+    /// The same of what is no less than the smallest normal number: see [`math::ln_normal`].
+    #[inline(always)]
+    fn ln_normal(self) -> Self {
+        Self::of(math::ln_normal(self.f64()))
+    }
     fn sigmoid(self) -> Self;
 
     /// `c = a·b` or `c += a·b`, on all threads.

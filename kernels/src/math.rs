@@ -74,26 +74,37 @@ pub fn ln(x: f64) -> f64 {
     if x == 0.0 {
         return f64::NEG_INFINITY;
     }
-    if x < 0.0 || x.is_nan() {
+    if x < 0.0 {
         return f64::NAN;
     }
-    if x == f64::INFINITY {
-        return x;
+    if x < f64::MIN_POSITIVE {
+        return ln_of_parts(x * 2f64.powi(54), -54);
     }
-    let (x, shift) = if x < f64::MIN_POSITIVE { (x * 2f64.powi(54), -54) } else { (x, 0) };
+    ln_normal(x)
+}
+
+/// [`ln`] of x from 2⁻¹⁰²² on, to the bit, without a branch: loops over it become vectors.
+#[inline(always)]
+pub fn ln_normal(x: f64) -> f64 {
+    let y = ln_of_parts(x, 0);
+    if x < f64::INFINITY { y } else { x } // and NaN stays NaN
+}
+
+/// ln(x·2ᵉ)
+#[inline(always)]
+fn ln_of_parts(x: f64, e: i32) -> f64 {
     let bits = x.to_bits();
-    let mut e = ((bits >> 52) as i64 - 1023) + shift;
-    let mut m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);
-    if m > std::f64::consts::SQRT_2 {
-        (m, e) = (m * 0.5, e + 1);
-    }
+    let e = e + (bits >> 52) as i32 - 1023;
+    let m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);
+    let is_high = m > std::f64::consts::SQRT_2;
+    let (m, e) = if is_high { (m * 0.5, e + 1) } else { (m, e) };
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
     let mut p = 0.0;
     for k in (0..=12).rev() {
         p = p * z + 1.0 / (2 * k + 1) as f64;
     }
-    let e = e as f64;
+    let e = f64::from(e);
     e * 0.693_147_180_369_123_8 + (2.0 * s * p + e * 1.908_214_929_270_587_7e-10)
 }
 
@@ -181,6 +192,7 @@ mod tests {
             let x = i as f64 * 0.0071;
             close(exp(x * 0.4 - 400.0) / (x * 0.4 - 400.0).exp(), 1.0, "exp");
             close(ln(x * x), (x * x).ln(), "ln");
+            assert_eq!(ln(x * x).to_bits(), ln_normal(x * x).to_bits(), "ln_normal({})", x * x);
             let (sin, cos) = sin_cos(x * 10.0);
             assert!((sin - (x * 10.0).sin()).abs() < 1e-15 && (cos - (x * 10.0).cos()).abs() < 1e-15, "sin_cos({x})");
         }
@@ -188,6 +200,8 @@ mod tests {
         close(softplus(3.0), 3.0f64.exp().ln_1p(), "softplus");
         close(pow(10_000.0, -0.75), 1e-3, "pow");
         assert_eq!(ln(0.0), f64::NEG_INFINITY);
-        assert!(ln(-1.0).is_nan());
+        close(ln(1e-310), 1e-310f64.ln(), "ln");
+        assert!(ln(-1.0).is_nan() && ln_normal(f64::NAN).is_nan());
+        assert_eq!([ln(f64::INFINITY), ln_normal(f64::INFINITY)], [f64::INFINITY; 2]);
     }
 }

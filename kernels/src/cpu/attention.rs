@@ -2,7 +2,7 @@
 //! part is one for all. A task is one head of one document.
 
 use super::one_head::{self, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared, padded};
+use super::{Cpu, Scratch, Shared, copy, padded};
 use crate::backend::AttentionShape;
 use crate::gemm::View;
 use crate::{Documents, Real, Tensor};
@@ -32,8 +32,8 @@ fn tasks(s: &AttentionShape, documents: &Documents) -> Vec<(Range<usize>, usize)
 fn gather_keys<T: Real>(s: &AttentionShape, kv: &[T], k_rope: &[T], rows: Range<usize>, head: usize, k: &mut [T]) {
     let w = Widths::of(s);
     for (row, k) in rows.zip(k.chunks_exact_mut(padded(w.qk))) {
-        k[..s.nope].copy_from_slice(&kv[row * w.kv_row + head * w.kv..][..s.nope]);
-        k[s.nope..w.qk].copy_from_slice(&k_rope[row * s.rope..][..s.rope]);
+        copy(&mut k[..s.nope], &kv[row * w.kv_row + head * w.kv..][..s.nope]);
+        copy(&mut k[s.nope..w.qk], &k_rope[row * s.rope..][..s.rope]);
     }
 }
 
@@ -122,9 +122,9 @@ pub fn backward<T: Real>(
             // SAFETY: as above; the slab of `out_rope` is this head's.
             unsafe {
                 let dkv = out_kv.part(row * w.kv_row + head * w.kv, w.kv);
-                dkv[..s.nope].copy_from_slice(&dk[..s.nope]);
-                dkv[s.nope..].copy_from_slice(&dv[..s.value]);
-                out_rope.part((head * n + row) * s.rope, s.rope).copy_from_slice(&dk[s.nope..w.qk]);
+                copy(&mut dkv[..s.nope], &dk[..s.nope]);
+                copy(&mut dkv[s.nope..], &dv[..s.value]);
+                copy(out_rope.part((head * n + row) * s.rope, s.rope), &dk[s.nope..w.qk]);
             }
         }
     });

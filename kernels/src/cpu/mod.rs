@@ -90,10 +90,25 @@ fn dot<T: Real>(a: &[T], b: &[T]) -> T {
             sums[lane] += a[lane] * b[lane];
         }
     }
-    for ((sum, &a), &b) in sums.iter_mut().zip(a.1).zip(b.1) {
-        *sum += a * b;
+    if !a.1.is_empty() {
+        let (a, b) = (filled(a.1, T::ZERO), filled(b.1, T::ZERO));
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
     }
     fold(sums)
+}
+
+/// The rest of a row as a vector of its own. (An array that is indexed by what is not known when compiled lies in memory, and sums that
+/// wait for memory take 20 cycles each.)
+#[inline(always)]
+fn filled<T: Real>(rest: &[T], with: T) -> [T; LANES] {
+    let mut lanes = [with; LANES];
+    match rest.as_array::<8>() {
+        Some(half) => lanes[..8].copy_from_slice(half), // what heads are wide, without a call
+        None => lanes[..rest.len()].copy_from_slice(rest),
+    }
+    lanes
 }
 
 /// The second half of a vector joined to the first, until one lane is left.
@@ -114,39 +129,67 @@ fn padded(width: usize) -> usize {
     width.next_multiple_of(LANES)
 }
 
+/// `to = from`: of the widths that heads have, without a call.
+#[inline(always)]
+fn copy<T: Copy>(to: &mut [T], from: &[T]) {
+    macro_rules! widths {
+        ($($width:literal)*) => {
+            match to.len() {
+                $($width => {
+                    let (to, from): (&mut [T; $width], &[T; $width]) = (to.try_into().unwrap(), from.try_into().unwrap());
+                    *to = *from;
+                })*
+                _ => to.copy_from_slice(from),
+            }
+        };
+    }
+    widths!(8 16 24 32 48 64 96 128)
+}
+
 /// Turns the first `seen` scores of a row into exp(score·scale − max) in place, and the rest into 0; returns the maximum of score·scale
 /// and the sum.
 #[inline(always)]
 fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
-    let end = if padded(seen) <= row.len() { padded(seen) } else { seen };
-    let (row, hidden) = row.split_at_mut(end);
+    let (whole, rest) = row.split_at_mut(seen / LANES * LANES);
+    let (whole, count) = (whole.as_chunks_mut::<LANES>().0, seen % LANES);
+    // what is left of the seen, as a vector: where the row has room for one, or in a copy
+    let mut copy = [T::ZERO; LANES];
+    let has_room = rest.len() >= LANES;
+    if !has_room {
+        copy = filled(rest, T::ZERO);
+    }
+    let (last, hidden) = match has_room {
+        true => rest.split_first_chunk_mut().expect("has room"),
+        false => (&mut copy, &mut [][..]),
+    };
     hidden.fill(T::ZERO);
-    let seen = seen as u32;
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+
     let mut largest = [T::LOWEST; LANES];
-    for (chunk, first) in chunks.iter_mut().zip((0..).step_by(LANES)) {
+    for chunk in whole.iter_mut() {
         for lane in 0..LANES {
             chunk[lane] *= scale;
-            let x = if first + (lane as u32) < seen { chunk[lane] } else { T::LOWEST };
-            largest[lane] = if x > largest[lane] { x } else { largest[lane] };
+            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
         }
     }
-    for (x, largest) in rest.iter_mut().zip(&mut largest) {
-        *x *= scale;
-        *largest = if *x > *largest { *x } else { *largest };
+    for lane in 0..LANES {
+        last[lane] = if lane < count { last[lane] * scale } else { T::LOWEST };
+        largest[lane] = if last[lane] > largest[lane] { last[lane] } else { largest[lane] };
     }
     let max = halves(largest, |a, b| if b > a { b } else { a });
     let mut sums = [T::ZERO; LANES];
-    for (chunk, first) in chunks.iter_mut().zip((0..).step_by(LANES)) {
+    for chunk in whole {
         for lane in 0..LANES {
-            let x = (chunk[lane] - max).exp_below();
-            chunk[lane] = if first + (lane as u32) < seen { x } else { T::ZERO };
+            chunk[lane] = (chunk[lane] - max).exp_below();
             sums[lane] += chunk[lane];
         }
     }
-    for (x, sum) in rest.iter_mut().zip(&mut sums) {
-        *x = (*x - max).exp_below();
-        *sum += *x;
+    for lane in 0..LANES {
+        let x = (last[lane] - max).exp_below();
+        last[lane] = if lane < count { x } else { T::ZERO };
+        sums[lane] += last[lane];
+    }
+    if !has_room {
+        rest.copy_from_slice(&copy[..rest.len()]);
     }
     (max, fold(sums))
 }

@@ -3,7 +3,7 @@
 //! Blocks of queries meet the keys up to the block's end, so memory grows with the document's length, not with its square. What a
 //! mask hides has probability 0 and adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
 
-use super::{Cpu, LANES, Scratch, Shared, dot, exp_row, padded, wide};
+use super::{Cpu, LANES, Scratch, Shared, copy, dot, exp_row, padded, wide};
 use crate::gemm::{Causal, PackedB, View};
 use crate::{Real, Write};
 use std::ops::Range;
@@ -86,18 +86,22 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T])
             #[inline(always)]
             || {
                 for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-                    let (max, sum) = exp_row(row, first + i + 1, head.scale);
-                    sums[i] = T::ONE / sum;
-                    lse[i] = max + sum.ln();
+                    (lse[i], sums[i]) = exp_row(row, first + i + 1, head.scale);
+                }
+                for (lse, sum) in lse.iter_mut().zip(&mut sums) {
+                    *lse += sum.ln_normal(); // of 1 or more, which is what the largest score adds
+                    *sum = T::ONE / *sum;
                 }
             },
         );
         let (p, v) = (View::strided(scores, count, last, width), head.v.slice(0, last).whole_vectors());
         T::multiply_alone_into(&cpu.gemm, p, v, y, padded(value), Write::Set, Causal::Before { first });
-        for ((row, y), &inverse) in (first..last).zip(y.chunks_exact(padded(value))).zip(&sums) {
+        for (y, &inverse) in y.as_chunks_mut().0.chunks_exact_mut(padded(value) / LANES).zip(&sums) {
+            y.iter_mut().for_each(|y: &mut [T; LANES]| y.iter_mut().for_each(|y| *y *= inverse));
+        }
+        for (row, y) in (first..last).zip(y.chunks_exact(padded(value))) {
             // SAFETY: the caller's promise: these rows of o are this task's.
-            let out = unsafe { o.row(row, value) };
-            out.iter_mut().zip(y).for_each(|(out, &y)| *out = y * inverse);
+            copy(unsafe { o.row(row, value) }, &y[..value]);
         }
     }
 }
@@ -148,7 +152,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
         T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows, padded(qk), Write::Set, before);
         for (row, rows) in (first..last).zip(rows.chunks_exact(padded(qk))) {
             // SAFETY: the caller's promise: these rows of dq are this task's.
-            unsafe { dq.row(row, qk) }.copy_from_slice(&rows[..qk]);
+            copy(unsafe { dq.row(row, qk) }, &rows[..qk]);
         }
     }
 }
@@ -156,17 +160,25 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
 /// Of one query: scores to probabilities p, gradients of probabilities to those of scores, for the keys it sees; 0 for the others.
 #[inline(always)]
 fn gradient_of_scores<T: Real>(p: &mut [T], ds: &mut [T], visible: usize, scale: T, lse: T, d: T) {
-    let seen = padded(visible);
-    p[seen..].fill(T::ZERO);
-    ds[seen..].fill(T::ZERO);
-    let chunks = p[..seen].as_chunks_mut::<LANES>().0.iter_mut().zip(ds[..seen].as_chunks_mut::<LANES>().0);
-    for ((p, ds), first) in chunks.zip((0..).step_by(LANES)) {
+    let gradient = |p: &mut [T; LANES], ds: &mut [T; LANES]| {
         for lane in 0..LANES {
-            let is_seen = first + (lane as u32) < visible as u32;
-            let x = (p[lane] * scale - lse).exp_below();
-            let dx = x * (ds[lane] - d) * scale;
-            p[lane] = if is_seen { x } else { T::ZERO };
-            ds[lane] = if is_seen { dx } else { T::ZERO };
+            p[lane] = (p[lane] * scale - lse).exp_below();
+            ds[lane] = p[lane] * (ds[lane] - d) * scale;
         }
+    };
+    let (p, ds) = (p.as_chunks_mut().0, ds.as_chunks_mut().0);
+    let (whole, count) = (visible / LANES, visible % LANES);
+    p[..whole].iter_mut().zip(&mut ds[..whole]).for_each(|(p, ds)| gradient(p, ds));
+    let mut hidden = whole;
+    if count > 0 {
+        let (p, ds) = (&mut p[whole], &mut ds[whole]);
+        gradient(p, ds);
+        for lane in 0..LANES {
+            p[lane] = if lane < count { p[lane] } else { T::ZERO };
+            ds[lane] = if lane < count { ds[lane] } else { T::ZERO };
+        }
+        hidden += 1;
     }
+    p[hidden..].fill([T::ZERO; LANES]);
+    ds[hidden..].fill([T::ZERO; LANES]);
 }

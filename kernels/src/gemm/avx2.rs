@@ -3,7 +3,7 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
-use super::kernel::{Lanes, Tile, micro};
+use super::kernel::{Lanes, micro};
 use super::{Bf16, Element};
 use std::{arch::x86_64::*, mem::transmute};
 
@@ -111,20 +111,6 @@ unsafe fn flush(x: __m256) -> __m256 {
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn f32_tile(t: &Tile) {
-    // SAFETY: the caller's promise; AVX2 and FMA are enabled here.
-    unsafe { micro::<F32>(t) }
-}
-
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn bf16_tile(t: &Tile) {
-    // SAFETY: the caller's promise; AVX2 and FMA are enabled here.
-    unsafe { micro::<Pairs>(t) }
-}
-
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn e4m3_tile(t: &Tile) {
-    // SAFETY: the caller's promise; AVX2 and FMA are enabled here.
-    unsafe { micro::<ExactPairs>(t) }
-}
+micro!(F32_TILES, F32, target_feature(enable = "avx2,fma"));
+micro!(BF16_TILES, Pairs, target_feature(enable = "avx2,fma"));
+micro!(E4M3_TILES, ExactPairs, target_feature(enable = "avx2,fma"));

@@ -3,7 +3,8 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
-use super::kernel::{Lanes, Tile, micro};
+use super::kernel::{Lanes, micro};
+use super::packed::NR;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -60,21 +61,50 @@ lanes!(ExactPairs, |acc, a, b| {
     _mm512_fmadd_ps(even(a), even(b), _mm512_fmadd_ps(odd(a), odd(b), acc))
 });
 lanes!(Pairs, |acc, a, b| _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)));
+micro!(F32_TILES, F32, target_feature(enable = "avx512f"));
+micro!(BF16_TILES, Pairs, target_feature(enable = "avx512f,avx512bf16"));
+micro!(E4M3_TILES, ExactPairs, target_feature(enable = "avx512f"));
 
+/// Cells `depth` deep of up to 16 columns, each contiguous from a pointer in `columns`, as rows of 16, [`NR`] apart; rows of fewer than 16
+/// columns end in zeros.
+///
+/// # Safety
+/// The CPU has AVX-512 F; `columns` have `depth` cells, `to` has room for 16 cells in each of `depth` rows, and `depth ≤ 16`.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn f32_tile(t: &Tile) {
-    // SAFETY: the caller's promise; AVX-512 F is enabled here.
-    unsafe { micro::<F32>(t) }
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub unsafe fn bf16_tile(t: &Tile) {
-    // SAFETY: the caller's promise; both features are enabled here.
-    unsafe { micro::<Pairs>(t) }
-}
-
-#[target_feature(enable = "avx512f")]
-pub unsafe fn e4m3_tile(t: &Tile) {
-    // SAFETY: the caller's promise; AVX-512 F is enabled here.
-    unsafe { micro::<ExactPairs>(t) }
+pub unsafe fn transpose(columns: &[*const u32], depth: usize, to: *mut u32) {
+    let mask = ((1u32 << depth) - 1) as u16;
+    let mut x = [_mm512_setzero_ps(); 16];
+    for (x, &column) in x.iter_mut().zip(columns) {
+        // SAFETY: the mask reads `depth` cells.
+        *x = unsafe { _mm512_maskz_loadu_ps(mask, column.cast()) };
+    }
+    // blocks of four columns by four cells: in lane l of y[4·b + c] cell 4·l + c of columns 4·b..4·b + 4
+    let pair = |i: usize| (_mm512_unpacklo_ps(x[i], x[i + 1]), _mm512_unpackhi_ps(x[i], x[i + 1]));
+    let double = _mm512_castps_pd;
+    let mut y = [_mm512_setzero_pd(); 16];
+    for b in (0..16).step_by(4) {
+        let ((low, high), (next_low, next_high)) = (pair(b), pair(b + 2));
+        y[b] = _mm512_unpacklo_pd(double(low), double(next_low));
+        y[b + 1] = _mm512_unpackhi_pd(double(low), double(next_low));
+        y[b + 2] = _mm512_unpacklo_pd(double(high), double(next_high));
+        y[b + 3] = _mm512_unpackhi_pd(double(high), double(next_high));
+    }
+    // and of those blocks, of 128 bits, four by four
+    for c in 0..4 {
+        let [p, q, r, s] = [y[c], y[c + 4], y[c + 8], y[c + 12]].map(|y| _mm512_castpd_ps(y));
+        let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(p, q), _mm512_shuffle_f32x4::<0xdd>(p, q));
+        let (next_even, next_odd) = (_mm512_shuffle_f32x4::<0x88>(r, s), _mm512_shuffle_f32x4::<0xdd>(r, s));
+        let cells = [
+            _mm512_shuffle_f32x4::<0x88>(even, next_even),
+            _mm512_shuffle_f32x4::<0x88>(odd, next_odd),
+            _mm512_shuffle_f32x4::<0xdd>(even, next_even),
+            _mm512_shuffle_f32x4::<0xdd>(odd, next_odd),
+        ];
+        for (l, cells) in cells.into_iter().enumerate() {
+            if 4 * l + c < depth {
+                // SAFETY: a row below `depth`.
+                unsafe { _mm512_storeu_ps(to.add((4 * l + c) * NR).cast(), cells) }
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::{
     Bf16, Level, View,
-    kernel::{Micro, micro},
+    kernel::Micro,
     portable,
 };
 #[cfg(target_arch = "x86_64")]
@@ -34,10 +34,10 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         None
     }
     #[doc(hidden)]
-    fn micro(level: Level) -> Micro;
+    fn micro(level: Level) -> &'static Micro;
     /// For elements that are E4M3 numbers: the same bits, where the level is slow at the general case sooner.
     #[doc(hidden)]
-    fn micro_of_e4m3(level: Level) -> Micro {
+    fn micro_of_e4m3(level: Level) -> &'static Micro {
         Self::micro(level)
     }
 }
@@ -59,13 +59,13 @@ impl Element for f32 {
         a.in_place(row, k, rows, depth).map(|(first, strides)| (first.cast(), strides))
     }
 
-    fn micro(level: Level) -> Micro {
+    fn micro(level: Level) -> &'static Micro {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 | Level::Avx512 => avx512::f32_tile,
+            Level::Avx512Bf16 | Level::Avx512 => &avx512::F32_TILES,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => avx2::f32_tile,
-            _ => micro::<portable::Lanes<f32>>,
+            Level::Avx2 => &avx2::F32_TILES,
+            _ => &portable::F32_TILES,
         }
     }
 }
@@ -85,22 +85,22 @@ impl Element for Bf16 {
         fma_flushed(even(a), even(b), fma_flushed(odd(a), odd(b), flush(c)))
     }
 
-    fn micro(level: Level) -> Micro {
+    fn micro(level: Level) -> &'static Micro {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => avx512::bf16_tile,
+            Level::Avx512Bf16 => &avx512::BF16_TILES,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx2 => avx2::bf16_tile,
-            _ => micro::<portable::Lanes<Bf16>>,
+            Level::Avx512 | Level::Avx2 => &avx2::BF16_TILES,
+            _ => &portable::BF16_TILES,
         }
     }
 
-    fn micro_of_e4m3(level: Level) -> Micro {
+    fn micro_of_e4m3(level: Level) -> &'static Micro {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::e4m3_tile,
+            Level::Avx512 => &avx512::E4M3_TILES,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => avx2::e4m3_tile,
+            Level::Avx2 => &avx2::E4M3_TILES,
             _ => Self::micro(level),
         }
     }

@@ -25,8 +25,42 @@ pub struct Tile {
     pub is_first: bool,
 }
 
+/// A loop for each height and width, by rows − 1 and vectors − 1: one for all would work out at each call what the others need.
+///
 /// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
-pub type Micro = unsafe fn(&Tile);
+pub type Micro = [[unsafe fn(&Tile); NR / 16]; MAX_ROWS];
+
+impl Tile {
+    /// # Safety
+    /// As [`Micro`] says.
+    #[inline(always)]
+    pub unsafe fn run(&self, micro: &Micro) {
+        // SAFETY: the caller's promise.
+        unsafe { micro[self.rows - 1][self.vectors - 1](self) }
+    }
+}
+
+/// The [`Micro`] of lanes, compiled with a feature of the CPU.
+macro_rules! micro {
+    ($name:ident, $lanes:ty $(, $features:meta)?) => {
+        pub static $name: $crate::gemm::kernel::Micro = {
+            $(#[$features])?
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::gemm::kernel::Tile) {
+                // SAFETY: the caller's promise; the features are enabled here.
+                unsafe { $crate::gemm::kernel::whole::<$lanes, ROWS, VECTORS>(t) }
+            }
+            [
+                [tile::<1, 1>, tile::<1, 2>, tile::<1, 3>, tile::<1, 4>],
+                [tile::<2, 1>, tile::<2, 2>, tile::<2, 3>, tile::<2, 4>],
+                [tile::<3, 1>, tile::<3, 2>, tile::<3, 3>, tile::<3, 4>],
+                [tile::<4, 1>, tile::<4, 2>, tile::<4, 3>, tile::<4, 4>],
+                [tile::<5, 1>, tile::<5, 2>, tile::<5, 3>, tile::<5, 4>],
+                [tile::<6, 1>, tile::<6, 2>, tile::<6, 3>, tile::<6, 4>],
+            ]
+        };
+    };
+}
+pub(super) use micro;
 
 /// Cells along k by which A is asked for before it is used: 20 × 24 cycles of the largest tile, 130 ns.
 const AHEAD: usize = 20;
@@ -100,12 +134,12 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
     }
 }
 
-/// Cuts a tile into what the registers of `L` hold, and picks the loop compiled for that many rows and vectors.
+/// Cuts a tile of R rows and V vectors into what the registers of `L` hold.
 #[inline(always)]
-pub unsafe fn micro<L: Lanes>(t: &Tile) {
-    for vector in (0..t.vectors).step_by(L::VECTORS) {
-        for row in (0..t.rows).step_by(L::ROWS) {
-            let (rows, vectors) = ((t.rows - row).min(L::ROWS), (t.vectors - vector).min(L::VECTORS));
+pub unsafe fn whole<L: Lanes, const R: usize, const V: usize>(t: &Tile) {
+    for vector in (0..V).step_by(L::VECTORS) {
+        for row in (0..R).step_by(L::ROWS) {
+            let (rows, vectors) = ((R - row).min(L::ROWS), (V - vector).min(L::VECTORS));
             // SAFETY: as for `tile`.
             unsafe {
                 match vectors {

@@ -4,7 +4,7 @@
 //! nothing of M, threads, blocking or CPU level, so one packing serves decode and prefill, and a weight is packed
 //! once per load or optimizer step. Repacking reuses the memory: fresh pages cost more than the packing.
 
-use super::{Element, View};
+use super::{Element, Level, View};
 use crate::memory::Line;
 use std::marker::PhantomData;
 
@@ -28,7 +28,7 @@ impl<T: Element> PackedB<T> {
 
     pub fn new(b: View<T>) -> Self {
         let mut packed = Self::empty();
-        packed.reset(b).for_each(|panel| panel.fill());
+        packed.reset(b).for_each(|panel| panel.fill(Level::Portable));
         packed
     }
 
@@ -114,9 +114,9 @@ pub(crate) fn panels<'a, T: Element>(lines: &'a mut [Line], b: View<'a, T>) -> i
 
 impl<T: Element> Panel<'_, T> {
     #[inline(always)] // into a function compiled for the CPU: these are copies
-    pub fn fill(self) {
+    pub fn fill(self, level: Level) {
         let columns = NR.min(self.b.cols - self.first);
-        if self.b.is_row_major() { self.interleave(columns) } else { self.transpose(columns) }
+        if self.b.is_row_major() { self.interleave(columns) } else { self.transpose(columns, level) }
     }
 
     /// Rows of `b` are contiguous: copy 64 neighbours, or zip those of two rows.
@@ -142,18 +142,28 @@ impl<T: Element> Panel<'_, T> {
     /// Columns of `b` are contiguous: 16 × 16 cells at a time, read and written in whole cache lines. Sixteen columns
     /// go down all of K before the next sixteen, so that prefetchers see sixteen streams, not sixty-four.
     #[inline(always)]
-    fn transpose(self, columns: usize) {
+    fn transpose(self, columns: usize, level: Level) {
         let Self { b, first, lines } = self;
         for v in 0..LINES {
+            let lanes = columns.saturating_sub(v * 16).min(16);
             for (c0, cells) in lines.chunks_mut(16 * LINES).enumerate() {
                 let (k0, depth) = (c0 * 16 * T::PER_CELL, cells.len() / LINES);
+                let len = (depth * T::PER_CELL).min(b.rows - k0);
+                let column = |lane| b.run(k0, first + v * 16 + lane, len);
+                #[cfg(target_arch = "x86_64")]
+                if level >= Level::Avx512 && len == depth * T::PER_CELL {
+                    let mut starts = [std::ptr::null::<u32>(); 16];
+                    starts.iter_mut().enumerate().take(lanes).for_each(|(lane, x)| *x = column(lane).as_ptr().cast());
+                    let to = cells[v..].as_mut_ptr().cast::<u32>();
+                    // SAFETY: the level is supported; a column has `len` elements, which are `depth` cells as they lie (the even one in
+                    // the low half); line v of each of `depth` cells is within `cells`.
+                    unsafe { super::avx512::transpose(&starts[..lanes], depth, to) };
+                    continue;
+                }
+                let _ = level;
                 let mut square = [[0; 16]; 16];
-                for (lane, row) in square.iter_mut().enumerate().take(columns.saturating_sub(v * 16)) {
-                    let run = b.run(k0, first + v * 16 + lane, (depth * T::PER_CELL).min(b.rows - k0));
-                    match run.len() == 16 * T::PER_CELL {
-                        true => to_cells(run, row), // a length known when compiled
-                        false => to_cells(run, &mut row[..depth]),
-                    }
+                for (lane, row) in square.iter_mut().enumerate().take(lanes) {
+                    to_cells(column(lane), &mut row[..depth]);
                 }
                 for cell in 0..depth {
                     cells[cell * LINES + v].0 = std::array::from_fn(|lane| square[lane][cell]);

@@ -2,7 +2,8 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
-use super::{Element, kernel};
+use super::kernel::{self, micro};
+use super::{Bf16, Element};
 use std::marker::PhantomData;
 
 #[derive(Clone, Copy)]
@@ -41,3 +42,6 @@ impl<T: Element> kernel::Lanes for Lanes<T> {
         self
     }
 }
+
+micro!(F32_TILES, Lanes<f32>);
+micro!(BF16_TILES, Lanes<Bf16>);

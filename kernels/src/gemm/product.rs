@@ -129,7 +129,7 @@ impl Gemm {
             wide(
                 self.level,
                 #[inline(always)]
-                || panel.fill(),
+                || panel.fill(self.level),
             )
         });
     }
@@ -223,7 +223,7 @@ impl Gemm {
             wide(
                 self.level,
                 #[inline(always)]
-                || panel.fill(),
+                || panel.fill(self.level),
             )
         });
 

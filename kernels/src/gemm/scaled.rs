@@ -67,7 +67,7 @@ impl<T: Element> Task<'_, T> {
                                 is_first: true,
                             };
                             // SAFETY: as in `run`; C of the tile is `partial`, which holds MAX_ROWS × NR.
-                            unsafe { micro(&tile) }
+                            unsafe { tile.run(micro) }
                             let b_scale = &scales.b[b * n + panel * NR..][..columns];
                             for r in 0..rows.len() {
                                 let row = first + rows.start + r;

@@ -134,7 +134,7 @@ impl<T: Element> Task<'_, T> {
                             // SAFETY: `at` and `best` give supported levels only; A and B are as large as the slices
                             // above; the rectangle of C is this task's own.
                             unsafe {
-                                if columns.is_multiple_of(16) { micro(&tile) } else { ragged(micro, tile, columns) }
+                                if columns.is_multiple_of(16) { tile.run(micro) } else { ragged(micro, tile, columns) }
                             }
                         }
                     }
@@ -146,14 +146,14 @@ impl<T: Element> Task<'_, T> {
 }
 
 /// A tile whose last vector is not full is computed in a copy that is.
-unsafe fn ragged(micro: Micro, tile: Tile, columns: usize) {
+unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
     let mut c = [0.0; MAX_ROWS * NR];
     // SAFETY: `columns` of each row are inside the tile's C, and inside the copy.
     unsafe {
         for r in 0..tile.rows {
             tile.c.add(r * tile.c_row).copy_to_nonoverlapping(c[r * NR..].as_mut_ptr(), columns);
         }
-        micro(&Tile { c: c.as_mut_ptr(), c_row: NR, ..tile });
+        Tile { c: c.as_mut_ptr(), c_row: NR, ..tile }.run(micro);
         for r in 0..tile.rows {
             tile.c.add(r * tile.c_row).copy_from_nonoverlapping(c[r * NR..].as_ptr(), columns);
         }
