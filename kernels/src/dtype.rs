@@ -128,7 +128,7 @@ pub trait Real:
 }
 
 macro_rules! arithmetic {
-    ($type:ty, $exp:path, $exp_below:path) => {
+    ($type:ty, $exp:path, $exp_below:path, $sigmoid:path) => {
         const ZERO: Self = 0.0;
         const ONE: Self = 1.0;
         const LOWEST: Self = <$type>::MIN;
@@ -154,13 +154,13 @@ macro_rules! arithmetic {
         }
         #[inline(always)]
         fn sigmoid(self) -> Self {
-            1.0 / (1.0 + $exp(-self))
+            $sigmoid(self)
         }
     };
 }
 
 impl Real for f32 {
-    arithmetic!(f32, math::exp_f32, math::exp_below_f32);
+    arithmetic!(f32, math::exp_f32, math::exp_below_f32, math::sigmoid_f32);
 
     fn multiply(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
         gemm.multiply(a, b, c, write);
@@ -212,7 +212,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    arithmetic!(f64, math::exp, math::exp);
+    arithmetic!(f64, math::exp, math::exp, math::sigmoid);
 
     fn multiply(gemm: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
         assert_eq!(c.len(), a.rows * b.cols, "multiply: [M, K]·[K, N] into [M, N]");

@@ -47,6 +47,13 @@ pub fn exp_below_f32(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { y }
 }
 
+/// 1/(1 + e⁻ˣ); below −87 what it is there, 1.6·10⁻³⁸.
+#[inline(always)]
+pub fn sigmoid_f32(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    1.0 / (1.0 + exp_below_f32(-x))
+}
+
 /// eˣ by Taylor's series on |r| ≤ ln 2 / 2: the first term left out is below 2⁻⁵⁸.
 #[inline(always)]
 pub fn exp(x: f64) -> f64 {
@@ -182,6 +189,17 @@ mod tests {
             assert_eq!(exp_below_f32(x).to_bits(), exp_f32(x).to_bits(), "exp({x})");
         }
         assert!(exp_below_f32(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sigmoid_f32_is_that_of_f64() {
+        for x in (-8700..10_000).map(|i| i as f32 * 0.01) {
+            let exact = sigmoid(f64::from(x));
+            assert!((f64::from(sigmoid_f32(x)) / exact - 1.0).abs() < 3e-7, "sigmoid({x})");
+        }
+        assert_eq!([-1e30, f32::NEG_INFINITY].map(sigmoid_f32), [sigmoid_f32(-87.0); 2]);
+        assert_eq!(sigmoid_f32(f32::INFINITY), 1.0);
+        assert!(sigmoid_f32(-87.0) < 2e-38 && sigmoid_f32(f32::NAN).is_nan());
     }
 
     /// Relative 1e-15: a few units in the last place of f64, far below what f32 results need.

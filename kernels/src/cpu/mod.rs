@@ -103,12 +103,18 @@ fn dot<T: Real>(a: &[T], b: &[T]) -> T {
 /// wait for memory take 20 cycles each.)
 #[inline(always)]
 fn filled<T: Real>(rest: &[T], with: T) -> [T; LANES] {
-    let mut lanes = [with; LANES];
-    match rest.as_array::<8>() {
-        Some(half) => lanes[..8].copy_from_slice(half), // what heads are wide, without a call
-        None => lanes[..rest.len()].copy_from_slice(rest),
+    /// Out of the way of the loops beside it.
+    #[cold]
+    #[inline(never)]
+    fn copied<T: Real>(rest: &[T], with: T) -> [T; LANES] {
+        let mut lanes = [with; LANES];
+        lanes[..rest.len()].copy_from_slice(rest);
+        lanes
     }
-    lanes
+    match rest.as_array::<8>() {
+        Some(half) => std::array::from_fn(|lane| if lane < 8 { half[lane] } else { with }),
+        None => copied(rest, with),
+    }
 }
 
 /// The second half of a vector joined to the first, until one lane is left.

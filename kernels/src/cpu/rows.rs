@@ -1,10 +1,36 @@
 //! Operations on rows: norm, gate, rotation, and moving rows about.
 
-use super::{Cpu, dot};
+use super::{Cpu, LANES, dot};
 use crate::{Real, Rope, Tensor};
 
 /// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 128;
+
+/// `of` elements of rows to those of others, a vector at a time: a loop over many rows at once is otherwise left as it is, for all a
+/// compiler knows is that they might overlap.
+#[inline(always)]
+fn vectors<T: Real, const IN: usize, const OUT: usize>(
+    from: [&[T]; IN],
+    to: [&mut [T]; OUT],
+    of: impl Fn([T; IN]) -> [T; OUT],
+) {
+    let len = from[0].len();
+    let (from, mut to) = (from.map(|row| &row[..len]), to.map(|row| &mut row[..len]));
+    let whole = len / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        let x: [[T; LANES]; IN] = std::array::from_fn(|i| from[i][start..start + LANES].try_into().expect("LANES long"));
+        let mut y = [[T::ZERO; LANES]; OUT];
+        for lane in 0..LANES {
+            let of = of(std::array::from_fn(|i| x[i][lane]));
+            (0..OUT).for_each(|o| y[o][lane] = of[o]);
+        }
+        to.iter_mut().zip(&y).for_each(|(row, y)| row[start..start + LANES].copy_from_slice(y));
+    }
+    for at in whole..len {
+        let of = of(std::array::from_fn(|i| from[i][at]));
+        (0..OUT).for_each(|o| to[o][at] = of[o]);
+    }
+}
 
 pub fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let (n, d) = (x.rows(), x.cols());
@@ -86,9 +112,7 @@ pub fn swiglu<T: Real>(cpu: &Cpu, h: &Tensor) -> Tensor {
         |(h, y)| {
             for (h, y) in h.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
                 let (gate, up) = h.split_at(f);
-                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = gate * gate.sigmoid() * up;
-                }
+                vectors([gate, up], [y], |[gate, up]| [gate * gate.sigmoid() * up]);
             }
         },
     );
@@ -108,16 +132,10 @@ pub fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
         |((h, dy), dh)| {
             for ((h, dy), dh) in h.chunks_exact(2 * f).zip(dy.chunks_exact(f)).zip(dh.chunks_exact_mut(2 * f)) {
                 let ((gate, up), (dgate, dup)) = (h.split_at(f), dh.split_at_mut(f));
-                // first the sigmoid, then the gradients: a loop over five rows at once does not become vectors
-                for (s, &gate) in dup.iter_mut().zip(gate) {
-                    *s = gate.sigmoid();
-                }
-                for (((dgate, &s), &gate), (&up, &dy)) in dgate.iter_mut().zip(&*dup).zip(gate).zip(up.iter().zip(dy)) {
-                    *dgate = dy * up * s * (T::ONE + gate * (T::ONE - s));
-                }
-                for ((dup, &gate), &dy) in dup.iter_mut().zip(gate).zip(dy) {
-                    *dup = dy * gate * *dup;
-                }
+                vectors([gate, up, dy], [dgate, dup], |[gate, up, dy]| {
+                    let s = gate.sigmoid();
+                    [dy * up * s * (T::ONE + gate * (T::ONE - s)), dy * gate * s]
+                });
             }
         },
     );
