@@ -18,7 +18,8 @@ fn vectors<T: Real, const IN: usize, const OUT: usize>(
     let (from, mut to) = (from.map(|row| &row[..len]), to.map(|row| &mut row[..len]));
     let whole = len / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
-        let x: [[T; LANES]; IN] = std::array::from_fn(|i| from[i][start..start + LANES].try_into().expect("LANES long"));
+        let x: [[T; LANES]; IN] =
+            std::array::from_fn(|i| from[i][start..start + LANES].try_into().expect("LANES long"));
         let mut y = [[T::ZERO; LANES]; OUT];
         for lane in 0..LANES {
             let of = of(std::array::from_fn(|i| x[i][lane]));

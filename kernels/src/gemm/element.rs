@@ -3,11 +3,7 @@
 //! Kernels see *cells* of 32 bits: an f32, or a pair of bf16 at k and k + 1 (an odd K is padded with zero). So both
 //! have one tile shape, one packing and one blocking.
 
-use super::{
-    Bf16, Level, View,
-    kernel::Micro,
-    portable,
-};
+use super::{Bf16, Level, View, kernel::Micro, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 

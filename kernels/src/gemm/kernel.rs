@@ -7,7 +7,7 @@
 use super::packed::NR;
 
 /// One tile of work: C[rows, vectors·16] from A[rows, cells] and a panel of B.
-pub struct Tile {
+pub struct Tile<'a> {
     pub a: *const u32,
     /// Distance between rows of A, and between cells along k.
     pub a_row: usize,
@@ -21,6 +21,8 @@ pub struct Tile {
     /// Groups of 16 outputs.
     pub vectors: usize,
     pub cells: usize,
+    /// What is asked for at each k, in turn: cells from A's (0, k).
+    pub ahead: &'a [usize; 8],
     /// The chain starts here, from zero; otherwise from what C holds.
     pub is_first: bool,
 }
@@ -30,7 +32,7 @@ pub struct Tile {
 /// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
 pub type Micro = [[unsafe fn(&Tile); NR / 16]; MAX_ROWS];
 
-impl Tile {
+impl Tile<'_> {
     /// # Safety
     /// As [`Micro`] says.
     #[inline(always)]
@@ -62,8 +64,11 @@ macro_rules! micro {
 }
 pub(super) use micro;
 
-/// Cells along k by which A is asked for before it is used: 20 × 24 cycles of the largest tile, 130 ns.
-const AHEAD: usize = 20;
+/// What to ask for of A ahead of its use, which hardware does not guess in time: down a column, which leaves the page soon, 20 × 24 cycles
+/// of the largest tile or 130 ns; along rows, those of the next tile, `high` below, which are as many new streams.
+pub fn ahead(a_row: usize, a_k: usize, high: usize) -> [usize; 8] {
+    std::array::from_fn(|i| if a_row == 1 { 20 * a_k } else { (high + i % high) * a_row })
+}
 
 /// The most rows of any level's tile.
 pub const MAX_ROWS: usize = 6;
@@ -111,8 +116,8 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
             }
         }
         let (mut a, mut b) = (t.a.add(row * t.a_row), t.b.add(vector * 16));
-        for _ in 0..t.cells {
-            prefetch(a.wrapping_add(AHEAD * t.a_k)); // down a column the hardware does not guess beyond a page
+        for k in 0..t.cells {
+            prefetch(a.wrapping_add(t.ahead[k % 8]));
             let mut bs = [L::cells(b); V];
             for v in 1..V {
                 bs[v] = L::cells(b.add(v * 16));

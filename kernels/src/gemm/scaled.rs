@@ -64,6 +64,7 @@ impl<T: Element> Task<'_, T> {
                                 rows: rows.len(),
                                 vectors: columns.div_ceil(16),
                                 cells: depth,
+                                ahead: &[0; 8],
                                 is_first: true,
                             };
                             // SAFETY: as in `run`; C of the tile is `partial`, which holds MAX_ROWS × NR.

@@ -3,7 +3,7 @@
 //! A block of B stays in the second-level cache while a strip of A passes by, a tile of A in the first while panels of B
 //! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
 
-use super::kernel::{MAX_ROWS, Micro, Tile};
+use super::kernel::{MAX_ROWS, Micro, Tile, ahead};
 use super::packed::{NR, Place, to_cells};
 use super::{Element, Level, Scales, View, Write, product::spans};
 use std::{cell::Cell, ops::Range};
@@ -105,6 +105,7 @@ impl<T: Element> Task<'_, T> {
                         (tiles.as_ptr(), strides)
                     }
                 };
+                let ahead = ahead(a_row, a_k, high);
                 for block in spans(self.panels.len(), PANELS) {
                     for (t, rows) in spans(strip.len(), high).enumerate() {
                         let row = first + rows.start;
@@ -129,6 +130,7 @@ impl<T: Element> Task<'_, T> {
                                 rows: rows.len(),
                                 vectors: columns.div_ceil(16),
                                 cells: end - start,
+                                ahead: &ahead,
                                 is_first: write == Write::Set && start == steps.start,
                             };
                             // SAFETY: `at` and `best` give supported levels only; A and B are as large as the slices
