@@ -6,29 +6,30 @@ use crate::{Real, Rope, Tensor};
 /// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 128;
 
-/// `of` elements of rows to those of others, a vector at a time: a loop over many rows at once is otherwise left as it is, for all a
-/// compiler knows is that they might overlap.
+/// Sets elements of rows `to` to what `of` makes of those of `from` and of what they were, a vector at a time: a loop over many rows at
+/// once is otherwise left as it is, for all a compiler knows is that they might overlap.
 #[inline(always)]
 fn vectors<T: Real, const IN: usize, const OUT: usize>(
     from: [&[T]; IN],
     to: [&mut [T]; OUT],
-    of: impl Fn([T; IN]) -> [T; OUT],
+    of: impl Fn([T; IN], [T; OUT]) -> [T; OUT],
 ) {
     let len = from[0].len();
     let (from, mut to) = (from.map(|row| &row[..len]), to.map(|row| &mut row[..len]));
     let whole = len / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
-        let x: [[T; LANES]; IN] =
-            std::array::from_fn(|i| from[i][start..start + LANES].try_into().expect("LANES long"));
+        let mut x = [[T::ZERO; LANES]; IN];
         let mut y = [[T::ZERO; LANES]; OUT];
+        (0..IN).for_each(|i| x[i].copy_from_slice(&from[i][start..start + LANES]));
+        (0..OUT).for_each(|o| y[o].copy_from_slice(&to[o][start..start + LANES]));
         for lane in 0..LANES {
-            let of = of(std::array::from_fn(|i| x[i][lane]));
+            let of = of(std::array::from_fn(|i| x[i][lane]), std::array::from_fn(|o| y[o][lane]));
             (0..OUT).for_each(|o| y[o][lane] = of[o]);
         }
-        to.iter_mut().zip(&y).for_each(|(row, y)| row[start..start + LANES].copy_from_slice(y));
+        (0..OUT).for_each(|o| to[o][start..start + LANES].copy_from_slice(&y[o]));
     }
     for at in whole..len {
-        let of = of(std::array::from_fn(|i| from[i][at]));
+        let of = of(std::array::from_fn(|i| from[i][at]), std::array::from_fn(|o| to[o][at]));
         (0..OUT).for_each(|o| to[o][at] = of[o]);
     }
 }
@@ -47,9 +48,7 @@ pub fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Ten
         |(x, (y, rstd))| {
             for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
                 *rstd = T::ONE / (dot(x, x) / count + eps).sqrt();
-                for ((y, &x), &gain) in y.iter_mut().zip(x).zip(gain) {
-                    *y = x * *rstd * gain;
-                }
+                vectors([x, gain], [y], |[x, gain], _| [x * *rstd * gain]);
             }
         },
     );
@@ -82,16 +81,9 @@ pub fn rms_norm_backward<T: Real>(
             for (((x, dy), dx), &rstd) in
                 x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd)
             {
-                for ((dx, &dy), &gain) in dx.iter_mut().zip(dy).zip(gain) {
-                    *dx = dy * gain;
-                }
+                vectors([dy, gain], [dx], |[dy, gain], _| [dy * gain]);
                 let c = dot(dx, x) * rstd * rstd * rstd / count;
-                for ((dgain, &dy), &x) in dgain.iter_mut().zip(dy).zip(x) {
-                    *dgain += dy * x * rstd;
-                }
-                for (dx, &x) in dx.iter_mut().zip(x) {
-                    *dx = *dx * rstd - x * c;
-                }
+                vectors([x, dy], [dgain, dx], |[x, dy], [dgain, dx]| [dgain + dy * x * rstd, dx * rstd - x * c]);
             }
         },
     );
@@ -113,7 +105,7 @@ pub fn swiglu<T: Real>(cpu: &Cpu, h: &Tensor) -> Tensor {
         |(h, y)| {
             for (h, y) in h.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
                 let (gate, up) = h.split_at(f);
-                vectors([gate, up], [y], |[gate, up]| [gate * gate.sigmoid() * up]);
+                vectors([gate, up], [y], |[gate, up], _| [gate * gate.sigmoid() * up]);
             }
         },
     );
@@ -133,7 +125,7 @@ pub fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
         |((h, dy), dh)| {
             for ((h, dy), dh) in h.chunks_exact(2 * f).zip(dy.chunks_exact(f)).zip(dh.chunks_exact_mut(2 * f)) {
                 let ((gate, up), (dgate, dup)) = (h.split_at(f), dh.split_at_mut(f));
-                vectors([gate, up, dy], [dgate, dup], |[gate, up, dy]| {
+                vectors([gate, up, dy], [dgate, dup], |[gate, up, dy], _| {
                     let s = gate.sigmoid();
                     [dy * up * s * (T::ONE + gate * (T::ONE - s)), dy * gate * s]
                 });
@@ -164,16 +156,28 @@ pub fn rope<T: Real>(
         tasks,
         #[inline(always)]
         |(x, positions): (&mut [T], &[u32])| {
+            // for every element of a head its cosine, and the sine that its partner comes with
+            let (mut cosines, mut sines) = (vec![T::ZERO; rope.dim], vec![T::ZERO; rope.dim]);
             for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
                 let at = position as usize * half;
-                let (cos, sin) = (&rope.cos[at..at + half], &rope.sin[at..at + half]);
+                for j in 0..half {
+                    let (a, b) = if rope.is_interleaved { (2 * j, 2 * j + 1) } else { (j, j + half) };
+                    let (cos, sin) = (T::of(rope.cos[at + j].into()), T::of(rope.sin[at + j].into()));
+                    let sin = if is_backward { -sin } else { sin };
+                    (cosines[a], cosines[b], sines[a], sines[b]) = (cos, cos, -sin, sin);
+                }
                 for head in x.chunks_exact_mut(stride) {
                     let x = &mut head[offset..offset + rope.dim];
-                    for j in 0..half {
-                        let (a, b) = if rope.is_interleaved { (2 * j, 2 * j + 1) } else { (j, j + half) };
-                        let (cos, sin) = (T::of(cos[j].into()), T::of(sin[j].into()));
-                        let sin = if is_backward { -sin } else { sin };
-                        (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
+                    if rope.is_interleaved {
+                        let pairs = cosines.as_chunks::<2>().0.iter().zip(sines.as_chunks::<2>().0);
+                        for (x, (cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                            *x = [x[0] * cos[0] + x[1] * sin[0], x[1] * cos[1] + x[0] * sin[1]];
+                        }
+                    } else {
+                        let ((first, second), sin) = (x.split_at_mut(half), &sines[half..]);
+                        vectors([&cosines[..half], sin], [first, second], |[cos, sin], [a, b]| {
+                            [a * cos - b * sin, b * cos + a * sin]
+                        });
                     }
                 }
             }
