@@ -118,6 +118,9 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
         let (mut a, mut b) = (t.a.add(row * t.a_row), t.b.add(vector * 16));
         for k in 0..t.cells {
             prefetch(a.wrapping_add(t.ahead[k % 8]));
+            for v in 0..V {
+                prefetch(b.wrapping_add(20 * t.b_k + v * 16));
+            }
             let mut bs = [L::cells(b); V];
             for v in 1..V {
                 bs[v] = L::cells(b.add(v * 16));

@@ -332,7 +332,7 @@ fn cut(pieces: usize, rows: usize, panels: usize) -> (usize, usize) {
     let strips = pieces.min(rows / (STRIP * MAX_ROWS)).max(1);
     let across = pieces.div_ceil(strips).min(panels).max(1);
     let down = strips.max(pieces.div_ceil(across).min(rows.div_ceil(LOW)));
-    (panels.div_ceil(across).max(1), rows.div_ceil(down).next_multiple_of(MAX_ROWS).max(1))
+    ((panels / across).max(1), rows.div_ceil(down).next_multiple_of(MAX_ROWS).max(1))
 }
 
 pub(crate) fn spans(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
