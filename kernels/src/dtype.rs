@@ -77,15 +77,9 @@ pub trait Real:
     fn of(x: f64) -> Self;
     fn f64(self) -> f64;
     fn sqrt(self) -> Self;
-    /// See [`math::exp_f32`].
-    fn exp(self) -> Self;
-    /// The same of what is at most 88: see [`math::exp_below_f32`].
+    /// eˣ of x up to 88: see [`math::exp_below_f32`].
     fn exp_below(self) -> Self;
-    /// Natural logarithm, through f64: see [`math::ln`].
-    fn ln(self) -> Self {
-        Self::of(math::ln(self.f64()))
-    }
-    /// The same of what is no less than the smallest normal number: see [`math::ln_normal`].
+    /// Natural logarithm, through f64, of what is no less than the smallest normal number: see [`math::ln_normal`].
     #[inline(always)]
     fn ln_normal(self) -> Self {
         Self::of(math::ln_normal(self.f64()))
@@ -128,7 +122,7 @@ pub trait Real:
 }
 
 macro_rules! arithmetic {
-    ($type:ty, $exp:path, $exp_below:path, $sigmoid:path) => {
+    ($type:ty, $exp_below:path, $sigmoid:path) => {
         const ZERO: Self = 0.0;
         const ONE: Self = 1.0;
         const LOWEST: Self = <$type>::MIN;
@@ -145,10 +139,6 @@ macro_rules! arithmetic {
             self.sqrt()
         }
         #[inline(always)]
-        fn exp(self) -> Self {
-            $exp(self)
-        }
-        #[inline(always)]
         fn exp_below(self) -> Self {
             $exp_below(self)
         }
@@ -160,7 +150,7 @@ macro_rules! arithmetic {
 }
 
 impl Real for f32 {
-    arithmetic!(f32, math::exp_f32, math::exp_below_f32, math::sigmoid_f32);
+    arithmetic!(f32, math::exp_below_f32, math::sigmoid_f32);
 
     fn multiply(gemm: &Gemm, a: View<f32>, b: View<f32>, c: &mut [f32], write: Write) {
         gemm.multiply(a, b, c, write);
@@ -212,7 +202,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    arithmetic!(f64, math::exp, math::exp, math::sigmoid);
+    arithmetic!(f64, math::exp, math::sigmoid);
 
     fn multiply(gemm: &Gemm, a: View<f64>, b: View<f64>, c: &mut [f64], write: Write) {
         assert_eq!(c.len(), a.rows * b.cols, "multiply: [M, K]·[K, N] into [M, N]");

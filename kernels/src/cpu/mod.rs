@@ -91,7 +91,7 @@ fn dot<T: Real>(a: &[T], b: &[T]) -> T {
         }
     }
     if !a.1.is_empty() {
-        let (a, b) = (filled(a.1, T::ZERO), filled(b.1, T::ZERO));
+        let (a, b) = (filled(a.1), filled(b.1));
         for lane in 0..LANES {
             sums[lane] += a[lane] * b[lane];
         }
@@ -99,21 +99,21 @@ fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     fold(sums)
 }
 
-/// The rest of a row as a vector of its own. (An array that is indexed by what is not known when compiled lies in memory, and sums that
-/// wait for memory take 20 cycles each.)
+/// The rest of a row as a vector of its own that ends in zeros. (An array that is indexed by what is not known when compiled lies in memory,
+/// and sums that wait for memory take 20 cycles each.)
 #[inline(always)]
-fn filled<T: Real>(rest: &[T], with: T) -> [T; LANES] {
+fn filled<T: Real>(rest: &[T]) -> [T; LANES] {
     /// Out of the way of the loops beside it.
     #[cold]
     #[inline(never)]
-    fn copied<T: Real>(rest: &[T], with: T) -> [T; LANES] {
-        let mut lanes = [with; LANES];
+    fn copied<T: Real>(rest: &[T]) -> [T; LANES] {
+        let mut lanes = [T::ZERO; LANES];
         lanes[..rest.len()].copy_from_slice(rest);
         lanes
     }
     match rest.as_array::<8>() {
-        Some(half) => std::array::from_fn(|lane| if lane < 8 { half[lane] } else { with }),
-        None => copied(rest, with),
+        Some(half) => std::array::from_fn(|lane| if lane < 8 { half[lane] } else { T::ZERO }),
+        None => copied(rest),
     }
 }
 
@@ -142,8 +142,8 @@ fn copy<T: Copy>(to: &mut [T], from: &[T]) {
         ($($width:literal)*) => {
             match to.len() {
                 $($width => {
-                    let (to, from): (&mut [T; $width], &[T; $width]) = (to.try_into().unwrap(), from.try_into().unwrap());
-                    *to = *from;
+                    let to: &mut [T; $width] = to.try_into().expect("matched");
+                    *to = *from.as_array().expect("copy: as long as `to`");
                 })*
                 _ => to.copy_from_slice(from),
             }
@@ -159,14 +159,11 @@ fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
     let (whole, rest) = row.split_at_mut(seen / LANES * LANES);
     let (whole, count) = (whole.as_chunks_mut::<LANES>().0, seen % LANES);
     // what is left of the seen, as a vector: where the row has room for one, or in a copy
-    let mut copy = [T::ZERO; LANES];
     let has_room = rest.len() >= LANES;
-    if !has_room {
-        copy = filled(rest, T::ZERO);
-    }
+    let mut short = if has_room { [T::ZERO; LANES] } else { filled(rest) };
     let (last, hidden) = match has_room {
         true => rest.split_first_chunk_mut().expect("has room"),
-        false => (&mut copy, &mut [][..]),
+        false => (&mut short, &mut [][..]),
     };
     hidden.fill(T::ZERO);
 
@@ -195,7 +192,7 @@ fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
         sums[lane] += last[lane];
     }
     if !has_room {
-        rest.copy_from_slice(&copy[..rest.len()]);
+        rest.copy_from_slice(&short[..rest.len()]);
     }
     (max, fold(sums))
 }

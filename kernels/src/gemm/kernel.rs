@@ -1,6 +1,6 @@
 //! The register tile: R rows × V·16 outputs, all of K in order, one accumulator per output.
 //!
-//! One generic loop serves every level, element and height. A single row (decode) is the same loop with R = 1: it
+//! One generic loop is compiled for every level, element, height and width. A single row (decode) is the same loop with R = 1: it
 //! streams B once with V independent chains, which is as fast as memory, and cannot differ in a bit.
 #![allow(clippy::needless_range_loop)] // the indices are names of registers
 
@@ -64,10 +64,13 @@ macro_rules! micro {
 }
 pub(super) use micro;
 
-/// What to ask for of A ahead of its use, which hardware does not guess in time: down a column, which leaves the page soon, 20 × 24 cycles
-/// of the largest tile or 130 ns; along rows, those of the next tile, `high` below, which are as many new streams.
+/// Steps of K by which operands are asked for before their use: 20 × 24 cycles of the largest tile, 130 ns.
+const AHEAD: usize = 20;
+
+/// What to ask for of A, since hardware does not guess it in time: down a column, which leaves the page soon, what comes [`AHEAD`]; along
+/// rows, those of the next tile, `high` below, which are as many new streams.
 pub fn ahead(a_row: usize, a_k: usize, high: usize) -> [usize; 8] {
-    std::array::from_fn(|i| if a_row == 1 { 20 * a_k } else { (high + i % high) * a_row })
+    std::array::from_fn(|i| if a_row == 1 { AHEAD * a_k } else { (high + i % high) * a_row })
 }
 
 /// The most rows of any level's tile.
@@ -119,7 +122,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
         for k in 0..t.cells {
             prefetch(a.wrapping_add(t.ahead[k % 8]));
             for v in 0..V {
-                prefetch(b.wrapping_add(20 * t.b_k + v * 16));
+                prefetch(b.wrapping_add(AHEAD * t.b_k + v * 16));
             }
             let mut bs = [L::cells(b); V];
             for v in 1..V {

@@ -163,7 +163,10 @@ impl<T: Element> Panel<'_, T> {
                 let _ = level;
                 let mut square = [[0; 16]; 16];
                 for (lane, row) in square.iter_mut().enumerate().take(lanes) {
-                    to_cells(column(lane), &mut row[..depth]);
+                    match len == 16 * T::PER_CELL {
+                        true => to_cells(column(lane), row), // a length known when compiled
+                        false => to_cells(column(lane), &mut row[..depth]),
+                    }
                 }
                 for cell in 0..depth {
                     cells[cell * LINES + v].0 = std::array::from_fn(|lane| square[lane][cell]);
