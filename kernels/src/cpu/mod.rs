@@ -16,7 +16,7 @@ mod rows;
 
 use crate::backend::*;
 use crate::fp8::{Operand, Quantiser};
-use crate::gemm::{Gemm, Level, View, wide};
+use crate::gemm::{Gemm, Level, View, expect, wide};
 use crate::memory::Block;
 use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
 
@@ -224,6 +224,11 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     fn new(data: &mut [T]) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len() }
+    }
+
+    /// Asks for elements that will be written soon.
+    fn expect(&self, start: usize, len: usize) {
+        expect(self.data.wrapping_add(start), len);
     }
 
     /// # Safety

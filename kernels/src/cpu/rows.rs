@@ -1,10 +1,13 @@
 //! Operations on rows: norm, gate, rotation, and moving rows about.
 
 use super::{Cpu, LANES, dot};
+use crate::gemm::expect;
 use crate::{Real, Rope, Tensor};
 
 /// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 128;
+/// Elements by which rows are asked for before their use: the many streams of a gate are more than hardware keeps up with.
+const AHEAD: usize = 128;
 
 /// Sets elements of rows `to` to what `of` makes of those of `from` and of what they were, a vector at a time: a loop over many rows at
 /// once is otherwise left as it is, for all a compiler knows is that they might overlap.
@@ -20,6 +23,8 @@ fn vectors<T: Real, const IN: usize, const OUT: usize>(
     for start in (0..whole).step_by(LANES) {
         let mut x = [[T::ZERO; LANES]; IN];
         let mut y = [[T::ZERO; LANES]; OUT];
+        (0..IN).for_each(|i| expect(from[i].as_ptr().wrapping_add(start + AHEAD), LANES));
+        (0..OUT).for_each(|o| expect(to[o].as_ptr().wrapping_add(start + AHEAD), LANES));
         (0..IN).for_each(|i| x[i].copy_from_slice(&from[i][start..start + LANES]));
         (0..OUT).for_each(|o| y[o].copy_from_slice(&to[o][start..start + LANES]));
         for lane in 0..LANES {

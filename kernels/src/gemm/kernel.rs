@@ -103,6 +103,14 @@ pub fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// Asks for `len` elements, at an address that need not be valid: what lies a stride from what was read before, hardware does not guess.
+#[inline(always)]
+pub fn expect<T>(first: *const T, len: usize) {
+    for line in (0..len * size_of::<T>()).step_by(64) {
+        prefetch(first.wrapping_byte_add(line));
+    }
+}
+
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, vector: usize) {
     // SAFETY: row + R ≤ rows and vector + V ≤ vectors, so every address lies within the extents of `t`.

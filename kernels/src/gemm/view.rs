@@ -1,6 +1,6 @@
 //! A matrix somebody else owns, read through strides: transposing is free, so NT, NN and TN are one product.
 
-use super::kernel::prefetch;
+use super::kernel::expect;
 
 /// `[rows, cols]`, element (i, j) at `data[i * row_stride + j * col_stride]`; one of the strides is 1.
 #[derive(Clone, Copy, Debug)]
@@ -53,12 +53,9 @@ impl<'a, T: Copy> View<'a, T> {
         &self.data[start..start + len]
     }
 
-    /// Asks for a run that will be read soon: rows are a stride apart, which prefetchers do not guess.
+    /// Asks for a run that will be read soon.
     pub(crate) fn expect(&self, i: usize, j: usize, len: usize) {
-        let start = self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride);
-        for line in (0..len * size_of::<T>()).step_by(64) {
-            prefetch(start.wrapping_byte_add(line));
-        }
+        expect(self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride), len);
     }
 
     /// (i, j) and the distances between rows and columns, for a kernel that reads `[rows, cols]` from there where they lie.
