@@ -16,6 +16,8 @@ const SERIAL: usize = 1 << 20;
 const IN_PLACE: usize = 512;
 /// Tasks per thread: enough to even out a core that somebody else uses too.
 const TASKS: usize = 4;
+/// The same of a group whose products are cut: they differ in size, and a large last one would be waited for.
+const TASKS_OF_GROUP: usize = 16;
 /// The fewest rows that a task is cut down to.
 const LOW: usize = 24;
 
@@ -191,14 +193,15 @@ impl Gemm {
     fn run<T: Element>(&self, problems: Vec<Problem<T>>, write: Write) {
         let steps = problems.iter().map(Problem::checked_steps);
         let (all, largest) = steps.fold((0, 0), |(all, largest), steps| (all + steps, steps.max(largest)));
-        let each_task = all.div_ceil(TASKS * self.pool.threads()).max(SERIAL / 8);
+        let each_task = |tasks: usize| all.div_ceil(tasks * self.pool.threads()).max(SERIAL / 8);
         if self.pool.threads() == 1 || all < SERIAL {
             problems.into_iter().for_each(|problem| self.run_parts(vec![problem], write, None));
-        } else if largest <= each_task {
+        } else if largest <= each_task(TASKS) {
             // whole problems are fine enough, and what one packs is still in its own cache when it multiplies
             self.pool.each(problems, |problem| self.run_parts(vec![problem], write, None));
         } else {
-            self.run_parts(problems, write, Some(each_task));
+            let tasks = if problems.len() > 1 { TASKS_OF_GROUP } else { TASKS };
+            self.run_parts(problems, write, Some(each_task(tasks)));
         }
     }
 
@@ -236,7 +239,8 @@ impl Gemm {
             });
             let (rows, panels) = (problem.a.rows, problem.panels());
             let steps = rows * problem.b.shape().1 * cells;
-            let (wide, high) = cut(each_task.map_or(1, |each| steps.div_ceil(each).max(1)), rows, panels);
+            let (wide, high) =
+                cut(each_task.map_or(1, |each| steps.div_ceil(each).max(1)), self.pool.threads(), rows, panels);
             for rows in spans(rows, high) {
                 tasks.extend(spans(panels, wide).map(|panels| problem.task(b, rows.clone(), panels)));
             }
@@ -327,12 +331,18 @@ impl<T: Element> Operand<'_, T> {
 }
 
 /// Panels and rows per task for about `pieces` tasks. Rows first, down to a strip: the thread that reads rows of A is then, mostly, the one
-/// that wrote them. Then columns, and then rows again, unless a task gets so low that reading B shows.
-fn cut(pieces: usize, rows: usize, panels: usize) -> (usize, usize) {
+/// that wrote them. Then columns, and then rows again, unless a task gets so low that reading B shows. Rows are cut evenly, and so that each
+/// of `threads` gets as many tasks as the others: a tile of less than [`MAX_ROWS`] costs less than a thread that waits.
+fn cut(pieces: usize, threads: usize, rows: usize, panels: usize) -> (usize, usize) {
     let strips = pieces.min(rows / (STRIP * MAX_ROWS)).max(1);
     let across = pieces.div_ceil(strips).min(panels).max(1);
-    let down = strips.max(pieces.div_ceil(across).min(rows.div_ceil(LOW)));
-    ((panels / across).max(1), rows.div_ceil(down).next_multiple_of(MAX_ROWS).max(1))
+    let wide = (panels / across).max(1);
+    let mut down = strips.max(pieces.div_ceil(across).min(rows.div_ceil(LOW)));
+    if pieces > 1 {
+        let even = (down..).find(|down| (down * panels.div_ceil(wide)).is_multiple_of(threads)).expect("a multiple");
+        down = if even <= rows.div_ceil(LOW) { even } else { down };
+    }
+    (wide, rows.div_ceil(down).max(1))
 }
 
 pub(crate) fn spans(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
