@@ -353,3 +353,22 @@ fn segments(ends: &[usize], rows: usize) -> impl Iterator<Item = Range<usize>> {
     assert_eq!(ends.last().copied().unwrap_or(0), rows, "grouped: the last segment must end at row M");
     (0..ends.len()).map(|e| (if e == 0 { 0 } else { ends[e - 1] })..ends[e])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_is_cut_into_as_many_tasks_for_each_thread_and_few_rows_are_not_cut() {
+        for (rows, panels) in [(2048, 4), (256, 3), (256, 11), (1408, 4), (512, 1), (96, 4)] {
+            let (wide, high) = cut(2 * TASKS, 2, rows, panels);
+            let (down, across) = (rows.div_ceil(high), panels.div_ceil(wide));
+            assert!((down * across).is_multiple_of(2), "[{rows}, {panels} panels]: {down} by {across} tasks");
+            let last = rows - (down - 1) * high;
+            assert!(high - last < down, "[{rows}, {panels} panels]: {down} tasks of {high} rows, the last of {last}");
+        }
+        assert_eq!(cut(1, 2, 100, 5), (5, 100));
+        assert_eq!(cut(8, 2, 1, 1), (1, 1));
+        assert_eq!(cut(8, 2, 0, 1), (1, 1), "a group may have no rows");
+    }
+}
