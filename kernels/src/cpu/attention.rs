@@ -4,7 +4,7 @@
 use super::one_head::{self, OneHead, Place, Seen, part};
 use super::{Cpu, Scratch, Shared, copy, padded};
 use crate::backend::AttentionShape;
-use crate::gemm::{View, expect};
+use crate::gemm::{View, prefetch_run};
 use crate::{Documents, Real, Tensor};
 use std::ops::Range;
 
@@ -35,7 +35,7 @@ fn tasks(s: &AttentionShape, documents: &Documents) -> Vec<(Range<usize>, usize)
 fn gather_keys<T: Real>(s: &AttentionShape, kv: &[T], k_rope: &[T], rows: Range<usize>, head: usize, k: &mut [T]) {
     let w = Widths::of(s);
     for (row, k) in rows.zip(k.chunks_exact_mut(padded(w.qk))) {
-        expect(kv.as_ptr().wrapping_add((row + AHEAD) * w.kv_row + head * w.kv), w.kv); // values too, which are next
+        prefetch_run(kv.as_ptr().wrapping_add((row + AHEAD) * w.kv_row + head * w.kv), w.kv); // values too, which are next
         copy(&mut k[..s.nope], &kv[row * w.kv_row + head * w.kv..][..s.nope]);
         copy(&mut k[s.nope..w.qk], &k_rope[row * s.rope..][..s.rope]);
     }
@@ -123,7 +123,7 @@ pub fn backward<T: Real>(
         let dq = Place { data: &out_q, start: rows.start * w.q_row + head * w.qk, stride: w.q_row };
         one_head::backward(cpu, one, seen, dq, dk, dv);
         for ((row, dk), dv) in rows.zip(dk.chunks_exact(k_width)).zip(dv.chunks_exact(v_width)) {
-            out_kv.expect((row + AHEAD) * w.kv_row + head * w.kv, w.kv);
+            out_kv.prefetch((row + AHEAD) * w.kv_row + head * w.kv, w.kv);
             // SAFETY: as above; the slab of `out_rope` is this head's.
             unsafe {
                 let dkv = out_kv.part(row * w.kv_row + head * w.kv, w.kv);

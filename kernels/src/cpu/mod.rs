@@ -16,7 +16,7 @@ mod rows;
 
 use crate::backend::*;
 use crate::fp8::{Operand, Quantiser};
-use crate::gemm::{Gemm, Level, View, expect, wide};
+use crate::gemm::{Gemm, Level, View, prefetch_run, wide};
 use crate::memory::Block;
 use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
 
@@ -227,8 +227,8 @@ impl<T> Shared<T> {
     }
 
     /// Asks for elements that will be written soon.
-    fn expect(&self, start: usize, len: usize) {
-        expect(self.data.wrapping_add(start), len);
+    fn prefetch(&self, start: usize, len: usize) {
+        prefetch_run(self.data.wrapping_add(start), len);
     }
 
     /// # Safety

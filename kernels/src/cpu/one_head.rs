@@ -129,7 +129,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
         let (count, width) = (last - first, padded(last));
         let (q, k, d_o) = (head.q.slice(first, last), head.k.slice(0, last), seen.d_o.slice(first, last));
         let (p, ds) = (&mut p.0[..count * width], &mut ds.0[..count * width]);
-        (first..last).for_each(|row| seen.o.expect(row, 0, value));
+        (first..last).for_each(|row| seen.o.prefetch(row, 0, value));
         by_keys(cpu, first, q, &keys, head.k, p, width);
         by_keys(cpu, first, d_o, &values, head.v, ds, width);
         wide(

@@ -1,7 +1,7 @@
 //! Operations on rows: norm, gate, rotation, and moving rows about.
 
 use super::{Cpu, LANES, dot};
-use crate::gemm::expect;
+use crate::gemm::prefetch_run;
 use crate::{Real, Rope, Tensor};
 
 /// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
@@ -23,8 +23,8 @@ fn vectors<T: Real, const IN: usize, const OUT: usize>(
     for start in (0..whole).step_by(LANES) {
         let mut x = [[T::ZERO; LANES]; IN];
         let mut y = [[T::ZERO; LANES]; OUT];
-        (0..IN).for_each(|i| expect(from[i].as_ptr().wrapping_add(start + AHEAD), LANES));
-        (0..OUT).for_each(|o| expect(to[o].as_ptr().wrapping_add(start + AHEAD), LANES));
+        (0..IN).for_each(|i| prefetch_run(from[i].as_ptr().wrapping_add(start + AHEAD), LANES));
+        (0..OUT).for_each(|o| prefetch_run(to[o].as_ptr().wrapping_add(start + AHEAD), LANES));
         (0..IN).for_each(|i| x[i].copy_from_slice(&from[i][start..start + LANES]));
         (0..OUT).for_each(|o| y[o].copy_from_slice(&to[o][start..start + LANES]));
         for lane in 0..LANES {

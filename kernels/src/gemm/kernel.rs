@@ -105,7 +105,7 @@ pub fn prefetch<T>(address: *const T) {
 
 /// Asks for `len` elements, at an address that need not be valid: what lies a stride from what was read before, hardware does not guess.
 #[inline(always)]
-pub fn expect<T>(first: *const T, len: usize) {
+pub fn prefetch_run<T>(first: *const T, len: usize) {
     for line in (0..len * size_of::<T>()).step_by(64) {
         prefetch(first.wrapping_byte_add(line));
     }

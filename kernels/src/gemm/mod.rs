@@ -32,7 +32,7 @@ mod view;
 
 pub use element::Element;
 pub use half::bf16 as Bf16;
-pub(crate) use kernel::expect;
+pub(crate) use kernel::prefetch_run;
 pub use level::Level;
 pub(crate) use level::wide;
 pub use packed::{Operand, PackedB};

@@ -130,7 +130,7 @@ impl<T: Element> Panel<'_, T> {
                 .unwrap_or_else(|| std::array::from_fn(|j| run.get(j).copied().unwrap_or_default()))
         };
         for (cell, lines) in lines.as_chunks_mut::<LINES>().0.iter_mut().enumerate() {
-            b.expect(cell * T::PER_CELL + 8, first, columns);
+            b.prefetch(cell * T::PER_CELL + 8, first, columns);
             let even = row(cell * T::PER_CELL);
             let odd = if T::PER_CELL == 2 { row(cell * 2 + 1) } else { even };
             for v in 0..LINES {

@@ -185,7 +185,7 @@ pub(super) fn copy_a<T: Element>(
     let zeros = [T::default(); MAX_ROWS * STRIP];
     for c in 0..depth {
         let k = k + c * T::PER_CELL;
-        a.expect(row, k + 16, rows);
+        a.prefetch(row, k + 16, rows);
         let even = a.run(row, k, rows);
         let odd = if T::PER_CELL == 1 {
             even

@@ -1,6 +1,6 @@
 //! A matrix somebody else owns, read through strides: transposing is free, so NT, NN and TN are one product.
 
-use super::kernel::expect;
+use super::kernel::prefetch_run;
 
 /// `[rows, cols]`, element (i, j) at `data[i * row_stride + j * col_stride]`; one of the strides is 1.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,8 @@ impl<'a, T: Copy> View<'a, T> {
     }
 
     /// Asks for a run that will be read soon.
-    pub(crate) fn expect(&self, i: usize, j: usize, len: usize) {
-        expect(self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride), len);
+    pub(crate) fn prefetch(&self, i: usize, j: usize, len: usize) {
+        prefetch_run(self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride), len);
     }
 
     /// (i, j) and the distances between rows and columns, for a kernel that reads `[rows, cols]` from there where they lie.
