@@ -75,8 +75,8 @@ fn the_quickstart_tells_its_story() {
     // the loss falls
     let curve = rows(store, "select value from smelt.metrics where job = 'base' and name = 'loss' order by step");
     let mean = |rows: &[Vec<String>]| rows.iter().map(|row| number(&row[0])).sum::<f64>() / rows.len() as f64;
-    assert_eq!(curve.len(), 2000);
-    assert!(mean(&curve[1900..]) < 0.5 * mean(&curve[..20]), "{} {}", mean(&curve[1900..]), mean(&curve[..20]));
+    assert_eq!(curve.len(), 2500);
+    assert!(mean(&curve[2400..]) < 0.5 * mean(&curve[..20]), "{} {}", mean(&curve[2400..]), mean(&curve[..20]));
 
     // each stage helps by more than twice the error of the difference, problem by problem
     let gain = |pair: &str, metric: &str| {

@@ -77,6 +77,8 @@ pub trait Real:
     fn of(x: f64) -> Self;
     fn f64(self) -> f64;
     fn sqrt(self) -> Self;
+    /// self·a + b, rounded once.
+    fn mul_add(self, a: Self, b: Self) -> Self;
     /// eˣ of x up to 88: see [`math::exp_below_f32`].
     fn exp_below(self) -> Self;
     /// Natural logarithm, through f64, of what is no less than the smallest normal number: see [`math::ln_normal`].
@@ -137,6 +139,10 @@ macro_rules! arithmetic {
         #[inline(always)]
         fn sqrt(self) -> Self {
             self.sqrt()
+        }
+        #[inline(always)]
+        fn mul_add(self, a: Self, b: Self) -> Self {
+            self.mul_add(a, b)
         }
         #[inline(always)]
         fn exp_below(self) -> Self {

@@ -153,9 +153,35 @@ fn copy<T: Copy>(to: &mut [T], from: &[T]) {
 }
 
 /// Turns the first `seen` scores of a row into exp(score·scale − max) in place, and the rest into 0; returns the maximum of score·scale
-/// and the sum.
+/// and the sum. The scale is positive.
 #[inline(always)]
 fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
+    let max = max_of(row, seen) * scale;
+    (max, exp_from(row, seen, scale, max))
+}
+
+/// The largest of the first `seen` elements.
+#[inline(always)]
+fn max_of<T: Real>(row: &[T], seen: usize) -> T {
+    let (whole, rest) = row.split_at(seen / LANES * LANES);
+    let (whole, count) = (whole.as_chunks::<LANES>().0, seen % LANES);
+    let last = rest.first_chunk().copied().unwrap_or_else(|| filled(rest));
+    let mut largest = [T::LOWEST; LANES];
+    for chunk in whole {
+        for lane in 0..LANES {
+            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
+        }
+    }
+    for lane in 0..LANES {
+        let x = if lane < count { last[lane] } else { T::LOWEST };
+        largest[lane] = if x > largest[lane] { x } else { largest[lane] };
+    }
+    halves(largest, |a, b| if b > a { b } else { a })
+}
+
+/// [`exp_row`] with the maximum known; returns the sum.
+#[inline(always)]
+fn exp_from<T: Real>(row: &mut [T], seen: usize, scale: T, max: T) -> T {
     let (whole, rest) = row.split_at_mut(seen / LANES * LANES);
     let (whole, count) = (whole.as_chunks_mut::<LANES>().0, seen % LANES);
     // what is left of the seen, as a vector: where the row has room for one, or in a copy
@@ -167,34 +193,22 @@ fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
     };
     hidden.fill(T::ZERO);
 
-    let mut largest = [T::LOWEST; LANES];
-    for chunk in whole.iter_mut() {
-        for lane in 0..LANES {
-            chunk[lane] *= scale;
-            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
-        }
-    }
-    for lane in 0..LANES {
-        last[lane] = if lane < count { last[lane] * scale } else { T::LOWEST };
-        largest[lane] = if last[lane] > largest[lane] { last[lane] } else { largest[lane] };
-    }
-    let max = halves(largest, |a, b| if b > a { b } else { a });
     let mut sums = [T::ZERO; LANES];
     for chunk in whole {
         for lane in 0..LANES {
-            chunk[lane] = (chunk[lane] - max).exp_below();
+            chunk[lane] = chunk[lane].mul_add(scale, -max).exp_below();
             sums[lane] += chunk[lane];
         }
     }
     for lane in 0..LANES {
-        let x = (last[lane] - max).exp_below();
+        let x = last[lane].mul_add(scale, -max).exp_below();
         last[lane] = if lane < count { x } else { T::ZERO };
         sums[lane] += last[lane];
     }
     if !has_room {
         rest.copy_from_slice(&short[..rest.len()]);
     }
-    (max, fold(sums))
+    fold(sums)
 }
 
 /// Working memory of a task, from the arena; contents unspecified.

@@ -3,7 +3,7 @@
 //! Blocks of queries meet the keys up to the block's end, so memory grows with the document's length, not with its square. What a
 //! mask hides has probability 0 and adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
 
-use super::{Cpu, LANES, Scratch, Shared, copy, dot, exp_row, padded, wide};
+use super::{Cpu, LANES, Scratch, Shared, copy, dot, exp_from, max_of, padded, wide};
 use crate::gemm::{Causal, PackedB, View};
 use crate::{Real, Write};
 use std::ops::Range;
@@ -17,7 +17,7 @@ pub struct OneHead<'a, T> {
     pub q: View<'a, T>,
     pub k: View<'a, T>,
     pub v: View<'a, T>,
-    /// Of the softmax.
+    /// Of the softmax; positive.
     pub scale: T,
 }
 
@@ -30,6 +30,11 @@ pub struct Place<'a, T> {
 }
 
 impl<T> Place<'_, T> {
+    /// Asks for rows that will be written soon.
+    fn prefetch(&self, rows: Range<usize>, width: usize) {
+        rows.for_each(|row| self.data.prefetch(self.start + row * self.stride, width));
+    }
+
     /// # Safety
     /// While the result lives nobody else reads or writes these elements.
     #[allow(clippy::mut_from_ref)]
@@ -78,6 +83,7 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T])
         let (count, width) = (last - first, padded(last));
         let scores = &mut scores.0[..count * width];
         let y = &mut y.0[..count * padded(value)];
+        o.prefetch(first..last, value);
         by_keys(cpu, first, head.q.slice(first, last), &keys, head.k, scores, width);
         let lse = &mut lse[first..last];
         let mut sums = [T::ZERO; BLOCK];
@@ -85,24 +91,32 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T])
             cpu.gemm.level(),
             #[inline(always)]
             || {
+                // all maxima first: a row's exp waits for its maximum, and nothing else could be done meanwhile
+                for (i, row) in scores.chunks_exact(width).enumerate() {
+                    lse[i] = max_of(row, first + i + 1) * head.scale;
+                }
                 for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-                    (lse[i], sums[i]) = exp_row(row, first + i + 1, head.scale);
+                    sums[i] = exp_from(row, first + i + 1, head.scale, lse[i]);
                 }
                 for (lse, sum) in lse.iter_mut().zip(&mut sums) {
-                    *lse += sum.ln_normal(); // of 1 or more, which is what the largest score adds
+                    *lse += sum.ln_normal(); // of 1 but for rounding, or more: the largest score adds that
                     *sum = T::ONE / *sum;
                 }
             },
         );
         let (p, v) = (View::strided(scores, count, last, width), head.v.slice(0, last).whole_vectors());
         T::multiply_alone_into(&cpu.gemm, p, v, y, padded(value), Write::Set, Causal::Before { first });
-        for (y, &inverse) in y.as_chunks_mut().0.chunks_exact_mut(padded(value) / LANES).zip(&sums) {
-            y.iter_mut().for_each(|y: &mut [T; LANES]| y.iter_mut().for_each(|y| *y *= inverse));
-        }
-        for (row, y) in (first..last).zip(y.chunks_exact(padded(value))) {
-            // SAFETY: the caller's promise: these rows of o are this task's.
-            copy(unsafe { o.row(row, value) }, &y[..value]);
-        }
+        wide(
+            cpu.gemm.level(),
+            #[inline(always)]
+            || {
+                for ((row, y), &inverse) in (first..last).zip(y.chunks_exact_mut(padded(value))).zip(&sums) {
+                    y.iter_mut().for_each(|y| *y *= inverse);
+                    // SAFETY: the caller's promise: these rows of o are this task's.
+                    copy(unsafe { o.row(row, value) }, &y[..value]);
+                }
+            },
+        );
     }
 }
 
@@ -130,6 +144,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
         let (q, k, d_o) = (head.q.slice(first, last), head.k.slice(0, last), seen.d_o.slice(first, last));
         let (p, ds) = (&mut p.0[..count * width], &mut ds.0[..count * width]);
         (first..last).for_each(|row| seen.o.prefetch(row, 0, value));
+        dq.prefetch(first..last, qk);
         by_keys(cpu, first, q, &keys, head.k, p, width);
         by_keys(cpu, first, d_o, &values, head.v, ds, width);
         wide(
@@ -163,7 +178,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
 fn gradient_of_scores<T: Real>(p: &mut [T], ds: &mut [T], visible: usize, scale: T, lse: T, d: T) {
     let gradient = |p: &mut [T; LANES], ds: &mut [T; LANES]| {
         for lane in 0..LANES {
-            p[lane] = (p[lane] * scale - lse).exp_below();
+            p[lane] = p[lane].mul_add(scale, -lse).exp_below();
             ds[lane] = p[lane] * (ds[lane] - d) * scale;
         }
     };

@@ -111,7 +111,7 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // exp in fused multiply-adds
     const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
     const ROWS: &'static str = "samples";
     const CORES: Cores = Cores::All;

@@ -75,7 +75,7 @@ const UNIT: usize = 32;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // exp in fused multiply-adds
     const ABOUT: &'static str = "Samples an expert and keeps the answers that a verifier accepts";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;

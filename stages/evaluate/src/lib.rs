@@ -100,7 +100,7 @@ pub struct Evaluate;
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3; // exp in fused multiply-adds
     const ABOUT: &'static str = "Measures models on the same problems and texts";
     const ROWS: &'static str = "scores";
     const CORES: Cores = Cores::All;

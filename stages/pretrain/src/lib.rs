@@ -158,7 +158,7 @@ pub struct Pretrain;
 
 impl Stage for Pretrain {
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // exp in fused multiply-adds
     const ABOUT: &'static str = "Trains a language model on tokens";
     const CORES: Cores = Cores::All;
     type Config = Config;

@@ -91,7 +91,7 @@ pub struct Reward;
 
 impl Stage for Reward {
     const NAME: &'static str = "reward";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // exp in fused multiply-adds
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;
