@@ -90,6 +90,7 @@ fn the_quickstart_tells_its_story() {
     gain("expert - expert before GRPO", "avg@8");
     gain("aligned - distilled", "avg@8");
     gain("aligned - short", "avg@8");
+    gain("aligned - distilled, prompted", "avg@8");
 
     // aligned, the model answers at length without being asked
     let length = |model: &str| {

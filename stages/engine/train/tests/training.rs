@@ -143,7 +143,7 @@ fn the_cut_into_micro_batches_is_no_part_of_the_loss() {
 /// The bits since exp has fused multiply-adds. Another order of summation is a change of every model that was ever trained: whoever means
 /// that writes the new bits here, and raises the version of every stage that trains or samples.
 #[test]
-fn fp32_has_the_bits_it_always_had() {
+fn fp32_has_the_bits_of_its_version() {
     let mut trainer = trainer(2);
     let last = (0..10).map(|at| step(&mut trainer, at, 1)).last().unwrap();
     assert_eq!(last.loss.to_bits(), 0x4007_aaba_15ab_4aed, "{}", last.loss);
