@@ -198,7 +198,8 @@ impl Gemm {
             problems.into_iter().for_each(|problem| self.run_parts(vec![problem], write, None));
         } else if largest <= each_task(TASKS) {
             // whole problems are fine enough, and what one packs is still in its own cache when it multiplies
-            self.pool.each(problems, |problem| self.run_parts(vec![problem], write, None));
+            let dealt = deal(problems, self.pool.threads(), Problem::checked_steps);
+            self.pool.each(dealt, |problem| self.run_parts(vec![problem], write, None));
         } else {
             let tasks = if problems.len() > 1 { TASKS_OF_GROUP } else { TASKS };
             self.run_parts(problems, write, Some(each_task(tasks)));
@@ -345,6 +346,18 @@ fn cut(pieces: usize, threads: usize, rows: usize, panels: usize) -> (usize, usi
     (wide, rows.div_ceil(down).max(1))
 }
 
+/// Items as equal runs of neighbours, of about equal weight: the heaviest first, given out back and forth. (A pool gives each thread one
+/// run, and the last item of a run is waited for.)
+fn deal<I>(mut items: Vec<I>, threads: usize, weight: impl Fn(&I) -> usize) -> Vec<I> {
+    items.sort_by_key(|item| std::cmp::Reverse(weight(item)));
+    let mut hands: Vec<_> = (0..threads).map(|_| Vec::new()).collect();
+    for (i, item) in items.into_iter().enumerate() {
+        let place = i % (2 * threads);
+        hands[place.min(2 * threads - 1 - place)].push(item);
+    }
+    hands.into_iter().flatten().collect()
+}
+
 pub(crate) fn spans(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(step).map(move |start| start..len.min(start + step))
 }
@@ -357,6 +370,15 @@ fn segments(ends: &[usize], rows: usize) -> impl Iterator<Item = Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn items_are_dealt_in_runs_of_about_equal_weight() {
+        let dealt = deal(vec![5, 9, 1, 7, 3, 8, 2, 6], 2, |&weight| weight);
+        assert_eq!(dealt, [9, 6, 5, 1, 8, 7, 3, 2]);
+        let mut all = deal((0..10).collect(), 3, |&weight| weight);
+        all.sort();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+    }
 
     #[test]
     fn a_product_is_cut_into_as_many_tasks_for_each_thread_and_few_rows_are_not_cut() {
