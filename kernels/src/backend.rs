@@ -141,6 +141,9 @@ pub struct Head {
     pub(crate) kept: Option<(Tensor, Vec<f64>)>,
 }
 
+/// What attention's backward needs of the softmax, in the form of the device that computed it.
+pub struct Softmax(pub(crate) Tensor);
+
 /// Rows of one request in generation.
 pub struct CachedRows<'a> {
     /// Which rows of q; they are the last positions of the cache.
@@ -227,7 +230,7 @@ operations! {
     fn join(&self, a: &Tensor, b: &Tensor) -> Tensor;
 
     /// Causal attention within documents. q `[N, H·(nope + rope)]`, kv `[N, H·(nope + value)]`, k_rope `[N, rope]` shared by all
-    /// heads. Returns o `[N, H·value]` and lse `[H, N]`.
+    /// heads. Returns o `[N, H·value]`.
     fn attention(
         &self,
         shape: &AttentionShape,
@@ -235,7 +238,7 @@ operations! {
         kv: &Tensor,
         k_rope: &Tensor,
         documents: &Documents,
-    ) -> (Tensor, Tensor);
+    ) -> (Tensor, Softmax);
     /// Returns dq, dkv, dk_rope.
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
@@ -245,15 +248,14 @@ operations! {
         kv: &Tensor,
         k_rope: &Tensor,
         o: &Tensor,
-        lse: &Tensor,
+        softmax: &Softmax,
         d_o: &Tensor,
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor);
     /// The same attention from latents, `kv_b` `[H·(nope + value), latent]` absorbed into query and output: for generation.
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor;
 
-    /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads. Returns o `[N, H·d]`
-    /// and lse `[H, N]`.
+    /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads. Returns o `[N, H·d]`.
     fn grouped_attention(
         &self,
         shape: &GroupedShape,
@@ -261,7 +263,7 @@ operations! {
         k: &Tensor,
         v: &Tensor,
         documents: &Documents,
-    ) -> (Tensor, Tensor);
+    ) -> (Tensor, Softmax);
     /// Returns dq, dk, dv.
     #[allow(clippy::too_many_arguments)]
     fn grouped_attention_backward(
@@ -271,7 +273,7 @@ operations! {
         k: &Tensor,
         v: &Tensor,
         o: &Tensor,
-        lse: &Tensor,
+        softmax: &Softmax,
         d_o: &Tensor,
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor);

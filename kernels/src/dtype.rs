@@ -81,11 +81,6 @@ pub trait Real:
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// eˣ of x up to 88: see [`math::exp_below_f32`].
     fn exp_below(self) -> Self;
-    /// Natural logarithm, through f64, of what is no less than the smallest normal number: see [`math::ln_normal`].
-    #[inline(always)]
-    fn ln_normal(self) -> Self {
-        Self::of(math::ln_normal(self.f64()))
-    }
     fn sigmoid(self) -> Self;
 
     /// `c = a·b` or `c += a·b`, on all threads.

@@ -19,7 +19,9 @@ mod segments;
 mod tensor;
 
 pub use adapters::{Spent, Trace};
-pub use backend::{AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, Rope, Router, Routing};
+pub use backend::{
+    AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, Rope, Router, Routing, Softmax,
+};
 pub use cpu::Cpu;
 pub use documents::Documents;
 pub use dtype::{DType, Element, Real};

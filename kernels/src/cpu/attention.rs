@@ -1,15 +1,12 @@
 //! Causal attention within documents, training's form of latent attention: keys and values are there for every head, their rotary
 //! part is one for all. A task is one head of one document.
 
-use super::one_head::{self, OneHead, Place, Seen, part};
+use super::one_head::{self, AHEAD, OneHead, Place, Seen, part};
 use super::{Cpu, Scratch, Shared, copy, padded};
-use crate::backend::AttentionShape;
+use crate::backend::{AttentionShape, Softmax};
 use crate::gemm::{View, prefetch_run};
 use crate::{Documents, Real, Tensor};
 use std::ops::Range;
-
-/// Rows of a head that are asked for before they are copied.
-const AHEAD: usize = 12;
 
 /// Where one head lies in the rows of q, kv and o.
 struct Widths {
@@ -25,10 +22,6 @@ impl Widths {
         let (qk, kv) = (s.nope + s.rope, s.nope + s.value);
         Self { qk, q_row: s.heads * qk, kv, kv_row: s.heads * kv, o_row: s.heads * s.value }
     }
-}
-
-fn tasks(s: &AttentionShape, documents: &Documents) -> Vec<(Range<usize>, usize)> {
-    documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))).collect()
 }
 
 /// Keys `[T, nope + rope]` of one head, in rows that are padded: its own part and the shared one.
@@ -55,13 +48,14 @@ pub fn forward<T: Real>(
     kv: &Tensor,
     k_rope: &Tensor,
     documents: &Documents,
-) -> (Tensor, Tensor) {
+) -> (Tensor, Softmax) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));
-    let (mut o, mut lse) = (Tensor::empty([n, w.o_row], T::DTYPE), Tensor::empty([s.heads, n], T::DTYPE));
+    let (mut o, mut softmax) = (Tensor::empty([n, w.o_row], T::DTYPE), one_head::softmax::<T>(s.heads, documents));
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
-    let (out, lse_out) = (Shared::new(o.write::<T>()), Shared::new(lse.write::<T>()));
-    cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
+    let (out, mut rest) = (Shared::new(o.write::<T>()), softmax.0.write::<T>());
+    let split = |len| rest.split_off_mut(..len);
+    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
         let length = rows.len();
         let mut k = Scratch::<T>::new(length * padded(w.qk));
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
@@ -72,11 +66,10 @@ pub fn forward<T: Real>(
             scale: T::of(s.scale),
         };
         let o = Place { data: &out, start: rows.start * w.o_row + head * s.value, stride: w.o_row };
-        // SAFETY: this task alone writes this head's rows of this document, in lse and in o.
-        let lse = unsafe { lse_out.part(head * n + rows.start, length) };
-        one_head::forward(cpu, one, o, lse);
+        // this task alone writes this head's rows of this document
+        one_head::forward(cpu, one, o, softmax);
     });
-    (o, lse)
+    (o, softmax)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -87,7 +80,7 @@ pub fn backward<T: Real>(
     kv: &Tensor,
     k_rope: &Tensor,
     o: &Tensor,
-    lse: &Tensor,
+    softmax: &Softmax,
     d_o: &Tensor,
     documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
@@ -98,10 +91,11 @@ pub fn backward<T: Real>(
     // one slab per head, summed below in the order of heads
     let mut partial = Tensor::empty([s.heads, n, s.rope], T::DTYPE);
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
-    let (o, lse, d_o) = (o.read::<T>(), lse.read::<T>(), d_o.read::<T>());
+    let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
+    let split = |len| rest.split_off(..len);
     let out_q = Shared::new(dq.write::<T>());
     let (out_kv, out_rope) = (Shared::new(dkv.write::<T>()), Shared::new(partial.write::<T>()));
-    cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
+    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
         let length = rows.len();
         let (k_width, v_width) = (padded(w.qk), padded(s.value));
         let mut k = Scratch::<T>::new(length * k_width);
@@ -117,7 +111,7 @@ pub fn backward<T: Real>(
         let seen = Seen {
             o: part(o, rows.clone(), head * s.value, s.value, w.o_row),
             d_o: part(d_o, rows.clone(), head * s.value, s.value, w.o_row),
-            lse: &lse[head * n + rows.start..][..length],
+            softmax,
         };
         // this task alone writes this head's rows of this document
         let dq = Place { data: &out_q, start: rows.start * w.q_row + head * w.qk, stride: w.q_row };
@@ -134,11 +128,18 @@ pub fn backward<T: Real>(
         }
     });
     let mut d_rope = Tensor::empty([n, s.rope], T::DTYPE);
-    let (sum, partial) = (d_rope.write::<T>(), partial.read::<T>());
-    let size = n * s.rope;
-    sum.copy_from_slice(&partial[..size]);
-    for head in 1..s.heads {
-        sum.iter_mut().zip(&partial[head * size..]).for_each(|(sum, &x)| *sum += x);
-    }
+    let (partial, size, step) = (partial.read::<T>(), n * s.rope, cpu.step(n, s.heads * s.rope) * s.rope);
+    cpu.each(
+        d_rope.write::<T>().chunks_mut(step).enumerate().collect(),
+        #[inline(always)]
+        |(chunk, sum): (usize, &mut [T])| {
+            let len = sum.len();
+            let of = |head: usize| &partial[head * size + chunk * step..][..len];
+            sum.copy_from_slice(of(0));
+            for head in 1..s.heads {
+                sum.iter_mut().zip(of(head)).for_each(|(sum, &x)| *sum += x);
+            }
+        },
+    );
     (dq, dkv, d_rope)
 }

@@ -6,14 +6,10 @@
 
 use super::one_head::{self, BLOCK, OneHead, Place, Seen, part};
 use super::{Cpu, Scratch, Shared, exp_row, padded, wide};
-use crate::backend::{CachedRows, GroupedShape};
+use crate::backend::{CachedRows, GroupedShape, Softmax};
 use crate::gemm::View;
 use crate::{DType, Documents, Real, Tensor, Write};
 use std::ops::Range;
-
-fn tasks(s: &GroupedShape, documents: &Documents) -> Vec<(Range<usize>, usize)> {
-    documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))).collect()
-}
 
 fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents) {
     let (n, kv_row) = (documents.rows(), s.kv_heads * s.dim);
@@ -40,19 +36,19 @@ pub fn forward<T: Real>(
     k: &Tensor,
     v: &Tensor,
     documents: &Documents,
-) -> (Tensor, Tensor) {
+) -> (Tensor, Softmax) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);
-    let (mut o, mut lse) = (Tensor::empty([n, row], T::DTYPE), Tensor::empty([s.heads, n], T::DTYPE));
+    let (mut o, mut softmax) = (Tensor::empty([n, row], T::DTYPE), one_head::softmax::<T>(s.heads, documents));
     let inputs = [q, k, v].map(|x| x.read::<T>());
-    let (out, lse_out) = (Shared::new(o.write::<T>()), Shared::new(lse.write::<T>()));
-    cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
+    let (out, mut rest) = (Shared::new(o.write::<T>()), softmax.0.write::<T>());
+    let split = |len| rest.split_off_mut(..len);
+    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+        // this task alone writes this head's rows of this document
         let o = Place { data: &out, start: rows.start * row + head * s.dim, stride: row };
-        // SAFETY: this task alone writes this head's rows of this document, in lse and in o.
-        let lse = unsafe { lse_out.part(head * n + rows.start, rows.len()) };
-        one_head::forward(cpu, one(s, inputs, &rows, head), o, lse);
+        one_head::forward(cpu, one(s, inputs, &rows, head), o, softmax);
     });
-    (o, lse)
+    (o, softmax)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -63,7 +59,7 @@ pub fn backward<T: Real>(
     k: &Tensor,
     v: &Tensor,
     o: &Tensor,
-    lse: &Tensor,
+    softmax: &Softmax,
     d_o: &Tensor,
     documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
@@ -76,14 +72,15 @@ pub fn backward<T: Real>(
     let slabs = || Tensor::empty([s.heads, n, width], T::DTYPE);
     let (mut dk, mut dv) = (slabs(), slabs());
     let inputs = [q, k, v].map(|x| x.read::<T>());
-    let (o, lse, d_o) = (o.read::<T>(), lse.read::<T>(), d_o.read::<T>());
+    let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
+    let split = |len| rest.split_off(..len);
     let out_q = Shared::new(dq.write::<T>());
     let (out_k, out_v) = (Shared::new(dk.write::<T>()), Shared::new(dv.write::<T>()));
-    cpu.gemm.pool().each(tasks(s, documents), |(rows, head)| {
+    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
         let seen = Seen {
             o: part(o, rows.clone(), head * s.dim, s.dim, row),
             d_o: part(d_o, rows.clone(), head * s.dim, s.dim, row),
-            lse: &lse[head * n + rows.start..][..rows.len()],
+            softmax,
         };
         let dq = Place { data: &out_q, start: rows.start * row + head * s.dim, stride: row };
         let (start, len) = ((head * n + rows.start) * width, rows.len() * width);

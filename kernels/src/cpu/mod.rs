@@ -366,7 +366,7 @@ impl Backend for Cpu {
         kv: &Tensor,
         k_rope: &Tensor,
         documents: &Documents,
-    ) -> (Tensor, Tensor) {
+    ) -> (Tensor, Softmax) {
         real!(q, T => attention::forward::<T>(self, shape, q, kv, k_rope, documents))
     }
 
@@ -377,11 +377,11 @@ impl Backend for Cpu {
         kv: &Tensor,
         k_rope: &Tensor,
         o: &Tensor,
-        lse: &Tensor,
+        softmax: &Softmax,
         d_o: &Tensor,
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
-        real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, lse, d_o, documents))
+        real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, softmax, d_o, documents))
     }
 
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
@@ -395,7 +395,7 @@ impl Backend for Cpu {
         k: &Tensor,
         v: &Tensor,
         documents: &Documents,
-    ) -> (Tensor, Tensor) {
+    ) -> (Tensor, Softmax) {
         real!(q, T => grouped::forward::<T>(self, shape, q, k, v, documents))
     }
 
@@ -406,11 +406,11 @@ impl Backend for Cpu {
         k: &Tensor,
         v: &Tensor,
         o: &Tensor,
-        lse: &Tensor,
+        softmax: &Softmax,
         d_o: &Tensor,
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
-        real!(q, T => grouped::backward::<T>(self, shape, q, k, v, o, lse, d_o, documents))
+        real!(q, T => grouped::backward::<T>(self, shape, q, k, v, o, softmax, d_o, documents))
     }
 
     fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {

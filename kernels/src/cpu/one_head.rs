@@ -1,15 +1,64 @@
 //! Causal attention of one head over one document, for every form that has keys and values per head.
 //!
-//! Blocks of queries meet the keys up to the block's end, so memory grows with the document's length, not with its square. What a
-//! mask hides has probability 0 and adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
+//! Blocks of queries meet the keys up to the block's end. The exponentials of short documents are kept for backward; those of long ones
+//! are computed again, so that memory grows with a document's length and not with its square. What a mask hides has probability 0 and
+//! adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
 
-use super::{Cpu, LANES, Scratch, Shared, copy, dot, exp_from, max_of, padded, wide};
-use crate::gemm::{Causal, PackedB, View};
-use crate::{Real, Write};
+use super::rows::vectors;
+use super::{Cpu, Scratch, Shared, copy, dot, exp_from, max_of, padded, wide};
+use crate::backend::Softmax;
+use crate::gemm::{Causal, PackedB, View, prefetch_run};
+use crate::{Documents, Real, Tensor, Write};
 use std::ops::Range;
 
 /// Queries per block: eight tiles of a product, and few enough that little is computed behind the mask.
 pub const BLOCK: usize = 48;
+/// Exponentials kept at most per query and head, on average: those of documents of 512 tokens, about as much as queries, keys and values.
+const KEPT: usize = 320;
+/// Rows of a head that are asked for before they are copied.
+pub const AHEAD: usize = 12;
+
+/// Blocks of queries, and how wide their rows of scores are.
+fn blocks(length: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+    (0..length)
+        .step_by(BLOCK)
+        .map(move |first| first..length.min(first + BLOCK))
+        .map(|rows| (rows.clone(), padded(rows.end)))
+}
+
+/// Scores of one head of a document.
+fn scores(length: usize) -> usize {
+    blocks(length).map(|(rows, width)| rows.len() * width).sum()
+}
+
+/// Whether the exponentials of all heads are few enough to keep.
+fn keeps(documents: &Documents) -> bool {
+    documents.iter().map(|rows| scores(rows.len())).sum::<usize>() <= documents.rows() * KEPT
+}
+
+/// A task per head of a document: its rows, the head, and its part of [`softmax`], which `split` gives by length, in order.
+pub fn tasks<P>(
+    heads: usize,
+    documents: &Documents,
+    mut split: impl FnMut(usize) -> Option<P>,
+) -> Vec<(Range<usize>, usize, P)> {
+    let keeps = keeps(documents);
+    let tasks = documents.iter().flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)));
+    let part = |length| 2 * padded(length) + if keeps { scores(length) } else { 0 };
+    tasks.map(|(rows, head)| (rows.clone(), head, split(part(rows.len())).expect("as long as all parts"))).collect()
+}
+
+/// Room for what forward leaves to backward. Part of a task: of each query the largest score·scale, and one over Σ exp(score·scale −
+/// largest), each padded; and these exponentials, block by block, if they are few enough to keep. (Else backward computes them again:
+/// the same products and the same loops, so the same bits.)
+pub fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
+    let mut all = 0;
+    tasks(heads, documents, |len| {
+        all += len;
+        Some(())
+    });
+    Softmax(Tensor::empty([all], T::DTYPE))
+}
 
 /// T rows of q and k `[T, qk]`, and of v `[T, value]`.
 #[derive(Clone, Copy)]
@@ -71,36 +120,35 @@ fn by_keys<T: Real>(
     }
 }
 
-/// Writes o, of which this task alone writes the rows, and `lse` `[T]`.
-pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T]) {
+/// Writes o, of which this task alone writes the rows, and the task's part of [`softmax`].
+pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, softmax: &mut [T]) {
     let (length, value) = (head.q.rows, head.v.cols);
-    let block = length.clamp(1, BLOCK);
-    let mut scores = Scratch::<T>::new(block * padded(length));
-    let mut y = Scratch::<T>::new(block * padded(value));
+    let (largest, rest) = softmax.split_at_mut(padded(length));
+    let (inverse, mut kept) = rest.split_at_mut(padded(length));
+    let mut memory = Scratch::<T>::new(if kept.is_empty() { BLOCK.min(length) * padded(length) } else { 0 });
+    let mut y = Scratch::<T>::new(BLOCK.min(length) * padded(value));
     let keys = T::packed(&cpu.gemm, head.k.t());
-    for first in (0..length).step_by(block) {
-        let last = (first + block).min(length);
-        let (count, width) = (last - first, padded(last));
-        let scores = &mut scores.0[..count * width];
+    for (rows, width) in blocks(length) {
+        let (first, last, count) = (rows.start, rows.end, rows.len());
+        let scores = kept.split_off_mut(..count * width).unwrap_or_else(|| &mut memory.0[..count * width]);
         let y = &mut y.0[..count * padded(value)];
-        o.prefetch(first..last, value);
+        o.prefetch(rows.clone(), value);
         by_keys(cpu, first, head.q.slice(first, last), &keys, head.k, scores, width);
-        let lse = &mut lse[first..last];
-        let mut sums = [T::ZERO; BLOCK];
+        let (largest, inverse) = (&mut largest[rows.clone()], &mut inverse[rows.clone()]);
         wide(
             cpu.gemm.level(),
             #[inline(always)]
             || {
                 // all maxima first: a row's exp waits for its maximum, and nothing else could be done meanwhile
                 for (i, row) in scores.chunks_exact(width).enumerate() {
-                    lse[i] = max_of(row, first + i + 1) * head.scale;
+                    largest[i] = max_of(row, first + i + 1) * head.scale;
                 }
                 for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-                    sums[i] = exp_from(row, first + i + 1, head.scale, lse[i]);
-                }
-                for (lse, sum) in lse.iter_mut().zip(&mut sums) {
-                    *lse += sum.ln_normal(); // of 1 but for rounding, or more: the largest score adds that
-                    *sum = T::ONE / *sum;
+                    if !kept.is_empty() {
+                        // a row of the next block
+                        prefetch_run(kept.as_ptr().wrapping_add(i * (width + BLOCK)), width + BLOCK);
+                    }
+                    inverse[i] = T::ONE / exp_from(row, first + i + 1, head.scale, largest[i]);
                 }
             },
         );
@@ -110,7 +158,7 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T])
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                for ((row, y), &inverse) in (first..last).zip(y.chunks_exact_mut(padded(value))).zip(&sums) {
+                for ((row, y), &inverse) in rows.zip(y.chunks_exact_mut(padded(value))).zip(&*inverse) {
                     y.iter_mut().for_each(|y| *y *= inverse);
                     // SAFETY: the caller's promise: these rows of o are this task's.
                     copy(unsafe { o.row(row, value) }, &y[..value]);
@@ -120,81 +168,104 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, lse: &mut [T])
     }
 }
 
-/// What forward left, and the gradient of o; all `[T, value]`, lse `[T]`.
+/// What forward left, and the gradient of o; o and its gradient `[T, value]`.
 #[derive(Clone, Copy)]
 pub struct Seen<'a, T> {
     pub o: View<'a, T>,
     pub d_o: View<'a, T>,
-    pub lse: &'a [T],
+    pub softmax: &'a [T],
 }
 
-/// Writes dq, of which this task alone writes the rows, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With P the probabilities and
-/// D_i = Σ_j do_ij·o_ij: dV = Pᵀ·do, dS = P∘(do·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
+/// Writes dq, of which this task alone writes the rows, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and
+/// do' = do / ΣE and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
 pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T>, dk: &mut [T], dv: &mut [T]) {
     let (length, qk, value) = (head.q.rows, head.q.cols, head.v.cols);
-    let block = length.clamp(1, BLOCK);
-    let (mut p, mut ds) = (Scratch::<T>::new(block * padded(length)), Scratch::<T>::new(block * padded(length)));
-    let mut rows = Scratch::<T>::new(block * padded(qk));
+    let (largest, rest) = seen.softmax.split_at(padded(length));
+    let (inverse, mut kept) = rest.split_at(padded(length));
+    let is_kept = !kept.is_empty();
+    let block = BLOCK.min(length);
+    let mut memory = Scratch::<T>::new(if is_kept { 0 } else { block * padded(length) });
+    let mut ds = Scratch::<T>::new(block * padded(length));
+    let (mut d_o, mut rows_of_dq) = (Scratch::<T>::new(block * padded(value)), Scratch::<T>::new(block * padded(qk)));
     dk.fill(T::ZERO);
     dv.fill(T::ZERO);
-    let (keys, values) = (T::packed(&cpu.gemm, head.k.t()), T::packed(&cpu.gemm, head.v.t()));
-    for first in (0..length).step_by(block) {
-        let last = (first + block).min(length);
-        let (count, width) = (last - first, padded(last));
-        let (q, k, d_o) = (head.q.slice(first, last), head.k.slice(0, last), seen.d_o.slice(first, last));
-        let (p, ds) = (&mut p.0[..count * width], &mut ds.0[..count * width]);
-        (first..last).for_each(|row| seen.o.prefetch(row, 0, value));
-        dq.prefetch(first..last, qk);
-        by_keys(cpu, first, q, &keys, head.k, p, width);
-        by_keys(cpu, first, d_o, &values, head.v, ds, width);
+    let keys = if is_kept { None } else { T::packed(&cpu.gemm, head.k.t()) };
+    let values = T::packed(&cpu.gemm, head.v.t());
+    for (rows, width) in blocks(length) {
+        let (first, last, count) = (rows.start, rows.end, rows.len());
+        let (q, k) = (head.q.slice(first, last), head.k.slice(0, last));
+        dq.prefetch(rows.clone(), qk);
+        let d_o = &mut d_o.0[..count * padded(value)];
         wide(
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                let rows = p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width));
-                for (i, (p, ds)) in rows.enumerate() {
-                    let d = dot(seen.o.run(first + i, 0, value), d_o.run(i, 0, value));
-                    let (lse, visible) = (seen.lse[first + i], first + i + 1);
-                    gradient_of_scores(p, ds, visible, head.scale, lse, d);
+                let rows = rows.clone().zip(&inverse[rows.clone()]);
+                for ((row, &inverse), to) in rows.zip(d_o.chunks_exact_mut(padded(value))) {
+                    seen.d_o.prefetch(row + AHEAD, 0, value);
+                    seen.o.prefetch(row, 0, value);
+                    copy(&mut to[..value], seen.d_o.run(row, 0, value));
+                    to.iter_mut().for_each(|x| *x *= inverse);
                 }
             },
         );
-        let (p, ds) = (View::strided(p, count, last, width), View::strided(ds, count, last, width));
+        let e = match kept.split_off(..count * width) {
+            Some(kept) => kept,
+            None => {
+                let e = &mut memory.0[..count * width];
+                by_keys(cpu, first, q, &keys, head.k, e, width);
+                wide(
+                    cpu.gemm.level(),
+                    #[inline(always)]
+                    || {
+                        for (i, e) in e.chunks_exact_mut(width).enumerate() {
+                            exp_from(e, first + i + 1, head.scale, largest[first + i]);
+                        }
+                    },
+                );
+                &*e
+            }
+        };
+        let ds = &mut ds.0[..count * width];
+        by_keys(cpu, first, View::strided(d_o, count, value, padded(value)), &values, head.v, ds, width);
+        wide(
+            cpu.gemm.level(),
+            #[inline(always)]
+            || {
+                let gradients = ds.chunks_exact_mut(width).zip(d_o.chunks_exact(padded(value)));
+                for (i, (e, (ds, d_o))) in e.chunks_exact(width).zip(gradients).enumerate() {
+                    let d = dot(seen.o.run(first + i, 0, value), &d_o[..value]);
+                    gradient_of_scores(e, ds, first + i + 1, head.scale, d);
+                }
+            },
+        );
+        let (e, ds) = (View::strided(e, count, last, width), View::strided(ds, count, last, width));
         let (before, after) = (Causal::Before { first }, Causal::After { first });
         let (dk, dv) = (&mut dk[..last * padded(qk)], &mut dv[..last * padded(value)]);
-        T::multiply_alone_into(&cpu.gemm, p.t(), d_o.whole_vectors(), dv, padded(value), Write::Add, after);
+        T::multiply_alone_into(
+            &cpu.gemm,
+            e.t(),
+            View::new(d_o, count, padded(value)),
+            dv,
+            padded(value),
+            Write::Add,
+            after,
+        );
         T::multiply_alone_into(&cpu.gemm, ds.t(), q.whole_vectors(), dk, padded(qk), Write::Add, after);
-        let rows = &mut rows.0[..count * padded(qk)];
-        T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows, padded(qk), Write::Set, before);
-        for (row, rows) in (first..last).zip(rows.chunks_exact(padded(qk))) {
+        let rows_of_dq = &mut rows_of_dq.0[..count * padded(qk)];
+        T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows_of_dq, padded(qk), Write::Set, before);
+        for (row, of_dq) in rows.zip(rows_of_dq.chunks_exact(padded(qk))) {
             // SAFETY: the caller's promise: these rows of dq are this task's.
-            copy(unsafe { dq.row(row, qk) }, &rows[..qk]);
+            copy(unsafe { dq.row(row, qk) }, &of_dq[..qk]);
         }
     }
 }
 
-/// Of one query: scores to probabilities p, gradients of probabilities to those of scores, for the keys it sees; 0 for the others.
+/// Of one query: gradients of exponentials to those of scores, for the keys it sees; 0 for the others.
 #[inline(always)]
-fn gradient_of_scores<T: Real>(p: &mut [T], ds: &mut [T], visible: usize, scale: T, lse: T, d: T) {
-    let gradient = |p: &mut [T; LANES], ds: &mut [T; LANES]| {
-        for lane in 0..LANES {
-            p[lane] = p[lane].mul_add(scale, -lse).exp_below();
-            ds[lane] = p[lane] * (ds[lane] - d) * scale;
-        }
-    };
-    let (p, ds) = (p.as_chunks_mut().0, ds.as_chunks_mut().0);
-    let (whole, count) = (visible / LANES, visible % LANES);
-    p[..whole].iter_mut().zip(&mut ds[..whole]).for_each(|(p, ds)| gradient(p, ds));
-    let mut hidden = whole;
-    if count > 0 {
-        let (p, ds) = (&mut p[whole], &mut ds[whole]);
-        gradient(p, ds);
-        for lane in 0..LANES {
-            p[lane] = if lane < count { p[lane] } else { T::ZERO };
-            ds[lane] = if lane < count { ds[lane] } else { T::ZERO };
-        }
-        hidden += 1;
-    }
-    p[hidden..].fill([T::ZERO; LANES]);
-    ds[hidden..].fill([T::ZERO; LANES]);
+fn gradient_of_scores<T: Real>(e: &[T], ds: &mut [T], visible: usize, scale: T, d: T) {
+    // exponentials of what is hidden are 0, but what is multiplied with them there is whatever it was
+    let whole = padded(visible);
+    vectors([&e[..whole]], [&mut ds[..whole]], |[e], [ds]| [e * (ds - d) * scale]);
+    ds[visible..].fill(T::ZERO);
 }

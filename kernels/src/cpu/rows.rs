@@ -12,7 +12,7 @@ const AHEAD: usize = 128;
 /// Sets elements of rows `to` to what `of` makes of those of `from` and of what they were, a vector at a time: a loop over many rows at
 /// once is otherwise left as it is, for all a compiler knows is that they might overlap.
 #[inline(always)]
-fn vectors<T: Real, const IN: usize, const OUT: usize>(
+pub fn vectors<T: Real, const IN: usize, const OUT: usize>(
     from: [&[T]; IN],
     to: [&mut [T]; OUT],
     of: impl Fn([T; IN], [T; OUT]) -> [T; OUT],

@@ -111,7 +111,7 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 2; // exp in fused multiply-adds
+    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
     const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
     const ROWS: &'static str = "samples";
     const CORES: Cores = Cores::All;

@@ -158,7 +158,7 @@ pub struct Pretrain;
 
 impl Stage for Pretrain {
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 2; // exp in fused multiply-adds
+    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
     const ABOUT: &'static str = "Trains a language model on tokens";
     const CORES: Cores = Cores::All;
     type Config = Config;

@@ -91,7 +91,7 @@ pub struct Reward;
 
 impl Stage for Reward {
     const NAME: &'static str = "reward";
-    const VERSION: u32 = 2; // exp in fused multiply-adds
+    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;

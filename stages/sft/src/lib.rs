@@ -80,7 +80,7 @@ type Dropped = (String, &'static str, String);
 
 impl Stage for Sft {
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 2; // exp in fused multiply-adds
+    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
     const ABOUT: &'static str = "Fine-tunes a model on conversations";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;

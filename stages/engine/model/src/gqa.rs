@@ -5,7 +5,7 @@ use crate::layer::RmsNormSaved;
 use crate::params::Specs;
 use crate::projection::Projection;
 use crate::{CacheRows, Config, Cx, Grads, Grouped, Kind, Layer, RmsNorm};
-use smelt_kernels::{CachedRows, GroupedShape, Tensor, Write};
+use smelt_kernels::{CachedRows, GroupedShape, Softmax, Tensor, Write};
 
 #[derive(Clone, Debug)]
 pub struct Gqa {
@@ -19,12 +19,12 @@ pub struct Gqa {
 }
 
 pub struct GqaSaved {
-    x: Tensor,   // [N, D]
-    q: Tensor,   // rotated, [N, H·d]
-    k: Tensor,   // rotated, [N, G·d]
-    v: Tensor,   // [N, G·d]
-    o: Tensor,   // [N, H·d]
-    lse: Tensor, // [H, N]
+    x: Tensor, // [N, D]
+    q: Tensor, // rotated, [N, H·d]
+    k: Tensor, // rotated, [N, G·d]
+    v: Tensor, // [N, G·d]
+    o: Tensor, // [N, H·d]
+    softmax: Softmax,
     norms: Option<[RmsNormSaved; 2]>,
 }
 
@@ -88,9 +88,9 @@ impl Layer for Gqa {
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, GqaSaved) {
         let ([q, k, v], norms) = self.project(cx, &x, cx.documents.positions());
-        let (o, lse) = cx.backend.grouped_attention(&self.shape, &q, &k, &v, cx.documents);
+        let (o, softmax) = cx.backend.grouped_attention(&self.shape, &q, &k, &v, cx.documents);
         let y = self.o.apply(cx, &o);
-        (y, GqaSaved { x, q, k, v, o, lse, norms })
+        (y, GqaSaved { x, q, k, v, o, softmax, norms })
     }
 
     fn backward(&self, cx: &Cx, s: GqaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
@@ -99,7 +99,7 @@ impl Layer for Gqa {
         let mut d_o = Tensor::empty(s.o.shape(), s.o.dtype());
         self.o.backward_into(cx, s.o.clone(), dy, &mut d_o, Write::Set, grads);
         let (mut dq, mut dk, dv) =
-            cx.backend.grouped_attention_backward(&self.shape, &s.q, &s.k, &s.v, &s.o, &s.lse, &d_o, cx.documents);
+            cx.backend.grouped_attention_backward(&self.shape, &s.q, &s.k, &s.v, &s.o, &s.softmax, &d_o, cx.documents);
         cx.backend.rope(&mut dq, heads, 0, cx.rope, positions, true);
         cx.backend.rope(&mut dk, kv_heads, 0, cx.rope, positions, true);
         if let (Some([q_norm, k_norm]), Some([q_saved, k_saved])) = (&self.norms, s.norms) {

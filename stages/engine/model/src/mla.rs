@@ -8,7 +8,7 @@
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
 use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, RmsNorm};
-use smelt_kernels::{AttentionShape, CachedRows, Tensor, Write};
+use smelt_kernels::{AttentionShape, CachedRows, Softmax, Tensor, Write};
 
 const LATENT_EPS: f64 = 1e-6;
 
@@ -67,7 +67,7 @@ pub struct MlaSaved {
     kv: Tensor,     // [N, H·(nope + value)]
     k_rope: Tensor, // rotated, [N, rope]
     o: Tensor,      // [N, H·value]
-    lse: Tensor,    // [H, N]
+    softmax: Softmax,
 }
 
 impl Mla {
@@ -131,15 +131,15 @@ impl Layer for Mla {
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, MlaSaved) {
         let (q, query, (latent, kv_norm), k_rope) = self.project(cx, &x, cx.documents.positions());
         let kv = self.kv_b.apply(cx, &latent);
-        let (o, lse) = cx.backend.attention(&self.shape, &q, &kv, &k_rope, cx.documents);
+        let (o, softmax) = cx.backend.attention(&self.shape, &q, &kv, &k_rope, cx.documents);
         let y = self.o.apply(cx, &o);
-        (y, MlaSaved { query, x, kv_norm, latent, q, kv, k_rope, o, lse })
+        (y, MlaSaved { query, x, kv_norm, latent, q, kv, k_rope, o, softmax })
     }
 
     fn backward(&self, cx: &Cx, s: MlaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let d_o = self.o.backward(cx, s.o.clone(), dy, grads);
         let (mut dq, dkv, mut dk_rope) =
-            cx.backend.attention_backward(&self.shape, &s.q, &s.kv, &s.k_rope, &s.o, &s.lse, &d_o, cx.documents);
+            cx.backend.attention_backward(&self.shape, &s.q, &s.kv, &s.k_rope, &s.o, &s.softmax, &d_o, cx.documents);
         let (shape, positions) = (&self.shape, cx.documents.positions());
         cx.backend.rope(&mut dq, shape.heads, shape.nope, cx.rope, positions, true);
         cx.backend.rope(&mut dk_rope, 1, 0, cx.rope, positions, true);
