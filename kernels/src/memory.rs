@@ -4,23 +4,27 @@
 //! zeroes each), so a dropped buffer waits in a list of its size class and the next taker gets it **with its old
 //! contents**: who takes a buffer writes all of it. Debug builds fill it with NaN, so that a missed element shows.
 //!
-//! Buffers begin at a cache line, for a vector that straddles two is read twice; large ones lie in pages of 2 MiB where the system has them,
-//! for products walk down columns, a page per row.
+//! Buffers begin at a cache line, for a vector that straddles two is read twice, and lie in pages of 2 MiB where the system has them: products
+//! walk down columns, a small page per row.
 
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// Bytes kept for reuse per element type; what comes back beyond that is freed.
+/// Bytes kept for reuse per element type; what comes back beyond that is freed, but for what was cut from a slab, whose other blocks may
+/// be in use.
 const LIMIT_BYTES: usize = 2 << 30;
 /// Below this a buffer is not worth the list.
 const SMALL: usize = 256;
 
 /// A large page of x86 and of aarch64.
 const PAGE: usize = 2 << 20;
+/// Blocks of `CUT` bytes to a page are cut from slabs.
+const SLAB: usize = 8 * PAGE;
+const CUT: usize = 4096;
 
 /// A cache line, and a vector of the widest kind.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,7 +41,33 @@ pub struct Block<T> {
 
 enum Memory {
     Lines(Vec<Line>),
-    Pages(MmapMut),
+    /// A range that no other block has.
+    Pages(Arc<MmapRaw>),
+}
+
+/// Large pages, and where the first whole one begins.
+fn pages(bytes: usize) -> (Arc<MmapRaw>, usize) {
+    let pages = MmapMut::map_anon(bytes.next_multiple_of(PAGE) + PAGE);
+    let pages = pages.unwrap_or_else(|e| panic!("memory: the system has no {bytes} bytes more: {e}"));
+    #[cfg(target_os = "linux")]
+    drop(pages.advise(memmap2::Advice::HugePage)); // a wish: small pages do as well
+    let start = pages.as_ptr().align_offset(PAGE);
+    (Arc::new(pages.into()), start)
+}
+
+/// Some of the current slab, given out once: it is zero. A slab goes when the last of its blocks does.
+fn cut(bytes: usize) -> (Arc<MmapRaw>, usize) {
+    static CURRENT: Mutex<Option<(Arc<MmapRaw>, Range<usize>)>> = Mutex::new(None);
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if current.as_ref().is_none_or(|(_, rest)| rest.len() < bytes) {
+        let (pages, start) = pages(SLAB);
+        *current = Some((pages, start..start + SLAB));
+    }
+    let (pages, rest) = current.as_mut().expect("just set");
+    let start = rest.start;
+    // a line more, or blocks of whole small pages would all begin in one set of the cache
+    rest.start = rest.end.min((start + bytes).next_multiple_of(size_of::<Line>()) + size_of::<Line>());
+    (pages.clone(), start)
 }
 
 impl<T: Pod> Block<T> {
@@ -45,17 +75,13 @@ impl<T: Pod> Block<T> {
     pub fn new(len: usize) -> Self {
         const { assert!(align_of::<T>() <= align_of::<Line>()) };
         let bytes = len * size_of::<T>();
-        let (memory, start) = if bytes < PAGE {
-            (Memory::Lines(vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())]), 0)
-        } else {
-            let pages = MmapMut::map_anon(bytes.next_multiple_of(PAGE) + PAGE);
-            let pages = pages.unwrap_or_else(|e| panic!("memory: the system has no {bytes} bytes more: {e}"));
-            #[cfg(target_os = "linux")]
-            drop(pages.advise(memmap2::Advice::HugePage)); // a wish: small pages do as well
-            let start = pages.as_ptr().align_offset(PAGE);
-            (Memory::Pages(pages), start)
-        };
-        Self { memory, bytes: start..start + bytes, element: PhantomData }
+        if bytes < CUT {
+            let lines = vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())];
+            return Self { memory: Memory::Lines(lines), bytes: 0..bytes, element: PhantomData };
+        }
+        let (pages, start) = if bytes < PAGE { cut(bytes) } else { pages(bytes) };
+        assert!(start + bytes <= pages.len());
+        Self { memory: Memory::Pages(pages), bytes: start..start + bytes, element: PhantomData }
     }
 }
 
@@ -69,20 +95,26 @@ impl<T: Pod> Deref for Block<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         let all = match &self.memory {
-            Memory::Lines(lines) => cast_slice(lines),
-            Memory::Pages(pages) => &pages[..],
+            Memory::Lines(lines) => &cast_slice(lines)[..self.bytes.len()],
+            // SAFETY: inside the map, as `new` checked, which lives as long as the block; nobody else has this range.
+            Memory::Pages(pages) => unsafe {
+                std::slice::from_raw_parts(pages.as_ptr().add(self.bytes.start), self.bytes.len())
+            },
         };
-        cast_slice(&all[self.bytes.clone()])
+        cast_slice(all)
     }
 }
 
 impl<T: Pod> DerefMut for Block<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let all = match &mut self.memory {
-            Memory::Lines(lines) => cast_slice_mut(lines),
-            Memory::Pages(pages) => &mut pages[..],
+            Memory::Lines(lines) => &mut cast_slice_mut(lines)[..self.bytes.len()],
+            // SAFETY: as above, and the block is borrowed exclusively.
+            Memory::Pages(pages) => unsafe {
+                std::slice::from_raw_parts_mut(pages.as_mut_ptr().add(self.bytes.start), self.bytes.len())
+            },
         };
-        cast_slice_mut(&mut all[self.bytes.clone()])
+        cast_slice_mut(all)
     }
 }
 
@@ -130,10 +162,11 @@ impl<T: Pod> Arena<T> {
             return;
         }
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if lists.bytes + class * size_of::<T>() > LIMIT_BYTES {
+        let bytes = class * size_of::<T>();
+        if bytes >= PAGE && lists.bytes + bytes > LIMIT_BYTES {
             return;
         }
-        lists.bytes += class * size_of::<T>();
+        lists.bytes += bytes;
         lists.by_class.entry(class).or_default().push(buffer);
     }
 }
@@ -150,6 +183,28 @@ mod tests {
             assert!(block.iter().all(|x| x.to_bits() == 0), "{len}");
             assert!(len == 0 || block.as_ptr().addr().is_multiple_of(align), "{len} at {:p}", block.as_ptr());
             block.fill(1.0);
+        }
+    }
+
+    #[test]
+    fn blocks_cut_from_one_slab_are_zero_and_do_not_overlap() {
+        let len = |i: usize| 5_000 + 37 * i % 90_000;
+        let mut blocks: Vec<Block<u32>> = Vec::new();
+        for i in 0..400 {
+            let mut block = Block::new(len(i));
+            assert!(block.iter().all(|&x| x == 0), "block {i}");
+            block.fill(i as u32);
+            blocks.push(block);
+            if i % 3 == 0 {
+                blocks.remove(i / 9);
+            }
+        }
+        for block in &blocks {
+            assert!(
+                block.len() == len(block[0] as usize) && block.iter().all(|x| *x == block[0]),
+                "block {}",
+                block[0]
+            );
         }
     }
 

@@ -5,7 +5,7 @@
 
 Each measurement is a process of its own; the two take turns, so that both meet the same machine, and the medians over the rounds are
 compared. PyTorch runs at its best settings found: grouped experts, eager attention, fused AdamW; the smallest model also compiled;
-bf16 by autocast. Prints a table and writes JSON lines to --output.
+bf16 by autocast. Prints a table; --output writes JSON lines as well.
 """
 import argparse, json, os, pathlib, resource, statistics, subprocess, sys, time
 
@@ -92,9 +92,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("bench_with_pytorch.jsonl"))
+    parser.add_argument("--output", type=pathlib.Path)
     a = parser.parse_args()
-    smelt, out = str(a.smelt.resolve()), a.output.open("w")
+    smelt, out = str(a.smelt.resolve()), a.output and a.output.open("w")
     os.environ["OMP_NUM_THREADS"] = str(a.threads)
 
     def compare(what, mine, others):
@@ -109,7 +109,8 @@ def main():
         best = max(theirs_seen, key=lambda name: rate(theirs_seen[name]))
         row = dict(what=what, smelt=rate(ours_seen), pytorch=rate(theirs_seen[best]), setting=best, ratio=rate(ours_seen) / rate(theirs_seen[best]),
                    smelt_mb=memory(ours_seen), pytorch_mb=memory(theirs_seen[best]), share_of_sgemm=ours_seen[-1].get("share_of_sgemm"))  # fmt: skip
-        out.write(json.dumps(row) + "\n"), out.flush()
+        if out:
+            print(json.dumps(row), file=out, flush=True)
         share = f", {100 * row['share_of_sgemm']:.0f} % of sgemm" if row["share_of_sgemm"] else ""
         print(f"{what:22} {row['smelt']:>8.0f} {row['pytorch']:>8.0f} tokens/s  {row['ratio']:5.2f}x ({best})  "
               f"{row['smelt_mb']:5.0f} {row['pytorch_mb']:5.0f} MB{share}", flush=True)  # fmt: skip

@@ -352,11 +352,11 @@ impl Backend for Cpu {
     }
 
     fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor) {
-        real!(x, T => rows::split::<T>(x, at))
+        real!(x, T => rows::split::<T>(self, x, at))
     }
 
     fn join(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        real!(a, T => rows::join::<T>(a, b))
+        real!(a, T => rows::join::<T>(self, a, b))
     }
 
     fn attention(

@@ -231,26 +231,40 @@ pub fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {
     );
 }
 
-pub fn split<T: Real>(x: &Tensor, at: usize) -> (Tensor, Tensor) {
+pub fn split<T: Real>(cpu: &Cpu, x: &Tensor, at: usize) -> (Tensor, Tensor) {
     let (n, d) = (x.rows(), x.cols());
     let (mut a, mut b) = (Tensor::empty([n, at], T::DTYPE), Tensor::empty([n, d - at], T::DTYPE));
-    let out = a.write::<T>().chunks_exact_mut(at).zip(b.write::<T>().chunks_exact_mut(d - at));
-    for (x, (a, b)) in x.read::<T>().chunks_exact(d).zip(out) {
-        a.copy_from_slice(&x[..at]);
-        b.copy_from_slice(&x[at..]);
-    }
+    let step = cpu.step(n, d);
+    let out = a.write::<T>().chunks_mut(step * at).zip(b.write::<T>().chunks_mut(step * (d - at)));
+    cpu.each(
+        x.read::<T>().chunks(step * d).zip(out).collect(),
+        #[inline(always)]
+        |(x, (a, b)): (&[T], (&mut [T], &mut [T]))| {
+            for (x, (a, b)) in x.chunks_exact(d).zip(a.chunks_exact_mut(at).zip(b.chunks_exact_mut(d - at))) {
+                a.copy_from_slice(&x[..at]);
+                b.copy_from_slice(&x[at..]);
+            }
+        },
+    );
     (a, b)
 }
 
-pub fn join<T: Real>(a: &Tensor, b: &Tensor) -> Tensor {
+pub fn join<T: Real>(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Tensor {
     let (n, p, q) = (a.rows(), a.cols(), b.cols());
     assert!(b.rows() == n, "join: {n} and {} rows", b.rows());
     let mut x = Tensor::empty([n, p + q], T::DTYPE);
-    let parts = a.read::<T>().chunks_exact(p).zip(b.read::<T>().chunks_exact(q));
-    for (x, (a, b)) in x.write::<T>().chunks_exact_mut(p + q).zip(parts) {
-        x[..p].copy_from_slice(a);
-        x[p..].copy_from_slice(b);
-    }
+    let step = cpu.step(n, p + q);
+    let parts = a.read::<T>().chunks(step * p).zip(b.read::<T>().chunks(step * q));
+    cpu.each(
+        x.write::<T>().chunks_mut(step * (p + q)).zip(parts).collect(),
+        #[inline(always)]
+        |(x, (a, b)): (&mut [T], (&[T], &[T]))| {
+            for (x, (a, b)) in x.chunks_exact_mut(p + q).zip(a.chunks_exact(p).zip(b.chunks_exact(q))) {
+                x[..p].copy_from_slice(a);
+                x[p..].copy_from_slice(b);
+            }
+        },
+    );
     x
 }
 

@@ -33,8 +33,17 @@ struct Shared {
 /// How long a thread looks for what it waits for before it sleeps.
 const LINGER: Duration = Duration::from_micros(200);
 
+/// Looks before the core is given away at each: a few microseconds, most waits within a step.
+const LOOKS: usize = 100;
+
 /// Until `is_over`, or [`LINGER`] is.
 fn linger(is_over: impl Fn() -> bool) {
+    for _ in 0..LOOKS {
+        if is_over() {
+            return;
+        }
+        std::hint::spin_loop();
+    }
     let start = Instant::now();
     while !is_over() && start.elapsed() < LINGER {
         std::thread::yield_now();
@@ -48,6 +57,9 @@ struct State {
     number: u64,
     /// Helpers now inside the job.
     inside: usize,
+    /// Helpers that sleep, and whether the caller does: to wake one is a call of the system, even when nobody sleeps.
+    asleep: usize,
+    is_waited_for: bool,
     has_panicked: bool,
     is_closing: bool,
 }
@@ -80,7 +92,9 @@ impl Shared {
                     linger(|| self.newest.load(Relaxed) != seen);
                     state = self.lock();
                 } else {
+                    state.asleep += 1;
                     state = self.start.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                    state.asleep -= 1;
                 }
                 continue;
             };
@@ -93,7 +107,7 @@ impl Shared {
             state = self.lock();
             state.has_panicked |= outcome.is_err();
             self.enter(&mut state, -1);
-            if state.inside == 0 {
+            if state.inside == 0 && state.is_waited_for {
                 self.done.notify_all();
             }
         }
@@ -154,8 +168,10 @@ impl<'a> Turn<'a> {
         state.number += 1;
         pool.shared.newest.store(state.number, Relaxed);
         state.has_panicked = false;
-        drop(state);
-        pool.shared.start.notify_all();
+        if state.asleep > 0 {
+            drop(state);
+            pool.shared.start.notify_all();
+        }
         Self(pool)
     }
 }
@@ -169,9 +185,11 @@ impl Drop for Turn<'_> {
             linger(|| self.0.shared.inside.load(Relaxed) == 0);
             state = self.0.shared.lock();
         }
+        state.is_waited_for = true;
         while state.inside > 0 {
             state = self.0.shared.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+        state.is_waited_for = false;
         drop(state);
         self.0.is_busy.store(false, Release);
     }

@@ -3,7 +3,7 @@
 //! transformers 5 reads `rope_parameters`, transformers 4 and vLLM read `rope_theta` and `rope_scaling`; a file with only one set
 //! loads in the other without an error and computes wrong logits. So both are read, and both are written.
 
-use crate::family::{check_sizes, complete, is_known};
+use crate::family::{check_known, check_sizes, complete};
 use crate::rope_scaling::tables;
 use crate::{AttentionKind, DeepseekV3, Error, Family, RopeScaling};
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ impl Config {
         }
         read_rope(&mut fields)?;
         match model == "deepseek_v3" {
-            true => is_known(&fields)?,
+            true => check_known(&fields)?,
             false => complete(&mut fields)?,
         }
         let mut config: Config = serde_json::from_value(Value::Object(fields))?;

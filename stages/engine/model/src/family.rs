@@ -173,7 +173,7 @@ pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), Error> {
 }
 
 /// Refuses fields of a DeepSeek config.json that would compute something else.
-pub(crate) fn is_known(fields: &Map<String, Value>) -> Result<(), Error> {
+pub(crate) fn check_known(fields: &Map<String, Value>) -> Result<(), Error> {
     let known: [(&str, Value); 5] = [
         ("hidden_act", "silu".into()),
         ("attention_bias", false.into()),
