@@ -140,8 +140,8 @@ fn the_cut_into_micro_batches_is_no_part_of_the_loss() {
     assert_eq!(a.loads, b.loads);
 }
 
-/// The bits since attention goes back from exponentials. Another order of summation is a change of every model that was ever trained: whoever means
-/// that writes the new bits here, and raises the version of every stage that trains or samples.
+/// The bits since attention goes back from exponentials. Another order of summation is a change of every model that was ever trained:
+/// whoever means that writes the new bits here, and raises the version of every stage that trains or samples.
 #[test]
 fn fp32_has_the_bits_of_its_version() {
     let mut trainer = trainer(2);
