@@ -13,7 +13,7 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, lit};
 use serde_json::Value;
-use smelt_schemas::{ExitCode, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
+use smelt_schemas::{ExitCode, Fault, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
 use smelt_store::Store;
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Errors as people read them: what, where, with which values, and the one thing to do.
 
-use smelt_schemas::ExitCode;
+use smelt_schemas::{ExitCode, Fault};
 use std::fmt;
 use std::io::IsTerminal;
 

@@ -42,7 +42,7 @@ pub fn run(program: &Path, invocation: &Path) -> Result<()> {
         Ok(done) => done,
         Err(e) => {
             attempt.release();
-            let problem = Problem { field: None, message: e.message, hint: e.hint };
+            let problem = Problem { message: e.message, hint: e.hint, ..Problem::default() };
             emit(EventBody::Error { code: e.code, problem });
             // It is said: the runner reads it there.
             return Err(Diagnostic::new(e.code, String::new()));

@@ -5,6 +5,7 @@
 mod digest;
 mod event;
 mod exit;
+mod fault;
 mod invocation;
 pub mod kind;
 mod manifest;
@@ -15,6 +16,7 @@ mod stage;
 pub use digest::{Digest, NotADigest, canonical_json, fingerprint, fingerprint_fields};
 pub use event::{Event, EventBody, PROTOCOL};
 pub use exit::ExitCode;
+pub use fault::{Fault, Problem};
 pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, ResolveRequest};
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
@@ -22,9 +24,7 @@ pub use pipeline::{Each, Inputs, Job, Pipeline, RunOptions, SavePolicy};
 pub use query::{
     InspectAnswer, InspectRequest, QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType,
 };
-pub use stage::{
-    Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, Problem, Resolved, Source,
-};
+pub use stage::{Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, Resolved, Source};
 
 /// Every type of this crate that is published as a JSON Schema, with the file it is published in.
 pub fn published_json_schemas() -> Vec<(&'static str, schemars::Schema)> {

@@ -105,17 +105,6 @@ pub struct Resolved {
     pub sources: Vec<Source>,
 }
 
-/// What is wrong, where, and the one thing to do. Printed by `resolve` when it refuses a config.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Problem {
-    pub message: String,
-    /// JSON pointer into the config, if the trouble lies there: `/rules/min_words`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
-
 /// The answer of `estimate`. What a config alone does not tell is left out, and `notes` say why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {

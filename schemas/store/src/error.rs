@@ -1,6 +1,6 @@
 //! What can go wrong between us and a store, by who has to act.
 
-use smelt_schemas::ExitCode;
+use smelt_schemas::{ExitCode, Fault};
 use std::io;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -33,8 +33,8 @@ pub enum Error {
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-impl Error {
-    pub fn exit_code(&self) -> ExitCode {
+impl Fault for Error {
+    fn exit_code(&self) -> ExitCode {
         match self {
             Self::Address { .. } | Self::NoBucket { .. } => ExitCode::Pipeline,
             Self::NotFound { .. } | Self::Corrupt { .. } => ExitCode::Data,
@@ -46,8 +46,7 @@ impl Error {
         }
     }
 
-    /// The one thing to do, if there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Address { .. } => "name a directory, or `s3://bucket/prefix`".into(),
             Self::NoCredentials { .. } => {

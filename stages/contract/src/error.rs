@@ -1,6 +1,6 @@
 //! Why a stage stopped, by who has to act.
 
-use smelt_schemas::{ExitCode, Problem};
+use smelt_schemas::{ExitCode, Fault, Problem};
 use std::fmt;
 
 /// What, where, with which values; and the one thing to do.
@@ -12,7 +12,7 @@ pub struct Error {
 
 impl Error {
     fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { code, problem: Problem { message: message.into(), field: None, hint: None } }
+        Self { code, problem: Problem { message: message.into(), ..Problem::default() } }
     }
     /// The config is wrong. `field`: JSON pointer into it, such as `/rules/min_words`.
     pub fn config(field: &str, message: impl Into<String>) -> Self {
@@ -35,6 +35,16 @@ impl Error {
     /// A bug of ours.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Bug, message)
+    }
+    /// A library's error as a stage's: its text, place, hint and exit code.
+    pub fn of(fault: &(impl Fault + ?Sized)) -> Self {
+        Self { code: fault.exit_code(), problem: Problem::of(fault) }
+    }
+    /// Names the field of the config that is wrong, as a JSON pointer.
+    #[must_use]
+    pub fn field(mut self, field: &str) -> Self {
+        self.problem.field = Some(field.into());
+        self
     }
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -59,8 +69,7 @@ impl std::error::Error for Error {}
 
 impl From<smelt_store::Error> for Error {
     fn from(error: smelt_store::Error) -> Self {
-        let hint = error.hint();
-        Self { code: error.exit_code(), problem: Problem { message: error.to_string(), field: None, hint } }
+        Self::of(&error)
     }
 }
 
@@ -69,8 +78,7 @@ fn from_table(error: &(dyn std::error::Error + 'static)) -> Error {
     let mut cause = Some(error);
     while let Some(e) = cause {
         if let Some(store) = e.downcast_ref::<smelt_store::Error>() {
-            let problem = Problem { message: store.to_string(), field: None, hint: store.hint() };
-            return Error { code: store.exit_code(), problem };
+            return Error::of(store);
         }
         if let Some(io) = e.downcast_ref::<std::io::Error>()
             && let Some(inner) = io.get_ref()
