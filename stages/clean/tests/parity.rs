@@ -1,29 +1,21 @@
-//! Decisions recorded from datatrove on 4210 documents, rule by rule.
-//!
-//! The folder is `../shared/parity/data` beside the workspace, or `SMELT_PARITY_DATA`; without it the tests say so.
+//! Decisions recorded from datatrove, rule by rule.
 
-use std::path::PathBuf;
+#[path = "../../../tests/parity/data.rs"]
+mod data;
 
+use data::{Set, say, sets};
 use serde_json::Value;
 use smelt_clean::language::identify;
 use smelt_clean::pii::{StandIns, mask};
 use smelt_clean::rules::Rules;
 
-fn records() -> Option<Vec<Value>> {
-    let folder = std::env::var_os("SMELT_PARITY_DATA").map(PathBuf::from);
-    let folder =
-        folder.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/parity/data")));
-    let Ok(packed) = std::fs::read(folder.join("filters.jsonl.zst")) else {
-        eprintln!("no parity data at {}: not compared (set SMELT_PARITY_DATA)", folder.display());
-        return None;
-    };
-    let text = String::from_utf8(zstd::decode_all(&packed[..]).unwrap()).unwrap();
-    Some(text.split('\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_str(l).unwrap()).collect())
-}
-
 #[test]
 fn personal_data_is_masked_as_recorded() {
-    let Some(records) = records() else { return };
+    sets().iter().for_each(check_personal_data);
+}
+
+fn check_personal_data(set: &Set) {
+    let records = set.records("filters");
     let own = |list: &[&str]| list.iter().map(|s| s.to_string()).collect::<Vec<_>>();
     let emails = own(&["email@example.com", "firstname.lastname@example.org"]);
     let ipv4 =
@@ -36,14 +28,18 @@ fn personal_data_is_masked_as_recorded() {
         assert_eq!(ours, theirs, "in {}", record["id"]);
         changed += usize::from(found > 0);
     }
-    println!("{changed} of {} texts hold personal data", records.len());
-    assert!(changed > 100);
+    say(&format!("{}: {changed} of {} texts hold personal data", set.name(), records.len()));
+    assert!(changed > if set.is_full { 100 } else { 10 });
 }
 
 /// Only the words differ from the recorded ones, so most decisions agree; the floors are what was reached.
 #[test]
 fn filter_decisions_agree_as_often_as_promised() {
-    let Some(records) = records() else { return };
+    sets().iter().for_each(check_decisions);
+}
+
+fn check_decisions(set: &Set) {
+    let records = set.records("filters");
     let quality = Rules {
         max_repeated_paragraphs: None,
         max_repeated_paragraph_characters: None,
@@ -73,14 +69,18 @@ fn filter_decisions_agree_as_often_as_promised() {
             same += usize::from(rules.judge(text, &words).is_none() == kept);
         }
         let agreement = same as f64 / records.len() as f64;
-        println!("{field}: {agreement:.4} of {} decisions agree", records.len());
+        say(&format!("{}: {field}: {agreement:.4} of {} decisions agree", set.name(), records.len()));
         assert!(agreement > floor, "{field}: {agreement}");
     }
 }
 
 #[test]
 fn languages_are_found_in_noisy_documents() {
-    let Some(records) = records() else { return };
+    sets().iter().for_each(check_languages);
+}
+
+fn check_languages(set: &Set) {
+    let records = set.records("filters");
     let (mut same, mut all) = (0, 0);
     let mut wrong: std::collections::BTreeMap<(String, &str), usize> = std::collections::BTreeMap::new();
     for record in records.iter().filter(|r| r["made"] == false) {
@@ -97,6 +97,6 @@ fn languages_are_found_in_noisy_documents() {
     let mut wrong: Vec<_> = wrong.into_iter().map(|(pair, n)| (n, pair)).collect();
     wrong.sort_by_key(|&(n, _)| std::cmp::Reverse(n));
     wrong.truncate(6);
-    println!("{same} of {all} languages as recorded; the most frequent others {wrong:?}");
+    say(&format!("{}: {same} of {all} languages as recorded; the most frequent others {wrong:?}", set.name()));
     assert!(same as f64 / all as f64 > 0.87);
 }
