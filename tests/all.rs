@@ -3,6 +3,7 @@
 mod architecture;
 mod cli;
 mod contract;
+mod exit_codes;
 mod import;
 mod quickstart;
 mod s3;

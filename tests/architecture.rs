@@ -17,17 +17,19 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("smelt-train", 5),
         ("smelt-generate", 5),
         ("smelt-checkpoint", 5),
+        ("smelt-answer", 6),
+        ("smelt-loop", 6),
         ("smelt-bench", 6),
         // These know stages through their verbs and manifests alone, so nothing above floor 2 is theirs to see.
         ("smelt", 3),
         ("smelt-query", 3),
-        ("smelt-tests", 7),
+        ("smelt-tests", 8),
     ]);
     for stage in [
         "ingest", "import", "clean", "dedup", "tokenize", "problems", "pretrain", "sft", "distill", "reward", "align",
         "evaluate",
     ] {
-        floors.insert(Box::leak(format!("smelt-{stage}").into_boxed_str()), 6);
+        floors.insert(Box::leak(format!("smelt-{stage}").into_boxed_str()), 7);
     }
     floors
 }
@@ -68,6 +70,24 @@ fn only_the_query_program_links_datafusion_and_the_runner_stays_small() {
         if package.name == "smelt" {
             assert!(!sees("arrow") && !sees("parquet"));
         }
+    }
+}
+
+/// An answer means the same in every stage, because one room asks and judges.
+#[test]
+fn stages_that_ask_or_train_leave_sampler_template_and_verifier_to_their_rooms() {
+    let metadata = metadata();
+    for package in metadata.workspace_packages() {
+        let sees = |name: &str| package.dependencies.iter().any(|d| d.name == name);
+        if ["smelt-sft", "smelt-reward", "smelt-distill", "smelt-align", "smelt-evaluate"]
+            .contains(&package.name.as_str())
+        {
+            for room in ["smelt-generate", "smelt-text", "smelt-verify"] {
+                assert!(!sees(room), "{} sees {room}", package.name);
+            }
+        }
+        let trains = ["smelt-pretrain", "smelt-sft", "smelt-reward", "smelt-align"].contains(&package.name.as_str());
+        assert_eq!(sees("smelt-loop"), trains, "{}", package.name);
     }
 }
 

@@ -17,8 +17,8 @@ fn folder(bench: &Bench, family: &str, sizes: serde_json::Value) -> PathBuf {
     fields.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
     let model = Model::new(Config::from_json(fields.to_string().as_bytes()).unwrap()).unwrap();
     let params = model.init(&Init { seed: 1, embedding: 0.3, router: 0.02, weight: None });
-    for (name, bytes) in save(&model, &params, smelt_kernels::DType::Bf16) {
-        std::fs::write(folder.join(name), bytes).unwrap();
+    for file in save(&model, &params, smelt_kernels::DType::Bf16) {
+        file.write(&mut std::fs::File::create_new(folder.join(&file.name)).unwrap()).unwrap();
     }
     let store = Store::open(undisturbed().to_str().unwrap()).unwrap();
     let manifest = store.manifest(&store.pointer("smoke", "tokens").unwrap().unwrap().artifact).unwrap().unwrap();

@@ -14,7 +14,7 @@ pub fn repository() -> PathBuf {
 }
 
 /// `smelt` with a store, in the repository's folder: the pipeline reads documents from there. A training saves after every step.
-fn command(store: &Path, args: &[&str]) -> Command {
+pub fn command(store: &Path, args: &[&str]) -> Command {
     let mut command = Bench::bare(&repository(), args);
     command.arg("--store").arg(store).env("SMELT_SAVE_SECONDS", "0");
     command
@@ -24,7 +24,7 @@ fn smelt(store: &Path, args: &[&str]) -> Said {
     command(store, args).output().expect("smelt starts").into()
 }
 
-fn open(folder: &Path) -> Store {
+pub fn open(folder: &Path) -> Store {
     Store::open(folder.to_str().expect("a test's path is text")).expect("a directory is a store")
 }
 
@@ -39,7 +39,7 @@ pub fn undisturbed() -> &'static Path {
     folder.path()
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -5,19 +5,23 @@
 //! by the reward model, and moves the policy towards what was better than its group's mean. Groups without spread say nothing and are
 //! left out.
 
+mod guard;
 mod step;
 
+use guard::Guard;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, Storage, fault, write};
+use smelt_answer::{Asker, Form, Judge};
+use smelt_checkpoint::{Loaded, Storage, write};
 use smelt_kernels::{Backend, Cpu};
+use smelt_loop::Course;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Metrics, Prompt, Prompts, Samples};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use step::{Guard, Rollout, Sampler};
+use step::{Policy, Rollout};
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +69,9 @@ pub struct Config {
     /// How the weights are written.
     #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
+    /// Steps between two evaluations on the input `validation`; 0 evaluates after the last step alone.
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    pub evaluate_every: u64,
 }
 
 impl Default for Config {
@@ -92,6 +99,7 @@ impl Default for Config {
             max_truncated: 0.9,
             min_entropy: 0.0,
             storage: Storage::Fp32,
+            evaluate_every: 0,
         }
     }
 }
@@ -101,6 +109,8 @@ smelt_stage::inputs! {
         model: Artifact<Checkpoint>,
         prompts: Artifact<Prompts>,
         reward: Option<Artifact<Checkpoint>>,
+        /// Held out: how many of them are answered right, greedily, is measured while training.
+        validation: Option<Artifact<Prompts>>,
     }
 }
 smelt_stage::outputs! {
@@ -111,7 +121,7 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
+    const VERSION: u32 = 4; // an answer also ends with the document's end; the schedule counts steps without an update
     const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
     const ROWS: &'static str = "samples";
     const CORES: Cores = Cores::All;
@@ -156,47 +166,44 @@ impl Stage for Align {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
-        let chat = loaded.chat()?;
         let reward = inputs.reward.as_ref().map(Loaded::open).transpose()?;
         if reward.as_ref().is_some_and(|reward| !reward.model.config().reward_head) {
             return Err(
                 Error::data("input `reward` is a checkpoint without a reward head").hint("connect a job of `reward`")
             );
         }
+        let reward = reward.filter(|_| config.reward_weight != 0.0);
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
         if prompts.is_empty() {
             return Err(Error::data("there is not one prompt to learn from"));
         }
+        let held_out: Vec<Prompt> = inputs.validation.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
         let backend: Arc<dyn Backend> = Arc::new(Cpu::new(cx.threads()));
+        let judge = Judge::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
+        let form = Form::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };
+        let (model, text) = (loaded.model.clone(), &loaded.text);
+        let mut asker = Asker::of(&model, text, backend.as_ref(), form, config.max_tokens, &[])?;
+        asker.concurrency = config.prompts as usize * config.group;
         let reference = loaded.params.copy();
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
-        let settings = Settings { bias_speed: config.bias_speed, ..Settings::new(config.optimizer, schedule) };
+        let frozen = loaded.model.mtp_parameters().collect();
+        let settings = Settings { bias_speed: config.bias_speed, frozen, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
-        let sampler =
-            Sampler { config: &config, prompts: &prompts, chat: &chat, reward: reward.as_ref(), reference: &reference };
-        let (mut next, mut guard, mut last) = (0, Guard::default(), None);
-        if let Some((step, detail, state)) = cx.saved_training_with()? {
-            trainer.restore(&state).map_err(fault)?;
-            guard = Guard::restore(detail)?;
-            next = step;
-        }
-        while next < config.steps {
-            let rollout = sampler.rollout(next, &trainer)?;
-            let values = sampler.update(&rollout, &mut trainer)?;
-            next += 1;
-            cx.metrics(next, &values);
-            let find = |name| values.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
-            let get = |name| find(name).unwrap_or(0.0);
-            let note = format!("reward {:.3}, right {:.0} %, KL {:.3}", get("reward"), 100.0 * get("right"), get("kl"));
-            cx.progress("train", next, Some(config.steps), "steps", &note);
-            guard.check(&config, next, get("kl"), get("truncated"), find("entropy"))?;
-            if next < config.steps {
-                cx.save_when_due_with(next, guard.save(), || trainer.save())?;
-            }
-            last = Some(rollout);
-        }
+        let mut policy = Policy {
+            config: &config,
+            prompts: &prompts,
+            held_out: &held_out,
+            asker: &asker,
+            judge: &judge,
+            reward: reward.as_ref(),
+            reference: &reference,
+            guard: Guard::default(),
+            last: None,
+        };
+        let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
+        smelt_loop::run(cx, course, &mut trainer, &mut policy)?;
         // saves lie before the last step, so every process that gets here has made it
-        let rows = last.map_or_else(Vec::new, Rollout::samples);
+        let rows = policy.last.map_or_else(Vec::new, Rollout::samples);
         cx.single(|unit| {
             for row in &rows {
                 unit.count_derived(1);

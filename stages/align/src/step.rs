@@ -1,140 +1,139 @@
 //! One step: ask, answer, reward, update.
 
 use crate::Config;
-use serde::{Deserialize, Serialize};
+use crate::guard::Guard;
 use serde_json::Value;
-use smelt_checkpoint::{Loaded, fault, with_system};
-use smelt_generate::{Completion, Finish, Generator, Request, Sampling, logprobs};
+use smelt_answer::{Answer, Asker, Judge, Question, logprobs};
+use smelt_checkpoint::{Loaded, fault};
 use smelt_kernels::{math, random};
+use smelt_loop::{Figures, Training};
 use smelt_model::{Batch, Params};
 use smelt_stage::Error;
 use smelt_stage::kinds::{Prompt, Sample};
-use smelt_text::Chat;
-use smelt_train::{Example, Grpo, Objective, Trainer, masked_batch, micro_batches, reward_scores, sample};
-use smelt_verify::Verifier;
+use smelt_train::{Example, Grpo, Objective, Trainer, masked_batch, micro_batches, sample};
 
 /// Below this a group's rewards count as equal.
 const SPREAD: f64 = 1e-3;
 
-pub struct Sampler<'a> {
+pub struct Policy<'a> {
     pub config: &'a Config,
     pub prompts: &'a [Prompt],
-    pub chat: &'a Chat,
+    pub held_out: &'a [Prompt],
+    pub asker: &'a Asker<'a>,
+    pub judge: &'a Judge,
     pub reward: Option<&'a Loaded>,
     pub reference: &'a Params,
+    pub guard: Guard,
+    pub last: Option<Rollout>,
 }
 
 /// Answers of one step with what they earned.
 pub struct Rollout {
-    answers: Vec<Answer>,
+    answers: Vec<Scored>,
     group: usize,
 }
 
-struct Answer {
-    prompt_id: String,
-    place: u32,
-    prompt: Vec<u32>,
-    completion: Completion,
-    text: String,
+struct Scored {
+    answer: Answer,
     is_right: bool,
     reward: f64,
 }
 
-impl Sampler<'_> {
-    /// Asks the policy as it is now.
-    pub fn rollout(&self, step: u64, trainer: &Trainer) -> Result<Rollout, Error> {
-        let (config, stop) = (self.config, self.chat.stop().map_err(fault)?);
-        let system = (!config.system.is_empty()).then_some(config.system.as_str());
-        let (mut requests, mut rows) = (Vec::new(), Vec::new());
-        for i in 0..config.prompts {
-            let row = &self.prompts[sample(config.seed, step, config.prompts, i, self.prompts.len() as u64) as usize];
-            let prompt = self.chat.prompt(&with_system(&row.messages, system)).map_err(fault)?;
-            for place in 0..config.group {
-                let at = (i * config.group as u64) + place as u64;
-                requests.push(Request {
-                    prompt: prompt.clone(),
-                    seed: random::bits(config.seed, 0xa11 ^ (step << 16), at),
-                    sampling: Sampling {
-                        temperature: config.temperature,
-                        max_tokens: config.max_tokens,
-                        stop: vec![stop],
-                        ..Sampling::default()
-                    },
-                });
-                rows.push((row, place as u32));
-            }
-        }
-        let backend = trainer.backend().as_ref();
-        let generator = Generator::new(trainer.model(), trainer.params(), backend, requests.len());
-        let completions = generator.run(&requests).map_err(fault)?;
-        let mut answers = Vec::with_capacity(requests.len());
-        for ((request, completion), (row, place)) in requests.into_iter().zip(completions).zip(&rows) {
-            let text = self.chat.tokenizer.decode(&completion.tokens).map_err(fault)?;
-            let verifier: Verifier = row.verifier.parse().map_err(fault)?;
-            let score = verifier.score(&row.answer, &text).ok_or_else(|| {
-                Error::data(format!("prompt `{}` cannot be scored: its answer is `{}`", row.id, row.answer))
-            })?;
-            // an answer that was cut off is not right, whatever stands at its end
-            let is_right = score.right && completion.finish == Finish::Stop;
-            let reward = if is_right { 1.0 } else { config.partial_credit * score.leading_steps };
-            let prompt_id = row.id.clone();
-            answers.push(Answer {
-                prompt_id,
-                place: *place,
-                prompt: request.prompt,
-                completion,
-                text,
-                is_right,
-                reward,
-            });
-        }
-        if let Some(model) = self.reward.filter(|_| config.reward_weight != 0.0) {
-            let mut examples = Vec::with_capacity(answers.len());
-            for (answer, (row, _)) in answers.iter().zip(&rows) {
-                let messages = with_system(&row.messages, Some(&config.reward_system));
-                let prompt = self.chat.prompt(&messages).map_err(fault)?;
-                examples.push(Example::new(&prompt, &answer.completion.tokens));
-            }
-            let scores = reward_scores(&model.model, &model.params, backend, &examples, config.micro_batch_tokens)
-                .map_err(fault)?;
-            for (answer, score) in answers.iter_mut().zip(scores) {
-                answer.reward += config.reward_weight * math::sigmoid(score);
-            }
-        }
-        Ok(Rollout { answers, group: config.group })
+type Values = Vec<(&'static str, f64)>;
+
+impl Training for Policy<'_> {
+    fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
+        let rollout = self.rollout(trainer)?;
+        let values = self.update(&rollout, trainer)?;
+        let find = |name| values.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+        let get = |name| find(name).unwrap_or(0.0);
+        let note = format!("reward {:.3}, right {:.0} %, KL {:.3}", get("reward"), 100.0 * get("right"), get("kl"));
+        self.guard.check(self.config, trainer.steps(), get("kl"), get("truncated"), find("entropy"))?;
+        self.last = Some(rollout);
+        Ok(Figures::new(&values, note))
     }
 
-    /// One optimizer step on the groups with spread; returns the metrics.
-    pub fn update(&self, rollout: &Rollout, trainer: &mut Trainer) -> Result<Vec<(&'static str, f64)>, Error> {
+    fn evaluate(&self, trainer: &Trainer) -> Result<Values, Error> {
+        if self.held_out.is_empty() {
+            return Ok(Vec::new());
+        }
+        let greedy = |prompt| Question { prompt, sample: 0, seed: 0, temperature: 0.0 };
+        let questions: Vec<Question> = self.held_out.iter().map(greedy).collect();
+        let (answers, _) = self.asker.ask(trainer.result(), &questions, 0.0)?;
+        let mut right = 0.0;
+        for (answer, row) in answers.iter().zip(self.held_out) {
+            right += f64::from(u8::from(answer.judged(row)?.is_right));
+        }
+        Ok(vec![("validation_right", right / answers.len() as f64)])
+    }
+
+    fn memory(&self) -> Value {
+        self.guard.save()
+    }
+
+    fn remember(&mut self, memory: Value) -> Result<(), Error> {
+        self.guard = Guard::restore(memory)?;
+        Ok(())
+    }
+}
+
+impl Policy<'_> {
+    /// Asks the policy as it is now.
+    fn rollout(&self, trainer: &Trainer) -> Result<Rollout, Error> {
+        let (config, step, group) = (self.config, trainer.steps(), self.config.group as u64);
+        let row = |i| &self.prompts[sample(config.seed, step, config.prompts, i, self.prompts.len() as u64) as usize];
+        let question = |at| {
+            let seed = random::bits(config.seed, 0xa11 ^ (step << 16), at);
+            let (prompt, sample) = (row(at / group), (at % group) as u32);
+            Question { prompt, sample, seed, temperature: config.temperature }
+        };
+        let questions: Vec<Question> = (0..config.prompts * group).map(question).collect();
+        let (answers, _) = self.asker.ask(trainer.params(), &questions, config.partial_credit)?;
+        let mut scored = Vec::with_capacity(answers.len());
+        for (answer, Question { prompt, .. }) in answers.into_iter().zip(&questions) {
+            let verdict = answer.judged(prompt)?;
+            let reward = verdict.reward(config.partial_credit);
+            scored.push(Scored { answer, is_right: verdict.is_right, reward });
+        }
+        if let Some(model) = self.reward {
+            let answers = scored.iter().zip(&questions);
+            let examples: Vec<Example> = answers
+                .map(|(scored, question)| self.judge.example(&question.prompt.messages, &scored.answer.ids))
+                .collect::<Result<_, _>>()?;
+            let backend = trainer.backend().as_ref();
+            let scores = self.judge.scores(&model.model, &model.params, backend, &examples)?;
+            for (scored, score) in scored.iter_mut().zip(scores) {
+                scored.reward += config.reward_weight * math::sigmoid(score);
+            }
+        }
+        Ok(Rollout { answers: scored, group: config.group })
+    }
+
+    /// One optimizer step on the groups with spread, or a step without an update when there is none; returns the metrics.
+    fn update(&self, rollout: &Rollout, trainer: &mut Trainer) -> Result<Values, Error> {
         let (config, advantages) = (self.config, rollout.advantages());
         let used: Vec<usize> = (0..advantages.len()).filter(|&i| advantages[i].is_some()).collect();
         let mut values = rollout.metrics();
         values.push(("used", used.len() as f64 / advantages.len() as f64));
         if used.is_empty() {
+            trainer.skip();
             return Ok(values);
         }
-        let examples: Vec<Example> = used
-            .iter()
-            .map(|&i| Example::new(&rollout.answers[i].prompt, &rollout.answers[i].completion.tokens))
-            .collect();
-        let sequences: Vec<(&[u32], usize)> = used
-            .iter()
-            .zip(&examples)
-            .map(|(&i, example)| (example.ids.as_slice(), rollout.answers[i].prompt.len()))
-            .collect();
-        let backend = trainer.backend().clone();
-        let limit = config.micro_batch_tokens;
-        let reference =
-            logprobs(trainer.model(), self.reference, backend.as_ref(), &sequences, limit).map_err(fault)?;
-        let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
+        let answers: Vec<&Answer> = used.iter().map(|&i| &rollout.answers[i].answer).collect();
+        let examples: Vec<Example> =
+            answers.iter().map(|answer| Example::new(&answer.prompt_ids, &answer.ids)).collect();
+        let sequences = examples.iter().zip(&answers);
+        let sequences: Vec<(&[u32], usize)> =
+            sequences.map(|(example, answer)| (example.ids.as_slice(), answer.prompt_ids.len())).collect();
+        let (backend, limit) = (trainer.backend().clone(), config.micro_batch_tokens);
+        let reference = logprobs(trainer.model(), self.reference, backend.as_ref(), &sequences, limit)?;
         let mut parts: Vec<(Batch, Grpo)> = Vec::new();
-        for part in micro_batches(&lengths, limit) {
+        for part in micro_batches(examples.iter().map(|example| example.ids.len()), limit) {
             let mut grpo = Grpo { clip: config.clip, beta: config.beta, ..Grpo::default() };
             for at in part.clone() {
-                let answer = &rollout.answers[used[at]];
-                let count = answer.completion.tokens.len();
+                let count = answers[at].ids.len();
                 grpo.advantage.extend(std::iter::repeat_n(advantages[used[at]].unwrap_or(0.0), count));
-                grpo.old.extend(&answer.completion.logp);
+                grpo.old.extend(&answers[at].logp);
                 grpo.reference.extend(&reference[at]);
                 grpo.weight.extend(std::iter::repeat_n(1.0 / (count * rollout.answers.len()) as f64, count));
             }
@@ -175,81 +174,20 @@ impl Rollout {
 
     fn metrics(&self) -> Vec<(&'static str, f64)> {
         let mean =
-            |value: &dyn Fn(&Answer) -> f64| self.answers.iter().map(value).sum::<f64>() / self.answers.len() as f64;
+            |value: &dyn Fn(&Scored) -> f64| self.answers.iter().map(value).sum::<f64>() / self.answers.len() as f64;
         let flag = |is: bool| f64::from(u8::from(is));
         vec![
             ("reward", mean(&|answer| answer.reward)),
             ("right", mean(&|answer| flag(answer.is_right))),
-            ("tokens_per_answer", mean(&|answer| answer.completion.tokens.len() as f64)),
-            ("truncated", mean(&|answer| flag(answer.completion.finish == Finish::Length))),
+            ("tokens_per_answer", mean(&|scored| scored.answer.ids.len() as f64)),
+            ("truncated", mean(&|scored| flag(!scored.answer.is_whole))),
         ]
     }
 
+    /// Rewarded as the update saw them.
     pub fn samples(self) -> Vec<Sample> {
-        let sample = |answer: Answer| Sample {
-            prompt: answer.prompt_id,
-            sample: answer.place,
-            completion: answer.text,
-            ids: answer.completion.tokens,
-            logp: answer.completion.logp.iter().map(|&x| x as f32).collect(),
-            reward: Some(answer.reward),
-            finish: if answer.completion.finish == Finish::Stop { "stop" } else { "length" }.into(),
-        };
+        let sample = |Scored { answer, reward, .. }| Answer { reward: Some(reward), ..answer }.into_sample();
         self.answers.into_iter().map(sample).collect()
-    }
-}
-
-/// Stops a training that has left its reference, lost its end, or collapsed. What it counts is part of every save: a training that was
-/// killed stops at the same step as one that was not.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Guard {
-    truncated_steps: u64,
-}
-
-impl Guard {
-    pub fn save(&self) -> Value {
-        serde_json::json!(self)
-    }
-
-    /// Counts on from what was saved; anew where a save says nothing of it.
-    pub fn restore(saved: Value) -> Result<Self, Error> {
-        let saved: Option<Self> = serde_json::from_value(saved)
-            .map_err(|e| Error::bug(format!("what a save says of the guard cannot be read: {e}")))?;
-        Ok(saved.unwrap_or_default())
-    }
-
-    /// `entropy` in nats per token; none in a step whose groups had no spread.
-    pub fn check(
-        &mut self,
-        config: &Config,
-        step: u64,
-        kl: f64,
-        truncated: f64,
-        entropy: Option<f64>,
-    ) -> Result<(), Error> {
-        if kl > config.max_kl {
-            let what = format!("step {step}: the KL to the reference is {kl:.2} per token, above {}", config.max_kl);
-            return Err(Error::config("/max_kl", what).hint("lower `lr` or raise `beta`"));
-        }
-        if let Some(entropy) = entropy.filter(|entropy| *entropy < config.min_entropy) {
-            let least = config.min_entropy;
-            let what = format!(
-                "step {step}: the policy has collapsed: its entropy is {entropy:.3} nats per token, below {least}"
-            );
-            return Err(
-                Error::config("/min_entropy", what).hint("lower `lr`, raise `beta`, or stop earlier by `steps`")
-            );
-        }
-        self.truncated_steps = if truncated > config.max_truncated { self.truncated_steps + 1 } else { 0 };
-        if self.truncated_steps >= 10 {
-            let what = format!(
-                "step {step}: for 10 steps more than {:.0} % of answers were cut off",
-                100.0 * config.max_truncated
-            );
-            return Err(Error::config("/max_truncated", what)
-                .hint("raise `max_tokens`, or look at `samples`: the answers may not end"));
-        }
-        Ok(())
     }
 }
 
@@ -257,68 +195,27 @@ impl Guard {
 mod tests {
     use super::*;
 
-    fn answer(reward: f64) -> Answer {
-        let completion = Completion { tokens: vec![1], logp: vec![-1.0], finish: Finish::Stop, cut: None };
-        Answer {
-            prompt_id: "p".into(),
-            place: 0,
-            prompt: vec![0],
-            completion,
+    fn scored(reward: f64) -> Scored {
+        let answer = Answer {
+            prompt: "p".into(),
+            sample: 0,
+            prompt_ids: vec![0],
+            ids: vec![1],
+            logp: vec![-1.0],
             text: String::new(),
-            is_right: false,
-            reward,
-        }
+            is_whole: true,
+            verdict: None,
+            reward: None,
+        };
+        Scored { answer, is_right: false, reward }
     }
 
     #[test]
     fn advantages_are_normalised_within_groups_and_flat_groups_are_left_out() {
-        let rollout = Rollout { answers: [1.0, 0.0, 0.5, 0.5].map(answer).into(), group: 2 };
+        let rollout = Rollout { answers: [1.0, 0.0, 0.5, 0.5].map(scored).into(), group: 2 };
         let found = rollout.advantages();
         assert!((found[0].unwrap() - 0.5 / (0.5f64.sqrt() + 1e-4)).abs() < 1e-12);
         assert_eq!(found[1].unwrap(), -found[0].unwrap());
         assert_eq!(found[2..], [None, None]);
-    }
-
-    #[test]
-    fn a_policy_that_runs_away_is_stopped() {
-        let (config, mut guard) = (Config::default(), Guard::default());
-        assert!(guard.check(&config, 1, 0.1, 0.2, None).is_ok());
-        let error = guard.check(&config, 2, 9.0, 0.2, None).unwrap_err().to_string();
-        assert_eq!(error, "step 2: the KL to the reference is 9.00 per token, above 5");
-        assert!((3..12).all(|step| guard.check(&config, step, 0.1, 0.95, None).is_ok()));
-        assert!(guard.check(&config, 12, 0.1, 0.95, None).is_err());
-    }
-
-    #[test]
-    fn a_policy_that_collapses_is_stopped_when_asked_for() {
-        let (config, mut guard) = (Config::default(), Guard::default());
-        assert!(guard.check(&config, 1, 0.1, 0.0, Some(0.0)).is_ok(), "by default nobody looks");
-        let config = Config { min_entropy: 0.05, ..config };
-        assert!(guard.check(&config, 2, 0.1, 0.0, Some(0.05)).is_ok());
-        assert!(guard.check(&config, 3, 0.1, 0.0, None).is_ok(), "a step without an update has no entropy");
-        let error = guard.check(&config, 4, 0.1, 0.0, Some(0.0123)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "step 4: the policy has collapsed: its entropy is 0.012 nats per token, below 0.05"
-        );
-        assert_eq!(error.problem().field.as_deref(), Some("/min_entropy"));
-    }
-
-    #[test]
-    fn a_guard_taken_up_from_a_save_counts_on() {
-        let (config, mut guard) = (Config::default(), Guard::default());
-        assert!((1..10).all(|step| guard.check(&config, step, 0.1, 0.95, None).is_ok()));
-        let mut resumed = Guard::restore(guard.save()).unwrap();
-        assert_eq!(resumed, guard);
-        let [undisturbed, resumed] =
-            [&mut guard, &mut resumed].map(|guard| guard.check(&config, 10, 0.1, 0.95, None).unwrap_err().to_string());
-        assert_eq!(resumed, undisturbed);
-        assert_eq!(Guard::restore(Value::Null).unwrap(), Guard::default(), "saves of before know no guard");
-    }
-
-    #[test]
-    fn a_guard_that_is_not_asked_for_is_no_part_of_the_config() {
-        let printed = serde_json::to_value(Config::default()).unwrap();
-        assert!(printed.get("min_entropy").is_none(), "{printed}");
     }
 }

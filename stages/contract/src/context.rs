@@ -1,5 +1,6 @@
 //! What a running stage may ask for and say.
 
+use crate::Mapped;
 use crate::error::Error;
 use crate::kinds::Metric;
 use crate::saves::{Saved, Saves, newest};
@@ -162,26 +163,16 @@ impl Context {
     }
 
     /// Saves a training that is about to do step `next`, if the last save is long enough ago and written: by a thread of its own, while
-    /// the training goes on.
-    pub fn save_when_due(&self, next: u64, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
-        self.save_when_due_with(next, Value::Null, state)
-    }
-
-    /// The same, with what the stage itself has to remember beside the trainer's state, such as what a guard counts.
-    pub fn save_when_due_with(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
+    /// the training goes on. `detail`: what the stage itself has to remember beside the trainer's state, such as what a guard counts.
+    pub fn save_when_due(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
         if !self.saves.are_due(next) {
             return Ok(());
         }
         self.saves.begin(next, detail, vec![(STATE.into(), state()), (CURVE.into(), self.curve_so_far()?)])
     }
 
-    /// Where an earlier process left a training: the next step, and the state it saved.
-    pub fn saved_training(&self) -> Result<Option<(u64, Vec<u8>)>, Error> {
-        Ok(self.saved_training_with()?.map(|(next, _, state)| (next, state)))
-    }
-
-    /// The same, with the detail; null where none was saved.
-    pub fn saved_training_with(&self) -> Result<Option<(u64, Value, Vec<u8>)>, Error> {
+    /// Where an earlier process left a training: the next step, the detail, and the state it saved.
+    pub fn saved_training(&self) -> Result<Option<(u64, Value, Mapped)>, Error> {
         let Some(mut saved) = self.saved()? else { return Ok(None) };
         let state = saved.files.remove(STATE).ok_or_else(|| Error::bug("a save of this training has no state"))?;
         Ok(Some((saved.cursor, saved.detail, state)))

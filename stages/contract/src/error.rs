@@ -40,6 +40,10 @@ impl Error {
     pub fn of(fault: &(impl Fault + ?Sized)) -> Self {
         Self { code: fault.exit_code(), problem: Problem::of(fault) }
     }
+    /// A library's error about what the config says in `field`.
+    pub fn in_config(field: &str, fault: &(impl Fault + ?Sized)) -> Self {
+        Self { code: ExitCode::Pipeline, problem: Problem::of(fault) }.field(field)
+    }
     /// Names the field of the config that is wrong, as a JSON pointer.
     #[must_use]
     pub fn field(mut self, field: &str) -> Self {

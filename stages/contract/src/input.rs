@@ -1,5 +1,6 @@
 //! Input ports: committed artifacts, verified before a byte of them is used.
 
+use crate::Mapped;
 use crate::error::Error;
 use crate::kinds::{KindType, Table};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -141,12 +142,16 @@ impl<K: KindType> Artifact<K> {
 
     /// The bytes of the file called `path`, verified.
     pub fn bytes_of(&self, path: &str) -> Result<Vec<u8>, Error> {
+        Ok(self.map(path)?.to_vec())
+    }
+
+    /// The same, read when they are used.
+    pub fn map(&self, path: &str) -> Result<Mapped, Error> {
         let i = self.record.files.iter().position(|f| f.path == path).ok_or_else(|| {
             let has: Vec<&str> = self.record.files.iter().map(|f| f.path.as_str()).collect();
             Error::data(format!("input `{}` has no file `{path}`; it has {}", self.name, has.join(", ")))
         })?;
-        let file = self.fetch(i)?;
-        std::fs::read(file.path()).map_err(|e| Error::machine(format!("reading {}: {e}", file.path().display())))
+        Mapped::open(self.fetch(i)?)
     }
 }
 

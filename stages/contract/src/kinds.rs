@@ -181,10 +181,11 @@ tables! {
         completion: String, ids: Vec<u32>,
         /// Of each id, by the model that drew it.
         logp: Vec<f32>,
+        /// The rule's reward, plus what a reward model added; null where the prompt cannot be scored.
         reward: Option<f64>,
         /// `stop` or `length`.
         finish: String,
-    } weight |r| r.completion.len() + 8 * r.ids.len();
+    } extra extra weight |r| r.completion.len() + 8 * r.ids.len();
     Preferences, Preference {
         id: String, messages: Vec<Message>, chosen: String, rejected: String, margin: Option<f64>,
         /// What is wrong with `rejected`.

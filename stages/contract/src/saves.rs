@@ -3,6 +3,7 @@
 //! First the files, then the progress that names them, then older saves go: a kill at any moment leaves a complete save behind. The
 //! caller hands over bytes, so the training goes on while they are hashed and written.
 
+use crate::Mapped;
 use crate::context::lock;
 use crate::error::Error;
 use serde_json::Value;
@@ -21,7 +22,7 @@ pub struct Saved {
     pub cursor: u64,
     pub detail: Value,
     /// Verified contents, by name.
-    pub files: BTreeMap<String, Vec<u8>>,
+    pub files: BTreeMap<String, Mapped>,
 }
 
 pub(crate) struct Saves {
@@ -126,12 +127,9 @@ pub(crate) fn newest(attempt: &Attempt, scratch: &Path) -> Result<(Option<Saved>
     Ok((None, faults))
 }
 
-fn read(attempt: &Attempt, save: &Kept, scratch: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
-    let read = |record: &FileRecord| {
-        let file = attempt.store().fetch(&attempt.key(&record.path), record, scratch)?;
-        let path = file.path();
-        std::fs::read(path).map_err(|e| Error::machine(format!("reading {}: {e}", path.display())))
-    };
+fn read(attempt: &Attempt, save: &Kept, scratch: &Path) -> Result<BTreeMap<String, Mapped>, Error> {
+    let read =
+        |record: &FileRecord| Mapped::open(attempt.store().fetch(&attempt.key(&record.path), record, scratch)?);
     save.files.iter().map(|(name, record)| Ok((name.clone(), read(record)?))).collect()
 }
 
@@ -149,7 +147,7 @@ mod tests {
     fn found(saves: &Saves) -> (Option<u64>, Vec<String>) {
         let (saved, faults) = newest(&saves.attempt, &std::env::temp_dir()).unwrap();
         if let Some(saved) = &saved {
-            assert_eq!(saved.files["state"], format!("state {}", saved.cursor).into_bytes());
+            assert_eq!(saved.files["state"][..], *format!("state {}", saved.cursor).as_bytes());
             assert_eq!(saved.detail, Value::from(10 * saved.cursor), "the detail is that of the same save");
         }
         (saved.map(|saved| saved.cursor), faults)

@@ -6,14 +6,12 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, fault, with_system};
-use smelt_generate::{Completion, Finish, Generator, Request, Sampling};
+use smelt_answer::{Answer, Asker, Form, Question, Verdict};
+use smelt_checkpoint::Loaded;
 use smelt_kernels::{Cpu, random};
 use smelt_stage::estimates::before_the_checkpoint;
-use smelt_stage::kinds::{Checkpoint, Conversation, Conversations, Drops, Message, Prompt, Prompts, Sample, Samples};
+use smelt_stage::kinds::{Checkpoint, Conversation, Conversations, Drops, Message, Prompt, Prompts, Samples};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
-use smelt_text::Chat;
-use smelt_verify::{Score, Verifier};
 use std::collections::BTreeMap;
 
 /// Defaults are the quickstart's.
@@ -75,7 +73,7 @@ const UNIT: usize = 32;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 2; // exp in fused multiply-adds
+    const VERSION: u32 = 3; // an answer also ends with the document's end, and one that was cut off is never rewarded as right
     const ABOUT: &'static str = "Samples an expert and keeps the answers that a verifier accepts";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
@@ -104,83 +102,69 @@ impl Stage for Distill {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
-        let chat = loaded.chat()?;
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
         let cpu = Cpu::new(1); // units run side by side
-        let job = Job { config: &config, loaded: &loaded, chat: &chat, cpu: &cpu, out: &out };
+        let system = (!config.expert_system.is_empty()).then_some(config.expert_system.as_str());
+        let asker = Asker::new(&loaded, &cpu, Form::Chat { system }, config.max_tokens, &[])?;
+        let sampling = Sampling { config: &config, loaded: &loaded, asker: &asker, out: &out };
         cx.units("sample", prompts.len().div_ceil(UNIT), |i, unit| {
             let rows = &prompts[i * UNIT..prompts.len().min((i + 1) * UNIT)];
-            job.unit(i * UNIT, rows, unit)
+            sampling.unit(i * UNIT, rows, unit)
         })?;
         Ok(())
     }
 }
 
-struct Job<'a> {
+/// Of an answer whose final answer is wrong: its share of leading right steps counts half in `samples`.
+const PARTIAL_CREDIT: f64 = 0.5;
+
+struct Sampling<'a> {
     config: &'a Config,
     loaded: &'a Loaded,
-    chat: &'a Chat,
-    cpu: &'a Cpu,
+    asker: &'a Asker<'a>,
     out: &'a Outputs,
 }
 
-impl Job<'_> {
+impl Sampling<'_> {
     /// Prompts `first..`: draws, judges, writes.
     fn unit(&self, first: usize, prompts: &[Prompt], unit: &mut Unit) -> Result<(), Error> {
-        let (config, stop) = (self.config, self.chat.stop().map_err(fault)?);
-        let system = (!config.expert_system.is_empty()).then_some(config.expert_system.as_str());
-        let mut requests = Vec::new();
+        let config = self.config;
+        let question = |(i, prompt), sample: u32| {
+            let seed = random::bits(config.seed, (first + i) as u64, sample.into());
+            Question { prompt, sample, seed, temperature: config.temperature }
+        };
+        let rows = prompts.iter().enumerate();
+        let questions: Vec<Question> =
+            rows.flat_map(|row| (0..config.samples).map(move |sample| question(row, sample))).collect();
+        let (answers, _) = self.asker.ask(&self.loaded.params, &questions, PARTIAL_CREDIT)?;
+        let mut answers = answers.into_iter();
         for (i, row) in prompts.iter().enumerate() {
-            let prompt = self.chat.prompt(&with_system(&row.messages, system)).map_err(fault)?;
-            requests.extend((0..config.samples).map(|sample| Request {
-                prompt: prompt.clone(),
-                seed: random::bits(config.seed, (first + i) as u64, sample.into()),
-                sampling: Sampling {
-                    temperature: config.temperature,
-                    max_tokens: config.max_tokens,
-                    stop: vec![stop],
-                    ..Sampling::default()
-                },
-            }));
-        }
-        let Loaded { model, params, .. } = self.loaded;
-        let generator = Generator::new(model, params, self.cpu, 128);
-        let completions = generator.run(&requests).map_err(fault)?;
-        for ((i, row), completions) in prompts.iter().enumerate().zip(completions.chunks(config.samples as usize)) {
             unit.count_read(1);
-            self.prompt((first + i) as u64, row, completions, unit)?;
+            self.prompt((first + i) as u64, row, answers.by_ref().take(config.samples as usize), unit)?;
         }
         Ok(())
     }
 
-    fn prompt(&self, index: u64, row: &Prompt, completions: &[Completion], unit: &mut Unit) -> Result<(), Error> {
-        let verifier: Verifier = row.verifier.parse().map_err(fault)?;
+    fn prompt(
+        &self,
+        index: u64,
+        row: &Prompt,
+        answers: impl Iterator<Item = Answer>,
+        unit: &mut Unit,
+    ) -> Result<(), Error> {
         let mut best: Option<String> = None;
-        let mut scorable = false;
-        for (sample, completion) in completions.iter().enumerate() {
-            let text = self.chat.tokenizer.decode(&completion.tokens).map_err(fault)?;
-            let score = verifier.score(&row.answer, &text);
-            scorable |= score.is_some();
-            if score.is_some_and(|score| self.accepts(completion, score))
-                && best.as_ref().is_none_or(|best| text.len() < best.len())
+        let mut is_scorable = false;
+        for answer in answers {
+            is_scorable |= answer.verdict.is_some();
+            if answer.verdict.is_some_and(|verdict| self.accepts(verdict))
+                && best.as_ref().is_none_or(|best| answer.text.len() < best.len())
             {
-                best = Some(text.clone());
+                best = Some(answer.text.clone());
             }
-            let reward = score.map(Score::reward);
-            let finish = if completion.finish == Finish::Stop { "stop" } else { "length" };
-            let sample = Sample {
-                prompt: row.id.clone(),
-                sample: sample as u32,
-                completion: text,
-                ids: completion.tokens.clone(),
-                logp: completion.logp.iter().map(|&x| x as f32).collect(),
-                reward,
-                finish: finish.into(),
-            };
-            unit.write(&self.out.samples, sample)?;
+            unit.write(&self.out.samples, answer.into_sample())?;
         }
         let Some(best) = best else {
-            let rule = if scorable { "no_accepted_answer" } else { "unscorable" };
+            let rule = if is_scorable { "no_accepted_answer" } else { "unscorable" };
             return unit.drop_row(&self.out.drops, &row.id, rule, None, None);
         };
         let config = self.config;
@@ -201,11 +185,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn accepts(&self, completion: &Completion, score: Score) -> bool {
-        let is_right = match self.config.keep {
-            Keep::Answer => score.right,
-            Keep::EveryStep => score.every_step,
-        };
-        completion.finish == Finish::Stop && is_right
+    fn accepts(&self, verdict: Verdict) -> bool {
+        match self.config.keep {
+            Keep::Answer => verdict.is_right,
+            Keep::EveryStep => verdict.is_right_throughout,
+        }
     }
 }

@@ -1,19 +1,18 @@
 //! A model's answers to the problems, and what the verifiers say.
 
 use crate::{Config, Form};
-use smelt_checkpoint::{Loaded, fault, with_system};
-use smelt_generate::{Completion, Drafts, Finish, Generator, Request, Sampling};
+use smelt_answer::{Answer, Asker, Drafts, Question};
+use smelt_checkpoint::Loaded;
 use smelt_kernels::{Backend, random};
 use smelt_stage::Error;
 use smelt_stage::kinds::{Prompt, Sample};
-use smelt_text::Tokenizer;
-use smelt_verify::{Score, Verifier};
 use std::collections::BTreeMap;
 
 /// One value per problem and metric, in the order of the problems: what paired differences are made of.
+#[derive(Default)]
 pub struct Judged {
     pub per_problem: BTreeMap<String, Vec<f64>>,
-    /// The greedy answers as sample 0, the drawn ones after them.
+    /// The greedy answers as sample 0, the drawn ones after them; rewarded 1 when right, else 0.
     pub samples: Vec<Sample>,
     pub drafts: Drafts,
 }
@@ -25,22 +24,23 @@ pub fn judge(
     prompts: &[Prompt],
     backend: &dyn Backend,
 ) -> Result<Judged, Error> {
-    let asker = Asker::new(config, form, loaded)?;
-    // every answer is the same however many are drawn at once; a guess pays where few are
-    let generator = Generator {
-        tokenizer: Some(&asker.tokenizer),
-        speculates: config.speculate,
-        ..Generator::new(&loaded.model, &loaded.params, backend, if config.speculate { 1 } else { 128 })
+    let form = match form {
+        Form::Plain => smelt_answer::Form::Plain,
+        Form::Chat => smelt_answer::Form::Chat { system: None },
+        Form::System => smelt_answer::Form::Chat { system: Some(&config.system) },
     };
-    let mut judged = Judged { per_problem: BTreeMap::new(), samples: Vec::new(), drafts: Drafts::default() };
+    let mut asker = Asker::new(loaded, backend, form, config.max_tokens, &config.stop)?;
+    if config.speculate {
+        (asker.speculates, asker.concurrency) = (true, 1); // a draft pays where few answers are drawn at once
+    }
+    let mut judged = Judged::default();
 
-    let greedy: Vec<Request> = prompts.iter().map(|row| asker.request(row, 0.0, 0)).collect::<Result<_, _>>()?;
-    let completions = judged.run(&generator, &greedy)?;
-    for (row, completion) in prompts.iter().zip(completions) {
-        let length = completion.tokens.len() as f64;
-        let score = asker.score(row, completion, 0, &mut judged.samples)?;
-        judged.push("exact_match", flag(score.right));
-        judged.push("tokens_per_answer", length);
+    let greedy = |prompt| Question { prompt, sample: 0, seed: 0, temperature: 0.0 };
+    let questions: Vec<Question> = prompts.iter().map(greedy).collect();
+    for (row, answer) in prompts.iter().zip(judged.ask(&asker, loaded, &questions)?) {
+        judged.push("exact_match", flag(answer.judged(row)?.is_right));
+        judged.push("tokens_per_answer", answer.ids.len() as f64);
+        judged.samples.push(answer.into_sample());
     }
 
     let k = config.samples;
@@ -48,21 +48,21 @@ pub fn judge(
         return Ok(judged);
     }
     let count = if config.sampled_prompts == 0 { prompts.len() } else { config.sampled_prompts.min(prompts.len()) };
-    let mut requests = Vec::with_capacity(count * k);
-    for (i, row) in prompts[..count].iter().enumerate() {
+    let question = |(i, prompt), sample| {
         // the same seeds for every model: what differs is the model
-        let seed = |sample: usize| random::bits(config.seed, i as u64, sample as u64);
-        requests.extend(
-            (0..k).map(|sample| asker.request(row, config.temperature, seed(sample))).collect::<Result<Vec<_>, _>>()?,
-        );
-    }
-    let completions = judged.run(&generator, &requests)?;
-    for (row, completions) in prompts.iter().zip(completions.chunks(k)) {
+        let seed = random::bits(config.seed, i as u64, sample as u64);
+        Question { prompt, sample: sample as u32 + 1, seed, temperature: config.temperature }
+    };
+    let rows = prompts[..count].iter().enumerate();
+    let questions: Vec<Question> = rows.flat_map(|row| (0..k).map(move |sample| question(row, sample))).collect();
+    let mut answers = judged.ask(&asker, loaded, &questions)?.into_iter();
+    for row in &prompts[..count] {
         let (mut right, mut steps) = (0.0, 0.0);
-        for (sample, completion) in completions.iter().enumerate() {
-            let score = asker.score(row, completion.clone(), sample as u32 + 1, &mut judged.samples)?;
-            right += flag(score.right);
-            steps += flag(score.every_step);
+        for answer in answers.by_ref().take(k) {
+            let verdict = answer.judged(row)?;
+            right += flag(verdict.is_right);
+            steps += flag(verdict.is_right_throughout);
+            judged.samples.push(answer.into_sample());
         }
         judged.push(&format!("avg@{k}"), right / k as f64);
         judged.push(&format!("pass@{k}"), flag(right > 0.0));
@@ -72,12 +72,11 @@ pub fn judge(
 }
 
 impl Judged {
-    fn run(&mut self, generator: &Generator, requests: &[Request]) -> Result<Vec<Completion>, Error> {
-        let mut completions = vec![None; requests.len()];
-        let drafts = generator.run_with(requests, |i, completion| completions[i] = Some(completion)).map_err(fault)?;
+    fn ask(&mut self, asker: &Asker, loaded: &Loaded, questions: &[Question]) -> Result<Vec<Answer>, Error> {
+        let (answers, drafts) = asker.ask(&loaded.params, questions, 0.0)?;
         self.drafts.offered += drafts.offered;
         self.drafts.accepted += drafts.accepted;
-        Ok(completions.into_iter().map(|completion| completion.expect("every request ends")).collect())
+        Ok(answers)
     }
 
     fn push(&mut self, metric: &str, value: f64) {
@@ -87,74 +86,4 @@ impl Judged {
 
 fn flag(is: bool) -> f64 {
     f64::from(u8::from(is))
-}
-
-/// How one model is asked and heard.
-struct Asker<'a> {
-    config: &'a Config,
-    form: Form,
-    chat: Option<smelt_text::Chat>,
-    tokenizer: Tokenizer,
-    stop: Vec<u32>,
-    stop_strings: Vec<String>,
-}
-
-impl<'a> Asker<'a> {
-    fn new(config: &'a Config, form: Form, loaded: &Loaded) -> Result<Self, Error> {
-        let tokenizer = loaded.text.tokenizer()?;
-        let mut stop_strings = config.stop.clone();
-        if form == Form::Plain {
-            stop_strings.push("\n".into());
-        }
-        let chat = if form == Form::Plain { None } else { Some(loaded.chat()?) };
-        let mut stop = vec![tokenizer.eos().map_err(fault)?];
-        if let Some(chat) = &chat {
-            stop.push(chat.stop().map_err(fault)?);
-        }
-        Ok(Self { config, form, chat, tokenizer, stop, stop_strings })
-    }
-
-    fn request(&self, row: &Prompt, temperature: f64, seed: u64) -> Result<Request, Error> {
-        let prompt = match &self.chat {
-            Some(chat) => {
-                let system = (self.form == Form::System).then_some(self.config.system.as_str());
-                chat.prompt(&with_system(&row.messages, system)).map_err(fault)?
-            }
-            None => {
-                let user = row.messages.iter().filter(|message| message.role == "user");
-                let text: String = user.map(|message| format!("{};", message.content)).collect();
-                let bos = self.tokenizer.bos().map_err(fault)?;
-                [vec![bos], self.tokenizer.encode(&text).map_err(fault)?].concat()
-            }
-        };
-        let sampling = Sampling {
-            temperature,
-            max_tokens: self.config.max_tokens,
-            stop: self.stop.clone(),
-            stop_strings: self.stop_strings.clone(),
-            ..Sampling::default()
-        };
-        Ok(Request { prompt, seed, sampling })
-    }
-
-    /// An answer that was cut off is not right, whatever stands at its end.
-    fn score(&self, row: &Prompt, answer: Completion, place: u32, samples: &mut Vec<Sample>) -> Result<Score, Error> {
-        let text = answer.text(&self.tokenizer).map_err(fault)?;
-        let verifier: Verifier = row.verifier.parse().map_err(fault)?;
-        let score = verifier.score(&row.answer, text.trim_end()).ok_or_else(|| {
-            Error::data(format!("prompt `{}` cannot be scored: its answer is `{}`", row.id, row.answer))
-        })?;
-        let is_whole = answer.finish == Finish::Stop;
-        let score = Score { right: score.right && is_whole, every_step: score.every_step && is_whole, ..score };
-        samples.push(Sample {
-            prompt: row.id.clone(),
-            sample: place,
-            completion: text,
-            ids: answer.tokens,
-            logp: answer.logp.iter().map(|&x| x as f32).collect(),
-            reward: Some(flag(score.right)),
-            finish: if is_whole { "stop" } else { "length" }.into(),
-        });
-        Ok(score)
-    }
 }

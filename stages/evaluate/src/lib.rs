@@ -11,14 +11,14 @@ mod text;
 use answers::{Judged, judge};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, fault, with_system};
+use smelt_answer::Judge;
+use smelt_checkpoint::Loaded;
 use smelt_kernels::Cpu;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{
     Checkpoint, Preference, Preferences, Prompt, Prompts, Samples, Score, Scores, TokenRow, Tokens,
 };
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
-use smelt_train::{Example, reward_scores};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,7 +43,7 @@ pub struct Config {
     /// Texts that end an answer besides the model's own end; no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Answer one problem at a time, and let the module for further tokens guess: the answers are the same, and `draft_acceptance` tells
+    /// Answer one problem at a time, and let the MTP module guess: the answers are the same, and `draft_acceptance` tells
     /// the share of right guesses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub speculate: bool,
@@ -179,7 +179,8 @@ impl Stage for Evaluate {
                 }
                 paired.text = Some(scores.documents);
             }
-            sheet.unit.set_detail(serde_json::to_value(&paired).map_err(fault)?);
+            let detail = serde_json::to_value(&paired);
+            sheet.unit.set_detail(detail.map_err(|e| Error::bug(format!("JSON cannot hold a model's scores: {e}")))?);
             Ok(())
         })?;
         let paired = records.iter().map(|record| serde_json::from_value(record.detail.clone()));
@@ -220,25 +221,16 @@ impl Stage for Evaluate {
 struct Paired {
     /// By metric, in the order of the problems.
     problems: BTreeMap<String, Vec<f64>>,
-    text: Option<text::Documents>,
+    text: Option<text::DocumentCosts>,
 }
 
 /// Accuracy of a reward model on held-out pairs, over all and by fault.
 fn pairs(config: &Config, reward: &Loaded, rows: &[Preference], cpu: &Cpu, sheet: &mut Sheet) -> Result<(), Error> {
-    let chat = reward.chat()?;
-    let (mut examples, stop) = (Vec::new(), chat.stop().map_err(fault)?);
-    for row in rows {
-        let prompt = chat.prompt(&with_system(&row.messages, Some(&config.system))).map_err(fault)?;
-        for answer in [&row.chosen, &row.rejected] {
-            let mut ids = chat.tokenizer.encode(answer).map_err(fault)?;
-            ids.push(stop);
-            examples.push(Example::new(&prompt, &ids));
-        }
-    }
-    let scores = reward_scores(&reward.model, &reward.params, cpu, &examples, 8192).map_err(fault)?;
+    let judge = Judge::new(reward, &config.system, 8192)?;
+    let prefers = judge.prefers(&reward.model, &reward.params, cpu, &judge.pairs(rows)?)?;
     let mut by_fault: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (row, pair) in rows.iter().zip(scores.chunks_exact(2)) {
-        let right = f64::from(u8::from(pair[0] > pair[1]));
+    for (row, is_right) in rows.iter().zip(prefers) {
+        let right = f64::from(u8::from(is_right));
         by_fault.entry("pair_accuracy".into()).or_default().push(right);
         if let Some(fault) = &row.fault {
             by_fault.entry(format!("pair_accuracy.{fault}")).or_default().push(right);

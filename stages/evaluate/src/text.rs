@@ -2,8 +2,8 @@
 
 use crate::Config;
 use serde::{Deserialize, Serialize};
+use smelt_answer::logprobs;
 use smelt_checkpoint::{Loaded, fault};
-use smelt_generate::logprobs;
 use smelt_kernels::{Backend, math};
 use smelt_stage::Error;
 use smelt_stage::kinds::TokenRow;
@@ -14,17 +14,17 @@ pub struct TextScores {
     pub bits_per_byte: (f64, f64),
     /// exp of the mean loss per token.
     pub perplexity: (f64, f64),
-    pub documents: Documents,
+    pub documents: DocumentCosts,
 }
 
 /// What each document costs a model; all models read the same ones, in the same order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Documents {
+pub struct DocumentCosts {
     pub nats: Vec<f64>,
     pub bytes: Vec<f64>,
 }
 
-impl Documents {
+impl DocumentCosts {
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -69,13 +69,13 @@ pub fn text_scores(
         counts.push(starts.len());
         pieces.extend(starts.map(|start| (&ids[start..ids.len().min(start + context + 1)], 1)));
     }
-    let logp = logprobs(&loaded.model, &loaded.params, backend, &pieces, 4096).map_err(fault)?;
+    let logp = logprobs(&loaded.model, &loaded.params, backend, &pieces, 4096)?;
     let mut of_piece = logp.iter().map(|logp| -logp.iter().sum::<f64>());
     let nats: Vec<f64> = counts.iter().map(|&count| of_piece.by_ref().take(count).sum()).collect();
     let bytes: Vec<f64> = documents.iter().map(|(_, bytes)| *bytes).collect();
     let tokens: Vec<f64> = documents.iter().map(|(ids, _)| (ids.len() - 1) as f64).collect();
     let (per_token, token_error) = ratio(&nats, &tokens);
-    let (perplexity, documents) = (math::exp(per_token), Documents { nats, bytes });
+    let (perplexity, documents) = (math::exp(per_token), DocumentCosts { nats, bytes });
     Ok(TextScores {
         bits_per_byte: documents.bits_per_byte(),
         perplexity: (perplexity, perplexity * token_error), // the error of exp(x) is exp(x) times that of x
@@ -109,15 +109,15 @@ mod tests {
     #[test]
     fn a_difference_is_taken_document_by_document() {
         let bytes = vec![100.0, 900.0, 50.0];
-        let before = Documents { nats: vec![400.0, 90.0, 333.0], bytes: bytes.clone() };
+        let before = DocumentCosts { nats: vec![400.0, 90.0, 333.0], bytes: bytes.clone() };
         let worse = before.nats.iter().zip(&bytes).map(|(nats, bytes)| nats + 0.25 * LN_2 * bytes).collect();
-        let after = Documents { nats: worse, bytes: bytes.clone() };
+        let after = DocumentCosts { nats: worse, bytes: bytes.clone() };
         let (difference, error) = after.minus(&before);
         assert!((difference - 0.25).abs() < 1e-12 && error < 1e-12, "{difference} ± {error}");
         assert!(before.bits_per_byte().1 > 0.1, "each alone is uncertain");
 
         // by hand: d = (10, -30, 0) nats, Σd/Σb = -20/1050; residuals d - r·b
-        let after = Documents { nats: vec![410.0, 60.0, 333.0], bytes: bytes.clone() };
+        let after = DocumentCosts { nats: vec![410.0, 60.0, 333.0], bytes: bytes.clone() };
         let (difference, error) = after.minus(&before);
         let r = -20.0f64 / 1050.0;
         let squares: f64 = [10.0, -30.0, 0.0].iter().zip(&bytes).map(|(d, b)| (d - r * b) * (d - r * b)).sum();

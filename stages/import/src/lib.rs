@@ -40,8 +40,7 @@ fn is_weight(name: &str) -> bool {
 
 /// The files of the folder that count, by name.
 fn files(config: &Config) -> Result<Vec<Found>, Error> {
-    let at = |error: Error| Error::config("/path", error.to_string());
-    let folder = expand(&config.path, |name| std::env::var(name).ok()).map_err(|error| at(error.into()))?;
+    let folder = expand(&config.path, |name| std::env::var(name).ok()).map_err(|e| Error::from(e).field("/path"))?;
     let cannot = |error: std::io::Error| {
         Error::config("/path", format!("the folder `{folder}` cannot be read: {error}"))
             .hint("name a folder with config.json, safetensors files and tokenizer.json")

@@ -42,7 +42,7 @@ pub struct Architecture {
     pub positions: usize,
     /// Embedding and output head are one.
     pub tied: bool,
-    /// Modules that predict further tokens.
+    /// Modules for multi-token prediction (MTP).
     pub mtp_layers: usize,
     /// Standard deviation of new embeddings.
     pub embedding_std: f64,

@@ -12,13 +12,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, fault, tokenizer, write};
 use smelt_kernels::Cpu;
+use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, is_default};
 use smelt_text::Tokenizer;
 use smelt_train::{
     Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
-    SpikeGuard, Tail, Trainer,
+    SpikeGuard, Tail, Trainer, mean_loss,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,9 +56,9 @@ pub struct Config {
     #[serde(skip_serializing_if = "is_default")]
     pub tails: Vec<Tail>,
     pub optimizer: Hyper,
-    /// Weight of the further tokens' loss, when the model has such modules.
+    /// Weight of the MTP loss, when the model has MTP modules.
     pub mtp_weight: f64,
-    /// Weight of the further tokens' loss from `mtp_switch` on, 0.1 unless set (DeepSeek-V3 goes from 0.3 to 0.1, §4.2).
+    /// Weight of the MTP loss from `mtp_switch` on, 0.1 unless set (DeepSeek-V3 goes from 0.3 to 0.1, §4.2).
     #[serde(skip_serializing_if = "is_late_weight_default")]
     pub mtp_weight_late: f64,
     /// Share of the steps after which `mtp_weight_late` holds; 1, the default, is never.
@@ -93,6 +94,9 @@ pub struct Config {
     /// How the weights are written.
     #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
+    /// Steps between two evaluations on the input `validation`; 0 evaluates after the last step alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub evaluate_every: u64,
 }
 
 impl Default for Config {
@@ -125,6 +129,7 @@ impl Default for Config {
             precision: Precision::Fp32,
             model: Architecture::default(),
             storage: Storage::Fp32,
+            evaluate_every: 0,
         }
     }
 }
@@ -145,6 +150,8 @@ smelt_stage::inputs! {
         tokenizer: Artifact<kinds::Tokenizer>,
         /// Goes on from this checkpoint instead of from nothing.
         init: Option<Artifact<Checkpoint>>,
+        /// Held out: its loss is measured while training.
+        validation: Option<Artifact<Tokens>>,
     }
 }
 smelt_stage::outputs! {
@@ -158,7 +165,7 @@ pub struct Pretrain;
 
 impl Stage for Pretrain {
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
+    const VERSION: u32 = 4; // `state` has the tensors of a checkpoint, not the packed ones
     const ABOUT: &'static str = "Trains a language model on tokens";
     const CORES: Cores = Cores::All;
     type Config = Config;
@@ -209,7 +216,7 @@ impl Stage for Pretrain {
         }
         // sizes that contradict each other are found before anything runs; the vocabulary comes with the tokenizer
         let model = config.model.config(512, config.context);
-        model.map_err(|error| Error::config("/model", error.to_string()))?;
+        model.map_err(|error| Error::in_config("/model", &error))?;
         Ok(Vec::new())
     }
 
@@ -257,7 +264,7 @@ impl Stage for Pretrain {
             weight: config.balance_loss,
             scope: config.balance_scope,
             counts: config.balance_counts,
-            further: true,
+            mtp: true,
         };
         let settings = Settings {
             balance,
@@ -267,15 +274,18 @@ impl Stage for Pretrain {
             ..Settings::new(config.optimizer, config.schedule())
         };
         let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(cx.threads())), settings);
-        if let Some((_, state)) = cx.saved_training()? {
-            trainer.restore(&state).map_err(fault)?;
-        }
-        train(&config, &data, &mut trainer, cx)?;
+        let held_out = held_out(inputs.validation.as_ref(), &tokenizer)?;
+        let mut pretraining = Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None };
+        let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
+        smelt_loop::run(cx, course, &mut trainer, &mut pretraining)?;
         cx.single(|unit| {
             unit.count_read(data.documents);
             unit.count_written(data.documents);
             write(unit, &out.model, trainer.model(), trainer.result(), &text, config.storage)?;
-            unit.put(&out.state, "state.safetensors", &trainer.save())
+            let mut state = unit.file(&out.state, "state.safetensors")?;
+            let written = trainer.write_part(0, 1, &mut state);
+            written.map_err(|e| state.error(e))?;
+            state.finish(unit)
         })
     }
 }
@@ -296,14 +306,29 @@ impl Config {
         }
     }
 
+    /// Of a micro-batch.
+    fn sequences_at_once(&self) -> usize {
+        (self.micro_batch_tokens / self.context).max(1)
+    }
+
     fn batches(&self) -> Batches {
         Batches { sequences: self.sequences, ramp: self.ramp }
     }
 
-    /// Weight of the further tokens' loss in step `step`, from 0.
+    /// Weight of the MTP loss in step `step`, from 0.
     fn mtp_weight_at(&self, step: u64) -> f64 {
         if step as f64 >= self.mtp_switch * self.steps as f64 { self.mtp_weight_late } else { self.mtp_weight }
     }
+}
+
+/// Documents as [`Data`] has them, none moved.
+fn held_out(tokens: Option<&Artifact<Tokens>>, tokenizer: &Tokenizer) -> Result<Corpus, Error> {
+    let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
+    let mut corpus = Corpus::default();
+    for row in tokens.into_iter().flat_map(Artifact::read_all) {
+        corpus.push(&[&[bos], row?.ids.as_slice(), &[eos]].concat());
+    }
+    Ok(corpus)
 }
 
 /// What is trained on: documents, each behind its `<|bos|>` and closed by `<|eos|>`.
@@ -354,45 +379,56 @@ impl Data {
     }
 }
 
-fn train(config: &Config, data: &Data, trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
-    let (modules, batches) = (trainer.model().config().num_nextn_predict_layers(), config.batches());
-    let per_part = (config.micro_batch_tokens / config.context).max(1);
-    let (started, first) = (Instant::now(), trainer.steps());
-    while trainer.steps() < config.steps {
-        let step = trainer.steps();
+struct Pretraining<'a> {
+    config: &'a Config,
+    data: &'a Data,
+    held_out: &'a Corpus,
+    cx: &'a Context,
+    /// When this process began, and with which step: what the rate of tokens is taken over.
+    began: Option<(Instant, u64)>,
+}
+
+impl Training for Pretraining<'_> {
+    fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
+        let Self { config, data, .. } = *self;
+        let (step, batches) = (trainer.steps(), config.batches());
+        let (started, first) = *self.began.get_or_insert_with(|| (Instant::now(), step));
         let places = batches.before(step)..batches.before(step) + batches.size(step);
         let pieces: Vec<Vec<&[u32]>> = places.map(|at| data.sequence(at, config.context)).collect();
-        let parts: Vec<Batch> = pieces.chunks(per_part).map(|part| Batch::next_token(&part.concat())).collect();
-        let objective = NextToken { z: config.z_loss, ..NextToken::of(&parts, config.mtp_weight_at(step), modules) };
-        let micro: Vec<(Batch, &dyn Objective)> = parts.into_iter().map(|batch| (batch, &objective as _)).collect();
+        let parts = pieces.chunks(config.sequences_at_once()).map(|part| Batch::next_token(&part.concat()));
+        let objective = NextToken { mtp_weight: config.mtp_weight_at(step), z: config.z_loss };
+        let micro: Vec<(Batch, &dyn Objective)> = parts.map(|batch| (batch, &objective as _)).collect();
         let report = trainer.step(&micro).map_err(fault)?;
-        tell(&report, cx);
         let sequences = batches.before(report.step) - batches.before(first);
         let rate = sequences as f64 * config.context as f64 / started.elapsed().as_secs_f64().max(1e-9);
-        cx.progress(
-            "train",
-            report.step,
-            Some(config.steps),
-            "steps",
-            &format!("loss {:.3}, {rate:.0} tokens/s", report.loss),
-        );
-        if report.step < config.steps {
-            cx.save_when_due(report.step, || trainer.save())?;
-        }
+        let note = format!("loss {:.3}, {rate:.0} tokens/s", report.loss);
+        Ok(Figures { values: values(&report, self.cx), note })
     }
-    Ok(())
+
+    fn evaluate(&self, trainer: &Trainer) -> Result<Vec<(&'static str, f64)>, Error> {
+        let windows: Vec<usize> = (0..self.held_out.windows(self.config.context)).collect();
+        if windows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batches = windows.chunks(self.config.sequences_at_once()).map(|part| {
+            let pieces: Vec<&[u32]> =
+                part.iter().flat_map(|&window| self.held_out.window(window, self.config.context)).collect();
+            Batch::next_token(&pieces)
+        });
+        Ok(vec![("validation_loss", mean_loss(trainer, batches).map_err(fault)?)])
+    }
 }
 
 /// A step's figures as points of curves; per layer of experts the largest and the least load, as shares of the mean.
-fn tell(report: &Report, cx: &Context) {
+fn values(report: &Report, cx: &Context) -> Vec<(String, f64)> {
     let mut values = vec![
         ("loss".to_owned(), report.loss),
         ("gradient_norm".into(), report.gradient_norm),
         ("lr".into(), report.lr),
-        ("max_violation".into(), report.max_violation),
+        ("max_violation".into(), report.totals.max_violation()),
     ];
     values.extend(report.parts.iter().map(|(name, value)| ((*name).to_owned(), *value)));
-    for (layer, loads) in &report.loads {
+    for (layer, loads) in &report.totals.loads {
         let mean = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
         let share = |load: Option<&u64>| load.map_or(0.0, |&load| load as f64 / mean.max(1.0));
         values.push((format!("load_max.{layer}"), share(loads.iter().max())));
@@ -405,8 +441,7 @@ fn tell(report: &Report, cx: &Context) {
     if let Some(updates) = report.went_back_to {
         cx.warn(&format!("step {}: the training goes back to what it was after {updates} updates", report.step));
     }
-    let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    cx.metrics(report.step, &values);
+    values
 }
 
 #[cfg(test)]

@@ -10,15 +10,16 @@ mod pairs;
 use pairs::Pairs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smelt_answer::Judge;
 use smelt_checkpoint::{Loaded, Storage, fault, with_reward_head, write};
-use smelt_kernels::{Cpu, random};
+use smelt_kernels::{Backend, Cpu, random};
+use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Batch, Init, Model, Params};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_train::{
-    BradleyTerry, Decay, Example, Hyper, Objective, Schedule, Settings, Trainer, micro_batches, reward_scores,
-    scored_batch,
+    BradleyTerry, Decay, Example, Hyper, Objective, Schedule, Settings, Trainer, micro_batches, scored_batch,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,6 +50,9 @@ pub struct Config {
     pub system: String,
     /// Tokens of a sampled answer at most.
     pub max_tokens: usize,
+    /// Steps between two measurements of the accuracy on the held-out pairs; 0 measures before the first step and after the last.
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    pub evaluate_every: u64,
 }
 
 impl Default for Config {
@@ -67,6 +71,7 @@ impl Default for Config {
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.01, ..Hyper::default() },
             system: "Think step by step.".into(),
             max_tokens: 68,
+            evaluate_every: 0,
         }
     }
 }
@@ -91,7 +96,7 @@ pub struct Reward;
 
 impl Stage for Reward {
     const NAME: &'static str = "reward";
-    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
+    const VERSION: u32 = 4; // the MTP modules, which are not trained, no longer decay
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;
@@ -126,30 +131,23 @@ impl Stage for Reward {
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
         let sampler = inputs.sampler.as_ref().map(Loaded::open).transpose()?;
-        let chat = loaded.chat()?;
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
         let backend = Arc::new(Cpu::new(cx.threads()));
-        let pairs = Pairs::make(&config, &prompts, &chat, sampler.as_ref(), backend.as_ref())?;
-        let examples = pairs.examples(&chat, &config.system, pairs.train.iter())?;
-        let held_out = pairs.examples(&chat, &config.system, pairs.validation.iter())?;
+        let judge = Judge::new(&loaded, &config.system, config.micro_batch_tokens)?;
+        let pairs = Pairs::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;
+        let (examples, held_out) = (judge.pairs(&pairs.train)?, judge.pairs(&pairs.validation)?);
 
         let init = Init { seed: config.seed, embedding: 0.02, router: 0.02, weight: None };
         let (model, params) = with_reward_head(&loaded, &init)?;
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
-        let settings = Settings::new(config.optimizer, schedule);
-        let accuracy = |model: &Model, params: &Params| -> Result<f64, Error> {
-            let scores =
-                reward_scores(model, params, backend.as_ref(), &held_out, config.micro_batch_tokens).map_err(fault)?;
-            let right = scores.chunks_exact(2).filter(|pair| pair[0] > pair[1]).count();
-            Ok(right as f64 / (scores.len() / 2).max(1) as f64)
-        };
-        cx.result("accuracy_untrained", accuracy(&model, &params)?);
+        let frozen = model.mtp_parameters().collect();
+        let settings = Settings { frozen, ..Settings::new(config.optimizer, schedule) };
+        let mut ranking = Ranking { config: &config, judge: &judge, examples: &examples, held_out: &held_out };
+        cx.result("accuracy_untrained", ranking.accuracy(&model, &params, backend.as_ref())?);
         let mut trainer = Trainer::new(model, params, backend.clone(), settings);
-        if let Some((_, state)) = cx.saved_training()? {
-            trainer.restore(&state).map_err(fault)?;
-        }
-        train(&config, &examples, &mut trainer, cx)?;
-        cx.result("accuracy", accuracy(trainer.model(), trainer.result())?);
+        let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
+        smelt_loop::run(cx, course, &mut trainer, &mut ranking)?;
+        cx.result("accuracy", ranking.accuracy(trainer.model(), trainer.result(), backend.as_ref())?);
         cx.single(|unit| {
             for (port, rows) in [(&out.preferences, &pairs.train), (&out.validation, &pairs.validation)] {
                 for row in rows {
@@ -163,16 +161,31 @@ impl Stage for Reward {
 }
 
 /// Examples 2i and 2i + 1 are a pair.
-fn train(config: &Config, examples: &[Example], trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
-    let pairs = (examples.len() / 2) as u64;
-    while trainer.steps() < config.steps {
-        let step = trainer.steps();
+struct Ranking<'a> {
+    config: &'a Config,
+    judge: &'a Judge,
+    examples: &'a [Example],
+    held_out: &'a [Example],
+}
+
+impl Ranking<'_> {
+    /// Share of the held-out pairs whose chosen answer scores higher.
+    fn accuracy(&self, model: &Model, params: &Params, backend: &dyn Backend) -> Result<f64, Error> {
+        let prefers = self.judge.prefers(model, params, backend, self.held_out)?;
+        Ok(prefers.iter().filter(|&&is_right| is_right).count() as f64 / prefers.len().max(1) as f64)
+    }
+}
+
+impl Training for Ranking<'_> {
+    fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
+        let Self { config, examples, .. } = *self;
+        let (step, pairs) = (trainer.steps(), (examples.len() / 2) as u64);
         let chosen: Vec<[&Example; 2]> = (0..config.batch as u64)
             .map(|i| random::below(config.seed, 0xb7 ^ (step << 8), i, pairs) as usize)
             .map(|pair| [&examples[2 * pair], &examples[2 * pair + 1]])
             .collect();
-        let lengths: Vec<usize> = chosen.iter().map(|[a, b]| a.ids.len() + b.ids.len()).collect();
-        let parts: Vec<(Batch, BradleyTerry)> = micro_batches(&lengths, config.micro_batch_tokens)
+        let lengths = chosen.iter().map(|[a, b]| a.ids.len() + b.ids.len());
+        let parts: Vec<(Batch, BradleyTerry)> = micro_batches(lengths, config.micro_batch_tokens)
             .into_iter()
             .map(|part| {
                 let (batch, scored) = scored_batch(chosen[part].iter().flatten().copied());
@@ -189,12 +202,14 @@ fn train(config: &Config, examples: &[Example], trainer: &mut Trainer, cx: &Cont
             ("gradient_norm", report.gradient_norm),
             ("lr", report.lr),
         ];
-        cx.metrics(report.step, &values);
-        let note = format!("loss {:.3}, {:.0} % of pairs right", report.loss, 100.0 * accuracy);
-        cx.progress("train", report.step, Some(config.steps), "steps", &note);
-        if report.step < config.steps {
-            cx.save_when_due(report.step, || trainer.save())?;
-        }
+        Ok(Figures::new(&values, format!("loss {:.3}, {:.0} % of pairs right", report.loss, 100.0 * accuracy)))
     }
-    Ok(())
+
+    fn evaluate(&self, trainer: &Trainer) -> Result<Vec<(&'static str, f64)>, Error> {
+        if self.config.evaluate_every == 0 || self.held_out.is_empty() {
+            return Ok(Vec::new());
+        }
+        let accuracy = self.accuracy(trainer.model(), trainer.result(), trainer.backend().as_ref())?;
+        Ok(vec![("validation_accuracy", accuracy)])
+    }
 }

@@ -5,15 +5,16 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, Storage, TextFiles, fault, messages, write};
+use smelt_checkpoint::{Loaded, Storage, fault, write};
 use smelt_kernels::Cpu;
+use smelt_loop::{Course, Figures, Training};
 use smelt_model::Batch;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
-use smelt_text::{CHAT_TEMPLATE, Chat, with_chat_template};
 use smelt_train::{
-    Decay, Example, Hyper, Masked, Objective, Schedule, Settings, Trainer, masked_batch, micro_batches, sample,
+    Decay, Example, Hyper, Masked, Objective, Schedule, Settings, Trainer, masked_batch, mean_loss, micro_batches,
+    sample,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,6 +46,9 @@ pub struct Config {
     /// How the weights are written.
     #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
+    /// Steps between two evaluations on the input `validation`; 0 evaluates after the last step alone.
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    pub evaluate_every: u64,
 }
 
 impl Default for Config {
@@ -62,12 +66,18 @@ impl Default for Config {
             bias_speed: 1e-3,
             chat_template: String::new(),
             storage: Storage::Fp32,
+            evaluate_every: 0,
         }
     }
 }
 
 smelt_stage::inputs! {
-    pub struct Inputs { model: Artifact<Checkpoint>, conversations: Vec<Artifact<Conversations>> }
+    pub struct Inputs {
+        model: Artifact<Checkpoint>,
+        conversations: Vec<Artifact<Conversations>>,
+        /// Held out: its loss is measured while training.
+        validation: Option<Artifact<Conversations>>,
+    }
 }
 smelt_stage::outputs! {
     pub struct Outputs { model: Port<Checkpoint>, drops: Port<Drops>, metrics: Port<Metrics> }
@@ -75,12 +85,9 @@ smelt_stage::outputs! {
 
 pub struct Sft;
 
-/// A conversation that is not used: id, rule, detail.
-type Dropped = (String, &'static str, String);
-
 impl Stage for Sft {
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 3; // attention goes back from exponentials before they are divided by their sum
+    const VERSION: u32 = 4; // the MTP modules, which are not trained, no longer decay
     const ABOUT: &'static str = "Fine-tunes a model on conversations";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
@@ -110,86 +117,60 @@ impl Stage for Sft {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
-        let text = speaking(loaded.text, &config.chat_template)?;
-        let chat = text.chat()?;
+        let text = loaded.text.speaking(&config.chat_template)?;
         let limit = loaded.model.config().max_position_embeddings;
-        let (examples, dropped) = examples(&chat, &inputs.conversations, limit)?;
+        let conversations = inputs.conversations.iter().flat_map(Artifact::read_all);
+        let (examples, unusable) = smelt_answer::examples(&text, conversations, limit)?;
         if examples.is_empty() {
             return Err(Error::data("not one conversation can be trained on").hint("the port `drops` would say why"));
         }
+        let held_out = inputs.validation.iter().flat_map(Artifact::read_all);
+        let (held_out, _) = smelt_answer::examples(&text, held_out, limit)?;
         let steps = ((config.epochs * examples.len() as f64 / config.batch as f64) as u64).max(1);
         let schedule = Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor);
-        let settings = Settings { bias_speed: config.bias_speed, ..Settings::new(config.optimizer, schedule) };
+        let frozen = loaded.model.mtp_parameters().collect();
+        let settings = Settings { bias_speed: config.bias_speed, frozen, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model, loaded.params, Arc::new(Cpu::new(cx.threads())), settings);
-        if let Some((_, state)) = cx.saved_training()? {
-            trainer.restore(&state).map_err(fault)?;
-        }
-        train(&config, steps, &examples, &mut trainer, cx)?;
+        let course = Course { steps, evaluate_every: config.evaluate_every };
+        let mut tuning = Tuning { config: &config, examples: &examples, held_out: &held_out };
+        smelt_loop::run(cx, course, &mut trainer, &mut tuning)?;
         cx.single(|unit| {
-            unit.count_read((examples.len() + dropped.len()) as u64);
+            unit.count_read((examples.len() + unusable.len()) as u64);
             unit.count_written(examples.len() as u64);
-            for (id, rule, detail) in &dropped {
-                unit.drop_row(&out.drops, id, rule, None, Some(detail.clone()))?;
+            for row in &unusable {
+                unit.drop_row(&out.drops, &row.id, row.rule, None, Some(row.detail.clone()))?;
             }
             write(unit, &out.model, trainer.model(), trainer.result(), &text, config.storage)
         })
     }
 }
 
-/// The checkpoint's files with the chat template that is trained.
-fn speaking(text: TextFiles, template: &str) -> Result<TextFiles, Error> {
-    let has_own = text.chat().is_ok();
-    if template.is_empty() && has_own {
-        return Ok(text);
-    }
-    let template = if template.is_empty() { CHAT_TEMPLATE } else { template };
-    Ok(TextFiles { config: with_chat_template(&text.config, template).map_err(fault)?, ..text })
+struct Tuning<'a> {
+    config: &'a Config,
+    examples: &'a [Example],
+    held_out: &'a [Example],
 }
 
-fn examples(
-    chat: &Chat,
-    conversations: &[Artifact<Conversations>],
-    limit: usize,
-) -> Result<(Vec<Example>, Vec<Dropped>), Error> {
-    let (mut examples, mut dropped) = (Vec::new(), Vec::new());
-    for row in conversations.iter().flat_map(Artifact::read_all) {
-        let row = row?;
-        match chat.trained(&messages(&row.messages)) {
-            Ok(trained) if trained.ids.len() > limit => {
-                dropped.push((row.id, "too_long", format!("{} tokens, {limit} positions", trained.ids.len())));
-            }
-            Ok(trained) => examples.push(Example { ids: trained.ids, mask: trained.mask }),
-            Err(error) => {
-                let rule = match error {
-                    smelt_text::Error::Nothing => "no_answer",
-                    smelt_text::Error::Spelled { .. } => "special_token",
-                    smelt_text::Error::Prefix { .. } | smelt_text::Error::Template { .. } => "template",
-                    _ => return Err(fault(error)),
-                };
-                dropped.push((row.id, rule, error.to_string().lines().next().unwrap_or_default().to_owned()));
-            }
-        }
-    }
-    Ok((examples, dropped))
-}
-
-fn train(config: &Config, steps: u64, examples: &[Example], trainer: &mut Trainer, cx: &Context) -> Result<(), Error> {
-    while trainer.steps() < steps {
-        let step = trainer.steps();
-        let place = |i| sample(config.seed, step, config.batch, i, examples.len() as u64) as usize;
+impl Training for Tuning<'_> {
+    fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
+        let Self { config, examples, .. } = *self;
+        let place = |i| sample(config.seed, trainer.steps(), config.batch, i, examples.len() as u64) as usize;
         let chosen: Vec<&Example> = (0..config.batch).map(|i| &examples[place(i)]).collect();
-        let lengths: Vec<usize> = chosen.iter().map(|example| example.ids.len()).collect();
-        let objective = Masked { targets: chosen.iter().map(|example| example.targets()).sum() };
-        let parts = micro_batches(&lengths, config.micro_batch_tokens);
+        let parts = micro_batches(chosen.iter().map(|example| example.ids.len()), config.micro_batch_tokens);
         let micro: Vec<(Batch, &dyn Objective)> =
-            parts.into_iter().map(|part| (masked_batch(chosen[part].iter().copied()), &objective as _)).collect();
+            parts.into_iter().map(|part| (masked_batch(chosen[part].iter().copied()), &Masked as _)).collect();
         let report = trainer.step(&micro).map_err(fault)?;
         let values = [("loss", report.loss), ("gradient_norm", report.gradient_norm), ("lr", report.lr)];
-        cx.metrics(report.step, &values);
-        cx.progress("train", report.step, Some(steps), "steps", &format!("loss {:.3}", report.loss));
-        if report.step < steps {
-            cx.save_when_due(report.step, || trainer.save())?;
-        }
+        Ok(Figures::new(&values, format!("loss {:.3}", report.loss)))
     }
-    Ok(())
+
+    fn evaluate(&self, trainer: &Trainer) -> Result<Vec<(&'static str, f64)>, Error> {
+        if self.held_out.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lengths = self.held_out.iter().map(|example| example.ids.len());
+        let parts = micro_batches(lengths, self.config.micro_batch_tokens);
+        let batches = parts.into_iter().map(|part| masked_batch(&self.held_out[part]));
+        Ok(vec![("validation_loss", mean_loss(trainer, batches).map_err(fault)?)])
+    }
 }

@@ -4,6 +4,7 @@
 //! problem and what the check needs beyond the expected answer, which stands in the same row.
 
 use serde::{Deserialize, Serialize};
+use smelt_schemas::{ExitCode, Fault};
 
 use crate::addition::Addition;
 use crate::chain::{Chain, answer_digit};
@@ -40,10 +41,20 @@ impl Score {
 
 /// A `verifier` column that this build does not understand.
 #[derive(Debug, thiserror::Error)]
-#[error("`{text}` is no verifier: {source}\nhint: known families are `chain`, `addition` and `number`")]
+#[error("`{text}` is no verifier: {source}")]
 pub struct VerifierError {
     text: String,
     source: serde_json::Error,
+}
+
+impl Fault for VerifierError {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Data
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some("known families are `chain`, `addition` and `number`".into())
+    }
 }
 
 impl std::str::FromStr for Verifier {
@@ -205,9 +216,10 @@ mod tests {
 
     #[test]
     fn an_unknown_verifier_is_named() {
-        let error = r#"{"family":"judge"}"#.parse::<Verifier>().unwrap_err().to_string();
-        assert!(error.starts_with(r#"`{"family":"judge"}` is no verifier: unknown variant `judge`"#), "{error}");
-        assert!(error.ends_with("\nhint: known families are `chain`, `addition` and `number`"), "{error}");
+        let error = r#"{"family":"judge"}"#.parse::<Verifier>().unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with(r#"`{"family":"judge"}` is no verifier: unknown variant `judge`"#), "{text}");
+        assert_eq!(error.hint().unwrap(), "known families are `chain`, `addition` and `number`");
     }
 
     fn chain(problem: &str) -> Verifier {

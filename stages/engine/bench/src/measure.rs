@@ -214,7 +214,6 @@ pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> V
     let model = Arc::new(Model::new(sized.config.clone()).expect("the sizes are a model"));
     let params = params(&model);
     let work = Work::of(&model, sized.context);
-    let modules = sized.config.num_nextn_predict_layers();
     let trace = profile.then(|| Arc::new(Trace::new(Arc::new(Cpu::new(threads)))));
     let backend: Arc<dyn Backend> = match &trace {
         Some(trace) => trace.clone(),
@@ -226,7 +225,7 @@ pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> V
     let rows: Vec<Vec<u32>> =
         (0..sized.sequences).map(|i| ids(sized.context + 1, sized.config.vocab_size, i as u64)).collect();
     let batch = Batch::next_token(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>());
-    let objective = NextToken::of(std::slice::from_ref(&batch), 0.3, modules);
+    let objective = NextToken { mtp_weight: 0.3, z: 0.0 };
     let mut step = || drop(trainer.step(&[(batch.clone(), &objective as _)]).expect("a finite loss"));
     step();
     drop(trace.as_ref().map(|trace| trace.take()));

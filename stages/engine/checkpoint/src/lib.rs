@@ -7,9 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_kernels::DType;
 use smelt_model::{Config, Model, Params, load, save};
+use smelt_schemas::Fault;
 use smelt_stage::kinds::{Checkpoint, KindType, Message, Tokenizer};
-use smelt_stage::{Artifact, Error, Port, Unit};
-use smelt_text::Chat;
+use smelt_stage::{Artifact, Error, Mapped, Port, Unit};
+use smelt_text::{CHAT_TEMPLATE, Chat, with_chat_template};
 use std::sync::Arc;
 
 /// The files of a checkpoint that are about text.
@@ -52,13 +53,9 @@ pub struct Loaded {
     pub digest: String,
 }
 
-/// An engine's error as a stage's: the data are wrong, and the line after `hint:` is the hint.
-pub fn fault(error: impl std::fmt::Display) -> Error {
-    let text = error.to_string();
-    match text.split_once("\nhint: ") {
-        Some((what, hint)) => Error::data(what).hint(hint),
-        None => Error::data(text),
-    }
+/// An engine's error as a stage's.
+pub fn fault(error: impl Fault) -> Error {
+    Error::of(&error)
 }
 
 fn text_files<K: KindType>(artifact: &Artifact<K>) -> Result<TextFiles, Error> {
@@ -78,10 +75,9 @@ impl Loaded {
         let config = artifact.bytes_of("config.json")?;
         let is_weight = |path: &str| path.ends_with(".safetensors") || path.ends_with(".safetensors.index.json");
         let weights = artifact.files().iter().filter(|file| is_weight(&file.path));
-        let weights: Vec<(&str, Vec<u8>)> = weights
-            .map(|file| Ok((file.path.as_str(), artifact.bytes_of(&file.path)?)))
-            .collect::<Result<_, Error>>()?;
-        let files = weights.iter().map(|(name, bytes)| (*name, bytes.as_slice()));
+        let weights: Vec<(&str, Mapped)> =
+            weights.map(|file| Ok((file.path.as_str(), artifact.map(&file.path)?))).collect::<Result<_, Error>>()?;
+        let files = weights.iter().map(|(name, file)| (*name, &**file));
         let (model, params) = load(&config, files).map_err(fault)?;
         let digest = artifact.digest().as_str().to_owned();
         Ok(Self { model: Arc::new(model), params, text: text_files(artifact)?, digest })
@@ -94,6 +90,15 @@ impl Loaded {
 }
 
 impl TextFiles {
+    /// With the chat template that is to be trained: `template`, or where that is empty its own, or ours when it has none.
+    pub fn speaking(self, template: &str) -> Result<Self, Error> {
+        if template.is_empty() && self.chat().is_ok() {
+            return Ok(self);
+        }
+        let template = if template.is_empty() { CHAT_TEMPLATE } else { template };
+        Ok(Self { config: with_chat_template(&self.config, template).map_err(fault)?, ..self })
+    }
+
     /// With the tokens that begin and end a text by the checkpoint's own word.
     pub fn tokenizer(&self) -> Result<smelt_text::Tokenizer, Error> {
         smelt_text::Tokenizer::from_files(&self.tokenizer, &self.config).map_err(fault)
@@ -113,8 +118,11 @@ pub fn write(
     text: &TextFiles,
     storage: Storage,
 ) -> Result<(), Error> {
-    for (name, bytes) in save(model, params, storage.dtype()) {
-        unit.put(port, &name, &bytes)?;
+    for file in save(model, params, storage.dtype()) {
+        let mut out = unit.file(port, &file.name)?;
+        let written = file.write(&mut out);
+        written.map_err(|e| out.error(e))?;
+        out.finish(unit)?;
     }
     unit.put(port, "tokenizer.json", &text.tokenizer)?;
     unit.put(port, "tokenizer_config.json", &text.config)

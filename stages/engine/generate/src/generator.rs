@@ -1,6 +1,6 @@
 //! Batched generation: requests join as others end, one row per running request and step, a whole prompt when one joins.
 //!
-//! With [`Generator::speculates`], the module for further tokens guesses the token after the next (DeepSeek-V3, §5.4.3). The model then
+//! With [`Generator::speculates`], the first MTP module guesses the token after the next (DeepSeek-V3, §5.4.3). The model then
 //! reads both in one step, and a right guess saves the next. Every draw is a function of seed and place, and the guess is drawn with the
 //! randomness of its place, so that speculation changes no token at any temperature: it only costs or saves time.
 
@@ -9,7 +9,7 @@ use crate::sampler::draw;
 use smelt_kernels::{Backend, Tensor, math};
 use smelt_model::{Cache, CacheRows, Error, Model, Params};
 use smelt_text::Tokenizer;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 #[derive(Clone, Debug)]
@@ -65,6 +65,8 @@ impl Drafts {
     }
 }
 
+/// How completions are made.
+#[derive(Clone, Copy)]
 pub struct Generator<'a> {
     pub model: &'a Model,
     pub params: &'a Params,
@@ -73,13 +75,13 @@ pub struct Generator<'a> {
     pub concurrency: usize,
     /// For requests with stop strings.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// Let the module for further tokens guess, where the model has one. Pays for few requests at once.
+    /// Let the first MTP module guess, where the model has one. Pays for few requests at once.
     pub speculates: bool,
 }
 
-struct Running<'a> {
-    index: usize,
-    request: &'a Request,
+struct Running {
+    ticket: Ticket,
+    request: Request,
     cache: Cache,
     /// Tokens the next step reads.
     next: Vec<u32>,
@@ -93,6 +95,19 @@ struct Running<'a> {
 /// Rows one step takes when prompts join: bounds memory, changes no bit.
 const ROWS: usize = 2048;
 
+/// Names a request of a [`Batcher`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// Requests that come and go while others run.
+pub struct Batcher<'a> {
+    generator: Generator<'a>,
+    waiting: VecDeque<(Ticket, Request)>,
+    running: Vec<Running>,
+    next: u64,
+    drafts: Drafts,
+}
+
 impl<'a> Generator<'a> {
     /// Without stop strings and speculation.
     pub fn new(model: &'a Model, params: &'a Params, backend: &'a dyn Backend, concurrency: usize) -> Self {
@@ -100,65 +115,114 @@ impl<'a> Generator<'a> {
     }
 
     /// One completion per request, in order.
+    ///
+    /// # Panics
+    /// As [`Batcher::add`].
     pub fn run(&self, requests: &[Request]) -> Result<Vec<Completion>, Error> {
-        let mut completions: Vec<Option<Completion>> = vec![None; requests.len()];
-        self.run_with(requests, |index, completion| completions[index] = Some(completion))?;
-        Ok(completions.into_iter().map(|c| c.expect("every request ends")).collect())
+        Ok(self.run_counting(requests)?.0)
     }
 
-    /// Hands over each completion when it ends.
+    /// The same, and how speculation went.
+    pub fn run_counting(&self, requests: &[Request]) -> Result<(Vec<Completion>, Drafts), Error> {
+        let mut batcher = Batcher::new(*self);
+        let tickets = requests.iter().map(|request| batcher.add(request.clone()));
+        let tickets: Vec<Ticket> = tickets.collect::<Result<_, _>>()?;
+        let mut completions = HashMap::with_capacity(tickets.len());
+        while !batcher.is_idle() {
+            completions.extend(batcher.step());
+        }
+        let completion = |ticket| completions.remove(ticket).expect("every request ends");
+        Ok((tickets.iter().map(completion).collect(), batcher.drafts))
+    }
+}
+
+impl<'a> Batcher<'a> {
+    pub fn new(generator: Generator<'a>) -> Self {
+        generator.params.prepare(generator.backend);
+        let (waiting, running) = (VecDeque::new(), Vec::new());
+        Self { generator, waiting, running, next: 0, drafts: Drafts::default() }
+    }
+
+    /// Takes a request, which joins as soon as there is room.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary, or the prompt leaves no position for an answer.
     ///
     /// # Panics
     /// On an empty prompt, and on stop strings without a tokenizer.
-    pub fn run_with(&self, requests: &[Request], mut done: impl FnMut(usize, Completion)) -> Result<Drafts, Error> {
-        for request in requests {
-            self.model.check(&request.prompt, request.prompt.len() + 1)?;
-            assert!(!request.prompt.is_empty(), "generate: an empty prompt has nothing to go on from");
-            let has_text = request.sampling.stop_strings.is_empty() || self.tokenizer.is_some();
-            assert!(has_text, "generate: stop strings need a tokenizer");
-        }
-        self.params.prepare(self.backend);
-        let mut drafts = Drafts::default();
-        let mut running: Vec<Running> = Vec::new();
-        let mut waiting = requests.iter().enumerate();
-        let mut rest = waiting.next();
-        while rest.is_some() || !running.is_empty() {
-            // followers have the same prompt as one that joins now: they take over its cache instead of reading it again
-            let (mut leaders, mut followers) = (HashMap::new(), Vec::new());
-            let mut rows: usize = running.len();
-            while let Some((index, request)) =
-                rest.filter(|_| running.len() + followers.len() < self.concurrency.max(1))
-            {
-                if request.sampling.max_tokens == 0 {
-                    done(index, Completion::new());
-                } else if let Some(&leader) = leaders.get(&request.prompt) {
-                    followers.push((leader, index, request));
-                } else if rows > 0 && rows + request.prompt.len() > ROWS {
-                    break;
-                } else {
-                    leaders.insert(&request.prompt, running.len());
-                    rows += request.prompt.len();
-                    running.push(Running::new(index, request, self.model.new_cache()));
-                }
-                rest = waiting.next();
-            }
-            if running.is_empty() {
-                continue;
-            }
-            self.step(&mut running, &followers, &mut drafts);
-            running.retain_mut(|r| {
-                let is_done = r.next.is_empty();
-                if is_done {
-                    done(r.index, std::mem::replace(&mut r.done, Completion::new()));
-                }
-                !is_done
-            });
-        }
-        Ok(drafts)
+    pub fn add(&mut self, request: Request) -> Result<Ticket, Error> {
+        self.generator.model.check(&request.prompt, request.prompt.len() + 1)?;
+        assert!(!request.prompt.is_empty(), "generate: an empty prompt has nothing to go on from");
+        let has_text = request.sampling.stop_strings.is_empty() || self.generator.tokenizer.is_some();
+        assert!(has_text, "generate: stop strings need a tokenizer");
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        self.waiting.push_back((ticket, request));
+        Ok(ticket)
     }
 
+    /// Ends a request before its time and returns what it has so far; None when it has ended, or never was.
+    pub fn cancel(&mut self, ticket: Ticket) -> Option<Completion> {
+        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
+            self.waiting.remove(at);
+            return Some(Completion::new());
+        }
+        let at = self.running.iter().position(|r| r.ticket == ticket)?;
+        Some(self.running.remove(at).done)
+    }
+
+    /// What a running request has so far.
+    pub fn so_far(&self, ticket: Ticket) -> Option<&Completion> {
+        self.running.iter().find(|r| r.ticket == ticket).map(|r| &r.done)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// How speculation went so far.
+    pub fn drafts(&self) -> Drafts {
+        self.drafts
+    }
+
+    /// One step of all running requests, after those that wait and fit have joined. Returns the completions that ended.
+    pub fn step(&mut self) -> Vec<(Ticket, Completion)> {
+        let mut ended = Vec::new();
+        // followers have the same prompt as one that joins now: they take over its cache instead of reading it again
+        let (mut leaders, mut followers) = (HashMap::<Vec<u32>, usize>::new(), Vec::new());
+        let mut rows: usize = self.running.len();
+        while let Some((ticket, request)) = self.waiting.front()
+            && self.running.len() + followers.len() < self.generator.concurrency.max(1)
+        {
+            let leader = leaders.get(&request.prompt).copied();
+            if leader.is_none() && rows > 0 && rows + request.prompt.len() > ROWS && request.sampling.max_tokens > 0 {
+                break;
+            }
+            let ticket = *ticket;
+            let (_, request) = self.waiting.pop_front().expect("it was at the front");
+            if request.sampling.max_tokens == 0 {
+                ended.push((ticket, Completion::new()));
+            } else if let Some(leader) = leader {
+                followers.push((leader, ticket, request));
+            } else {
+                leaders.insert(request.prompt.clone(), self.running.len());
+                rows += request.prompt.len();
+                self.running.push(Running::new(ticket, request, self.generator.model.new_cache()));
+            }
+        }
+        if !self.running.is_empty() {
+            self.generator.step(&mut self.running, followers, &mut self.drafts);
+        }
+        for r in self.running.extract_if(.., |r| r.next.is_empty()) {
+            ended.push((r.ticket, r.done));
+        }
+        ended
+    }
+}
+
+impl Generator<'_> {
     /// Reads what each has to read, draws a token for each and for the followers, which join, and a second one after a right guess.
-    fn step<'r>(&self, running: &mut Vec<Running<'r>>, followers: &[(usize, usize, &'r Request)], drafts: &mut Drafts) {
+    fn step(&self, running: &mut Vec<Running>, followers: Vec<(usize, Ticket, Request)>, drafts: &mut Drafts) {
         let (mut ids, mut positions, mut spans, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for r in running.iter_mut() {
             let start = ids.len();
@@ -178,8 +242,8 @@ impl<'a> Generator<'a> {
         for at in 1..leaders {
             first[at] = first[at - 1] + 1 + usize::from(running[at - 1].has_guess);
         }
-        for &(leader, index, request) in followers {
-            let mut r = Running::new(index, request, running[leader].cache.clone());
+        for (leader, ticket, request) in followers {
+            let mut r = Running::new(ticket, request, running[leader].cache.clone());
             r.length = spans[leader].len();
             self.take(&mut r, &logits, first[leader]);
             spans.push(spans[leader].clone());
@@ -201,10 +265,10 @@ impl<'a> Generator<'a> {
                 span.end -= 1;
             }
         }
-        let further = running.iter().zip(spans).enumerate().filter(|(_, (r, _))| self.can_guess(r));
-        let further: Vec<(usize, Range<usize>)> = further.map(|(at, (_, rows))| (at, rows)).collect();
-        if !further.is_empty() {
-            self.guess(running, &hidden, &ids, &further);
+        let drafting = running.iter().zip(spans).enumerate().filter(|(_, (r, _))| self.can_guess(r));
+        let drafting: Vec<(usize, Range<usize>)> = drafting.map(|(at, (_, rows))| (at, rows)).collect();
+        if !drafting.is_empty() {
+            self.guess(running, &hidden, &ids, &drafting);
         }
     }
 
@@ -224,7 +288,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Whether a guess behind the next token could be of use, and there is a module to make it. Once false, it stays so for a request.
+    /// Whether a guess behind the next token could be of use, and there is an MTP module to make it. Once false, it stays so for a request.
     fn can_guess(&self, r: &Running) -> bool {
         self.speculates
             && self.model.config().num_nextn_predict_layers() > 0
@@ -233,10 +297,10 @@ impl<'a> Generator<'a> {
             && r.length + 1 < self.model.config().max_position_embeddings
     }
 
-    /// Appends a guess to what each of `further` (who, rows of this step that stand) reads next.
-    fn guess(&self, running: &mut [Running], hidden: &Tensor, ids: &[u32], further: &[(usize, Range<usize>)]) {
+    /// Appends a guess to what each of `drafting` (who, rows of this step that stand) reads next.
+    fn guess(&self, running: &mut [Running], hidden: &Tensor, ids: &[u32], drafting: &[(usize, Range<usize>)]) {
         let (mut rows, mut next, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (at, span) in further {
+        for (at, span) in drafting {
             let (r, start) = (&running[*at], rows.len());
             rows.extend(span.start as u32..span.end as u32);
             next.extend(&ids[span.start + 1..span.end]);
@@ -245,16 +309,16 @@ impl<'a> Generator<'a> {
             spans.push(start..rows.len());
         }
         let hidden = self.backend.gather(hidden, &rows);
-        let (mut caches, mut wanted) = (Vec::with_capacity(further.len()), spans.iter().zip(further).peekable());
+        let (mut caches, mut wanted) = (Vec::with_capacity(drafting.len()), spans.iter().zip(drafting).peekable());
         for (at, r) in running.iter_mut().enumerate() {
             if let Some((rows, _)) = wanted.next_if(|(_, (wanted, _))| *wanted == at) {
                 caches.push(CacheRows { rows: rows.clone(), cache: &mut r.cache });
             }
         }
-        let read = self.model.decode_further(self.backend, self.params, &hidden, &next, &positions, &mut caches);
+        let read = self.model.decode_mtp(self.backend, self.params, &hidden, &next, &positions, &mut caches);
         let ends: Vec<u32> = spans.iter().map(|rows| rows.end as u32 - 1).collect();
         let logits = Logits::new(self, &self.backend.gather(&read, &ends));
-        for (row, (at, _)) in further.iter().enumerate() {
+        for (row, (at, _)) in drafting.iter().enumerate() {
             let r = &mut running[*at];
             // with the randomness of its place: the likelier the two distributions agree, the likelier do the draws
             r.next.push(logits.draw(&r.request.sampling, r.request.seed, r.done.tokens.len(), row));
@@ -263,10 +327,10 @@ impl<'a> Generator<'a> {
     }
 }
 
-impl<'a> Running<'a> {
-    fn new(index: usize, request: &'a Request, cache: Cache) -> Self {
+impl Running {
+    fn new(ticket: Ticket, request: Request, cache: Cache) -> Self {
         let next = request.prompt.clone();
-        Self { index, request, cache, next, has_guess: false, length: 0, done: Completion::new() }
+        Self { ticket, request, cache, next, has_guess: false, length: 0, done: Completion::new() }
     }
 }
 

@@ -8,6 +8,6 @@ mod generator;
 mod sampler;
 mod score;
 
-pub use generator::{Completion, Drafts, Finish, Generator, Request};
+pub use generator::{Batcher, Completion, Drafts, Finish, Generator, Request, Ticket};
 pub use sampler::Sampling;
 pub use score::logprobs;

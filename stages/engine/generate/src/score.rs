@@ -1,8 +1,7 @@
 //! Log-probabilities of given sequences, in training's form: for references, rewards and perplexity.
 
 use smelt_kernels::{Backend, Documents};
-use smelt_model::{Balance, Batch, Error, IGNORE, Model, Params};
-use std::cell::RefCell;
+use smelt_model::{Batch, Error, IGNORE, Model, Params};
 
 /// Sequences with the place of the first token to score (at least 1); about `limit` tokens at a time. Returns the log-probability of
 /// every token from there on.
@@ -27,8 +26,7 @@ pub fn logprobs(
         batch.documents = Documents::of_lengths(&lengths);
         model.check(&batch.ids, batch.documents.longest())?;
         model.check(&batch.targets, 0)?;
-        let (head, _) = model.forward(backend, params, &batch, Balance::NONE, &RefCell::default());
-        let mut logp = head.logp.into_iter();
+        let mut logp = model.score(backend, params, &batch).logp.into_iter();
         for (ids, first) in &sequences[start..next] {
             let count = ids.len().saturating_sub((*first).max(1));
             scores.push(logp.by_ref().take(count).collect());

@@ -2,8 +2,9 @@
 
 use smelt_generate::*;
 use smelt_kernels::Cpu;
-use smelt_model::{CacheRows, Config, Family, Init, Kind, Model, Params};
+use smelt_model::{CacheRows, Config, Family, Init, Model, Param, Params, Spec, Start, Update};
 use smelt_text::Tokenizer;
+use std::collections::BTreeMap;
 
 /// One model of every family, each with `limit` positions.
 fn models(limit: usize) -> Vec<(Model, Params)> {
@@ -22,7 +23,7 @@ fn models(limit: usize) -> Vec<(Model, Params)> {
         config.max_position_embeddings = limit;
         let model = Model::new(config).unwrap();
         let mut params = model.init(&Init { seed: 5, embedding: 1.0, router: 0.3, weight: Some(0.3) });
-        for p in params.handles().filter(|&p| params.spec(p).kind == Kind::Zero).collect::<Vec<_>>() {
+        for p in biases(&params) {
             let bias = params.get_mut(p).write::<f32>();
             bias.iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * (i % 7) as f32 - 0.3);
         }
@@ -31,7 +32,13 @@ fn models(limit: usize) -> Vec<(Model, Params)> {
     families.into_iter().map(model).collect()
 }
 
-/// The first of [`models`] with two modules for further tokens, of which the first one guesses.
+/// Those of projections, which start at zero.
+fn biases(params: &Params) -> Vec<Param> {
+    let is_bias = |spec: &Spec| spec.start == Start::Zero && spec.update == Update::Gradient;
+    params.handles().filter(|&p| is_bias(params.spec(p))).collect()
+}
+
+/// The first of [`models`] with two MTP modules, of which the first one guesses.
 fn speculating(limit: usize) -> (Model, Params) {
     let (model, _) = models(limit).remove(0);
     let mut config = model.config().clone();
@@ -157,6 +164,41 @@ fn stop_tokens_and_limits_end_a_completion() {
     assert!(text.contains("21 tokens; the model knows 20 positions"), "{text}");
 }
 
+/// As a server meets them: one after the other, some taken back while they wait or run.
+#[test]
+fn requests_that_come_and_go_have_the_same_bits() {
+    let ((model, params), cpu) = (models(128).remove(0), Cpu::new(2));
+    let generator = Generator::new(&model, &params, &cpu, 5);
+    let (requests, expected) = (requests(), Generator::new(&model, &params, &cpu, 1).run(&requests()).unwrap());
+    let (mut batcher, mut tickets, mut ended) = (Batcher::new(generator), Vec::new(), BTreeMap::new());
+    let mut cancelled = BTreeMap::new();
+    for (i, request) in requests.iter().enumerate() {
+        tickets.push(batcher.add(request.clone()).unwrap());
+        if i % 3 == 2 {
+            ended.extend(batcher.step());
+        }
+        if i % 7 == 6 {
+            for of in [i, i - 3] {
+                cancelled.extend(batcher.cancel(tickets[of]).map(|so_far| (tickets[of], so_far)));
+            }
+        }
+        if let Some(so_far) = batcher.so_far(tickets[i]) {
+            assert_eq!(so_far.tokens, expected[i].tokens[..so_far.tokens.len()]);
+        }
+    }
+    while !batcher.is_idle() {
+        ended.extend(batcher.step());
+    }
+    assert!(cancelled.len() >= 3 && batcher.cancel(tickets[0]).is_none(), "{} were cancelled", cancelled.len());
+    for (i, ticket) in tickets.iter().enumerate() {
+        match (ended.get(ticket), cancelled.get(ticket)) {
+            (Some(found), None) => assert!(same(found, &expected[i]), "request {i}: {found:?} {:?}", expected[i]),
+            (None, Some(found)) => assert_eq!(found.tokens, expected[i].tokens[..found.tokens.len()]),
+            other => panic!("request {i}: {other:?}"),
+        }
+    }
+}
+
 /// All tokens have the bits that they have without guesses: greedy and drawn, alone and in company, up to the last position.
 #[test]
 fn speculation_changes_no_bit() {
@@ -165,10 +207,9 @@ fn speculation_changes_no_bit() {
         let plain = Generator::new(&model, &params, &cpu, 100).run(&requests()).unwrap();
         for concurrency in [1, 5, 100] {
             let generator = Generator { speculates: true, ..Generator::new(&model, &params, &cpu, concurrency) };
-            let mut found = vec![None; plain.len()];
-            let drafts = generator.run_with(&requests(), |i, completion| found[i] = Some(completion)).unwrap();
+            let (found, drafts) = generator.run_counting(&requests()).unwrap();
             for (i, (a, b)) in found.iter().zip(&plain).enumerate() {
-                assert!(same(a.as_ref().unwrap(), b), "request {i} of {concurrency} at once: {a:?} {b:?}");
+                assert!(same(a, b), "request {i} of {concurrency} at once: {a:?} {b:?}");
             }
             // of an untrained module a few guesses are right by chance: both branches are met
             assert!(drafts.accepted > 0 && drafts.accepted < drafts.offered, "{drafts:?}");
@@ -204,7 +245,8 @@ fn a_right_guess_saves_a_step() {
         sampling: Sampling { temperature: 0.0, max_tokens: 41, ..Default::default() },
     };
     let generator = Generator { speculates: true, ..Generator::new(&model, &params, &cpu, 1) };
-    let drafts = generator.run_with(std::slice::from_ref(&request), |_, c| assert_eq!(c.tokens.len(), 41)).unwrap();
+    let (done, drafts) = generator.run_counting(std::slice::from_ref(&request)).unwrap();
+    assert_eq!(done[0].tokens.len(), 41);
     // one token with the prompt, then two a step
     assert_eq!(drafts, Drafts { offered: 20, accepted: 20 });
 }

@@ -35,13 +35,13 @@ pub struct Balance {
     pub weight: f64,
     pub scope: BalanceScope,
     pub counts: BalanceCounts,
-    /// The modules for further tokens have it too.
-    pub further: bool,
+    /// The MTP modules have it too.
+    pub mtp: bool,
 }
 
 impl Balance {
     pub const NONE: Self =
-        Self { weight: 0.0, scope: BalanceScope::Sequence, counts: BalanceCounts::Scores, further: false };
+        Self { weight: 0.0, scope: BalanceScope::Sequence, counts: BalanceCounts::Scores, mtp: false };
 
     /// The weighted loss of one layer, and its gradient in the scores, `[N, E]`.
     pub(crate) fn loss(&self, router: &Router, routing: &Routing, documents: &Documents) -> (f64, Tensor) {

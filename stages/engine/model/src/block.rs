@@ -5,7 +5,7 @@ use crate::experts::ExpertsSaved;
 use crate::layer::RmsNormSaved;
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::{Attention, CacheRows, Config, Cx, Experts, Grads, Kind, Layer, Mlp, RmsNorm};
+use crate::{Attention, CacheRows, Config, Cx, Experts, Grads, Layer, Mlp, RmsNorm, Start};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
@@ -35,11 +35,11 @@ enum FeedForwardSaved {
 }
 
 impl Block {
-    /// `layer` counts from 0; modules for further tokens come after the last.
+    /// `layer` counts from 0; MTP modules come after the last.
     pub(crate) fn new(specs: &mut Specs, c: &Config, layer: usize) -> Self {
         let name = format!("model.layers.{layer}");
         let mut norm = |part: &str| RmsNorm {
-            gain: specs.one(format!("{name}.{part}.weight"), &[c.hidden_size], Kind::Gain),
+            gain: specs.one(format!("{name}.{part}.weight"), &[c.hidden_size], Start::One),
             eps: c.rms_norm_eps,
         };
         let (first, second) = (norm("input_layernorm"), norm("post_attention_layernorm"));

@@ -1,29 +1,27 @@
 //! Checkpoints as Hugging Face lays them out: config.json and safetensors whose names are the parameters' own.
 //!
-//! Bytes in, bytes out. Reading is strict: a tensor that is missing, extra, or of another shape is an error that names it, because
+//! Bytes in, bytes out, tensor by tensor: readers may map files, writers stream them. Reading is strict: a tensor that is missing, extra, or of another shape is an error that names it, because
 //! a model that loads "almost" computes nonsense without a word.
 
-use crate::quantised::{Quantisation, config_with, is_quantised, quantise};
-use crate::{Config, Error, Family, Kind, Model, Params};
+use crate::params::{Part, layer_of};
+use crate::quantised::{Quantisation, config_with, is_quantised, quantise, scale_shape};
+use crate::tensor_file::write_tensors;
+use crate::{Config, Error, Family, Model, Params, Stored};
 use bytemuck::cast_slice;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::Deserialize;
 use serde_json::json;
 use smelt_kernels::{DType, Tensor, bf16};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
 
 /// Bytes of tensors per file; larger models are written in shards with an index.
 const SHARD: usize = 4 << 30;
 const INDEX: &str = ".safetensors.index.json";
 
-/// 3 of `model.layers.3.enorm.weight`.
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
-}
-
 /// `files`: names and contents; those that end in `.safetensors` are read, and an index of them is checked; others are ignored. Weights in
-/// FP8 are multiplied out. Modules for further tokens of which the files hold nothing are left out.
+/// FP8 are dequantised. MTP modules of which the files hold nothing are left out.
 pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<(Model, Params), Error> {
     let mut fields = Config::from_json(config)?;
     let quantisation = Quantisation::from_json(config)?;
@@ -37,10 +35,10 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
         // `tensors()` borrows from `bytes`, not from the list
         found.extend(tensors.tensors());
     }
-    // transformers drops the modules for further tokens, and its config.json goes on naming them
+    // transformers drops the MTP modules, and its config.json goes on naming them
     let last = fields.num_hidden_layers;
-    let has_further = found.keys().any(|name| layer_of(name).is_some_and(|layer| layer >= last));
-    if let (Family::DeepseekV3(v3), false) = (&mut fields.family, has_further) {
+    let has_mtp = found.keys().any(|name| layer_of(name).is_some_and(|layer| layer >= last));
+    if let (Family::DeepseekV3(v3), false) = (&mut fields.family, has_mtp) {
         v3.num_nextn_predict_layers = 0;
     }
     let model = Model::new(fields)?;
@@ -72,10 +70,10 @@ pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8
         }
         values.push(Tensor::new(spec.shape, &flat));
     }
-    // released files repeat the shared tensors under the further modules, and some the head although it is tied
+    // released files repeat the shared tensors under the MTP modules, and some the head although it is tied
     let config = model.config();
-    let further = config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers();
-    for layer in further {
+    let mtp_layers = config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers();
+    for layer in mtp_layers {
         found.remove(&format!("model.layers.{layer}.embed_tokens.weight"));
         found.remove(&format!("model.layers.{layer}.shared_head.head.weight"));
     }
@@ -118,45 +116,113 @@ fn read(name: &str, view: &TensorView, out: &mut Vec<f32>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Tensors of a checkpoint by name: type, shape, bytes.
-type Tensors<'a> = BTreeMap<String, (Dtype, Vec<usize>, Cow<'a, [u8]>)>;
+/// A tensor of a checkpoint that is written when its turn comes: nothing but what it is made of is kept.
+#[derive(Clone)]
+enum Written<'a> {
+    Full {
+        values: &'a [f32],
+        shape: &'a [usize],
+    },
+    Bf16 {
+        values: &'a [f32],
+        shape: &'a [usize],
+    },
+    /// E4M3, or with `is_scale` its scales, `shape` of them.
+    Fp8 {
+        values: &'a [f32],
+        part: &'a Part,
+        is_scale: bool,
+        shape: Vec<usize>,
+    },
+}
 
-/// config.json and the safetensors, as file names and contents: F32, bf16, or E4M3 in blocks of 128 × 128 where bf16 is what is not
-/// quantised. The correction biases stay F32 whatever `dtype` is.
-pub fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8>)> {
+impl View for Written<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Written::Full { .. } | Written::Fp8 { is_scale: true, .. } => Dtype::F32,
+            Written::Bf16 { .. } => Dtype::BF16,
+            Written::Fp8 { .. } => Dtype::F8_E4M3,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Written::Full { shape, .. } | Written::Bf16 { shape, .. } => shape,
+            Written::Fp8 { shape, .. } => shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Written::Full { values, .. } => Cow::Borrowed(cast_slice(values)),
+            Written::Bf16 { values, .. } => {
+                let short: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
+                Cow::Owned(cast_slice(&short).to_vec())
+            }
+            Written::Fp8 { values, part, is_scale, .. } => {
+                let (bytes, scale) = quantise(part, values);
+                Cow::Owned(if *is_scale { cast_slice(&scale).to_vec() } else { bytes })
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape().iter().product::<usize>() * self.dtype().bitsize() / 8
+    }
+}
+
+/// One file of a checkpoint, to be written.
+pub struct CheckpointFile<'a> {
+    pub name: String,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    Json(Vec<u8>),
+    Tensors(Vec<(String, Written<'a>)>),
+}
+
+impl CheckpointFile<'_> {
+    /// Tensor by tensor: the file is never whole in memory.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        match &self.content {
+            Content::Json(bytes) => out.write_all(bytes),
+            Content::Tensors(tensors) => {
+                let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+                write_tensors(tensors.clone(), Some(metadata), out)
+            }
+        }
+    }
+}
+
+/// config.json and the safetensors: F32, bf16, or E4M3 in blocks of 128 × 128 where bf16 is what is not quantised. Parameters that are
+/// [`Stored::Full`] stay F32 whatever `dtype` is.
+pub fn save<'a>(model: &Model, params: &'a Params, dtype: DType) -> Vec<CheckpointFile<'a>> {
     save_in_shards(model, params, dtype, SHARD)
 }
 
 /// With at most `limit` bytes of tensors per file, but at least one tensor.
-fn save_in_shards(model: &Model, params: &Params, dtype: DType, limit: usize) -> Vec<(String, Vec<u8>)> {
-    let (mut tensors, mut plain) = (Tensors::new(), Vec::new());
+fn save_in_shards<'a>(model: &Model, params: &'a Params, dtype: DType, limit: usize) -> Vec<CheckpointFile<'a>> {
+    let (mut tensors, mut plain) = (BTreeMap::new(), Vec::new());
     for (_, spec, value) in params.iter() {
-        let mut start = 0;
-        for part in &spec.parts {
-            let len: usize = part.shape.iter().product();
-            let values = &value.read::<f32>()[start..start + len];
-            start += len;
-            if dtype == DType::E4m3 && is_quantised(spec.kind, part) {
-                let (bytes, scale, shape) = quantise(part, values);
-                let scale = Cow::Owned(cast_slice(&scale).to_vec());
-                tensors.insert(format!("{}_scale_inv", part.name), (Dtype::F32, shape, scale));
-                tensors.insert(part.name.clone(), (Dtype::F8_E4M3, part.shape.clone(), Cow::Owned(bytes)));
+        for (part, span) in spec.spans() {
+            let (values, shape) = (&value.read::<f32>()[span], part.shape.as_slice());
+            if dtype == DType::E4m3 && is_quantised(spec.stored, part) {
+                let scale = Written::Fp8 { values, part, is_scale: true, shape: scale_shape(part) };
+                tensors.insert(format!("{}_scale_inv", part.name), scale);
+                let bytes = Written::Fp8 { values, part, is_scale: false, shape: shape.to_vec() };
+                tensors.insert(part.name.clone(), bytes);
                 continue;
             }
-            if spec.kind == Kind::Weight {
+            if spec.stored == Stored::Linear {
                 plain.push(part.name.clone());
             }
-            let is_plain = dtype == DType::F32 || part.name.ends_with("e_score_correction_bias");
-            let (kind, bytes) = if is_plain {
-                (Dtype::F32, Cow::Borrowed(cast_slice(values)))
-            } else {
-                let short: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-                (Dtype::BF16, Cow::Owned(cast_slice(&short).to_vec()))
-            };
-            tensors.insert(part.name.clone(), (kind, part.shape.clone(), bytes));
+            let is_full = dtype == DType::F32 || spec.stored == Stored::Full;
+            let written = if is_full { Written::Full { values, shape } } else { Written::Bf16 { values, shape } };
+            tensors.insert(part.name.clone(), written);
         }
     }
-    // vLLM looks for the shared tensors under each further module too
+    // vLLM looks for the shared tensors under each MTP module too
     let config = model.config();
     for layer in config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers() {
         let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
@@ -168,39 +234,38 @@ fn save_in_shards(model: &Model, params: &Params, dtype: DType, limit: usize) ->
     }
     let json = config.to_json();
     let json = if dtype == DType::E4m3 { config_with(&json, &plain) } else { json };
-    let mut files = vec![("config.json".to_owned(), json)];
+    let mut files = vec![CheckpointFile { name: "config.json".into(), content: Content::Json(json) }];
     files.extend(shards(tensors, limit));
     files
 }
 
-fn shards(tensors: Tensors, limit: usize) -> Vec<(String, Vec<u8>)> {
-    let total: usize = tensors.values().map(|(_, _, bytes)| bytes.len()).sum();
+fn shards(tensors: BTreeMap<String, Written>, limit: usize) -> Vec<CheckpointFile> {
+    let total: usize = tensors.values().map(View::data_len).sum();
     let (mut groups, mut bytes_in_last) = (vec![Vec::new()], 0);
-    for (name, (dtype, shape, bytes)) in &tensors {
-        if bytes_in_last + bytes.len() > limit && bytes_in_last > 0 {
+    for (name, tensor) in tensors {
+        let bytes = tensor.data_len();
+        if bytes_in_last + bytes > limit && bytes_in_last > 0 {
             groups.push(Vec::new());
             bytes_in_last = 0;
         }
-        bytes_in_last += bytes.len();
-        let view = TensorView::new(*dtype, shape.clone(), bytes).expect("a part's bytes fit its shape");
-        groups.last_mut().expect("there is a first").push((name.as_str(), view));
+        bytes_in_last += bytes;
+        groups.last_mut().expect("there is a first").push((name, tensor));
     }
     let count = groups.len();
     let (mut files, mut map) = (Vec::new(), serde_json::Map::new());
     for (i, group) in groups.into_iter().enumerate() {
-        let file = if count == 1 {
+        let name = if count == 1 {
             "model.safetensors".into()
         } else {
             format!("model-{:05}-of-{count:05}.safetensors", i + 1)
         };
-        map.extend(group.iter().map(|(name, _)| (name.to_string(), file.as_str().into())));
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let bytes = safetensors::serialize(group, Some(metadata)).expect("names are unique and shapes fit");
-        files.push((file, bytes));
+        map.extend(group.iter().map(|(tensor, _)| (tensor.clone(), name.as_str().into())));
+        files.push(CheckpointFile { name, content: Content::Tensors(group) });
     }
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        files.push(("model.safetensors.index.json".into(), serde_json::to_vec_pretty(&index).expect("plain JSON")));
+        let index = serde_json::to_vec_pretty(&index).expect("plain JSON");
+        files.push(CheckpointFile { name: "model.safetensors.index.json".into(), content: Content::Json(index) });
     }
     files
 }
@@ -212,6 +277,20 @@ mod tests {
     use crate::testing::{deepseek, dense, tiny};
 
     const INIT: Init = Init { seed: 1, embedding: 0.5, router: 0.1, weight: None };
+
+    fn written(files: Vec<CheckpointFile>) -> Vec<(String, Vec<u8>)> {
+        let bytes = |file: CheckpointFile| {
+            let mut bytes = Vec::new();
+            file.write(&mut bytes).unwrap();
+            (file.name, bytes)
+        };
+        files.into_iter().map(bytes).collect()
+    }
+
+    /// What a directory holds after the checkpoint was written to it.
+    fn save(model: &Model, params: &Params, dtype: DType) -> Vec<(String, Vec<u8>)> {
+        written(super::save(model, params, dtype))
+    }
 
     fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, &[u8])> {
         files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect()
@@ -286,7 +365,7 @@ mod tests {
         assert!(saved > 2 * params.count() * 9 / 10, "{saved} bytes"); // two per element; the header differs a little
         let (_, loaded) = load(&half[0].1, borrowed(&half)).unwrap();
         for ((_, spec, a), (_, _, b)) in params.iter().zip(loaded.iter()) {
-            let rounded = if spec.kind == Kind::Bias { a.clone() } else { a.cast(DType::Bf16).cast(DType::F32) };
+            let rounded = if spec.stored == Stored::Full { a.clone() } else { a.cast(DType::Bf16).cast(DType::F32) };
             assert_eq!(rounded.read::<f32>(), b.read::<f32>());
         }
     }
@@ -295,7 +374,7 @@ mod tests {
     fn shards_are_read_through_their_index() {
         let model = Model::new(tiny()).unwrap();
         let params = model.init(&INIT);
-        let files = save_in_shards(&model, &params, DType::F32, 4000);
+        let files = written(save_in_shards(&model, &params, DType::F32, 4000));
         assert!(files.len() > 5, "{} files", files.len());
         assert_eq!(files.last().unwrap().0, "model.safetensors.index.json");
         let (_, loaded) = load(&files[0].1, borrowed(&files)).unwrap();
@@ -322,12 +401,12 @@ mod tests {
         let text = load_as(|c| deepseek(c).n_shared_experts = 0);
         assert!(text.contains("`model.layers.1.mlp.shared_experts.down_proj.weight` is in the checkpoint"), "{text}");
         let text = load(&tiny().to_json(), [("model.safetensors", &files[1].1[..100])]).err().unwrap().to_string();
-        assert!(text.contains("the file may be cut short"), "{text}");
+        assert!(text.starts_with("`model.safetensors` is no safetensors file: "), "{text}");
     }
 
     /// As transformers saves a DeepSeek-V3 that it has loaded.
     #[test]
-    fn modules_for_further_tokens_that_no_file_holds_are_left_out() {
+    fn mtp_modules_that_no_file_holds_are_left_out() {
         let model = Model::new(tiny()).unwrap();
         let files = save(&model, &model.init(&INIT), DType::F32);
         let mut config = tiny();

@@ -162,7 +162,7 @@ impl Config {
         }
     }
 
-    /// Modules that predict further tokens.
+    /// Modules for multi-token prediction (MTP).
     pub fn num_nextn_predict_layers(&self) -> usize {
         match &self.family {
             Family::DeepseekV3(v3) => v3.num_nextn_predict_layers,
@@ -170,7 +170,7 @@ impl Config {
         }
     }
 
-    /// The sizes of a layer's experts, when it has some. Layers after the last are the modules for further tokens.
+    /// The sizes of a layer's experts, when it has some. Layers after the last are the MTP modules.
     pub fn experts(&self, layer: usize) -> Option<&DeepseekV3> {
         match &self.family {
             Family::DeepseekV3(v3) if layer >= v3.first_k_dense_replace => Some(v3),
@@ -308,13 +308,17 @@ mod tests {
         );
     }
 
+    fn told(error: Error) -> String {
+        format!("{error}\nhint: {}", smelt_schemas::Fault::hint(&error).unwrap())
+    }
+
     #[test]
     fn what_a_dense_family_cannot_be_is_named() {
         let refused = |change: Value| {
             let Ok(Value::Object(mut fields)) = serde_json::from_slice(&dense()[1].to_json()) else { unreachable!() };
             let Value::Object(change) = change else { unreachable!() };
             fields.extend(change);
-            Config::from_json(&serde_json::to_vec(&fields).unwrap()).unwrap_err().to_string()
+            told(Config::from_json(&serde_json::to_vec(&fields).unwrap()).unwrap_err())
         };
         let texts = [
             (
@@ -389,7 +393,7 @@ mod tests {
         let refused = |change: fn(&mut Config)| {
             let mut config = tiny();
             change(&mut config);
-            config.check().unwrap_err().to_string()
+            told(config.check().unwrap_err())
         };
         let text = refused(|c| deepseek(c).num_experts_per_tok = 9);
         assert!(text.contains("`num_experts_per_tok` is 9, 4 experts can be reached"), "{text}");

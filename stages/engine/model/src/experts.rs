@@ -6,28 +6,52 @@
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
 use crate::product::Product;
-use crate::{Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, Mlp, Param};
+use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Start};
 use smelt_kernels::{Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
 pub struct Experts {
     layer: usize,
-    router: Router,
-    gate: Linear,   // [E, D]
+    choice: Router,
+    router: Linear, // [E, D]
     bias: Param,    // [E]
     gate_up: Param, // [E, 2F, D]
     down: Param,    // [E, D, F]
     shared: Option<Mlp>,
 }
 
-pub struct ExpertsSaved {
-    x: Tensor, // [N, D]
+// The layer is cut at route → dispatch → experts → combine. The types between the cuts keep that order, forward and backward; with
+// expert parallelism the two all-to-all lie in dispatch and combine, and another micro-batch computes meanwhile.
+
+/// Which experts the tokens go to.
+struct Routed {
     routing: Routing,
     dscores: Option<Tensor>, // of the balance loss, [N, E]
-    dispatched: Tensor,      // [R, D]
-    h: Tensor,               // [R, 2F]
-    act: Tensor,             // [R, F]
-    rows: Tensor,            // [R, D]
+}
+
+/// Rows by expert.
+struct Dispatched(Tensor); // [R, D]
+
+/// What the experts gave, by row.
+struct Computed(Tensor); // [R, D]
+
+/// The gradients of the values of the same name.
+struct DComputed(Tensor); // [R, D]
+struct DDispatched(Tensor); // [R, D]
+struct DWeights(Tensor); // of the routed weights, [N, K]
+
+/// What the experts' backward needs.
+struct ComputedSaved {
+    x: Dispatched,
+    h: Tensor,   // [R, 2F]
+    act: Tensor, // [R, F]
+}
+
+pub struct ExpertsSaved {
+    x: Tensor, // [N, D]
+    routed: Routed,
+    inside: ComputedSaved,
+    computed: Computed,
     shared: Option<MlpSaved>,
 }
 
@@ -40,11 +64,11 @@ impl Experts {
         let gate_up = (0..e).flat_map(|e| [expert(e, "gate", [f, d]), expert(e, "up", [f, d])]);
         Self {
             layer,
-            router: v3.router(),
-            gate: Linear { w: specs.one(format!("{name}.gate.weight"), &[e, d], Kind::Router) },
-            bias: specs.one(format!("{name}.gate.e_score_correction_bias"), &[e], Kind::Bias),
-            gate_up: specs.add(&[e, 2 * f, d], Kind::Weight, gate_up),
-            down: specs.add(&[e, d, f], Kind::Weight, (0..e).map(|e| expert(e, "down", [d, f]))),
+            choice: v3.router(),
+            router: Linear { w: specs.one(format!("{name}.gate.weight"), &[e, d], Start::Router) },
+            bias: specs.correction(format!("{name}.gate.e_score_correction_bias"), e),
+            gate_up: specs.packed(&[e, 2 * f, d], gate_up),
+            down: specs.packed(&[e, d, f], (0..e).map(|e| expert(e, "down", [d, f]))),
             shared: (v3.n_shared_experts > 0)
                 .then(|| Mlp::new(specs, &format!("{name}.shared_experts"), d, f * v3.n_shared_experts)),
         }
@@ -58,35 +82,81 @@ impl Experts {
         self.layer
     }
 
-    fn route(&self, cx: &Cx, x: &Tensor) -> Routing {
-        let routing = cx.backend.route(&self.router, &self.gate.apply(&cx.full(), x), cx.params.get(self.bias));
+    fn route(&self, cx: &Cx, x: &Tensor) -> Routed {
+        let routing = cx.backend.route(&self.choice, &self.router.apply(&cx.full(), x), cx.params.get(self.bias));
         let mut stats = cx.stats.borrow_mut();
-        let loads = stats.loads.entry(self.layer).or_insert_with(|| vec![0; self.router.experts]);
+        let loads = stats.loads.entry(self.layer).or_insert_with(|| vec![0; self.choice.experts]);
         loads.iter_mut().zip(routing.segments.iter()).for_each(|(load, rows)| *load += rows.len() as u64);
         if stats.keeps_routes {
             stats.routes.entry(self.layer).or_default().extend(&routing.ids);
         }
-        routing
+        let dscores = (cx.balance.weight > 0.0).then(|| {
+            let (loss, dscores) = cx.balance.loss(&self.choice, &routing, cx.documents);
+            stats.balance += loss;
+            dscores
+        });
+        Routed { routing, dscores }
     }
 
-    /// Dispatched rows through their experts: h, act and the experts' outputs.
-    fn run(&self, cx: &Cx, dispatched: &Tensor, routing: &Routing) -> [Tensor; 3] {
-        let segments = Some(&routing.segments);
-        let h = Product { w: self.gate_up, segments }.forward(cx, dispatched);
+    fn dispatch(&self, cx: &Cx, x: &Tensor, routed: &Routed) -> Dispatched {
+        Dispatched(cx.backend.gather(x, &routed.routing.tokens))
+    }
+
+    fn compute(&self, cx: &Cx, x: Dispatched, routed: &Routed) -> (Computed, ComputedSaved) {
+        let segments = Some(&routed.routing.segments);
+        let h = Product { w: self.gate_up, segments }.forward(cx, &x.0);
         let act = cx.backend.swiglu(&h);
         let y = Product { w: self.down, segments }.forward(cx, &act);
-        [h, act, y]
+        (Computed(y), ComputedSaved { x, h, act })
+    }
+
+    /// Adds the experts' rows to y `[N, D]`.
+    fn combine(&self, cx: &Cx, computed: &Computed, routed: &Routed, y: &mut Tensor) {
+        cx.backend.combine(&computed.0, &routed.routing, y);
+    }
+
+    fn combine_backward(&self, cx: &Cx, computed: &Computed, routed: &Routed, dy: &Tensor) -> (DComputed, DWeights) {
+        let (drows, dweights) = cx.backend.combine_backward(&computed.0, &routed.routing, dy);
+        (DComputed(drows), DWeights(dweights))
+    }
+
+    fn compute_backward(
+        &self,
+        cx: &Cx,
+        s: ComputedSaved,
+        dy: DComputed,
+        routed: &Routed,
+        grads: &mut Grads,
+    ) -> DDispatched {
+        let (segments, dtype) = (Some(&routed.routing.segments), dy.0.dtype());
+        let mut dact = Tensor::empty(s.act.shape(), dtype);
+        Product { w: self.down, segments }.backward(cx, s.act, dy.0, &mut dact, Write::Set, grads);
+        let dh = cx.backend.swiglu_backward(&s.h, &dact);
+        let mut dx = Tensor::empty(s.x.0.shape(), dtype);
+        Product { w: self.gate_up, segments }.backward(cx, s.x.0, dh, &mut dx, Write::Set, grads);
+        DDispatched(dx)
+    }
+
+    /// Adds to dx `[N, D]`.
+    fn dispatch_backward(&self, cx: &Cx, d: &DDispatched, routed: &Routed, dx: &mut Tensor) {
+        cx.backend.gather_backward(&d.0, &routed.routing.slots, dx);
+    }
+
+    /// Adds to dx `[N, D]`.
+    fn route_backward(&self, cx: &Cx, x: Tensor, routed: &Routed, d: &DWeights, dx: &mut Tensor, grads: &mut Grads) {
+        let dlogits = cx.backend.route_backward(&self.choice, &routed.routing, &d.0, routed.dscores.as_ref());
+        self.router.backward_into(&cx.full(), x, dlogits, dx, Write::Add, grads);
     }
 
     /// Without saving anything.
     pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
-        let routing = self.route(cx, x);
-        let [_, _, rows] = self.run(cx, &cx.backend.gather(x, &routing.tokens), &routing);
+        let routed = self.route(cx, x);
+        let (computed, _) = self.compute(cx, self.dispatch(cx, x, &routed), &routed);
         let mut y = match &self.shared {
             Some(shared) => shared.apply(cx, x),
             None => Tensor::zeros(x.shape(), x.dtype()),
         };
-        cx.backend.combine(&rows, &routing, &mut y);
+        self.combine(cx, &computed, &routed, &mut y);
         y
     }
 }
@@ -95,14 +165,8 @@ impl Layer for Experts {
     type Saved = ExpertsSaved;
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, ExpertsSaved) {
-        let routing = self.route(cx, &x);
-        let dscores = (cx.balance.weight > 0.0).then(|| {
-            let (loss, dscores) = cx.balance.loss(&self.router, &routing, cx.documents);
-            cx.stats.borrow_mut().balance += loss;
-            dscores
-        });
-        let dispatched = cx.backend.gather(&x, &routing.tokens);
-        let [h, act, rows] = self.run(cx, &dispatched, &routing);
+        let routed = self.route(cx, &x);
+        let (computed, inside) = self.compute(cx, self.dispatch(cx, &x, &routed), &routed);
         let (mut y, shared) = match &self.shared {
             Some(shared) => {
                 let (y, saved) = shared.forward(cx, x.clone());
@@ -110,25 +174,19 @@ impl Layer for Experts {
             }
             None => (Tensor::zeros(x.shape(), x.dtype()), None),
         };
-        cx.backend.combine(&rows, &routing, &mut y);
-        (y, ExpertsSaved { x, routing, dscores, dispatched, h, act, rows, shared })
+        self.combine(cx, &computed, &routed, &mut y);
+        (y, ExpertsSaved { x, routed, inside, computed, shared })
     }
 
     fn backward(&self, cx: &Cx, s: ExpertsSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let segments = Some(&s.routing.segments);
-        let (drows, dweights) = cx.backend.combine_backward(&s.rows, &s.routing, &dy);
-        let mut dact = Tensor::empty(s.act.shape(), dy.dtype());
-        Product { w: self.down, segments }.backward(cx, s.act, drows, &mut dact, Write::Set, grads);
-        let dh = cx.backend.swiglu_backward(&s.h, &dact);
-        let mut ddispatched = Tensor::empty(s.dispatched.shape(), dy.dtype());
-        Product { w: self.gate_up, segments }.backward(cx, s.dispatched, dh, &mut ddispatched, Write::Set, grads);
+        let (dcomputed, dweights) = self.combine_backward(cx, &s.computed, &s.routed, &dy);
+        let ddispatched = self.compute_backward(cx, s.inside, dcomputed, &s.routed, grads);
         let mut dx = match (&self.shared, s.shared) {
             (Some(shared), Some(saved)) => shared.backward(cx, saved, dy, grads),
             _ => Tensor::zeros(s.x.shape(), dy.dtype()),
         };
-        cx.backend.gather_backward(&ddispatched, &s.routing.slots, &mut dx);
-        let dlogits = cx.backend.route_backward(&self.router, &s.routing, &dweights, s.dscores.as_ref());
-        self.gate.backward_into(&cx.full(), s.x, dlogits, &mut dx, Write::Add, grads);
+        self.dispatch_backward(cx, &ddispatched, &s.routed, &mut dx);
+        self.route_backward(cx, s.x, &s.routed, &dweights, &mut dx, grads);
         dx
     }
 }
@@ -159,7 +217,7 @@ mod tests {
         };
         for scope in [BalanceScope::Sequence, BalanceScope::Batch] {
             for counts in [BalanceCounts::Scores, BalanceCounts::Routes] {
-                let balance = Balance { weight: 0.7, scope, counts, further: true };
+                let balance = Balance { weight: 0.7, scope, counts, mtp: true };
                 check_gradients_with(&[6, 3], 12, layer, tiny().hidden_size, balance);
             }
         }

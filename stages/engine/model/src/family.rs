@@ -30,7 +30,7 @@ pub enum Family {
 pub struct DeepseekV3 {
     /// Width of one expert.
     pub moe_intermediate_size: usize,
-    /// Modules that predict further tokens (multi-token prediction).
+    /// Modules for multi-token prediction (MTP).
     #[serde(default)]
     pub num_nextn_predict_layers: usize,
     #[serde(default)]

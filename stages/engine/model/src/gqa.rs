@@ -4,7 +4,7 @@
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
 use crate::projection::Projection;
-use crate::{CacheRows, Config, Cx, Grads, Grouped, Kind, Layer, RmsNorm};
+use crate::{CacheRows, Config, Cx, Grads, Grouped, Layer, RmsNorm, Start};
 use smelt_kernels::{CachedRows, GroupedShape, Softmax, Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ impl Gqa {
         let [k, v] = ["k", "v"].map(|part| projection(part, kv_width, d, g.has_qkv_bias));
         let o = projection("o", d, q_width, g.has_o_bias);
         let mut norm = |part: &str| RmsNorm {
-            gain: specs.one(format!("{name}.{part}_norm.weight"), &[dim], Kind::Gain),
+            gain: specs.one(format!("{name}.{part}_norm.weight"), &[dim], Start::One),
             eps: c.rms_norm_eps,
         };
         Self { shape, q, k, v, o, norms: g.has_norms.then(|| ["q", "k"].map(&mut norm)) }

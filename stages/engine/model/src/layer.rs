@@ -1,44 +1,8 @@
 //! The contract of a differentiable layer, and the leaves that need no thought.
 
 use crate::product::Product;
-use crate::{Balance, Grads, Param, Params, Precision};
-use smelt_kernels::{Backend, Documents, Rope, Tensor, Write};
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-
-/// What a layer may touch while it runs.
-#[derive(Clone, Copy)]
-pub struct Cx<'a> {
-    pub backend: &'a dyn Backend,
-    pub params: &'a Params,
-    pub documents: &'a Documents,
-    pub rope: &'a Rope,
-    pub balance: Balance,
-    pub precision: Precision,
-    pub stats: &'a RefCell<Stats>,
-}
-
-impl Cx<'_> {
-    /// For a layer whose products stay in f32 whatever the rest does.
-    pub fn full(&self) -> Self {
-        Self { precision: Precision::Fp32, ..*self }
-    }
-}
-
-/// What a pass tells besides its result.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Rows each expert got, by layer.
-    pub loads: BTreeMap<usize, Vec<u64>>,
-    /// Balance loss so far, already weighted.
-    pub balance: f64,
-    /// Keep the experts of every token in `routes`, for tests and analysis.
-    pub keeps_routes: bool,
-    /// `[N, K]` by layer.
-    pub routes: BTreeMap<usize, Vec<u32>>,
-    /// An infinite or NaN value was quantised: where FP8 saturates, the loss alone would not tell.
-    pub has_saturated: bool,
-}
+use crate::{Cx, Grads, Param};
+use smelt_kernels::{Tensor, Write};
 
 /// A function and its derivative, side by side. `Saved` is everything backward needs, by name; it is moved.
 pub trait Layer {
@@ -106,12 +70,12 @@ impl Layer for RmsNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Kind;
+    use crate::Start;
     use crate::testing::check_gradients;
 
     #[test]
     fn linear_has_the_gradient_of_its_loss() {
-        check_gradients(&[4, 3], 5, |specs, _| Linear { w: specs.one("w".into(), &[5, 6], Kind::Weight) }, 6);
+        check_gradients(&[4, 3], 5, |specs, _| Linear { w: specs.linear("w".into(), &[5, 6]) }, 6);
     }
 
     #[test]
@@ -119,7 +83,7 @@ mod tests {
         check_gradients(
             &[140],
             8,
-            |specs, _| RmsNorm { gain: specs.one("gain".into(), &[8], Kind::Embedding), eps: 1e-3 },
+            |specs, _| RmsNorm { gain: specs.one("gain".into(), &[8], Start::Embedding), eps: 1e-3 },
             8,
         );
     }

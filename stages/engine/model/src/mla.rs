@@ -7,7 +7,7 @@
 
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
-use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Kind, Layer, Linear, RmsNorm};
+use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Layer, Linear, RmsNorm, Start};
 use smelt_kernels::{AttentionShape, CachedRows, Softmax, Tensor, Write};
 
 const LATENT_EPS: f64 = 1e-6;
@@ -75,7 +75,7 @@ impl Mla {
         let shape = v3.attention_shape(c);
         let (d, latent) = (c.hidden_size, v3.kv_lora_rank);
         let mut linear = |part: &str, out: usize, inner: usize| Linear {
-            w: specs.one(format!("{name}.{part}.weight"), &[out, inner], Kind::Weight),
+            w: specs.linear(format!("{name}.{part}.weight"), &[out, inner]),
         };
         let q_width = shape.heads * (shape.nope + shape.rope);
         let projections = match v3.q_lora_rank {
@@ -86,7 +86,7 @@ impl Mla {
         let kv_b = linear("kv_b_proj", shape.heads * (shape.nope + shape.value), latent);
         let o = linear("o_proj", d, shape.heads * shape.value);
         let mut norm = |part: &str, width: usize| RmsNorm {
-            gain: specs.one(format!("{name}.{part}.weight"), &[width], Kind::Gain),
+            gain: specs.one(format!("{name}.{part}.weight"), &[width], Start::One),
             eps: LATENT_EPS,
         };
         let query = match projections {

@@ -1,7 +1,7 @@
 //! SwiGLU feed-forward (Shazeer 2020): `down(silu(gate(x)) · up(x))`, gate and up in one product.
 
 use crate::params::Specs;
-use crate::{Cx, Grads, Kind, Layer, Linear};
+use crate::{Cx, Grads, Layer, Linear};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
@@ -13,8 +13,8 @@ pub struct Mlp {
 impl Mlp {
     pub(crate) fn new(specs: &mut Specs, name: &str, d: usize, f: usize) -> Self {
         let half = |part: &str| (format!("{name}.{part}_proj.weight"), vec![f, d]);
-        let gate_up = Linear { w: specs.add(&[2 * f, d], Kind::Weight, [half("gate"), half("up")]) };
-        Self { gate_up, down: Linear { w: specs.one(format!("{name}.down_proj.weight"), &[d, f], Kind::Weight) } }
+        let gate_up = Linear { w: specs.packed(&[2 * f, d], [half("gate"), half("up")]) };
+        Self { gate_up, down: Linear { w: specs.linear(format!("{name}.down_proj.weight"), &[d, f]) } }
     }
 
     /// Without saving anything.

@@ -7,7 +7,7 @@
 use crate::block::BlockSaved;
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
-use crate::{Block, CacheRows, Config, Cx, Experts, Grads, Kind, Layer, Linear, RmsNorm};
+use crate::{Block, CacheRows, Config, Cx, Experts, Grads, Layer, Linear, RmsNorm, Start};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
@@ -31,11 +31,11 @@ impl Mtp {
     pub(crate) fn new(specs: &mut Specs, c: &Config, layer: usize) -> Self {
         let (name, d) = (format!("model.layers.{layer}"), c.hidden_size);
         let mut norm = |part: &str| RmsNorm {
-            gain: specs.one(format!("{name}.{part}.weight"), &[d], Kind::Gain),
+            gain: specs.one(format!("{name}.{part}.weight"), &[d], Start::One),
             eps: c.rms_norm_eps,
         };
         let (enorm, hnorm, last) = (norm("enorm"), norm("hnorm"), norm("shared_head.norm"));
-        let eh_proj = Linear { w: specs.one(format!("{name}.eh_proj.weight"), &[d, 2 * d], Kind::Weight) };
+        let eh_proj = Linear { w: specs.linear(format!("{name}.eh_proj.weight"), &[d, 2 * d]) };
         Self { enorm, hnorm, eh_proj, block: Block::new(specs, c, layer), norm: last }
     }
 

@@ -3,35 +3,55 @@
 //! A parameter's one name is Hugging Face's. A packed tensor (gate and up of a feed-forward layer; all experts of a layer) lists the
 //! names it holds in the order of memory; the optimizer walks packed tensors, checkpoints the parts.
 
-use crate::Cx;
-use smelt_kernels::fp8::Operand;
-use smelt_kernels::{Backend, DType, Segments, Shape, Tensor, Write, random};
+use smelt_kernels::{Backend, DType, Shape, Tensor, random};
+use std::ops::Range;
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Param(usize);
 
 impl Param {
+    pub(crate) fn at(index: usize) -> Self {
+        Self(index)
+    }
+
     pub fn index(self) -> usize {
         self.0
     }
 }
 
-/// How a parameter starts, and whether gradients reach it.
+/// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum Start {
+    /// Normal draws, by [`Init::weight`].
     Weight,
+    /// Normal draws, by [`Init::embedding`].
     Embedding,
-    /// The router's weight.
+    /// Normal draws, by [`Init::router`].
     Router,
-    /// A norm's gain, from 1.
-    Gain,
-    /// The router's correction bias: selects, has no gradient, moves by its own rule.
-    Bias,
-    /// Starts at these values (the reward model's likelihood weights).
-    Fixed([f64; 2]),
-    /// Starts at zero.
+    One,
     Zero,
+    Values(&'static [f32]),
+}
+
+/// What moves a parameter in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// Its gradient, through the optimizer.
+    Gradient,
+    /// A rule of its own, such as that of a router's correction bias. It has no gradient and no moments.
+    Rule,
+}
+
+/// How a checkpoint stores a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// A linear layer's weight: in the checkpoint's type, FP8 in blocks included.
+    Linear,
+    /// In the checkpoint's type, or bf16 where that is FP8.
+    Plain,
+    /// In f32, whatever the checkpoint's type.
+    Full,
 }
 
 /// One tensor of a checkpoint.
@@ -41,12 +61,32 @@ pub struct Part {
     pub shape: Vec<usize>,
 }
 
+impl Part {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub shape: Shape,
-    pub kind: Kind,
+    pub start: Start,
+    pub update: Update,
+    pub stored: Stored,
     /// One after the other in memory.
     pub parts: Vec<Part>,
+}
+
+impl Spec {
+    /// The parts with the elements that each has of the packed tensor.
+    pub fn spans(&self) -> impl Iterator<Item = (&Part, Range<usize>)> {
+        let mut end = 0;
+        self.parts.iter().map(move |part| {
+            let start = end;
+            end += part.elements();
+            (part, start..end)
+        })
+    }
 }
 
 /// Standard deviations of normal draws.
@@ -64,21 +104,41 @@ pub struct Init {
 pub(crate) struct Specs(pub Vec<Spec>);
 
 impl Specs {
-    pub fn add(&mut self, shape: &[usize], kind: Kind, parts: impl IntoIterator<Item = (String, Vec<usize>)>) -> Param {
-        let parts: Vec<Part> = parts.into_iter().map(|(name, shape)| Part { name, shape }).collect();
-        let shape = Shape::from(shape);
-        debug_assert_eq!(parts.iter().map(|p| p.shape.iter().product::<usize>()).sum::<usize>(), shape.len());
-        self.0.push(Spec { shape, kind, parts });
+    fn add(&mut self, spec: Spec) -> Param {
+        debug_assert_eq!(spec.parts.iter().map(Part::elements).sum::<usize>(), spec.shape.len());
+        self.0.push(spec);
         Param(self.0.len() - 1)
     }
 
-    pub fn one(&mut self, name: String, shape: &[usize], kind: Kind) -> Param {
-        self.add(shape, kind, [(name, shape.to_vec())])
+    /// A tensor of one part that its gradient moves.
+    pub(crate) fn one(&mut self, name: String, shape: &[usize], start: Start) -> Param {
+        let parts = vec![Part { name, shape: shape.to_vec() }];
+        self.add(Spec { shape: shape.into(), start, update: Update::Gradient, stored: Stored::Plain, parts })
+    }
+
+    /// The weight of a linear layer.
+    pub(crate) fn linear(&mut self, name: String, shape: &[usize]) -> Param {
+        let part = (name, shape.to_vec());
+        self.packed(shape, [part])
+    }
+
+    /// Weights of linear layers in one tensor.
+    pub(crate) fn packed(&mut self, shape: &[usize], parts: impl IntoIterator<Item = (String, Vec<usize>)>) -> Param {
+        let parts = parts.into_iter().map(|(name, shape)| Part { name, shape }).collect();
+        let (start, update) = (Start::Weight, Update::Gradient);
+        self.add(Spec { shape: shape.into(), start, update, stored: Stored::Linear, parts })
+    }
+
+    /// A router's correction bias.
+    pub(crate) fn correction(&mut self, name: String, experts: usize) -> Param {
+        let parts = vec![Part { name, shape: vec![experts] }];
+        let shape = Shape::from(&[experts][..]);
+        self.add(Spec { shape, start: Start::Zero, update: Update::Rule, stored: Stored::Full, parts })
     }
 
     /// All trainable elements.
     pub fn count(&self) -> usize {
-        self.0.iter().filter(|spec| spec.kind != Kind::Bias).map(|spec| spec.shape.len()).sum()
+        self.0.iter().filter(|spec| spec.update == Update::Gradient).map(|spec| spec.shape.len()).sum()
     }
 }
 
@@ -99,16 +159,16 @@ impl Params {
             for part in &spec.parts {
                 let stream = part.name.bytes().fold(0, |hash, byte| random::mix(hash ^ u64::from(byte)));
                 let inputs = part.shape.last().copied().unwrap_or(1) as f64;
-                let std = match spec.kind {
-                    Kind::Weight => init.weight.unwrap_or(1.0 / (3.0 * inputs).sqrt()),
-                    Kind::Embedding => init.embedding,
-                    Kind::Router => init.router,
-                    _ => 0.0,
+                let std = match spec.start {
+                    Start::Weight => init.weight.unwrap_or(1.0 / (3.0 * inputs).sqrt()),
+                    Start::Embedding => init.embedding,
+                    Start::Router => init.router,
+                    Start::One | Start::Zero | Start::Values(_) => 0.0,
                 };
-                values.extend((0..part.shape.iter().product::<usize>()).map(|i| match spec.kind {
-                    Kind::Gain => 1.0,
-                    Kind::Bias | Kind::Zero => 0.0,
-                    Kind::Fixed(values) => values[i] as f32,
+                values.extend((0..part.elements()).map(|i| match spec.start {
+                    Start::One => 1.0,
+                    Start::Zero => 0.0,
+                    Start::Values(values) => values[i],
                     _ => (std * random::normal(init.seed, stream, i as u64)) as f32,
                 }));
             }
@@ -158,7 +218,7 @@ impl Params {
     /// Packs the weights once for many small batches: for generation, while the values stay.
     pub fn prepare(&self, backend: &dyn Backend) {
         for (_, spec, value) in self.iter() {
-            if matches!(spec.kind, Kind::Weight | Kind::Router) {
+            if matches!(spec.start, Start::Weight | Start::Router) {
                 backend.prepare(value);
             }
         }
@@ -176,125 +236,7 @@ impl Params {
     }
 }
 
-/// A weight gradient not yet computed: `dW += dyᵀ·x`, per segment if grouped.
-pub struct WeightGemm {
-    pub param: Param,
-    pub dy: Operand,
-    pub x: Operand,
-    pub segments: Option<Segments>,
-}
-
-/// Gradients of all parameters. A weight's product is run at once, while its sides are in the caches, or waits for its turn in a timetable:
-/// see [`holding`](Self::holding).
-pub struct Grads {
-    values: Vec<Tensor>,
-    /// Stands for zero, whatever the memory holds: the first product of a weight sets its gradient, which spares a pass to clear it.
-    is_clear: Vec<bool>,
-    is_holding: bool,
-    deferred: Vec<WeightGemm>,
-    /// A gradient that was infinite or NaN was quantised, since it was last asked.
-    has_saturated: bool,
-}
-
-impl Grads {
-    pub fn zeros(params: &Params) -> Self {
-        let values: Vec<_> = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
-        Self {
-            is_clear: vec![false; values.len()],
-            values,
-            is_holding: false,
-            deferred: Vec::new(),
-            has_saturated: false,
-        }
-    }
-
-    /// Zero again; to be read only when [`settle`](Self::settle) followed.
-    pub fn clear(&mut self) {
-        self.is_clear.fill(true);
-    }
-
-    /// Writes the zeros of those to which nothing was added since [`clear`](Self::clear).
-    pub fn settle(&mut self) {
-        for p in 0..self.values.len() {
-            self.get_mut(Param(p));
-        }
-    }
-
-    pub fn get(&self, p: Param) -> &Tensor {
-        assert!(!self.is_clear[p.0], "grads: {p:?} was cleared and read before it was settled");
-        &self.values[p.0]
-    }
-
-    pub fn get_mut(&mut self, p: Param) -> &mut Tensor {
-        let value = &mut self.values[p.0];
-        if std::mem::take(&mut self.is_clear[p.0]) {
-            value.fill_zeros();
-        }
-        value
-    }
-
-    pub(crate) fn note_saturated(&mut self, has_saturated: bool) {
-        self.has_saturated |= has_saturated;
-    }
-
-    /// Whether an infinite or NaN gradient was quantised since the last call.
-    pub fn take_saturated(&mut self) -> bool {
-        std::mem::take(&mut self.has_saturated)
-    }
-
-    /// From now on the products of weights wait until they are taken, for a schedule that splits backward in two.
-    pub fn holding(self) -> Self {
-        Self { is_holding: true, ..self }
-    }
-
-    pub(crate) fn add(&mut self, cx: &Cx, work: WeightGemm) {
-        if self.is_holding { self.deferred.push(work) } else { self.run_one(cx, &work) }
-    }
-
-    /// The weight work held back since the last call: one `W` of a timetable.
-    pub fn take_deferred(&mut self) -> Vec<WeightGemm> {
-        std::mem::take(&mut self.deferred)
-    }
-
-    /// `+=`, in the order of `work`.
-    pub fn run(&mut self, cx: &Cx, work: Vec<WeightGemm>) {
-        work.iter().for_each(|work| self.run_one(cx, work));
-    }
-
-    fn run_one(&mut self, cx: &Cx, work: &WeightGemm) {
-        let is_clear = std::mem::take(&mut self.is_clear[work.param.0]);
-        work.run(cx, &mut self.values[work.param.0], if is_clear { Write::Set } else { Write::Add });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Gradients of two parameters, full of ones, and cleared.
-    fn cleared() -> (Grads, Vec<Param>) {
-        let mut specs = Specs::default();
-        let handles = ["a", "b"].map(|name| specs.one(name.into(), &[2, 3], Kind::Weight));
-        let params = Params::init(Arc::new(specs), &Init { seed: 1, embedding: 1.0, router: 1.0, weight: None });
-        let mut grads = Grads::zeros(&params);
-        handles.iter().for_each(|&p| grads.get_mut(p).write::<f32>().fill(1.0));
-        grads.clear();
-        (grads, handles.to_vec())
-    }
-
-    #[test]
-    fn a_cleared_gradient_is_zero_to_who_adds_and_once_it_is_settled() {
-        let (mut grads, p) = cleared();
-        grads.get_mut(p[0]).write::<f32>()[0] += 5.0;
-        grads.settle();
-        assert_eq!(grads.get(p[0]).read::<f32>(), [5.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-        assert_eq!(grads.get(p[1]).read::<f32>(), [0.0; 6]);
-    }
-
-    #[test]
-    #[should_panic(expected = "Param(1) was cleared and read before it was settled")]
-    fn a_cleared_gradient_is_not_read_before_it_is_settled() {
-        let (grads, p) = cleared();
-        grads.get(p[1]);
-    }
+/// 3 of `model.layers.3.enorm.weight`.
+pub(crate) fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }

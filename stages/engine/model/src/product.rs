@@ -42,11 +42,16 @@ impl Product<'_> {
         grads.add(cx, WeightGemm { param: self.w, dy, x, segments: self.segments.cloned() });
     }
 
-    /// One side of a product; as it is in full precision, and in f64 always.
+    /// One side of a product, in the precision of the pass.
+    ///
+    /// # Panics
+    /// When a lower precision is asked of anything but F32.
     fn lower(self, cx: &Cx, x: &Tensor, how: Option<Quantiser>) -> Operand {
-        if cx.precision == Precision::Fp32 || x.dtype() != DType::F32 {
+        if cx.precision == Precision::Fp32 {
             return Operand::Plain(x.clone());
         }
+        let (dtype, precision) = (x.dtype(), cx.precision);
+        assert!(dtype == DType::F32, "product: {dtype:?} rows cannot be lowered to {precision:?}, expected F32");
         let lowered = cx.backend.lower(x, how, self.segments);
         if let Operand::Fp8(scaled) = &lowered
             && !scaled.is_finite
@@ -68,26 +73,11 @@ impl Product<'_> {
     }
 }
 
-impl WeightGemm {
-    /// Sets `dw`, or adds to it.
-    pub(crate) fn run(&self, cx: &Cx, dw: &mut Tensor, write: Write) {
-        match (&self.dy, &self.x, &self.segments) {
-            (Operand::Plain(dy), Operand::Plain(x), None) if x.dtype() != DType::Bf16 => {
-                cx.backend.gemm(Layout::Tn, dy, x, dw, write);
-            }
-            (Operand::Plain(dy), Operand::Plain(x), Some(segments)) if x.dtype() != DType::Bf16 => {
-                cx.backend.grouped_gradient(dy, x, segments, dw, write);
-            }
-            (dy, x, segments) => cx.backend.low_gradient(dy, x, segments.as_ref(), dw, write),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::params::Specs;
-    use crate::{Fp8, GradientTiles, Init, Kind, Params, Scaling};
+    use crate::{Fp8, GradientTiles, Init, Params, Scaling};
     use smelt_kernels::{Cpu, Documents, bf16, random};
     use std::cell::RefCell;
     use std::sync::Arc;
@@ -123,7 +113,7 @@ mod tests {
     /// y, dx and dw of one linear layer, and the worth of the five sides they are made of: x, w, dy for dx, dy for dw, x for dw.
     fn check(precision: Precision, sides: impl Fn(&Tensor, &Tensor, &Tensor) -> [Vec<f64>; 5]) {
         let mut specs = Specs::default();
-        let w = specs.one("w".into(), &[OUT, IN], Kind::Weight);
+        let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (x, dy, cpu) = (noise(1, N, IN), noise(2, N, OUT), Cpu::new(2));
         let (documents, stats) = (Documents::of_lengths(&[N]), RefCell::default());
@@ -197,11 +187,32 @@ mod tests {
         check(Precision::Bf16, |x, w, dy| [rounded(x), rounded(w), rounded(dy), rounded(dy), rounded(x)]);
     }
 
+    /// A product that was asked in FP8 and done in full precision would pass every check of a loss.
+    #[test]
+    #[should_panic(expected = "product: F64 rows cannot be lowered to Fp8")]
+    fn rows_that_cannot_be_lowered_are_refused() {
+        let mut specs = Specs::default();
+        let w = specs.linear("w".into(), &[OUT, IN]);
+        let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
+        let (params, stats) = (params.copy_as(DType::F64), RefCell::default());
+        let (documents, rope) = (Documents::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
+        let cx = Cx {
+            backend: &Cpu::new(1),
+            params: &params,
+            documents: &documents,
+            rope: &rope,
+            balance: crate::Balance::NONE,
+            precision: Precision::Fp8(Fp8::default()),
+            stats: &stats,
+        };
+        Product { w, segments: None }.forward(&cx, &noise(1, 2, IN).cast(DType::F64));
+    }
+
     /// FP8 has no infinity: without the note a loss would look sound.
     #[test]
     fn an_infinite_value_saturates_and_is_noted() {
         let mut specs = Specs::default();
-        let w = specs.one("w".into(), &[OUT, IN], Kind::Weight);
+        let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (cpu, documents, rope) =
             (Cpu::new(1), Documents::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));

@@ -1,7 +1,7 @@
 //! A linear layer that may have a bias: `y = x·Wᵀ + b`. The bias starts at zero; weight decay leaves it alone, as all of one dim.
 
 use crate::params::Specs;
-use crate::{Cx, Grads, Kind, Linear, Param};
+use crate::{Cx, Grads, Linear, Param, Start};
 use smelt_kernels::{Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -12,8 +12,8 @@ pub struct Projection {
 
 impl Projection {
     pub(crate) fn new(specs: &mut Specs, name: &str, out: usize, inner: usize, has_bias: bool) -> Self {
-        let linear = Linear { w: specs.one(format!("{name}.weight"), &[out, inner], Kind::Weight) };
-        Self { linear, bias: has_bias.then(|| specs.one(format!("{name}.bias"), &[out], Kind::Zero)) }
+        let linear = Linear { w: specs.linear(format!("{name}.weight"), &[out, inner]) };
+        Self { linear, bias: has_bias.then(|| specs.one(format!("{name}.bias"), &[out], Start::Zero)) }
     }
 
     pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {

@@ -4,7 +4,7 @@
 //! Embeddings, heads, norms, routers and `eh_proj` are never quantised. A weight with a dim that is no multiple of 128 is not either:
 //! transformers takes rows over rows of the scale for the block's size, which is wrong there.
 
-use crate::{Error, Kind, Part};
+use crate::{Error, Part, Stored};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -67,18 +67,32 @@ impl Quantisation {
 }
 
 /// Whether an FP8 checkpoint holds this tensor in FP8.
-pub fn is_quantised(kind: Kind, part: &Part) -> bool {
+pub fn is_quantised(stored: Stored, part: &Part) -> bool {
     let is_in_block = part.name.contains(".self_attn.") || part.name.contains(".mlp.");
-    kind == Kind::Weight && is_in_block && part.shape.len() == 2 && part.shape.iter().all(|d| d.is_multiple_of(TILE))
+    stored == Stored::Linear
+        && is_in_block
+        && part.shape.len() == 2
+        && part.shape.iter().all(|d| d.is_multiple_of(TILE))
 }
 
-/// Bytes and scales of a weight, with the scales' shape.
-pub fn quantise(part: &Part, values: &[f32]) -> (Vec<u8>, Vec<f32>, Vec<usize>) {
+/// Of the scales of a quantised weight: one per block.
+pub fn scale_shape(part: &Part) -> Vec<usize> {
+    part.shape.iter().map(|d| d / TILE).collect()
+}
+
+/// Bytes and scales of a weight.
+pub fn quantise(part: &Part, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let how = Quantiser { tile: Tile::Block, role: Role::Weight, power_of_two: false };
     let w = Tensor::new(part.shape.as_slice(), values);
     let Operand::Fp8(scaled) = Cpu::new(1).lower(&w, Some(how), None) else { unreachable!("it was asked for FP8") };
     let bytes = scaled.q.read::<E4m3>().iter().map(|q| q.0).collect();
-    (bytes, scaled.scale.read::<f32>().to_vec(), scaled.scale.shape().dims().to_vec())
+    assert!(
+        scaled.scale.shape().dims() == scale_shape(part),
+        "quantise: {:?} of {:?}",
+        scaled.scale.shape(),
+        part.shape
+    );
+    (bytes, scaled.scale.read::<f32>().to_vec())
 }
 
 /// config.json with the quantisation; `plain`: linear weights that are not quantised, by name.

@@ -2,7 +2,7 @@
 
 use crate::params::Specs;
 use crate::{
-    Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Kind, Layer, Params, Precision, Stats,
+    Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Layer, Params, Precision, Start, Stats, Update,
 };
 use smelt_kernels::{Cpu, DType, Documents, Tensor, random};
 use std::cell::RefCell;
@@ -90,8 +90,12 @@ pub fn check_gradients_with<L: Layer>(
     let specs = Arc::new(specs);
     let init = Init { seed: 3, embedding: 1.0, router: 1.0, weight: None };
     let mut params = Params::init(specs, &init).copy_as(DType::F64);
-    let zeros: Vec<_> = params.iter().filter(|(_, spec, _)| spec.kind == Kind::Zero).map(|(p, _, _)| p).collect();
-    let biases: Vec<_> = params.iter().filter(|(_, spec, _)| spec.kind == Kind::Bias).map(|(p, _, _)| p).collect();
+    let zeros: Vec<_> = params
+        .iter()
+        .filter(|(_, spec, _)| spec.start == Start::Zero && spec.update == Update::Gradient)
+        .map(|(p, _, _)| p)
+        .collect();
+    let biases: Vec<_> = params.iter().filter(|(_, spec, _)| spec.update == Update::Rule).map(|(p, _, _)| p).collect();
     for p in zeros.iter().chain(&biases) {
         let bias = params.get_mut(*p).write::<f64>();
         bias.iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * random::normal(9, 9, i as u64));

@@ -17,17 +17,17 @@ impl Work {
     /// The part of attention that grows with the length is counted at half of `context`, for it is causal.
     pub fn of(model: &Model, context: usize) -> Self {
         let (c, parameters) = (model.config(), model.parameters());
-        let further = c.num_nextn_predict_layers();
-        let layers = c.num_hidden_layers + further;
+        let modules = c.num_nextn_predict_layers();
+        let layers = c.num_hidden_layers + modules;
         let idle = |layer| {
             c.experts(layer).map_or(0, |v3| {
                 (v3.n_routed_experts - v3.num_experts_per_tok) * 3 * c.hidden_size * v3.moe_intermediate_size
             })
         };
         let active = parameters - (0..layers).map(idle).sum::<usize>();
-        // an embedding is looked up; the head is multiplied once more for each further token
+        // an embedding is looked up; the head is multiplied once more for each MTP module
         let table = c.vocab_size * c.hidden_size;
-        let products = active - table + table * (further + usize::from(c.tie_word_embeddings));
+        let products = active - table + table * (modules + usize::from(c.tie_word_embeddings));
         let widths = match c.family.attention() {
             AttentionKind::Latent(v3) => v3.qk_nope_head_dim + v3.qk_rope_head_dim + v3.v_head_dim,
             AttentionKind::Grouped(grouped) => 2 * grouped.heads.head_dim,

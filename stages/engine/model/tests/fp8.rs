@@ -1,11 +1,16 @@
 //! FP8 checkpoints of transformers, our own, and what a linear layer computes in FP8.
 //!
-//! The reference files are found through `SMELT_PARITY`, else beside the repository (`../shared/parity/engine`); without them the tests
-//! that need them say so and pass. Logits: 1e-4 absolute, thirty times what two honest f32 implementations differ by.
+//! A small reference lies in `tests/parity/engine/fp8`; the full set is found through `SMELT_PARITY`, else beside the repository
+//! (`../shared/parity/engine`). Logits: 1e-4 absolute, thirty times what two honest f32 implementations differ by.
+
+#[path = "../../../../tests/parity/say.rs"]
+mod say;
 
 use safetensors::SafeTensors;
+use say::say;
 use smelt_kernels::{Cpu, DType, Documents};
-use smelt_model::{Balance, Batch, Config, Init, Model, Params, load, save};
+use smelt_model::{Balance, Batch, CheckpointFile, Config, Init, Model, Params, load, save};
+use smelt_schemas::Fault;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
@@ -13,16 +18,16 @@ fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, &[u8])> {
     files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect()
 }
 
-/// The folders of `fp8` that hold a checkpoint.
+/// The folders of `fp8` that hold a checkpoint: the repository's own, and those of the full set where it is.
 fn checkpoints() -> Vec<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../../shared/parity/engine");
-    let folder = std::env::var_os("SMELT_PARITY").map_or(beside, PathBuf::from).join("fp8");
-    let entries = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
-    let mut found: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+    let full = std::env::var_os("SMELT_PARITY").map_or(repository.join("../shared/parity/engine"), PathBuf::from);
+    let folders = [repository.join("tests/parity/engine/fp8"), full.join("fp8")];
+    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
+    let mut found: Vec<PathBuf> =
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").is_file()).collect();
     found.sort();
-    if found.is_empty() {
-        eprintln!("skipped: no reference files in {} (set SMELT_PARITY)", folder.display());
-    }
+    assert!(!found.is_empty(), "the repository has a checkpoint of its own");
     found
 }
 
@@ -48,9 +53,10 @@ fn fp8_checkpoints_of_transformers_give_its_logits() {
         let found = logits(&model, &params, &ids);
         assert_eq!(found.len(), expected.len());
         let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        eprintln!("{}: logits off by at most {worst:.1e}", folder.display());
+        say(&format!("{}: logits off by at most {worst:.1e}", folder.display()));
         assert!(worst < 1e-4, "{}: off by {worst}", folder.display());
     }
+    say(&format!("{} FP8 checkpoints", checkpoints().len()));
 }
 
 /// Some dims are multiples of 128, others not.
@@ -63,10 +69,19 @@ fn config() -> Config {
     Config::from_json(text.as_bytes()).unwrap()
 }
 
+fn written(model: &Model, params: &Params) -> Vec<(String, Vec<u8>)> {
+    let bytes = |file: CheckpointFile| {
+        let mut bytes = Vec::new();
+        file.write(&mut bytes).unwrap();
+        (file.name, bytes)
+    };
+    save(model, params, DType::E4m3).into_iter().map(bytes).collect()
+}
+
 fn saved() -> (Model, Params, Vec<(String, Vec<u8>)>) {
     let model = Model::new(config()).unwrap();
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.1, weight: None });
-    let files = save(&model, &params, DType::E4m3);
+    let files = written(&model, &params);
     (model, params, files)
 }
 
@@ -103,7 +118,7 @@ fn an_fp8_checkpoint_comes_back_within_its_rounding_and_then_to_the_bit() {
     assert!(has(&plain, "model.layers.1.mlp.experts.0.down_proj.weight")); // 96
     assert!(has(&plain, "model.layers.0.self_attn.kv_b_proj.weight")); // 64
     // the values of E4M3 are their own nearest ones
-    let third = save(&again, &loaded, DType::E4m3);
+    let third = written(&again, &loaded);
     let (_, thrice) = load(&third[0].1, borrowed(&third)).unwrap();
     for ((_, spec, a), (_, _, b)) in loaded.iter().zip(thrice.iter()) {
         let off = a
@@ -149,7 +164,8 @@ fn with(
         (name.as_str(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
     let bytes = safetensors::serialize(views, None).unwrap();
-    load(&files[0].1, [("model.safetensors", bytes.as_slice())]).err().expect("it is refused").to_string()
+    let error = load(&files[0].1, [("model.safetensors", bytes.as_slice())]).err().expect("it is refused");
+    format!("{error}\nhint: {}", error.hint().expect("there is something to do"))
 }
 
 #[test]

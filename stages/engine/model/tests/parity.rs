@@ -5,7 +5,11 @@
 //! say so. Tolerances: logits 1e-4 absolute and gradients 1e-4 relative per tensor, thirty times what two honest f32 implementations
 //! differ by; loss 2e-5; routes exactly.
 
+#[path = "../../../../tests/parity/say.rs"]
+mod say;
+
 use safetensors::SafeTensors;
+use say::say;
 use smelt_kernels::{Backend, Cpu, Documents};
 use smelt_model::{Balance, Batch, CacheRows, Grads, HeadOutput, Model, OutputGradient, Params, Stats, load};
 use std::cell::RefCell;
@@ -31,7 +35,7 @@ fn cases() -> Vec<PathBuf> {
     match std::env::var_os("SMELT_PARITY").map(PathBuf::from) {
         Some(folder) => collect(&folder, &mut cases), // it must be there
         None if beside.is_dir() => collect(&beside, &mut cases),
-        None => eprintln!("only the repository's own cases: no {} (set SMELT_PARITY)", beside.display()),
+        None => say(&format!("only the repository's own cases: no {} (set SMELT_PARITY)", beside.display())),
     }
     cases
 }
@@ -208,10 +212,10 @@ fn forward_and_backward(case: &Case, cpu: &Cpu) {
     model.backward(cpu, params, &batch, saved, d, &mut grads);
     let (count, gradients) = check_gradients(name, params, &grads, &expected);
     let (cached, lost) = check_generation(case, cpu, &ids, &expected);
-    eprintln!(
+    say(&format!(
         "{name}: logits off by {logits:.1e}, cached {cached:.1e}, loss {loss:.1e}, {count} gradients {gradients:.1e} of their \
          norm, {routes} layers' routes equal, greedy tokens {lost:.1e} below the best"
-    );
+    ));
     assert!(logits < 1e-4 && cached < 1e-4 && loss < 2e-5, "{name}");
     assert!(lost < 2e-4, "{name}: a greedy token is {lost} below the best"); // two logits, each within 1e-4
 }
@@ -245,10 +249,10 @@ fn further_tokens_are_predicted_as_by_the_reference() {
         let mut grads = Grads::zeros(&params);
         model.backward(&cpu, &params, &batch, saved, d, &mut grads);
         let (count, gradients) = check_gradients(&name, &params, &grads, &expected);
-        eprintln!(
+        say(&format!(
             "{name}: logits off by {logits:.1e}, further {more:.1e}, losses {main:.1e} and {further:.1e}, {count} gradients \
              {gradients:.1e} of their norm"
-        );
+        ));
         assert!(logits < 1e-4 && more < 1e-4 && main < 2e-5 && further < 2e-5, "{name}");
         assert!(cpu.square_sum(grads.get(params.handles().next().unwrap())) > 0.0, "{name}");
     }

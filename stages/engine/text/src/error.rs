@@ -1,33 +1,59 @@
 //! What can be wrong with a tokenizer, a template or a chat.
 
+use smelt_schemas::{ExitCode, Fault};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("tokenizer.json cannot be read: {what}\nhint: it must be what Hugging Face's `tokenizers` writes")]
+    #[error("tokenizer.json cannot be read: {what}")]
     Tokenizer { what: String },
-    #[error("the tokenizer has no token `{token}`\nhint: `tokenize` reserves it; take a tokenizer that was made by it")]
+    #[error("the tokenizer has no token `{token}`")]
     Special { token: String },
     #[error("the text cannot be encoded: {what}")]
     Encode { what: String },
     #[error("tokenizer_config.json cannot be read: {source}")]
     Config { source: serde_json::Error },
-    #[error("the checkpoint has no chat template\nhint: `sft` writes one; use a fine-tuned checkpoint")]
+    #[error("the checkpoint has no chat template")]
     NoTemplate,
-    #[error("the chat template fails: {source}\nhint: it is `chat_template` in tokenizer_config.json")]
+    #[error("the chat template fails: {source}")]
     Template { source: minijinja::Error },
     /// A message spells a special token: it would become one.
-    #[error(
-        "message {message} spells the special token `{token}`\nhint: remove it from the text, or leave the conversation out"
-    )]
+    #[error("message {message} spells the special token `{token}`")]
     Spelled { message: usize, token: String },
-    #[error(
-        "nothing in the conversation is trained: it has no assistant's answer\nhint: end it with one, or leave it out"
-    )]
+    #[error("nothing in the conversation is trained: it has no assistant's answer")]
     Nothing,
     #[error(
-        "the chat template does not build on its own prompts: what it makes of {messages} messages does not begin with the prompt \
-         before the last\nhint: a template must render a longer chat as a continuation of the shorter one"
+        "the chat template does not build on its own prompts: what it makes of {messages} messages does not begin with the prompt before the last"
     )]
     Prefix { messages: usize },
+}
+
+impl Fault for Error {
+    /// A tokenizer, a template and what is said with them are data.
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Data
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Tokenizer { .. } => "it must be what Hugging Face's `tokenizers` writes",
+            Self::Special { .. } => "`tokenize` reserves it; take a tokenizer that was made by it",
+            Self::NoTemplate => "`sft` writes one; use a fine-tuned checkpoint",
+            Self::Template { .. } => "it is `chat_template` in tokenizer_config.json",
+            Self::Spelled { .. } => "remove it from the text, or leave the conversation out",
+            Self::Nothing => "end it with one, or leave it out",
+            Self::Prefix { .. } => "a template must render a longer chat as a continuation of the shorter one",
+            Self::Encode { .. } | Self::Config { .. } => return None,
+        };
+        Some(hint.into())
+    }
+
+    fn place(&self) -> Option<String> {
+        match self {
+            Self::Tokenizer { .. } => Some("tokenizer.json".into()),
+            Self::Config { .. } | Self::NoTemplate | Self::Template { .. } => Some("tokenizer_config.json".into()),
+            Self::Spelled { message, .. } => Some(format!("message {message}")),
+            _ => None,
+        }
+    }
 }

@@ -42,17 +42,18 @@ pub fn masked_batch<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Batc
 }
 
 /// Cuts a list of sequences, in order, so that each part has at most `limit` tokens (one sequence may have more).
-pub fn micro_batches(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {
-    let (mut parts, mut start, mut tokens) = (Vec::new(), 0, 0);
-    for (i, &length) in lengths.iter().enumerate() {
+pub fn micro_batches(lengths: impl IntoIterator<Item = usize>, limit: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut end, mut tokens) = (Vec::new(), 0, 0, 0);
+    for (i, length) in lengths.into_iter().enumerate() {
         if tokens + length > limit && i > start {
             parts.push(start..i);
             (start, tokens) = (i, 0);
         }
         tokens += length;
+        end = i + 1;
     }
-    if start < lengths.len() {
-        parts.push(start..lengths.len());
+    if start < end {
+        parts.push(start..end);
     }
     parts
 }
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn parts_keep_the_order_and_the_limit() {
-        assert_eq!(micro_batches(&[3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
-        assert!(micro_batches(&[], 6).is_empty());
+        assert_eq!(micro_batches([3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
+        assert!(micro_batches([], 6).is_empty());
     }
 }

@@ -5,6 +5,7 @@
 
 mod batch;
 mod error;
+mod evaluate;
 mod fim;
 mod guard;
 mod objective;
@@ -14,10 +15,12 @@ mod packing;
 mod reward;
 mod schedule;
 mod state;
+mod totals;
 mod trainer;
 
 pub use batch::{Example, masked_batch, micro_batches};
 pub use error::Error;
+pub use evaluate::mean_loss;
 pub use fim::FillInMiddle;
 pub use guard::SpikeGuard;
 pub use objective::{Grpo, Loss, Masked, NextToken, Objective};
@@ -26,4 +29,5 @@ pub use order::{Batches, Mixture, Ramp, sample};
 pub use packing::Corpus;
 pub use reward::{BradleyTerry, Scored, reward_scores, scored_batch};
 pub use schedule::{Decay, Schedule, Tail};
+pub use totals::StepTotals;
 pub use trainer::{Report, Settings, Trainer};

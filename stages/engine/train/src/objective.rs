@@ -3,8 +3,9 @@
 //! The head turns `dlogp` into gradients once for all of them. An objective holds the data of one micro-batch and a normaliser of the
 //! whole step, so the sum over micro-batches is the same however the step is cut.
 
+use crate::StepTotals;
 use smelt_kernels::math;
-use smelt_model::{Batch, HeadOutput, IGNORE, OutputGradient};
+use smelt_model::{Batch, HeadOutput, OutputGradient};
 
 #[derive(Debug, Default)]
 pub struct Loss {
@@ -15,50 +16,32 @@ pub struct Loss {
 }
 
 pub trait Objective {
-    fn loss(&self, head: &HeadOutput, batch: &Batch) -> Loss;
+    /// `totals`: of the whole step, of which `batch` is a part.
+    fn loss(&self, head: &HeadOutput, batch: &Batch, totals: &StepTotals) -> Loss;
 }
 
-/// Pretraining: mean negative log-likelihood, plus `lambda` times that of each further module, whose sum over the modules is the
-/// report's λ (DeepSeek-V3, eq. 24 and 25).
-#[derive(Clone, Debug)]
+/// Pretraining: mean negative log-likelihood, plus `mtp_weight` times the mean over the MTP modules of theirs (DeepSeek-V3, eq. 24 and
+/// 25).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct NextToken {
-    /// Targets of the whole step.
-    pub targets: usize,
-    pub lambda: f64,
-    /// Targets of the further modules in the whole step, by module.
-    pub further: Vec<usize>,
+    /// λ of the report.
+    pub mtp_weight: f64,
     /// Weight of the mean of lse², which keeps logits near zero (Chowdhery et al. 2022, §5); 0 leaves it out.
     pub z: f64,
 }
 
-impl NextToken {
-    /// For the batches of one step and a model with `modules` further modules, which share `weight`.
-    pub fn of(batches: &[Batch], weight: f64, modules: usize) -> Self {
-        // module d reads all but the last d rows of a document, and predicts what those after its first d predict
-        let count = |skipped: usize| {
-            let trained = |batch: &Batch| {
-                let rows = batch.documents.iter().flat_map(|rows| rows.skip(skipped));
-                rows.filter(|&row| batch.targets[row] != IGNORE).count()
-            };
-            batches.iter().map(trained).sum()
-        };
-        let lambda = weight / modules.max(1) as f64;
-        Self { targets: count(0), lambda, further: (1..=modules).map(count).collect(), z: 0.0 }
-    }
-}
-
 impl Objective for NextToken {
-    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
-        let n = self.targets as f64;
+    fn loss(&self, head: &HeadOutput, _: &Batch, totals: &StepTotals) -> Loss {
+        let (n, lambda) = (totals.targets as f64, self.mtp_weight / totals.mtp_targets.len().max(1) as f64);
         let main = -head.logp.iter().sum::<f64>() / n;
         let (mut value, mut parts) = (main, vec![("main", main)]);
         let mut mtp = Vec::new();
-        for (logp, &n) in head.mtp.iter().zip(&self.further) {
+        for (logp, &n) in head.mtp.iter().zip(&totals.mtp_targets) {
             let n = n as f64;
-            let further = -logp.iter().sum::<f64>() / n;
-            value += self.lambda * further;
-            parts.push(("mtp", further));
-            mtp.push(vec![-self.lambda / n; logp.len()]);
+            let loss = -logp.iter().sum::<f64>() / n;
+            value += lambda * loss;
+            parts.push(("mtp", loss));
+            mtp.push(vec![-lambda / n; logp.len()]);
         }
         let mut dlse = vec![0.0; head.lse.len()];
         if self.z > 0.0 {
@@ -75,13 +58,11 @@ impl Objective for NextToken {
 
 /// Fine-tuning on masked examples: mean over the trained tokens of the step.
 #[derive(Clone, Copy, Debug)]
-pub struct Masked {
-    pub targets: usize,
-}
+pub struct Masked;
 
 impl Objective for Masked {
-    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
-        let n = self.targets as f64;
+    fn loss(&self, head: &HeadOutput, _: &Batch, totals: &StepTotals) -> Loss {
+        let n = totals.targets as f64;
         let value = -head.logp.iter().sum::<f64>() / n;
         let gradient = OutputGradient {
             dlogp: vec![-1.0 / n; head.logp.len()],
@@ -112,7 +93,7 @@ pub struct Grpo {
 }
 
 impl Objective for Grpo {
-    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
+    fn loss(&self, head: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
         let n = head.logp.len();
         for (what, length) in [
             ("advantage", self.advantage.len()),
@@ -177,13 +158,13 @@ mod tests {
         };
         // inside the trust region, clipped above, clipped below, free on the pessimistic side, and far below the reference
         let logp = [-1.1, -0.3, -0.2, -2.0, -9.0];
-        let loss = grpo.loss(&head(&logp), &Batch::default());
+        let loss = grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default());
         assert_eq!(loss.gradient.dlogp.len(), 5);
         for i in 0..5 {
             let at = |step: f64| {
                 let mut logp = logp;
                 logp[i] += step;
-                grpo.loss(&head(&logp), &Batch::default()).value
+                grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default()).value
             };
             let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
             let found = loss.gradient.dlogp[i];
@@ -198,13 +179,14 @@ mod tests {
     fn the_loss_of_large_logits_has_the_derivative_of_its_value() {
         let mut head = head(&[-1.0, -2.0, -0.5]);
         head.lse = vec![3.0, -1.0, 7.0];
-        let objective = NextToken { targets: 6, lambda: 0.0, further: Vec::new(), z: 0.01 };
-        let loss = objective.loss(&head, &Batch::default());
+        let (objective, totals) =
+            (NextToken { mtp_weight: 0.0, z: 0.01 }, StepTotals { targets: 6, ..Default::default() });
+        let loss = objective.loss(&head, &Batch::default(), &totals);
         assert!((loss.value - (3.5 + 0.01 * 59.0) / 6.0).abs() < 1e-12, "{}", loss.value);
         for i in 0..3 {
             let mut at = |step: f64| {
                 head.lse[i] += step;
-                let value = objective.loss(&head, &Batch::default()).value;
+                let value = objective.loss(&head, &Batch::default(), &totals).value;
                 head.lse[i] -= step;
                 value
             };
@@ -224,6 +206,6 @@ mod tests {
             clip: 0.2,
             beta: 0.1,
         };
-        assert_eq!(grpo.loss(&head(&logp), &Batch::default()).gradient.dlogp, [-0.5, 0.5]);
+        assert_eq!(grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default()).gradient.dlogp, [-0.5, 0.5]);
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_kernels::{AdamW, Backend, DType, Tensor};
-use smelt_model::{Grads, Kind, Params};
+use smelt_model::{Grads, Param, Params, Spec, Update};
 
 /// How the optimizer's moments are kept between steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,36 +57,53 @@ impl Hyper {
     }
 }
 
+/// First and second moment of one parameter.
+pub(crate) struct Moment {
+    pub m: Tensor,
+    pub v: Tensor,
+}
+
 pub struct Optimizer {
-    pub(crate) m: Vec<Tensor>,
-    pub(crate) v: Vec<Tensor>,
+    /// None for what gradients do not move: frozen parameters, and those with a rule of their own.
+    pub(crate) moments: Vec<Option<Moment>>,
     /// Moving average of the weights, when one is kept.
     pub(crate) average: Option<Params>,
+    /// Parameters that nothing moves.
+    pub(crate) frozen: Vec<bool>,
     /// Updates made.
     pub(crate) updates: u64,
 }
 
 impl Optimizer {
-    pub fn new(params: &Params, hyper: &Hyper) -> Self {
+    pub fn new(params: &Params, hyper: &Hyper, frozen: &[Param]) -> Self {
         let dtype = match hyper.moments {
             Moments::F32 => DType::F32,
             Moments::Bf16 => DType::Bf16,
         };
-        let zeros = || params.iter().map(|(_, spec, _)| Tensor::zeros(spec.shape, dtype)).collect();
-        Self { m: zeros(), v: zeros(), average: (hyper.average > 0.0).then(|| params.copy()), updates: 0 }
+        let frozen: Vec<bool> = params.handles().map(|p| frozen.contains(&p)).collect();
+        let moment = |(p, spec, _): (Param, &Spec, &Tensor)| {
+            let zeros = || Tensor::zeros(spec.shape, dtype);
+            (spec.update == Update::Gradient && !frozen[p.index()]).then(|| Moment { m: zeros(), v: zeros() })
+        };
+        let moments = params.iter().map(moment).collect();
+        Self { moments, average: (hyper.average > 0.0).then(|| params.copy()), frozen, updates: 0 }
     }
 
     /// Moments and average with memory of their own.
     pub(crate) fn copy(&self) -> Self {
-        let copy = |tensors: &[Tensor]| tensors.iter().map(Tensor::copy).collect();
-        let average = self.average.as_ref().map(Params::copy);
-        Self { m: copy(&self.m), v: copy(&self.v), average, updates: self.updates }
+        let copy = |moment: &Moment| Moment { m: moment.m.copy(), v: moment.v.copy() };
+        Self {
+            moments: self.moments.iter().map(|moment| moment.as_ref().map(copy)).collect(),
+            average: self.average.as_ref().map(Params::copy),
+            frozen: self.frozen.clone(),
+            updates: self.updates,
+        }
     }
 
-    /// Norm of all gradients together.
-    pub fn norm(backend: &dyn Backend, params: &Params, grads: &Grads) -> f64 {
-        let trained = params.iter().filter(|(_, spec, _)| spec.kind != Kind::Bias);
-        trained.map(|(p, _, _)| backend.square_sum(grads.get(p))).sum::<f64>().sqrt()
+    /// Of the gradients of everything that is trained.
+    pub fn square_sum(&self, backend: &dyn Backend, params: &Params, grads: &Grads) -> f64 {
+        let trained = params.handles().filter(|p| self.moments[p.index()].is_some());
+        trained.map(|p| backend.square_sum(grads.get(p))).sum()
     }
 
     /// An expert without tokens has gradient zero, not none: it still decays and moves.
@@ -102,14 +119,10 @@ impl Optimizer {
         self.updates += 1;
         let gradient_scale = if hyper.clip > 0.0 { (hyper.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for p in params.handles() {
-            let spec = params.spec(p);
-            if spec.kind == Kind::Bias {
-                continue;
-            }
-            let decay = if spec.shape.dims().len() >= 2 { hyper.weight_decay } else { 0.0 };
+            let Some(Moment { m, v }) = &mut self.moments[p.index()] else { continue };
+            let decay = if params.spec(p).shape.dims().len() >= 2 { hyper.weight_decay } else { 0.0 };
             let Hyper { beta1, beta2, eps, .. } = *hyper;
             let adamw = AdamW { lr, beta1, beta2, eps, decay, step: self.updates, gradient_scale };
-            let (m, v) = (&mut self.m[p.index()], &mut self.v[p.index()]);
             backend.adamw(&adamw, params.get_mut(p), grads.get(p), m, v);
         }
     }
@@ -117,7 +130,7 @@ impl Optimizer {
     /// Moves the average towards `params`: after the update and the routers' biases.
     pub fn follow(&mut self, backend: &dyn Backend, hyper: &Hyper, params: &Params) {
         if let Some(average) = &mut self.average {
-            for p in params.handles() {
+            for p in params.handles().filter(|p| !self.frozen[p.index()]) {
                 backend.average(average.get_mut(p), params.get(p), hyper.average);
             }
         }
@@ -142,7 +155,7 @@ mod tests {
         }
         let grads = Grads::zeros(&params);
         let hyper = Hyper { weight_decay: 0.5, ..Hyper::default() };
-        Optimizer::new(&params, &hyper).update(&Cpu::new(1), &hyper, 0.5, 0.0, &mut params, &grads);
+        Optimizer::new(&params, &hyper, &[]).update(&Cpu::new(1), &hyper, 0.5, 0.0, &mut params, &grads);
         for (_, spec, value) in params.iter() {
             let expected = if spec.shape.dims().len() == 1 { 1.0 } else { 0.75 };
             assert!(value.read::<f32>().iter().all(|&w| w == expected), "{}", spec.parts[0].name);

@@ -4,12 +4,11 @@
 //! log-probabilities. The last two do most of the work on problems with steps: one wrong digit is one improbable token, which a mean
 //! of hidden states does not show.
 
-use crate::Error;
 use crate::batch::{Example, micro_batches};
 use crate::objective::{Loss, Objective};
+use crate::{Error, StepTotals};
 use smelt_kernels::{Backend, Documents, math};
-use smelt_model::{Balance, Batch, HeadOutput, IGNORE, Model, OutputGradient, Params};
-use std::cell::RefCell;
+use smelt_model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Params};
 use std::ops::Range;
 
 /// Where the answers of a scored batch lie in `HeadOutput`'s vectors.
@@ -67,13 +66,11 @@ pub fn reward_scores(
     examples: &[Example],
     limit: usize,
 ) -> Result<Vec<f64>, Error> {
-    let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
     let mut scores = Vec::with_capacity(examples.len());
-    for part in micro_batches(&lengths, limit) {
+    for part in micro_batches(examples.iter().map(|example| example.ids.len()), limit) {
         let (batch, scored) = scored_batch(&examples[part]);
         model.check(&batch.ids, batch.documents.longest())?;
-        let (head, _) = model.forward(backend, params, &batch, Balance::NONE, &RefCell::default());
-        scores.extend(scored.scores(&head));
+        scores.extend(scored.scores(&model.score(backend, params, &batch)));
     }
     Ok(scores)
 }
@@ -87,7 +84,7 @@ pub struct BradleyTerry {
 }
 
 impl Objective for BradleyTerry {
-    fn loss(&self, head: &HeadOutput, _: &Batch) -> Loss {
+    fn loss(&self, head: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
         let (scores, n) = (self.scored.scores(head), self.pairs as f64);
         let mut d = OutputGradient {
             dlogp: vec![0.0; head.logp.len()],
@@ -135,12 +132,12 @@ mod tests {
             likelihood: [1.0, 0.2],
             ..Default::default()
         };
-        let d = objective.loss(&head(), &batch).gradient;
+        let d = objective.loss(&head(), &batch, &StepTotals::default()).gradient;
         let check = |found: f64, nudge: &dyn Fn(&mut HeadOutput, f64), what: &str| {
             let at = |step: f64| {
                 let mut head = head();
                 nudge(&mut head, step);
-                objective.loss(&head, &batch).value
+                objective.loss(&head, &batch, &StepTotals::default()).value
             };
             let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
             assert!((found - expected).abs() < 1e-8, "{what}: {found} {expected}");

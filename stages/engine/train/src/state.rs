@@ -1,17 +1,20 @@
 //! A training as bytes: parameters, moments and the step, and what average and guard hold, as safetensors. Nothing else is needed, because
 //! nothing else has a state.
 //!
-//! Tensors carry a parameter's name behind what they are: `w.`, `m.`, `v.`, `average.`, and `kept.w.` … for the guard's copy.
-//! A state may lie in several files, each with a *span* of every tensor: elements `start..end` of it, flat, in the order of the whole. Spans
-//! are of the logical tensor, not of a rank, so that as many ranks as one likes can read what any number of others wrote.
+//! Tensors are those of a checkpoint, by their names there, behind what they are: `w.`, `m.`, `v.`, `average.`, and `kept.w.` … for the
+//! guard's copy. How the model packs them in memory shows nowhere, so a rank that holds other experts finds its own. A state may lie in
+//! several files, each with a *span* of every tensor: elements `start..end` of it, flat. So as many ranks as one likes can read what any
+//! number of others wrote.
 
+use crate::optimizer::Moment;
 use crate::{Error, Optimizer, Trainer};
 use bytemuck::cast_slice;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Map, Value, json};
-use smelt_kernels::{DType, Shape, Tensor, bf16};
-use smelt_model::Params;
+use smelt_kernels::{DType, Tensor, bf16};
+use smelt_model::{Params, Spec, write_tensors};
 use std::collections::HashMap;
+use std::io::{self, Write};
 use std::ops::Range;
 
 const NUMBERS: &str = "training";
@@ -27,12 +30,14 @@ fn span(length: usize, part: usize, parts: usize) -> Range<usize> {
 impl Trainer {
     /// Everything that the next step depends on, bit for bit.
     pub fn save(&self) -> Vec<u8> {
-        self.save_part(0, 1)
+        let mut bytes = Vec::new();
+        self.write_part(0, 1, &mut bytes).expect("memory takes every byte");
+        bytes
     }
 
-    /// The same in `parts` files, of which this is number `part`.
-    pub fn save_part(&self, part: usize, parts: usize) -> Vec<u8> {
-        assert!(part < parts, "save_part: part {part} of {parts}");
+    /// The same as `parts` files, of which this is number `part`; written tensor by tensor.
+    pub fn write_part(&self, part: usize, parts: usize, out: &mut impl Write) -> io::Result<()> {
+        assert!(part < parts, "write_part: part {part} of {parts}");
         let mut tensors = list("", &self.params, &self.optimizer);
         let mut numbers =
             json!({ "step": self.steps, "updates": self.optimizer.updates, "skipped": self.spikes.skipped });
@@ -41,13 +46,14 @@ impl Trainer {
             numbers["kept"] = optimizer.updates.into();
         }
         let (mut views, mut starts) = (Vec::new(), Map::new());
-        for (name, shape, tensor) in tensors {
-            let span = span(shape.len(), part, parts);
+        for Listed { name, dims, tensor, place } in tensors {
+            let span = span(place.len(), part, parts);
+            let elements = place.start + span.start..place.start + span.end;
             let (dtype, bytes): (_, &[u8]) = match tensor.dtype() {
-                DType::Bf16 => (Dtype::BF16, cast_slice(&tensor.read::<bf16>()[span.clone()])),
-                _ => (Dtype::F32, cast_slice(&tensor.read::<f32>()[span.clone()])),
+                DType::Bf16 => (Dtype::BF16, cast_slice(&tensor.read::<bf16>()[elements])),
+                _ => (Dtype::F32, cast_slice(&tensor.read::<f32>()[elements])),
             };
-            let dims = if parts == 1 { shape.dims().to_vec() } else { vec![span.len()] };
+            let dims = if parts == 1 { dims.to_vec() } else { vec![span.len()] };
             if parts > 1 {
                 starts.insert(name.clone(), span.start.into());
             }
@@ -63,7 +69,7 @@ impl Trainer {
             let view = TensorView::new(Dtype::F64, vec![losses.len()], cast_slice(&losses));
             views.push((LOSSES.to_owned(), view.expect("8 bytes per loss")));
         }
-        safetensors::serialize(views, Some(metadata)).expect("names are unique and shapes fit")
+        write_tensors(views, Some(metadata), out)
     }
 
     /// Goes on where `bytes` were saved. On an error the trainer is as it was.
@@ -106,12 +112,11 @@ impl Trainer {
         let mut params = self.params.copy();
         let mut optimizer = Optimizer { updates: 0, ..self.optimizer.copy() };
         for (p, spec, like) in self.params.iter() {
-            let name = &spec.parts[0].name;
-            let pull = |kind: &str, like: &Tensor| read(files, &format!("{prefix}{kind}.{name}"), like);
+            let pull = |kind: &str, like: &Tensor| read(files, &format!("{prefix}{kind}"), spec, like);
             *params.get_mut(p) = pull("w", like)?;
-            let at = p.index();
-            optimizer.m[at] = pull("m", &self.optimizer.m[at])?;
-            optimizer.v[at] = pull("v", &self.optimizer.v[at])?;
+            if let Some(Moment { m, v }) = &mut optimizer.moments[p.index()] {
+                (*m, *v) = (pull("m", m)?, pull("v", v)?);
+            }
             if let Some(average) = &mut optimizer.average {
                 *average.get_mut(p) = pull("average", like)?;
             }
@@ -145,48 +150,38 @@ fn state(what: String) -> Error {
     Error::State { what }
 }
 
-/// All tensors of a state, by name.
-fn list<'a>(prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<(String, Shape, &'a Tensor)> {
+/// One tensor of a state: elements `place` of a tensor in memory.
+struct Listed<'a> {
+    name: String,
+    dims: &'a [usize],
+    tensor: &'a Tensor,
+    place: Range<usize>,
+}
+
+fn list<'a>(prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<Listed<'a>> {
     let mut all = Vec::new();
     for (p, spec, value) in params.iter() {
-        let name = &spec.parts[0].name;
-        let mut tensors = vec![("w", value), ("m", &optimizer.m[p.index()]), ("v", &optimizer.v[p.index()])];
+        let mut tensors = vec![("w", value)];
+        tensors.extend(optimizer.moments[p.index()].iter().flat_map(|Moment { m, v }| [("m", m), ("v", v)]));
         tensors.extend(optimizer.average.as_ref().map(|average| ("average", average.get(p))));
-        all.extend(tensors.into_iter().map(|(kind, tensor)| (format!("{prefix}{kind}.{name}"), spec.shape, tensor)));
+        for (kind, tensor) in tensors {
+            all.extend(spec.spans().map(|(part, place)| Listed {
+                name: format!("{prefix}{kind}.{}", part.name),
+                dims: &part.shape,
+                tensor,
+                place,
+            }));
+        }
     }
     all
 }
 
-/// A tensor from the spans of all files, which must cover it once.
-fn read(files: &[Part], name: &str, like: &Tensor) -> Result<Tensor, Error> {
+/// A tensor in memory from its parts, each from the spans of all files, which must cover it once.
+fn read(files: &[Part], kind: &str, spec: &Spec, like: &Tensor) -> Result<Tensor, Error> {
     let dtype = if like.dtype() == DType::Bf16 { Dtype::BF16 } else { Dtype::F32 };
-    let (mut spans, length) = (Vec::new(), like.len());
-    for part in files {
-        let Ok(view) = part.file.tensor(name) else { continue };
-        if view.dtype() != dtype {
-            return Err(state(format!("`{name}` is {:?}, the optimizer keeps {dtype:?}", view.dtype())));
-        }
-        let start = part.start(name);
-        if start.is_none() && view.shape() != like.shape().dims() {
-            return Err(state(format!("`{name}` has shape {:?}, the model {:?}", view.shape(), like.shape())));
-        }
-        spans.push((start.unwrap_or(0), view.shape().iter().product::<usize>(), view));
-    }
-    if spans.is_empty() {
-        return Err(state(format!("`{name}` is missing")));
-    }
-    spans.sort_by_key(|&(start, ..)| start);
-    let mut bytes = Vec::with_capacity(length * dtype.bitsize() / 8);
-    let mut covered = 0;
-    for (start, count, view) in spans {
-        if start != covered {
-            return Err(state(format!("`{name}` has elements up to {covered}, and then from {start}")));
-        }
-        bytes.extend_from_slice(view.data());
-        covered += count;
-    }
-    if covered != length {
-        return Err(state(format!("`{name}` has {covered} elements, the model {length}")));
+    let mut bytes = Vec::with_capacity(like.len() * dtype.bitsize() / 8);
+    for part in &spec.parts {
+        read_part(files, &format!("{kind}.{}", part.name), dtype, &part.shape, &mut bytes)?;
     }
     Ok(match like.dtype() {
         DType::Bf16 => {
@@ -198,4 +193,35 @@ fn read(files: &[Part], name: &str, like: &Tensor) -> Result<Tensor, Error> {
             Tensor::new(like.shape(), &values.collect::<Vec<f32>>())
         }
     })
+}
+
+fn read_part(files: &[Part], name: &str, dtype: Dtype, shape: &[usize], bytes: &mut Vec<u8>) -> Result<(), Error> {
+    let (mut spans, length) = (Vec::new(), shape.iter().product::<usize>());
+    for part in files {
+        let Ok(view) = part.file.tensor(name) else { continue };
+        if view.dtype() != dtype {
+            return Err(state(format!("`{name}` is {:?}, the optimizer keeps {dtype:?}", view.dtype())));
+        }
+        let start = part.start(name);
+        if start.is_none() && view.shape() != shape {
+            return Err(state(format!("`{name}` has shape {:?}, the model {shape:?}", view.shape())));
+        }
+        spans.push((start.unwrap_or(0), view.shape().iter().product::<usize>(), view));
+    }
+    if spans.is_empty() {
+        return Err(state(format!("`{name}` is missing")));
+    }
+    spans.sort_by_key(|&(start, ..)| start);
+    let mut covered = 0;
+    for (start, count, view) in spans {
+        if start != covered {
+            return Err(state(format!("`{name}` has elements up to {covered}, and then from {start}")));
+        }
+        bytes.extend_from_slice(view.data());
+        covered += count;
+    }
+    if covered != length {
+        return Err(state(format!("`{name}` has {covered} elements, the model {length}")));
+    }
+    Ok(())
 }

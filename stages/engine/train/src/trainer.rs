@@ -1,9 +1,9 @@
 //! The trainer: micro-batches in, one optimizer step out.
 
 use crate::guard::Spikes;
-use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard};
+use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard, StepTotals};
 use smelt_kernels::Backend;
-use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Params, Precision, Stats};
+use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Precision, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,13 +19,15 @@ pub struct Settings {
     pub guard: Option<SpikeGuard>,
     /// Of the products of linear layers.
     pub precision: Precision,
+    /// Parameters that the training leaves as they are.
+    pub frozen: Vec<Param>,
 }
 
 impl Settings {
-    /// In f32, without balancing and guard.
+    /// In f32, without balancing and guard; everything is trained.
     pub fn new(hyper: Hyper, schedule: Schedule) -> Self {
         let (balance, precision) = (Balance::NONE, Precision::Fp32);
-        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, precision }
+        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, precision, frozen: Vec::new() }
     }
 }
 
@@ -40,12 +42,7 @@ pub struct Report {
     /// Before clipping.
     pub gradient_norm: f64,
     pub lr: f64,
-    /// Input tokens.
-    pub tokens: usize,
-    /// Rows each expert got, by layer.
-    pub loads: BTreeMap<usize, Vec<u64>>,
-    /// The largest over the layers of (most loaded expert − mean) / mean.
-    pub max_violation: f64,
+    pub totals: StepTotals,
     /// The loss was a spike: nothing was updated.
     pub is_skipped: bool,
     /// After this step the training went back to this many updates.
@@ -65,7 +62,7 @@ pub struct Trainer {
 
 impl Trainer {
     pub fn new(model: Arc<Model>, params: Params, backend: Arc<dyn Backend>, settings: Settings) -> Self {
-        let optimizer = Optimizer::new(&params, &settings.hyper);
+        let optimizer = Optimizer::new(&params, &settings.hyper, &settings.frozen);
         Self { model, params, optimizer, steps: 0, spikes: Spikes::default(), grads: None, backend, settings }
     }
 
@@ -95,17 +92,22 @@ impl Trainer {
         self.steps
     }
 
+    /// Counts a step that has nothing to learn from, such as a rollout whose groups have no spread: the schedule goes on, and nothing is
+    /// updated.
+    pub fn skip(&mut self) {
+        self.steps += 1;
+    }
+
     /// Forward and backward of every micro-batch in order, then one update. On an error nothing has changed.
     pub fn step(&mut self, micro_batches: &[(Batch, &dyn Objective)]) -> Result<Report, Error> {
         let step = self.steps + 1;
-        let (mut sequences, mut tokens) = (0, 0);
         for (batch, _) in micro_batches {
             self.model.check(&batch.ids, batch.documents.longest())?;
             self.model.check(&batch.targets, 0)?;
-            sequences += batch.documents.iter().filter(|rows| !rows.is_empty()).count();
-            tokens += batch.ids.len();
         }
-        if micro_batches.iter().all(|(batch, _)| batch.target_rows().is_empty()) {
+        let modules = self.model.config().num_nextn_predict_layers();
+        let mut totals = StepTotals::count(micro_batches.iter().map(|(batch, _)| batch), modules);
+        if totals.targets == 0 {
             return Err(Error::Empty { step });
         }
         let mut grads = match self.grads.take() {
@@ -118,8 +120,8 @@ impl Trainer {
         let (stats, backend) = (RefCell::<Stats>::default(), self.backend.as_ref());
         let balance_of = |batch: &Batch| {
             let share = match self.settings.balance.scope {
-                BalanceScope::Sequence => 1.0 / sequences.max(1) as f64,
-                BalanceScope::Batch => batch.ids.len() as f64 / tokens.max(1) as f64,
+                BalanceScope::Sequence => 1.0 / totals.sequences.max(1) as f64,
+                BalanceScope::Batch => batch.ids.len() as f64 / totals.tokens.max(1) as f64,
             };
             Balance { weight: self.settings.balance.weight * share, ..self.settings.balance }
         };
@@ -128,12 +130,11 @@ impl Trainer {
             let balance = balance_of(batch);
             let (head, saved) =
                 self.model.forward_in(self.settings.precision, backend, &self.params, batch, balance, &stats);
-            let loss = objective.loss(&head, batch);
+            let loss = objective.loss(&head, batch, &totals);
             report.loss += loss.value;
             for (name, value) in loss.parts {
                 *report.parts.entry(name).or_default() += value;
             }
-            report.tokens += batch.ids.len();
             self.model.backward(backend, &self.params, batch, saved, loss.gradient, &mut grads);
         }
         grads.settle();
@@ -143,33 +144,29 @@ impl Trainer {
             report.loss += stats.balance;
             report.parts.insert("balance", stats.balance / weight);
         }
-        report.gradient_norm = Optimizer::norm(backend, &self.params, &grads);
         let has_saturated = grads.take_saturated() || stats.has_saturated;
+        totals.close(stats, self.optimizer.square_sum(backend, &self.params, &grads));
+        report.gradient_norm = totals.gradient_norm();
         let is_finite = report.loss.is_finite() && report.gradient_norm.is_finite() && !has_saturated;
         match &self.settings.guard {
             Some(guard) if !is_finite || guard.is_spike(&self.spikes, report.loss) => {
                 report.is_skipped = true;
-                report.went_back_to = self.skip(guard.patience, &report)?;
+                report.went_back_to = self.skip_spike(guard.patience, &report)?;
             }
             _ if !is_finite => return Err(not_finite(&report)),
-            _ => self.update(&grads, &report, &stats),
+            _ => self.update(&grads, &report, &totals),
         }
         self.steps = step;
-        let violation = |loads: &Vec<u64>| {
-            let mean = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
-            loads.iter().max().map_or(0.0, |&most| (most as f64 - mean) / mean.max(1.0))
-        };
-        report.max_violation = stats.loads.values().map(violation).fold(0.0, f64::max);
-        report.loads = stats.loads;
+        report.totals = totals;
         self.grads = Some(grads);
         Ok(report)
     }
 
-    fn update(&mut self, grads: &Grads, report: &Report, stats: &Stats) {
+    fn update(&mut self, grads: &Grads, report: &Report, totals: &StepTotals) {
         let (backend, Settings { hyper, bias_speed, guard, .. }) = (self.backend.as_ref(), &self.settings);
         self.optimizer.update(backend, hyper, report.lr, report.gradient_norm, &mut self.params, grads);
         if *bias_speed > 0.0 {
-            self.model.balance(&mut self.params, stats, *bias_speed);
+            self.model.balance(&mut self.params, &totals.loads, *bias_speed);
         }
         self.optimizer.follow(backend, hyper, &self.params);
         if let Some(guard) = guard {
@@ -182,7 +179,7 @@ impl Trainer {
 
     /// Counts a skipped step; after `patience` of them goes back to the copy before, and tells to how many updates. An error when there is
     /// none.
-    fn skip(&mut self, patience: u64, report: &Report) -> Result<Option<u64>, Error> {
+    fn skip_spike(&mut self, patience: u64, report: &Report) -> Result<Option<u64>, Error> {
         if self.spikes.skipped + 1 < patience {
             self.spikes.skipped += 1;
             return Ok(None);

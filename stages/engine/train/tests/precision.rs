@@ -5,7 +5,7 @@ use smelt_model::{Batch, Config, Fp8, GradientTiles, Init, Model, Precision, Sca
 use smelt_train::*;
 use std::sync::Arc;
 
-/// Dims beyond one tile, experts and a further module.
+/// Dims beyond one tile, experts and an MTP module.
 fn config() -> Config {
     let text = r#"{ "model_type": "deepseek_v3", "vocab_size": 50, "hidden_size": 144, "intermediate_size": 160,
         "moe_intermediate_size": 32, "num_hidden_layers": 2, "num_nextn_predict_layers": 1, "num_attention_heads": 2,
@@ -32,7 +32,7 @@ fn step(trainer: &mut Trainer, at: u64) -> Result<Report, Error> {
     let documents: Vec<Vec<u32>> = (0..8).map(document).collect();
     let pieces: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
     let batches: Vec<Batch> = pieces.chunks(4).map(Batch::next_token).collect();
-    let objective = NextToken::of(&batches, 0.3, 1);
+    let objective = NextToken { mtp_weight: 0.3, z: 0.0 };
     let micro: Vec<(Batch, &dyn Objective)> = batches.into_iter().map(|batch| (batch, &objective as _)).collect();
     trainer.step(&micro)
 }

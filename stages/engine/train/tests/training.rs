@@ -1,8 +1,15 @@
 //! The trainer's promises: resume, threads and the cut into micro-batches change nothing; the reference's 50 steps come out.
 
+#[path = "../../../../tests/parity/say.rs"]
+mod say;
+
 use safetensors::SafeTensors;
+use say::say;
 use smelt_kernels::{Cpu, random};
-use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Config, Init, Model, Params, Stats, load};
+use smelt_model::{
+    Balance, BalanceCounts, BalanceScope, Batch, Config, HeadOutput, Init, Model, Param, Params, Stats, Update, load,
+};
+use smelt_schemas::{ExitCode, Fault};
 use smelt_train::*;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -29,7 +36,7 @@ fn dense() -> Config {
 fn settings(lr: f64) -> Settings {
     let hyper = Hyper { weight_decay: 0.05, ..Hyper::default() };
     let schedule = Schedule::over(40, lr, 4, Decay::Cosine, 0.1);
-    let balance = Balance { weight: 1e-3, further: true, ..Balance::NONE };
+    let balance = Balance { weight: 1e-3, mtp: true, ..Balance::NONE };
     Settings { balance, bias_speed: 1e-3, ..Settings::new(hyper, schedule) }
 }
 
@@ -56,7 +63,7 @@ fn step(trainer: &mut Trainer, at: u64, parts: usize) -> Report {
     let documents = documents(at, 8);
     let pieces: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
     let batches: Vec<Batch> = pieces.chunks(8 / parts).map(Batch::next_token).collect();
-    let objective = NextToken::of(&batches, 0.3, trainer.model().config().num_nextn_predict_layers());
+    let objective = NextToken { mtp_weight: 0.3, z: 0.0 };
     let micro: Vec<(Batch, &dyn Objective)> = batches.into_iter().map(|batch| (batch, &objective as _)).collect();
     trainer.step(&micro).unwrap()
 }
@@ -87,6 +94,12 @@ fn check_resume(config: Config) {
     assert!(second.save() == whole.save());
 }
 
+fn saved_part(trainer: &Trainer, part: usize, parts: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    trainer.write_part(part, parts, &mut bytes).unwrap();
+    bytes
+}
+
 /// Three ranks wrote it, one reads it: spans are of the tensors, not of the ranks.
 #[test]
 fn a_state_in_parts_is_the_whole_state_however_many_there_are() {
@@ -94,15 +107,15 @@ fn a_state_in_parts_is_the_whole_state_however_many_there_are() {
     (0..9).for_each(|at| drop(step(&mut whole, at, 1)));
     let bytes = whole.save();
     for count in [1, 2, 3, 7] {
-        let mut parts: Vec<Vec<u8>> = (0..count).map(|part| whole.save_part(part, count)).collect();
+        let mut parts: Vec<Vec<u8>> = (0..count).map(|part| saved_part(&whole, part, count)).collect();
         parts.reverse();
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         let mut again = guarded();
         again.restore_parts(&views).unwrap();
         assert!(again.save() == bytes, "{count} parts");
-        assert!(again.save_part(0, 2) == whole.save_part(0, 2));
+        assert!(saved_part(&again, 0, 2) == saved_part(&whole, 0, 2));
     }
-    let parts: Vec<Vec<u8>> = (0..3).map(|part| whole.save_part(part, 3)).collect();
+    let parts: Vec<Vec<u8>> = (0..3).map(|part| saved_part(&whole, part, 3)).collect();
     let refused = |views: &[&[u8]]| guarded().restore_parts(views).unwrap_err().to_string();
     let text = refused(&[&parts[0], &parts[2]]);
     assert!(text.contains("has elements up to 533, and then from 1066"), "{text}");
@@ -111,7 +124,7 @@ fn a_state_in_parts_is_the_whole_state_however_many_there_are() {
     let text = refused(&[&parts[1], &parts[0], &parts[1], &parts[2]]);
     assert!(text.contains("has elements up to 1066, and then from 533"), "{text}");
     drop(step(&mut whole, 9, 1));
-    let text = refused(&[&parts[0], &parts[1], &whole.save_part(2, 3)]);
+    let text = refused(&[&parts[0], &parts[1], &saved_part(&whole, 2, 3)]);
     assert!(text.contains("its files were saved at different steps, 9 and 10"), "{text}");
     assert!(refused(&[]).contains("there is no file of it"));
 }
@@ -137,7 +150,7 @@ fn the_cut_into_micro_batches_is_no_part_of_the_loss() {
     for part in ["main", "mtp", "balance"] {
         assert!((a.parts[part] - b.parts[part]).abs() < 1e-6, "{part}");
     }
-    assert_eq!(a.loads, b.loads);
+    assert_eq!(a.totals, StepTotals { square_sum: a.totals.square_sum, ..b.totals });
 }
 
 /// The bits since attention goes back from exponentials. Another order of summation is a change of every model that was ever trained:
@@ -173,16 +186,17 @@ fn a_loss_that_is_not_finite_stops_before_the_update() {
     let before = bits(&params);
     let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(1)), settings(1e-2));
     let batch = Batch::next_token(&[&[1, 2, 3]]);
-    let objective = NextToken::of(std::slice::from_ref(&batch), 0.0, 1);
-    let error = trainer.step(&[(batch, &objective)]).unwrap_err().to_string();
-    assert!(error.starts_with("step 1: the loss is NaN"), "{error}");
+    let objective = NextToken::default();
+    let error = trainer.step(&[(batch, &objective)]).unwrap_err();
+    assert_eq!(error.to_string(), "step 1: the loss is NaN");
+    assert_eq!((error.exit_code(), error.place()), (ExitCode::Pipeline, Some("step 1".into())));
     assert!(bits(trainer.params()) == before && trainer.steps() == 0);
 }
 
 #[test]
 fn bad_tokens_and_empty_masks_are_named() {
     let mut trainer = trainer(1);
-    let objective = Masked { targets: 1 };
+    let objective = Masked;
     let refused = |trainer: &mut Trainer, batch: Batch| trainer.step(&[(batch, &objective)]).unwrap_err().to_string();
     let text = refused(&mut trainer, Batch::next_token(&[&[1, 50, 3]]));
     assert!(text.contains("token id 50 at place 1 is outside the vocabulary of 50"), "{text}");
@@ -205,6 +219,65 @@ fn bad_tokens_and_empty_masks_are_named() {
     assert!(text.contains("has shape [50, 16], the model [50, 32]"), "{text}");
 }
 
+/// MTP modules have no gradient in a fine-tuning: weight decay and the average must not move them either.
+#[test]
+fn frozen_parameters_keep_every_bit() {
+    let model = Arc::new(Model::new(config()).unwrap());
+    let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.1, weight: None });
+    let frozen: Vec<Param> = model.mtp_parameters().collect();
+    let name = |p: Param| params.spec(p).parts[0].name.clone();
+    assert!(!frozen.is_empty() && frozen.iter().all(|&p| name(p).starts_with("model.layers.3.")));
+    let before = params.copy();
+    let hyper = Hyper { average: 0.9, ..settings(1e-2).hyper };
+    let settings = Settings { frozen: frozen.clone(), hyper, bias_speed: 0.0, ..settings(1e-2) };
+    let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(2)), settings);
+    for _ in 0..3 {
+        trainer.step(&[(masked_batch(&[Example::new(&[1, 2], &[3, 4, 5])]), &Masked)]).unwrap();
+    }
+    for (p, spec, old) in before.iter() {
+        for now in [trainer.params(), trainer.result()] {
+            let is_same = now.get(p).read::<f32>() == old.read::<f32>();
+            let rests = frozen.contains(&p) || spec.update == Update::Rule;
+            assert_eq!(is_same, rests, "{}", spec.parts[0].name);
+        }
+    }
+    let (saved, mut again) = (trainer.save(), self::trainer(1));
+    let text = again.restore(&saved).unwrap_err().to_string();
+    assert!(text.contains("`m.model.layers.3.enorm.weight` is missing"), "{text}");
+}
+
+#[test]
+fn a_step_without_an_update_counts_in_the_schedule() {
+    let (mut plain, mut skipping) = (trainer(1), trainer(1));
+    let before = bits(skipping.params());
+    (0..3).for_each(|_| skipping.skip());
+    assert!(bits(skipping.params()) == before && skipping.steps() == 3);
+    let report = step(&mut skipping, 0, 1);
+    assert_eq!((report.step, report.lr), (4, 1e-2)); // the warm-up of 4 steps has passed
+    assert_eq!(step(&mut plain, 0, 1).lr, 2.5e-3);
+}
+
+/// However a model packs its experts, a state has one tensor per expert.
+#[test]
+fn a_state_has_the_tensors_of_a_checkpoint() {
+    let mut trainer = trainer(1);
+    drop(step(&mut trainer, 0, 1));
+    let state = trainer.save();
+    let state = SafeTensors::deserialize(&state).unwrap();
+    let expert = trainer.params().iter().find_map(|(_, spec, value)| {
+        let mut spans = spec.spans();
+        let (part, span) = spans.find(|(part, _)| part.name == "model.layers.1.mlp.experts.5.up_proj.weight")?;
+        Some((part.shape.clone(), value.read::<f32>()[span].to_vec()))
+    });
+    let (shape, values) = expert.unwrap();
+    for kind in ["w", "m", "v"] {
+        let saved = state.tensor(&format!("{kind}.model.layers.1.mlp.experts.5.up_proj.weight")).unwrap();
+        assert_eq!(saved.shape(), shape);
+        let saved: Vec<f32> = saved.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        assert_eq!(saved == values, kind == "w");
+    }
+}
+
 /// A guard that judges after 4 losses, and the two options that the state must carry.
 fn guarded() -> Trainer {
     let mut settings = settings(1e-2);
@@ -215,13 +288,21 @@ fn guarded() -> Trainer {
     Trainer::new(model, params, Arc::new(Cpu::new(2)), settings)
 }
 
+/// The loss as a sum over its targets instead of their mean.
+struct Sum;
+
+impl Objective for Sum {
+    fn loss(&self, head: &HeadOutput, batch: &Batch, _: &StepTotals) -> Loss {
+        let totals = StepTotals { targets: 1, ..StepTotals::count(std::iter::once(batch), 1) };
+        NextToken::default().loss(head, batch, &totals)
+    }
+}
+
 /// A batch that an almost trained model finds absurd.
 fn spike(trainer: &mut Trainer) -> Result<Report, Error> {
     let ids: Vec<u32> = (0..60).map(|i| random::below(1, 2, i, 50) as u32).collect();
     let batch = Batch::next_token(&[&ids]);
-    // the same loss with a hundred times its weight
-    let objective = NextToken { targets: 1, ..NextToken::of(std::slice::from_ref(&batch), 0.0, 1) };
-    trainer.step(&[(batch, &objective)])
+    trainer.step(&[(batch, &Sum)])
 }
 
 #[test]
@@ -285,7 +366,7 @@ fn batch_wise_balance_does_not_depend_on_equal_micro_batches_for_its_weight() {
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.1, weight: None });
     let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(1)), settings);
     let report = step(&mut trainer, 0, 4);
-    // three layers of experts, the further module's included; 1 per layer when all is even
+    // three layers of experts, the MTP module's included; 1 per layer when all is even
     assert!((2.9..4.0).contains(&report.parts["balance"]), "{}", report.parts["balance"]);
     let parts = report.parts["main"] + 0.3 * report.parts["mtp"] + 0.5 * report.parts["balance"];
     assert!((report.loss - parts).abs() < 1e-9, "{} {parts}", report.loss);
@@ -310,7 +391,7 @@ fn cases() -> Vec<PathBuf> {
     assert!(!cases.is_empty(), "the repository has trainings of its own");
     match folder.is_dir() {
         true => collect(&folder, &mut cases),
-        false => eprintln!("only the repository's own trainings: no {} (set SMELT_PARITY)", folder.display()),
+        false => say(&format!("only the repository's own trainings: no {} (set SMELT_PARITY)", folder.display())),
     }
     cases
 }
@@ -358,9 +439,8 @@ fn train_as_in(folder: &Path) {
         weight: if has_balance { number("alpha") } else { 0.0 },
         scope: if hyper["aux"] == "batch" { BalanceScope::Batch } else { BalanceScope::Sequence },
         counts: if hyper["aux_f"] == "routed" { BalanceCounts::Routes } else { BalanceCounts::Scores },
-        further: count("mtp_aux") == 1,
+        mtp: count("mtp_aux") == 1,
     };
-    let modules = model.config().num_nextn_predict_layers();
     let optimizer = Hyper { clip: number("clip"), weight_decay: number("wd"), ..Hyper::default() };
     let settings = Settings { balance, bias_speed: number("gamma"), ..Settings::new(optimizer, schedule) };
     let mut trainer = Trainer::new(Arc::new(model), params, Arc::new(Cpu::new(2)), settings);
@@ -369,7 +449,7 @@ fn train_as_in(folder: &Path) {
     for step in 0..steps {
         let rows: Vec<&[u32]> = ids[step * sequences * width..][..sequences * width].chunks(width).collect();
         let batch = Batch::next_token(&rows);
-        let objective = NextToken::of(std::slice::from_ref(&batch), number("lam"), modules);
+        let objective = NextToken { mtp_weight: number("lam"), z: 0.0 };
         let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });
         drop(trainer.model().forward(&cpu, trainer.params(), &batch, Balance::NONE, &stats));
         for (layer, found) in &stats.borrow().routes {
@@ -394,7 +474,7 @@ fn train_as_in(folder: &Path) {
         let norm = r.gradient_norm;
         assert!((norm / wanted[4][step] - 1.0).abs() < 1e-3, "{name}, step {}: gradient norm {norm}", step + 1);
         assert!((r.lr - wanted[5][step]).abs() < 1e-12);
-        for (layer, loads) in &r.loads {
+        for (layer, loads) in &r.totals.loads {
             let counts = expected.tensor(&format!("count.{layer}")).unwrap();
             let counts = &counts.data()[step * loads.len() * 8..][..loads.len() * 8];
             let counts: Vec<u64> = counts.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as u64).collect();
@@ -430,7 +510,7 @@ fn train_as_in(folder: &Path) {
             largest = gaps.iter().fold(largest, |most, gap| most.max(gap.abs()));
         }
     }
-    eprintln!(
+    say(&format!(
         "{name}: {steps} steps, losses off by at most {worst:.1e}, final weights {weights:.1e} of their norm, one element {largest:.1e}"
-    );
+    ));
 }

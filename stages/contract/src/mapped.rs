@@ -1,0 +1,34 @@
+//! A verified file as bytes that are read when they are used.
+
+use crate::error::Error;
+use memmap2::Mmap;
+use smelt_store::LocalFile;
+use std::ops::Deref;
+
+/// The bytes of a file of an artifact or a save: mapped, so that one larger than memory can be read tensor by tensor.
+#[derive(Debug)]
+pub struct Mapped {
+    map: Mmap,
+    /// A copy of an object goes when nobody reads it any more.
+    _file: LocalFile,
+}
+
+impl Mapped {
+    pub(crate) fn open(file: LocalFile) -> Result<Self, Error> {
+        let path = file.path();
+        let open = std::fs::File::open(path);
+        // SAFETY: files of artifacts and saves are written once and never changed; a store that is edited by hand while a job reads it
+        // is outside what any reader of it can guard against.
+        let map = open.and_then(|open| unsafe { Mmap::map(&open) });
+        let map = map.map_err(|e| Error::machine(format!("reading {}: {e}", path.display())))?;
+        Ok(Self { map, _file: file })
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}

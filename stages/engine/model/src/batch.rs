@@ -1,0 +1,38 @@
+//! What a pass reads: packed documents.
+
+use smelt_kernels::Documents;
+
+/// The target of a row that predicts nothing.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Packed documents: row i holds `ids[i]` and predicts `targets[i]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    pub ids: Vec<u32>,     // [N]
+    pub targets: Vec<u32>, // [N], or IGNORE
+    pub documents: Documents,
+    /// Rows whose scalar score is wanted; reward models only.
+    pub score_rows: Vec<u32>,
+    /// The MTP modules run too.
+    pub runs_mtp: bool,
+}
+
+impl Batch {
+    /// Every document predicts its next token everywhere, and further ones where the model does: `[a, b, c]` gives rows a → b, b → c.
+    pub fn next_token(documents: &[&[u32]]) -> Self {
+        let documents: Vec<&[u32]> = documents.iter().copied().filter(|ids| ids.len() > 1).collect();
+        let lengths: Vec<usize> = documents.iter().map(|ids| ids.len() - 1).collect();
+        Self {
+            ids: documents.iter().flat_map(|ids| &ids[..ids.len() - 1]).copied().collect(),
+            targets: documents.iter().flat_map(|ids| &ids[1..]).copied().collect(),
+            documents: Documents::of_lengths(&lengths),
+            score_rows: Vec::new(),
+            runs_mtp: true,
+        }
+    }
+
+    /// Rows that predict something.
+    pub fn target_rows(&self) -> Vec<u32> {
+        (0..self.targets.len() as u32).filter(|&row| self.targets[row as usize] != IGNORE).collect()
+    }
+}
