@@ -15,6 +15,7 @@ mod lowered;
 pub mod math;
 mod memory;
 pub mod random;
+mod rectangle;
 mod segments;
 mod tensor;
 

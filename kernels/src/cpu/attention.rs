@@ -1,8 +1,8 @@
 //! Causal attention within documents, training's form of latent attention: keys and values are there for every head, their rotary
 //! part is one for all. A task is one head of one document.
 
-use super::one_head::{self, AHEAD, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared, copy, padded};
+use super::one_head::{self, AHEAD, OneHead, Seen, part};
+use super::{Cpu, Scratch, copy, padded};
 use crate::backend::{AttentionShape, Softmax};
 use crate::gemm::{View, prefetch_run};
 use crate::{Documents, Real, Tensor};
@@ -53,9 +53,9 @@ pub fn forward<T: Real>(
     let (n, w) = (documents.rows(), Widths::of(s));
     let (mut o, mut softmax) = (Tensor::empty([n, w.o_row], T::DTYPE), one_head::softmax::<T>(s.heads, documents));
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
-    let (out, mut rest) = (Shared::new(o.write::<T>()), softmax.0.write::<T>());
-    let split = |len| rest.split_off_mut(..len);
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+    let (out, mut rest) = (one_head::parts(o.write::<T>(), s.heads, documents), softmax.0.write::<T>());
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off_mut(..len));
+    cpu.gemm.pool().each(tasks.into_iter().zip(out).collect(), |((rows, head, softmax), o)| {
         let length = rows.len();
         let mut k = Scratch::<T>::new(length * padded(w.qk));
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
@@ -65,8 +65,6 @@ pub fn forward<T: Real>(
             v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
             scale: T::of(s.scale),
         };
-        let o = Place { data: &out, start: rows.start * w.o_row + head * s.value, stride: w.o_row };
-        // this task alone writes this head's rows of this document
         one_head::forward(cpu, one, o, softmax);
     });
     (o, softmax)
@@ -92,10 +90,12 @@ pub fn backward<T: Real>(
     let mut partial = Tensor::empty([s.heads, n, s.rope], T::DTYPE);
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
     let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
-    let split = |len| rest.split_off(..len);
-    let out_q = Shared::new(dq.write::<T>());
-    let (out_kv, out_rope) = (Shared::new(dkv.write::<T>()), Shared::new(partial.write::<T>()));
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off(..len));
+    let out = one_head::parts(dq.write::<T>(), s.heads, documents)
+        .zip(one_head::parts(dkv.write::<T>(), s.heads, documents))
+        .zip(one_head::slabs(partial.write::<T>(), s.heads, s.rope, documents));
+    let tasks = tasks.into_iter().zip(out).collect();
+    cpu.gemm.pool().each(tasks, |((rows, head, softmax), ((dq, mut dkv), d_rope))| {
         let length = rows.len();
         let (k_width, v_width) = (padded(w.qk), padded(s.value));
         let mut k = Scratch::<T>::new(length * k_width);
@@ -113,18 +113,13 @@ pub fn backward<T: Real>(
             d_o: part(d_o, rows.clone(), head * s.value, s.value, w.o_row),
             softmax,
         };
-        // this task alone writes this head's rows of this document
-        let dq = Place { data: &out_q, start: rows.start * w.q_row + head * w.qk, stride: w.q_row };
         one_head::backward(cpu, one, seen, dq, dk, dv);
-        for ((row, dk), dv) in rows.zip(dk.chunks_exact(k_width)).zip(dv.chunks_exact(v_width)) {
-            out_kv.prefetch((row + AHEAD) * w.kv_row + head * w.kv, w.kv);
-            // SAFETY: as above; the slab of `out_rope` is this head's.
-            unsafe {
-                let dkv = out_kv.part(row * w.kv_row + head * w.kv, w.kv);
-                copy(&mut dkv[..s.nope], &dk[..s.nope]);
-                copy(&mut dkv[s.nope..], &dv[..s.value]);
-                copy(out_rope.part((head * n + row) * s.rope, s.rope), &dk[s.nope..w.qk]);
-            }
+        for (row, (dk, dv)) in dk.chunks_exact(k_width).zip(dv.chunks_exact(v_width)).enumerate() {
+            dkv.prefetch(row + AHEAD..row + AHEAD + 1);
+            let dkv = dkv.row(row);
+            copy(&mut dkv[..s.nope], &dk[..s.nope]);
+            copy(&mut dkv[s.nope..], &dv[..s.value]);
+            copy(&mut d_rope[row * s.rope..][..s.rope], &dk[s.nope..w.qk]);
         }
     });
     let mut d_rope = Tensor::empty([n, s.rope], T::DTYPE);

@@ -4,10 +4,11 @@
 //! their order. Generation's form reads a cache and has one task per request and key-value head: prefill and decoding differ in the
 //! number of rows, and a row does not depend on that number.
 
-use super::one_head::{self, BLOCK, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared, exp_row, padded, wide};
+use super::one_head::{self, BLOCK, OneHead, Seen, part};
+use super::{Cpu, Scratch, exp_row, padded, wide};
 use crate::backend::{CachedRows, GroupedShape, Softmax};
 use crate::gemm::View;
+use crate::rectangle::Rectangle;
 use crate::{DType, Documents, Real, Tensor, Write};
 use std::ops::Range;
 
@@ -41,11 +42,9 @@ pub fn forward<T: Real>(
     let (n, row) = (documents.rows(), s.heads * s.dim);
     let (mut o, mut softmax) = (Tensor::empty([n, row], T::DTYPE), one_head::softmax::<T>(s.heads, documents));
     let inputs = [q, k, v].map(|x| x.read::<T>());
-    let (out, mut rest) = (Shared::new(o.write::<T>()), softmax.0.write::<T>());
-    let split = |len| rest.split_off_mut(..len);
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
-        // this task alone writes this head's rows of this document
-        let o = Place { data: &out, start: rows.start * row + head * s.dim, stride: row };
+    let (out, mut rest) = (one_head::parts(o.write::<T>(), s.heads, documents), softmax.0.write::<T>());
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off_mut(..len));
+    cpu.gemm.pool().each(tasks.into_iter().zip(out).collect(), |((rows, head, softmax), o)| {
         one_head::forward(cpu, one(s, inputs, &rows, head), o, softmax);
     });
     (o, softmax)
@@ -73,19 +72,17 @@ pub fn backward<T: Real>(
     let (mut dk, mut dv) = (slabs(), slabs());
     let inputs = [q, k, v].map(|x| x.read::<T>());
     let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
-    let split = |len| rest.split_off(..len);
-    let out_q = Shared::new(dq.write::<T>());
-    let (out_k, out_v) = (Shared::new(dk.write::<T>()), Shared::new(dv.write::<T>()));
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off(..len));
+    let out = one_head::parts(dq.write::<T>(), s.heads, documents)
+        .zip(one_head::slabs(dk.write::<T>(), s.heads, width, documents))
+        .zip(one_head::slabs(dv.write::<T>(), s.heads, width, documents));
+    let tasks = tasks.into_iter().zip(out).collect();
+    cpu.gemm.pool().each(tasks, |((rows, head, softmax), ((dq, dk), dv))| {
         let seen = Seen {
             o: part(o, rows.clone(), head * s.dim, s.dim, row),
             d_o: part(d_o, rows.clone(), head * s.dim, s.dim, row),
             softmax,
         };
-        let dq = Place { data: &out_q, start: rows.start * row + head * s.dim, stride: row };
-        let (start, len) = ((head * n + rows.start) * width, rows.len() * width);
-        // SAFETY: this task alone writes this head's rows of this document, in the slabs and in dq.
-        let (dk, dv) = unsafe { (out_k.part(start, len), out_v.part(start, len)) };
         one_head::backward(cpu, one(s, inputs, &rows, head), seen, dq, dk, dv);
     });
     (dq, sum_groups::<T>(cpu, s, &dk), sum_groups::<T>(cpu, s, &dv))
@@ -121,10 +118,12 @@ pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) 
     let rows: usize = requests.iter().map(|request| request.rows.len()).sum();
     assert!(rows == n, "cached_attention: requests have {rows} of {n} rows");
     let mut o = Tensor::empty([n, row], DType::F32);
-    let (q, out) = (q.read::<f32>(), Shared::new(o.write::<f32>()));
-    let heads = |request| (0..s.kv_heads).map(move |head| (request, head));
-    let tasks: Vec<(&CachedRows, usize)> = requests.iter().flat_map(heads).collect();
-    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, head)| {
+    let (q, out) = (q.read::<f32>(), Rectangle::new(o.write::<f32>(), n, row, row));
+    let mut tasks = Vec::new();
+    for (request, band) in requests.iter().zip(out.bands(requests.iter().map(|request| request.rows.clone()))) {
+        tasks.extend(band.columns(s.kv_heads).enumerate().map(|(head, out)| (request, head, out)));
+    }
+    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, head, mut out)| {
         let length = cache.len() / width;
         assert!(rows.len() <= length, "cached_attention: {} rows, {length} positions", rows.len());
         let keys = part(cache, 0..length, head * d, d, width);
@@ -157,8 +156,7 @@ pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) 
             f32::multiply_alone(&cpu.gemm, scores, values.slice(0, visible), queries, Write::Set);
             let read = queries.chunks_exact(group * d).zip(inverse.0.chunks_exact(group));
             for (row_of_o, (read, inverse)) in block.zip(read) {
-                // SAFETY: a request's rows of this group's heads are this task's own.
-                let out = unsafe { out.part(row_of_o * row + head * group * d, group * d) };
+                let out = out.row(row_of_o - rows.start);
                 for ((out, read), inverse) in out.chunks_exact_mut(d).zip(read.chunks_exact(d)).zip(inverse) {
                     out.iter_mut().zip(read).for_each(|(out, x)| *out = x * inverse);
                 }

@@ -16,7 +16,7 @@ mod rows;
 
 use crate::backend::*;
 use crate::fp8::{Operand, Quantiser};
-use crate::gemm::{Gemm, Level, View, prefetch_run, wide};
+use crate::gemm::{Gemm, Level, View, wide};
 use crate::memory::Block;
 use crate::{DType, Documents, Element, Real, Segments, Tensor, Write};
 
@@ -223,35 +223,6 @@ impl<T: Element> Scratch<T> {
 impl<T: Element> Drop for Scratch<T> {
     fn drop(&mut self) {
         T::arena().give(std::mem::take(&mut self.0));
-    }
-}
-
-/// A matrix that several tasks write, each its own rectangle.
-struct Shared<T> {
-    data: *mut T,
-    len: usize,
-}
-
-// SAFETY: `part` makes its callers promise that no two parts in use overlap.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn new(data: &mut [T]) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len() }
-    }
-
-    /// Asks for elements that will be written soon.
-    fn prefetch(&self, start: usize, len: usize) {
-        prefetch_run(self.data.wrapping_add(start), len);
-    }
-
-    /// # Safety
-    /// While the result lives nobody else reads or writes these elements.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start + len <= self.len, "shared: {start} + {len} of {}", self.len);
-        // SAFETY: inside the slice given to `new`, which the borrow of the caller keeps alive; exclusive by promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 }
 

@@ -5,9 +5,10 @@
 //! adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
 
 use super::rows::vectors;
-use super::{Cpu, Scratch, Shared, copy, dot, exp_from, max_of, padded, wide};
+use super::{Cpu, Scratch, copy, dot, exp_from, max_of, padded, wide};
 use crate::backend::Softmax;
 use crate::gemm::{Causal, PackedB, View, prefetch_run};
+use crate::rectangle::Rectangle;
 use crate::{Documents, Real, Tensor, Write};
 use std::ops::Range;
 
@@ -70,27 +71,30 @@ pub struct OneHead<'a, T> {
     pub scale: T,
 }
 
-/// The same rows and columns of a matrix that other tasks write elsewhere.
-pub struct Place<'a, T> {
-    pub data: &'a Shared<T>,
-    /// Element of the first row, and the distance to the next.
-    pub start: usize,
-    pub stride: usize,
+/// The part of each task of [`tasks`] in a matrix whose rows hold `heads` parts of equal width.
+pub fn parts<'a, T: Real>(
+    matrix: &'a mut [T],
+    heads: usize,
+    documents: &Documents,
+) -> impl Iterator<Item = Rectangle<'a, T>> {
+    let (rows, width) = (documents.rows(), matrix.len() / documents.rows().max(1));
+    Rectangle::new(matrix, rows, width, width).bands(documents.iter()).flat_map(move |band| band.columns(heads))
 }
 
-impl<T> Place<'_, T> {
-    /// Asks for rows that will be written soon.
-    fn prefetch(&self, rows: Range<usize>, width: usize) {
-        rows.for_each(|row| self.data.prefetch(self.start + row * self.stride, width));
+/// The rows of each task of [`tasks`] in a matrix that has a slab per head, `[H, N, width]`.
+pub fn slabs<'a, T: Real>(
+    matrix: &'a mut [T],
+    heads: usize,
+    width: usize,
+    documents: &Documents,
+) -> impl Iterator<Item = &'a mut [T]> {
+    let mut slabs: Vec<&mut [T]> = matrix.chunks_mut((documents.rows() * width).max(1)).collect();
+    slabs.resize_with(heads, Default::default); // without rows there are no chunks
+    let mut parts = Vec::with_capacity(heads * documents.count());
+    for rows in documents.iter() {
+        parts.extend(slabs.iter_mut().map(|slab| slab.split_off_mut(..rows.len() * width).expect("a slab has N rows")));
     }
-
-    /// # Safety
-    /// While the result lives nobody else reads or writes these elements.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, row: usize, width: usize) -> &mut [T] {
-        // SAFETY: as promised to this function.
-        unsafe { self.data.part(self.start + row * self.stride, width) }
-    }
+    parts.into_iter()
 }
 
 /// `rows` of columns `first..first + cols` of a matrix `stride` wide.
@@ -120,8 +124,8 @@ fn by_keys<T: Real>(
     }
 }
 
-/// Writes o, of which this task alone writes the rows, and the task's part of [`softmax`].
-pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, softmax: &mut [T]) {
+/// Writes o `[T, value]` and the task's part of [`softmax`].
+pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle<T>, softmax: &mut [T]) {
     let (length, value) = (head.q.rows, head.v.cols);
     let (largest, rest) = softmax.split_at_mut(padded(length));
     let (inverse, mut kept) = rest.split_at_mut(padded(length));
@@ -132,7 +136,7 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, softmax: &mut 
         let (first, last, count) = (rows.start, rows.end, rows.len());
         let scores = kept.split_off_mut(..count * width).unwrap_or_else(|| &mut memory.0[..count * width]);
         let y = &mut y.0[..count * padded(value)];
-        o.prefetch(rows.clone(), value);
+        o.prefetch(rows.clone());
         by_keys(cpu, first, head.q.slice(first, last), &keys, head.k, scores, width);
         let (largest, inverse) = (&mut largest[rows.clone()], &mut inverse[rows.clone()]);
         wide(
@@ -160,8 +164,7 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, softmax: &mut 
             || {
                 for ((row, y), &inverse) in rows.zip(y.chunks_exact_mut(padded(value))).zip(&*inverse) {
                     y.iter_mut().for_each(|y| *y *= inverse);
-                    // SAFETY: the caller's promise: these rows of o are this task's.
-                    copy(unsafe { o.row(row, value) }, &y[..value]);
+                    copy(o.row(row), &y[..value]);
                 }
             },
         );
@@ -176,9 +179,9 @@ pub struct Seen<'a, T> {
     pub softmax: &'a [T],
 }
 
-/// Writes dq, of which this task alone writes the rows, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and
+/// Writes dq `[T, qk]`, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and
 /// do' = do / ΣE and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
-pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T>, dk: &mut [T], dv: &mut [T]) {
+pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, mut dq: Rectangle<T>, dk: &mut [T], dv: &mut [T]) {
     let (length, qk, value) = (head.q.rows, head.q.cols, head.v.cols);
     let (largest, rest) = seen.softmax.split_at(padded(length));
     let (inverse, mut kept) = rest.split_at(padded(length));
@@ -194,7 +197,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
     for (rows, width) in blocks(length) {
         let (first, last, count) = (rows.start, rows.end, rows.len());
         let (q, k) = (head.q.slice(first, last), head.k.slice(0, last));
-        dq.prefetch(rows.clone(), qk);
+        dq.prefetch(rows.clone());
         let d_o = &mut d_o.0[..count * padded(value)];
         wide(
             cpu.gemm.level(),
@@ -255,8 +258,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
         let rows_of_dq = &mut rows_of_dq.0[..count * padded(qk)];
         T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows_of_dq, padded(qk), Write::Set, before);
         for (row, of_dq) in rows.zip(rows_of_dq.chunks_exact(padded(qk))) {
-            // SAFETY: the caller's promise: these rows of dq are this task's.
-            copy(unsafe { dq.row(row, qk) }, &of_dq[..qk]);
+            copy(dq.row(row), &of_dq[..qk]);
         }
     }
 }

@@ -150,24 +150,28 @@ pub fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
     );
 }
 
+/// Slots, gradients of weights, and dispatched rows of some choices.
+type Choices<'a, 'b, T> = ((&'a [u32], &'a mut [T]), &'a mut [&'b mut [T]]);
+
 pub fn combine_backward<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
     let (n, d, k) = (dy.rows(), dy.cols(), r.weights.cols());
     let (mut drows, mut dweights) = (Tensor::empty(rows.shape(), T::DTYPE), Tensor::empty([n, k], T::DTYPE));
     let (rows, dy, weights) = (rows.read::<T>(), dy.read::<T>(), r.weights.read::<T>());
     let step = cpu.step(n, 2 * d * k);
+    // dispatched rows in the order of choices
+    let mut rest: Vec<_> = drows.write::<T>().chunks_exact_mut(d.max(1)).map(Some).collect();
+    let take = |&slot: &u32| rest[slot as usize].take().expect("combine_backward: a slot belongs to one choice");
+    let mut drows_of_choices: Vec<&mut [T]> = r.slots.iter().map(take).collect();
     let choices = r.slots.chunks(step * k).zip(dweights.write::<T>().chunks_mut(step * k));
-    let tasks = choices.enumerate().collect();
-    let out = super::Shared::new(drows.write::<T>());
+    let tasks = choices.zip(drows_of_choices.chunks_mut(step * k)).enumerate().collect();
     cpu.each(
         tasks,
         #[inline(always)]
-        |(task, (slots, dweights)): (usize, (&[u32], &mut [T]))| {
-            for (i, (&slot, dw)) in slots.iter().zip(dweights).enumerate() {
+        |(task, ((slots, dweights), drows)): (usize, Choices<T>)| {
+            for (i, ((&slot, dw), drow)) in slots.iter().zip(dweights).zip(drows).enumerate() {
                 let (choice, slot) = (task * step * k + i, slot as usize);
                 let dy = &dy[choice / k * d..][..d];
                 *dw = dot(dy, &rows[slot * d..][..d]);
-                // SAFETY: a slot belongs to one choice.
-                let drow = unsafe { out.part(slot * d, d) };
                 drow.iter_mut().zip(dy).for_each(|(drow, &dy)| *drow = weights[choice] * dy);
             }
         },

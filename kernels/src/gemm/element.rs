@@ -7,6 +7,13 @@ use super::{Bf16, Level, View, kernel::Micro, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
+mod sealed {
+    /// Kernels read elements through raw pointers, so nobody else may say what an element is.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for super::Bf16 {}
+}
+
 /// `f32` or [`Bf16`].
 ///
 /// The step of a bf16 cell is that of `vdpbf16ps`, two fused multiply-adds into f32, **the odd k first**:
@@ -17,7 +24,7 @@ use super::{avx2, avx512};
 ///
 /// each rounded to nearest even, inputs and results (then) below 2⁻¹²⁶ flushed to zero with their sign, MXCSR ignored.
 /// The other levels compute exactly that, slower.
-pub trait Element: Copy + Default + Send + Sync + 'static {
+pub trait Element: Copy + Default + Send + Sync + sealed::Sealed + 'static {
     /// Elements per cell, along k.
     const PER_CELL: usize;
     fn cell(pair: [Self; 2]) -> u32;

@@ -34,7 +34,7 @@ pub use element::Element;
 pub use half::bf16 as Bf16;
 pub(crate) use kernel::prefetch_run;
 pub use level::Level;
-pub(crate) use level::wide;
+pub(crate) use level::{Supported, wide};
 pub use packed::{Operand, PackedB};
 pub use pool::Pool;
 pub(crate) use product::spans;

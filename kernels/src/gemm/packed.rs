@@ -4,7 +4,7 @@
 //! nothing of M, threads, blocking or CPU level, so one packing serves decode and prefill, and a weight is packed
 //! once per load or optimizer step. Repacking reuses the memory: fresh pages cost more than the packing.
 
-use super::{Element, Level, View};
+use super::{Element, Level, Supported, View};
 use crate::memory::Line;
 use std::marker::PhantomData;
 
@@ -28,7 +28,7 @@ impl<T: Element> PackedB<T> {
 
     pub fn new(b: View<T>) -> Self {
         let mut packed = Self::empty();
-        packed.reset(b).for_each(|panel| panel.fill(Level::Portable));
+        packed.reset(b).for_each(|panel| panel.fill(Supported::PORTABLE));
         packed
     }
 
@@ -67,16 +67,16 @@ pub(crate) enum Place<'a, T> {
 }
 
 impl<T: Element> Place<'_, T> {
-    /// The cells `k..k + depth` of a panel, and the distance between two of them.
+    /// The cells `k..k + depth` of a panel, of each of which `vectors` · 16 may be read, and the distance between two of them.
     #[inline(always)]
-    pub fn cells(&self, panel: usize, k: usize, depth: usize) -> (*const u32, usize) {
+    pub fn cells(&self, panel: usize, k: usize, depth: usize, vectors: usize) -> (*const u32, usize) {
         match self {
             Place::Panels { lines, cells } => {
                 (lines[(panel * cells + k) * LINES..][..depth * LINES].as_ptr().cast(), NR)
             }
             // elements are cells: `in_place` saw to it
             Place::Rows(b) => {
-                let (first, stride) = b.row_run(k, panel * NR, depth);
+                let (first, stride) = b.row_run(k, panel * NR, depth, vectors * 16);
                 (first.cast(), stride)
             }
         }
@@ -114,7 +114,7 @@ pub(crate) fn panels<'a, T: Element>(lines: &'a mut [Line], b: View<'a, T>) -> i
 
 impl<T: Element> Panel<'_, T> {
     #[inline(always)] // into a function compiled for the CPU: these are copies
-    pub fn fill(self, level: Level) {
+    pub fn fill(self, level: Supported) {
         let columns = NR.min(self.b.cols - self.first);
         if self.b.is_row_major() { self.interleave(columns) } else { self.transpose(columns, level) }
     }
@@ -142,7 +142,7 @@ impl<T: Element> Panel<'_, T> {
     /// Columns of `b` are contiguous: 16 × 16 cells at a time, read and written in whole cache lines. Sixteen columns
     /// go down all of K before the next sixteen, so that prefetchers see sixteen streams, not sixty-four.
     #[inline(always)]
-    fn transpose(self, columns: usize, level: Level) {
+    fn transpose(self, columns: usize, level: Supported) {
         let Self { b, first, lines } = self;
         for v in 0..LINES {
             let lanes = columns.saturating_sub(v * 16).min(16);
@@ -151,7 +151,7 @@ impl<T: Element> Panel<'_, T> {
                 let len = (depth * T::PER_CELL).min(b.rows - k0);
                 let column = |lane| b.run(k0, first + v * 16 + lane, len);
                 #[cfg(target_arch = "x86_64")]
-                if level >= Level::Avx512 && len == depth * T::PER_CELL {
+                if level.level() >= Level::Avx512 && len == depth * T::PER_CELL {
                     let mut starts = [std::ptr::null::<u32>(); 16];
                     starts.iter_mut().enumerate().take(lanes).for_each(|(lane, x)| *x = column(lane).as_ptr().cast());
                     let to = cells[v..].as_mut_ptr().cast::<u32>();

@@ -148,7 +148,8 @@ impl Pool {
                 }
             }
         };
-        let turn = Turn::start(self, &run);
+        // SAFETY: dropped below, or by a panic in `run(0)`.
+        let turn = unsafe { Turn::start(self, &run) };
         run(0);
         drop(turn);
         let has_panicked = std::mem::take(&mut self.shared.lock().has_panicked);
@@ -160,9 +161,11 @@ impl Pool {
 struct Turn<'a>(&'a Pool);
 
 impl<'a> Turn<'a> {
-    fn start(pool: &'a Pool, run: &'a (dyn Fn(usize) + Sync)) -> Self {
+    /// # Safety
+    /// The result is dropped, not forgotten, before `run` is.
+    unsafe fn start(pool: &'a Pool, run: &'a (dyn Fn(usize) + Sync)) -> Self {
         let mut state = pool.shared.lock();
-        // SAFETY: forgets only the lifetime; see `Job`.
+        // SAFETY: forgets only the lifetime; `drop` waits until no helper uses the job.
         state.job =
             Some(Job(unsafe { std::mem::transmute::<&'a (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run) }));
         state.number += 1;

@@ -3,11 +3,13 @@
 //! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
 //! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
+use super::level::{Level, Supported, wide};
 use super::packed::{NR, Operand, PackedB, Place, panel_lines, panels};
 use super::scaled::{PROMOTION, Scales};
 use super::task::{Causal, STRIP, Task};
-use super::{Bf16, Element, Level, View, kernel::MAX_ROWS, level::wide, pool::Pool};
+use super::{Bf16, Element, View, kernel::MAX_ROWS, pool::Pool};
 use crate::memory::{Block, Line};
+use crate::rectangle::Rectangle;
 use std::{cell::Cell, ops::Range};
 
 /// Steps of the chain below which waking a thread costs more than it brings.
@@ -34,15 +36,13 @@ pub enum Write {
 /// Threads and CPU level; neither shows in a result.
 pub struct Gemm {
     pool: Pool,
-    level: Level,
+    level: Supported,
 }
 
 struct Problem<'a, T> {
     a: View<'a, T>,
     b: Operand<'a, T>,
-    c: &'a mut [f32],
-    /// From one row of C to the next.
-    c_row: usize,
+    c: Rectangle<'a, f32>,
     scales: Option<Scales<'a>>,
     causal: Causal,
 }
@@ -50,7 +50,16 @@ struct Problem<'a, T> {
 impl<'a, T: Element> Problem<'a, T> {
     /// C without gaps.
     fn new(a: View<'a, T>, b: Operand<'a, T>, c: &'a mut [f32]) -> Self {
-        Self { a, b, c, c_row: b.shape().1, scales: None, causal: Causal::All }
+        let (rows, n) = (a.rows, b.shape().1);
+        assert!(c.len() == rows * n, "multiply: c has {} elements for [{rows}, {n}]", c.len());
+        Self::strided(a, b, c, n)
+    }
+
+    /// From one row of C to the next are `c_row` elements.
+    fn strided(a: View<'a, T>, b: Operand<'a, T>, c: &'a mut [f32], c_row: usize) -> Self {
+        let (k, n) = b.shape();
+        assert_eq!(a.cols, k, "multiply: a is [{}, {}], b is [{k}, {n}]", a.rows, a.cols);
+        Self { a, b, c: Rectangle::new(c, a.rows, n, c_row), scales: None, causal: Causal::All }
     }
 }
 
@@ -70,13 +79,12 @@ thread_local! {
 impl Gemm {
     /// `threads` counts the caller.
     pub fn new(threads: usize) -> Self {
-        Self { pool: Pool::new(threads), level: Level::best() }
+        Self { pool: Pool::new(threads), level: Supported::new(Level::best()) }
     }
 
     /// The same on another CPU level, for tests.
     pub fn at(self, level: Level) -> Self {
-        assert!(level.is_supported(), "gemm: this CPU has no {level:?}");
-        Self { level, ..self }
+        Self { level: Supported::new(level), ..self }
     }
 
     /// The threads, for work that is no product.
@@ -84,7 +92,7 @@ impl Gemm {
         &self.pool
     }
 
-    pub fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> Supported {
         self.level
     }
 
@@ -108,12 +116,12 @@ impl Gemm {
             causal == Causal::All || T::PER_CELL == 1,
             "multiply: a mask counts elements, and pairs would straddle it"
         );
-        let mut problem = Problem { c_row, causal, ..Problem::new(a, b.into(), c) };
-        problem.checked_steps();
+        let problem = Problem { causal, ..Problem::strided(a, b.into(), c, c_row) };
         match problem.place() {
             Some(b) => {
-                let (rows, panels) = (0..problem.a.rows, 0..problem.panels());
-                self.task(problem.task(b, rows, panels), write);
+                let Problem { a, b: _, c, scales, causal } = problem;
+                let (n, rows, panels) = (c.cols(), 0..c.rows(), 0..c.cols().div_ceil(NR));
+                self.task(Task { a, b, n, c, rows, panels, scales, causal }, write);
             }
             None => self.run_parts(vec![problem], write, None),
         }
@@ -191,14 +199,14 @@ impl Gemm {
     }
 
     fn run<T: Element>(&self, problems: Vec<Problem<T>>, write: Write) {
-        let steps = problems.iter().map(Problem::checked_steps);
+        let steps = problems.iter().map(Problem::steps);
         let (all, largest) = steps.fold((0, 0), |(all, largest), steps| (all + steps, steps.max(largest)));
         let each_task = |tasks: usize| all.div_ceil(tasks * self.pool.threads()).max(SERIAL / 8);
         if self.pool.threads() == 1 || all < SERIAL {
             problems.into_iter().for_each(|problem| self.run_parts(vec![problem], write, None));
         } else if largest <= each_task(TASKS) {
             // whole problems are fine enough, and what one packs is still in its own cache when it multiplies
-            let dealt = deal(problems, self.pool.threads(), Problem::checked_steps);
+            let dealt = deal(problems, self.pool.threads(), Problem::steps);
             self.pool.each(dealt, |problem| self.run_parts(vec![problem], write, None));
         } else {
             let tasks = if problems.len() > 1 { TASKS_OF_GROUP } else { TASKS };
@@ -207,7 +215,7 @@ impl Gemm {
     }
 
     /// Packs what is not, then multiplies; in tasks of about `each_task` steps, or alone.
-    fn run_parts<T: Element>(&self, mut problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
+    fn run_parts<T: Element>(&self, problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
         let lines = problems.iter().map(|problem| problem.lines_to_pack()).sum();
         let mut scratch = SCRATCH.take();
         if scratch.len() < lines {
@@ -232,18 +240,22 @@ impl Gemm {
         });
 
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
-        for problem in &mut problems {
-            let cells = problem.a.cols.div_ceil(T::PER_CELL);
+        for problem in problems {
+            let (cells, steps) = (problem.a.cols.div_ceil(T::PER_CELL), problem.steps());
             let b = problem.place().unwrap_or_else(|| {
                 let lines = rest.split_off(..problem.lines_to_pack()).expect("counted above");
                 Place::Panels { lines, cells }
             });
-            let (rows, panels) = (problem.a.rows, problem.panels());
-            let steps = rows * problem.b.shape().1 * cells;
-            let (wide, high) =
-                cut(each_task.map_or(1, |each| steps.div_ceil(each).max(1)), self.pool.threads(), rows, panels);
-            for rows in spans(rows, high) {
-                tasks.extend(spans(panels, wide).map(|panels| problem.task(b, rows.clone(), panels)));
+            let Problem { a, b: _, mut c, scales, causal } = problem;
+            let (n, panels) = (c.cols(), c.cols().div_ceil(NR));
+            let pieces = each_task.map_or(1, |each| steps.div_ceil(each).max(1));
+            let (wide, high) = cut(pieces, self.pool.threads(), a.rows, panels);
+            for rows in spans(a.rows, high) {
+                let mut band = c.take_rows(rows.len());
+                for panels in spans(panels, wide) {
+                    let c = band.take_cols((panels.len() * NR).min(band.cols()));
+                    tasks.push(Task { a, b, n, c, rows: rows.clone(), panels, scales, causal });
+                }
             }
         }
         self.each(each_task, tasks, |task| self.task(task, write));
@@ -268,17 +280,8 @@ impl Gemm {
 
 impl<'a, T: Element> Problem<'a, T> {
     /// Steps of all its chains together.
-    fn checked_steps(&self) -> usize {
-        let (a, (k, n)) = (self.a, self.b.shape());
-        assert_eq!(a.cols, k, "multiply: a is [{}, {}], b is [{k}, {n}]", a.rows, a.cols);
-        let needed = if a.rows == 0 { 0 } else { (a.rows - 1) * self.c_row + n };
-        let fits = self.c_row >= n && if self.c_row == n { self.c.len() == needed } else { self.c.len() >= needed };
-        assert!(fits, "multiply: c has {} elements for [{}, {n}] by {}", self.c.len(), a.rows, self.c_row);
-        a.rows * n * k.div_ceil(T::PER_CELL)
-    }
-
-    fn panels(&self) -> usize {
-        self.b.shape().1.div_ceil(NR)
+    fn steps(&self) -> usize {
+        self.a.rows * self.c.cols() * self.a.cols.div_ceil(T::PER_CELL)
     }
 
     /// Where B lies already, when it need not be packed.
@@ -291,15 +294,6 @@ impl<'a, T: Element> Problem<'a, T> {
             Operand::View(b) if b.rows == 0 => Some(Place::Panels { lines: &[], cells: 0 }),
             Operand::View(b) => Some(Place::Rows(b)),
         }
-    }
-
-    /// A rectangle of C; of all that are made of one problem no two overlap.
-    fn task<'t>(&mut self, b: Place<'t, T>, rows: Range<usize>, panels: Range<usize>) -> Task<'t, T>
-    where
-        'a: 't,
-    {
-        let (n, c) = (self.b.shape().1, self.c.as_mut_ptr());
-        Task { a: self.a, b, n, c, c_row: self.c_row, rows, panels, scales: self.scales, causal: self.causal }
     }
 
     /// Nothing when B is packed, or read where it lies: copying it would cost more than few rows of A gain.

@@ -11,7 +11,7 @@
 use super::kernel::{MAX_ROWS, Tile};
 use super::packed::NR;
 use super::task::{COPY, STRIP, TILES, Task, copy_a};
-use super::{Element, Level, View, Write, product::spans};
+use super::{Element, Supported, View, Write, product::spans};
 
 /// Elements of K that are summed before they are scaled.
 pub const PROMOTION: usize = 128;
@@ -29,15 +29,11 @@ pub struct Scales<'a> {
 
 impl<T: Element> Task<'_, T> {
     #[inline(always)] // as `run`
-    pub(super) fn run_scaled(self, scales: Scales, level: Level, write: Write) {
-        let micro = T::micro_of_e4m3(level);
+    pub(super) fn run_scaled(mut self, scales: Scales, level: Supported, write: Write) {
+        let micro = T::micro_of_e4m3(level.level());
         let (n, cells, step) = (self.n, self.a.cols.div_ceil(T::PER_CELL), PROMOTION / T::PER_CELL);
-        let columns = self.panels.start * NR..n.min(self.panels.end * NR);
         if write == Write::Set {
-            for row in self.rows.clone() {
-                // SAFETY: the rectangle of C is this task's own.
-                unsafe { std::slice::from_raw_parts_mut(self.c.add(row * n + columns.start), columns.len()) }.fill(0.0);
-            }
+            (0..self.c.rows()).for_each(|row| self.c.row(row).fill(0.0));
         }
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS));
         let mut tiles = TILES.take();
@@ -52,7 +48,7 @@ impl<T: Element> Task<'_, T> {
                     for (t, rows) in spans(strip.len(), high).enumerate() {
                         for panel in block.clone().map(|p| self.panels.start + p) {
                             let columns = NR.min(n - panel * NR);
-                            let (b_cells, b_k) = self.b.cells(panel, k, depth);
+                            let (b_cells, b_k) = self.b.cells(panel, k, depth, columns.div_ceil(16));
                             let tile = Tile {
                                 a: tiles.as_ptr().wrapping_add(t * a_tile),
                                 a_row,
@@ -67,16 +63,15 @@ impl<T: Element> Task<'_, T> {
                                 ahead: &[0; 8],
                                 is_first: true,
                             };
-                            // SAFETY: as in `run`; C of the tile is `partial`, which holds MAX_ROWS × NR.
+                            // SAFETY: the level is supported; A and B are as large as the slices above; C of the tile is `partial`, which
+                            // holds MAX_ROWS × NR.
                             unsafe { tile.run(micro) }
                             let b_scale = &scales.b[b * n + panel * NR..][..columns];
                             for r in 0..rows.len() {
                                 let row = first + rows.start + r;
                                 let a_scale = scales.a.at(row, b);
-                                // SAFETY: (row, panel·NR) and `columns` more are inside C and inside this task's rectangle.
-                                let c = unsafe {
-                                    std::slice::from_raw_parts_mut(self.c.add(row * n + panel * NR), columns)
-                                };
+                                let c = &mut self.c.row(row - self.rows.start)[(panel - self.panels.start) * NR..]
+                                    [..columns];
                                 for ((c, p), b_scale) in c.iter_mut().zip(&partial[r * NR..]).zip(b_scale) {
                                     *c += p * a_scale * b_scale;
                                 }

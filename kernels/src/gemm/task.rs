@@ -5,7 +5,8 @@
 
 use super::kernel::{MAX_ROWS, Micro, Tile, ahead};
 use super::packed::{NR, Place, to_cells};
-use super::{Element, Level, Scales, View, Write, product::spans};
+use super::{Element, Scales, Supported, View, Write, product::spans};
+use crate::rectangle::Rectangle;
 use std::{cell::Cell, ops::Range};
 
 /// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
@@ -62,10 +63,10 @@ impl Causal {
 pub(crate) struct Task<'a, T> {
     pub a: View<'a, T>,
     pub b: Place<'a, T>,
+    /// Columns of the whole C.
     pub n: usize,
-    pub c: *mut f32,
-    /// From one row of C to the next.
-    pub c_row: usize,
+    /// `rows` and `panels` of C.
+    pub c: Rectangle<'a, f32>,
     pub rows: Range<usize>,
     pub panels: Range<usize>,
     /// Of FP8 operands.
@@ -74,21 +75,26 @@ pub(crate) struct Task<'a, T> {
     pub causal: Causal,
 }
 
-// SAFETY: tasks of one run own disjoint rectangles of C; all else they only read.
-unsafe impl<T: Sync> Send for Task<'_, T> {}
-
 thread_local! {
     /// Copied tiles of A.
     pub(super) static TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
 impl<T: Element> Task<'_, T> {
+    /// The kernels rely on this.
+    pub(super) fn check(&self) {
+        let cols = self.n.min(self.panels.end * NR).saturating_sub(self.panels.start * NR);
+        let fits = self.c.rows() == self.rows.len() && self.c.cols() == cols && self.rows.end <= self.a.rows;
+        assert!(fits, "task: rows {:?} and panels {:?} of C in another rectangle", self.rows, self.panels);
+    }
+
     #[inline(always)] // as `Panel::fill`: it copies A
-    pub fn run(self, level: Level, write: Write) {
+    pub fn run(mut self, level: Supported, write: Write) {
+        self.check();
         if let Some(scales) = self.scales {
             return self.run_scaled(scales, level, write);
         }
-        let micro = T::micro(level);
+        let micro = T::micro(level.level());
         let cells = self.a.cols.div_ceil(T::PER_CELL);
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS)); // 7 rows as 4 + 3, not 6 + 1
         let mut tiles = TILES.take();
@@ -117,24 +123,23 @@ impl<T: Element> Task<'_, T> {
                         }
                         for panel in block.clone().map(|p| self.panels.start + p).take_while(|p| p * NR < n) {
                             let columns = NR.min(n - panel * NR);
-                            let (b, b_k) = self.b.cells(panel, start, end - start);
+                            let (b, b_k) = self.b.cells(panel, start, end - start, columns.div_ceil(16));
                             let tile = Tile {
                                 a: a.wrapping_add(t * a_tile + (start - k) * a_k),
                                 a_row,
                                 a_k,
                                 b,
                                 b_k,
-                                // SAFETY: (row, panel·NR) is inside C, `[M, n]`.
-                                c: unsafe { self.c.add(row * self.c_row + panel * NR) },
-                                c_row: self.c_row,
+                                c: self.c.address(row - self.rows.start, (panel - self.panels.start) * NR),
+                                c_row: self.c.stride(),
                                 rows: rows.len(),
                                 vectors: columns.div_ceil(16),
                                 cells: end - start,
                                 ahead: &ahead,
                                 is_first: write == Write::Set && start == steps.start,
                             };
-                            // SAFETY: `at` and `best` give supported levels only; A and B are as large as the slices
-                            // above; the rectangle of C is this task's own.
+                            // SAFETY: the level is supported; A and B are as large as the slices above; the rectangle of C is this
+                            // task's own and, by `check`, holds the tile.
                             unsafe {
                                 if columns.is_multiple_of(16) { tile.run(micro) } else { ragged(micro, tile, columns) }
                             }

@@ -69,9 +69,9 @@ impl<'a, T: Copy> View<'a, T> {
         Some((all.as_ptr(), strides))
     }
 
-    /// (i, j) of `rows` contiguous rows from there, and the distance between them.
-    pub(crate) fn row_run(&self, i: usize, j: usize, rows: usize) -> (*const T, usize) {
-        let all = &self.data[i * self.row_stride + j..(i + rows.max(1) - 1) * self.row_stride + j + 1];
+    /// (i, j) of `rows` contiguous rows from there, of which `width` elements may be read, and the distance between rows.
+    pub(crate) fn row_run(&self, i: usize, j: usize, rows: usize, width: usize) -> (*const T, usize) {
+        let all = &self.data[i * self.row_stride + j..(i + rows.max(1) - 1) * self.row_stride + j + width];
         (all.as_ptr(), self.row_stride)
     }
 
