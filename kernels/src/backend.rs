@@ -6,8 +6,11 @@
 //! Letters: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched rows,
 //! V vocabulary. Heads lie side by side in a row: `[N, H·d]`.
 
+use crate::documents::Documents;
 use crate::fp8::{Operand, Quantiser};
-use crate::{Documents, Segments, Tensor, Trace, Write, math};
+use crate::math;
+use crate::segments::Segments;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
 /// Which operand of a product is transposed.
@@ -19,6 +22,16 @@ pub enum Layout {
     Nn,
     /// `[M, N]ᵀ·[M, K]`: gradient of its weight.
     Tn,
+}
+
+/// What becomes of C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// `C = A·B`
+    Set,
+    /// `C += A·B`: the chain goes on from C, so a batch in two parts gives the bits of the whole (bf16: if the cut is
+    /// at an even row, for cells are pairs).
+    Add,
 }
 
 /// Widths of multi-head latent attention's heads.
@@ -167,158 +180,161 @@ pub struct AdamW {
     pub gradient_scale: f64,
 }
 
-/// The one table of operations: a trait of them, and adapters that pass every one on.
+/// The one table of operations: calls the macro `$then` with it. [`Backend`] is made of it, and so are the adapters that pass every
+/// operation on.
 macro_rules! operations {
+    ($then:ident) => { $then! {
+        /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
+        fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
+        /// Rows of `a` in segment e meet `w[e]` of `[E, out, in]`: `Nt` or `Nn`.
+        fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write);
+        /// `dw[e] = dyᵀ·x` over the rows of segment e, or `+=`; without rows zero, or nothing.
+        fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write);
+        /// A hint that `w` will be the weight of many products: worth packing once.
+        fn prepare(&self, w: &Tensor);
+
+        /// F32 as one side of a product in lower precision: quantised to FP8, or, without a quantiser, rounded to bf16. A tile never
+        /// straddles two segments; [`Tile::Tensor`](crate::fp8::Tile::Tensor) has one scale for all of them.
+        fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand;
+        /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in a's precision. The weight, F32, is rounded or quantised with it (by blocks, or as
+        /// a whole per expert when a is), once until it is written. a was lowered with the same segments.
+        fn low_gemm(
+            &self,
+            layout: Layout,
+            a: &Operand,
+            w: &Tensor,
+            segments: Option<&Segments>,
+            c: &mut Tensor,
+            write: Write,
+        );
+        /// `dw = dyᵀ·x`, or `+=`, or the same per segment; the scales of both run along rows.
+        fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write);
+
+        /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
+        fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);
+        /// Returns dx; `dgain += Σ_rows dy · x · rstd`.
+        fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor;
+        /// `[N, 2F] → [N, F]`: silu(gate) · up, gate first.
+        fn swiglu(&self, h: &Tensor) -> Tensor;
+        fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
+        /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward turns the other way.
+        fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
+        /// `y[i] += bias` for every row.
+        fn bias(&self, y: &mut Tensor, bias: &Tensor);
+        /// `dbias += Σ_rows dy`
+        fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
+        /// `acc += x`
+        fn add(&self, acc: &mut Tensor, x: &Tensor);
+        /// Columns `..at` and `at..`.
+        fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor);
+        /// The inverse of `split`.
+        fn join(&self, a: &Tensor, b: &Tensor) -> Tensor;
+
+        /// Causal attention within documents. q `[N, H·(nope + rope)]`, kv `[N, H·(nope + value)]`, k_rope `[N, rope]` shared by all
+        /// heads. Returns o `[N, H·value]`.
+        fn attention(
+            &self,
+            shape: &AttentionShape,
+            q: &Tensor,
+            kv: &Tensor,
+            k_rope: &Tensor,
+            documents: &Documents,
+        ) -> (Tensor, Softmax);
+        /// Returns dq, dkv, dk_rope.
+        #[allow(clippy::too_many_arguments)]
+        fn attention_backward(
+            &self,
+            shape: &AttentionShape,
+            q: &Tensor,
+            kv: &Tensor,
+            k_rope: &Tensor,
+            o: &Tensor,
+            softmax: &Softmax,
+            d_o: &Tensor,
+            documents: &Documents,
+        ) -> (Tensor, Tensor, Tensor);
+        /// The same attention from latents, `kv_b` `[H·(nope + value), latent]` absorbed into query and output: for generation.
+        fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor;
+
+        /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads. Returns o `[N, H·d]`.
+        fn grouped_attention(
+            &self,
+            shape: &GroupedShape,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            documents: &Documents,
+        ) -> (Tensor, Softmax);
+        /// Returns dq, dk, dv.
+        #[allow(clippy::too_many_arguments)]
+        fn grouped_attention_backward(
+            &self,
+            shape: &GroupedShape,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            softmax: &Softmax,
+            d_o: &Tensor,
+            documents: &Documents,
+        ) -> (Tensor, Tensor, Tensor);
+        /// The same attention from the requests' caches: for generation.
+        fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor;
+
+        /// Rows `ids` of w.
+        fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;
+        /// `dw[ids[i]] += dx[i]`, i in order.
+        fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor);
+        /// x `[N, D]`, w `[V, D]`.
+        fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head;
+        /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`. Returns dx; `dw += dlogitsᵀ·x`.
+        #[allow(clippy::too_many_arguments)]
+        fn head_backward(
+            &self,
+            head: Head,
+            x: &Tensor,
+            w: &Tensor,
+            targets: &[u32],
+            dlogp: &[f64],
+            dlse: &[f64],
+            dw: &mut Tensor,
+        ) -> Tensor;
+
+        /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, `[N]`: for sampling.
+        fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>);
+
+        /// logits `[N, E]`, bias `[E]`. The bias takes part in the choice and in nothing else.
+        fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
+        /// Returns dlogits; `dscores` `[N, E]` is added to what the weights give.
+        fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
+        /// Rows `rows` of x, in that order.
+        fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor;
+        /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
+        fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor);
+        /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.
+        fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor);
+        /// Returns drows and dweights.
+        fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor);
+
+        /// Σ x², in f64, in one order.
+        fn square_sum(&self, x: &Tensor) -> f64;
+        /// `acc = keep·acc + (1 − keep)·x`
+        fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
+        /// m and v may be bf16: then they are rounded to nearest even after each step, and w sees them unrounded.
+        fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
+    } };
+}
+pub(crate) use operations;
+
+macro_rules! backend {
     ($($(#[$meta:meta])* fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $result:ty)?;)*) => {
         pub trait Backend: Send + Sync {
             $($(#[$meta])* fn $name(&self $(, $arg: $type)*) $(-> $result)?;)*
         }
 
-        impl Backend for Trace {
-            $(fn $name(&self $(, $arg: $type)*) $(-> $result)? {
-                self.timed(stringify!($name), |inner| inner.$name($($arg),*))
-            })*
-        }
+        /// Names of the operations, in the order of the table.
+        pub const OPERATIONS: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
-operations! {
-    /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
-    fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
-    /// Rows of `a` in segment e meet `w[e]` of `[E, out, in]`: `Nt` or `Nn`.
-    fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write);
-    /// `dw[e] = dyᵀ·x` over the rows of segment e, or `+=`; without rows zero, or nothing.
-    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write);
-    /// A hint that `w` will be the weight of many products: worth packing once.
-    fn prepare(&self, w: &Tensor);
-
-    /// F32 as one side of a product in lower precision: quantised to FP8, or, without a quantiser, rounded to bf16. A tile never
-    /// straddles two segments; [`Tile::Tensor`](crate::fp8::Tile::Tensor) has one scale for all of them.
-    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand;
-    /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in a's precision. The weight, F32, is rounded or quantised with it (by blocks, or as
-    /// a whole per expert when a is), once until it is written. a was lowered with the same segments.
-    fn low_gemm(
-        &self,
-        layout: Layout,
-        a: &Operand,
-        w: &Tensor,
-        segments: Option<&Segments>,
-        c: &mut Tensor,
-        write: Write,
-    );
-    /// `dw = dyᵀ·x`, or `+=`, or the same per segment; the scales of both run along rows.
-    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write);
-
-    /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
-    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);
-    /// Returns dx; `dgain += Σ_rows dy · x · rstd`.
-    fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor;
-    /// `[N, 2F] → [N, F]`: silu(gate) · up, gate first.
-    fn swiglu(&self, h: &Tensor) -> Tensor;
-    fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
-    /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward turns the other way.
-    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
-    /// `y[i] += bias` for every row.
-    fn bias(&self, y: &mut Tensor, bias: &Tensor);
-    /// `dbias += Σ_rows dy`
-    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
-    /// `acc += x`
-    fn add(&self, acc: &mut Tensor, x: &Tensor);
-    /// Columns `..at` and `at..`.
-    fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor);
-    /// The inverse of `split`.
-    fn join(&self, a: &Tensor, b: &Tensor) -> Tensor;
-
-    /// Causal attention within documents. q `[N, H·(nope + rope)]`, kv `[N, H·(nope + value)]`, k_rope `[N, rope]` shared by all
-    /// heads. Returns o `[N, H·value]`.
-    fn attention(
-        &self,
-        shape: &AttentionShape,
-        q: &Tensor,
-        kv: &Tensor,
-        k_rope: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Softmax);
-    /// Returns dq, dkv, dk_rope.
-    #[allow(clippy::too_many_arguments)]
-    fn attention_backward(
-        &self,
-        shape: &AttentionShape,
-        q: &Tensor,
-        kv: &Tensor,
-        k_rope: &Tensor,
-        o: &Tensor,
-        softmax: &Softmax,
-        d_o: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Tensor, Tensor);
-    /// The same attention from latents, `kv_b` `[H·(nope + value), latent]` absorbed into query and output: for generation.
-    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor;
-
-    /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads. Returns o `[N, H·d]`.
-    fn grouped_attention(
-        &self,
-        shape: &GroupedShape,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Softmax);
-    /// Returns dq, dk, dv.
-    #[allow(clippy::too_many_arguments)]
-    fn grouped_attention_backward(
-        &self,
-        shape: &GroupedShape,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        o: &Tensor,
-        softmax: &Softmax,
-        d_o: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Tensor, Tensor);
-    /// The same attention from the requests' caches: for generation.
-    fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor;
-
-    /// Rows `ids` of w.
-    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;
-    /// `dw[ids[i]] += dx[i]`, i in order.
-    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor);
-    /// x `[N, D]`, w `[V, D]`.
-    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head;
-    /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`. Returns dx; `dw += dlogitsᵀ·x`.
-    #[allow(clippy::too_many_arguments)]
-    fn head_backward(
-        &self,
-        head: Head,
-        x: &Tensor,
-        w: &Tensor,
-        targets: &[u32],
-        dlogp: &[f64],
-        dlse: &[f64],
-        dw: &mut Tensor,
-    ) -> Tensor;
-
-    /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, `[N]`: for sampling.
-    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>);
-
-    /// logits `[N, E]`, bias `[E]`. The bias takes part in the choice and in nothing else.
-    fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
-    /// Returns dlogits; `dscores` `[N, E]` is added to what the weights give.
-    fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
-    /// Rows `rows` of x, in that order.
-    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor;
-    /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
-    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor);
-    /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.
-    fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor);
-    /// Returns drows and dweights.
-    fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor);
-
-    /// Σ x², in f64, in one order.
-    fn square_sum(&self, x: &Tensor) -> f64;
-    /// `acc = keep·acc + (1 − keep)·x`
-    fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
-    /// m and v may be bf16: then they are rounded to nearest even after each step, and w sees them unrounded.
-    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
-}
+operations!(backend);

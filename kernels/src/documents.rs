@@ -1,6 +1,6 @@
 //! Which rows of a packed batch belong together: attention looks back within a document and no further.
 
-use crate::Segments;
+use crate::segments::Segments;
 use std::ops::Range;
 
 /// Rows lie document by document; a row's position counts from the start of its document.

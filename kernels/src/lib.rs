@@ -9,24 +9,27 @@ mod backend;
 mod cpu;
 mod documents;
 mod dtype;
+mod e4m3;
 pub mod fp8;
-pub mod gemm;
-mod lowered;
 pub mod math;
 mod memory;
+mod prefetch;
+mod quantiser;
 pub mod random;
 mod rectangle;
 mod segments;
+mod spans;
 mod tensor;
+mod view;
 
 pub use adapters::{Spent, Trace};
 pub use backend::{
-    AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, Rope, Router, Routing, Softmax,
+    AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, OPERATIONS, Rope, Router, Routing, Softmax,
+    Write,
 };
-pub use cpu::Cpu;
+pub use cpu::{Cpu, gemm};
 pub use documents::Documents;
 pub use dtype::{DType, Element, Real};
-pub use gemm::Write;
 pub use half::bf16;
 pub use segments::Segments;
 pub use tensor::{Shape, Tensor};

@@ -4,7 +4,7 @@
 //! not lie side by side. A [`Rectangle`] can be cut both ways. A cut moves its rows or columns out, so no two rectangles ever share an
 //! element, and safe code cannot make two tasks write the same place.
 
-use crate::gemm::prefetch_run;
+use crate::prefetch::prefetch_run;
 use std::marker::PhantomData;
 use std::ops::Range;
 

@@ -1,6 +1,7 @@
 //! Distance to the exact product, and what the hardware's bf16 step really is.
 
-use smelt_kernels::gemm::{Bf16, Element, Gemm, Level, View, Write};
+use smelt_kernels::Write;
+use smelt_kernels::gemm::{Bf16, Cells, Gemm, Level, View};
 
 fn noise(seed: u32, len: usize) -> Vec<f32> {
     let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 9) as f32 / (1 << 22) as f32 - 1.0;

@@ -2,7 +2,8 @@
 //!
 //! The reference is the chain itself, in a loop. Equality is to the bit, so there is no tolerance to choose.
 
-use smelt_kernels::gemm::{Bf16, Causal, Element, Gemm, Level, Operand, PackedB, View, Write};
+use smelt_kernels::Write;
+use smelt_kernels::gemm::{Bf16, Causal, Factor, Gemm, Level, PackedB, RightSide, View};
 
 /// Numbers of both signs over many magnitudes; a small share are zero or subnormal.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -21,7 +22,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| number(next())).collect()
 }
 
-trait Test: Element {
+trait Test: Factor {
     fn of(x: f32) -> Self;
 }
 
@@ -42,7 +43,7 @@ fn matrix<T: Test>(seed: u64, len: usize) -> Vec<T> {
 }
 
 /// The definition: one chain per element, ascending k.
-fn chain<T: Element>(a: View<T>, b: View<T>, c: &mut [f32]) {
+fn chain<T: Factor>(a: View<T>, b: View<T>, c: &mut [f32]) {
     for i in 0..a.rows {
         for j in 0..b.cols {
             let c = &mut c[i * b.cols + j];
@@ -77,7 +78,7 @@ fn every_way_gives_the_chain<T: Test>(seed: u64, m: usize, n: usize, k: usize) {
         for level in all_levels() {
             for threads in 1..=2 {
                 let gemm = Gemm::new(threads).at(level);
-                for operand in [Operand::from(&packed), Operand::from(b)] {
+                for operand in [RightSide::from(&packed), RightSide::from(b)] {
                     let (mut c, mut d) = (vec![f32::NAN; m * n], start.clone());
                     gemm.multiply(a, operand, &mut c, Write::Set);
                     gemm.multiply(a, operand, &mut d, Write::Add);

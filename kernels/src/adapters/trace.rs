@@ -1,6 +1,10 @@
 //! Where the time of a step goes: every operation is passed on and timed.
 
-use crate::Backend;
+use crate::backend::*;
+use crate::documents::Documents;
+use crate::fp8::{Operand, Quantiser};
+use crate::segments::Segments;
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +27,7 @@ impl Trace {
         Self { inner, spent: Mutex::default() }
     }
 
-    pub(crate) fn timed<R>(&self, operation: &'static str, work: impl FnOnce(&dyn Backend) -> R) -> R {
+    fn timed<R>(&self, operation: &'static str, work: impl FnOnce(&dyn Backend) -> R) -> R {
         let start = Instant::now();
         let result = work(self.inner.as_ref());
         let time = start.elapsed();
@@ -43,10 +47,22 @@ impl Trace {
     }
 }
 
+macro_rules! pass_on {
+    ($($(#[$meta:meta])* fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $result:ty)?;)*) => {
+        impl Backend for Trace {
+            $(fn $name(&self $(, $arg: $type)*) $(-> $result)? {
+                self.timed(stringify!($name), |inner| inner.$name($($arg),*))
+            })*
+        }
+    };
+}
+
+operations!(pass_on);
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cpu, Tensor};
+    use crate::cpu::Cpu;
 
     #[test]
     fn a_traced_operation_gives_the_same_bits_and_is_counted() {

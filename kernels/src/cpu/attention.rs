@@ -1,11 +1,17 @@
 //! Causal attention within documents, training's form of latent attention: keys and values are there for every head, their rotary
 //! part is one for all. A task is one head of one document.
 
+use super::device::Cpu;
+use super::gemm::View;
 use super::one_head::{self, AHEAD, OneHead, Seen, part};
-use super::{Cpu, Scratch, copy, padded};
+use super::products::Products;
+use super::scratch::Scratch;
+use super::vectors::{copy, padded};
 use crate::backend::{AttentionShape, Softmax};
-use crate::gemm::{View, prefetch_run};
-use crate::{Documents, Real, Tensor};
+use crate::documents::Documents;
+use crate::dtype::Real;
+use crate::prefetch::prefetch_run;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
 /// Where one head lies in the rows of q, kv and o.
@@ -41,7 +47,7 @@ fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents
     k_rope.expect("attention: k_rope", [n, s.rope]);
 }
 
-pub fn forward<T: Real>(
+pub(super) fn forward<T: Products>(
     cpu: &Cpu,
     s: &AttentionShape,
     q: &Tensor,
@@ -71,7 +77,7 @@ pub fn forward<T: Real>(
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Real>(
+pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     s: &AttentionShape,
     q: &Tensor,

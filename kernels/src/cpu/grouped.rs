@@ -4,12 +4,19 @@
 //! their order. Generation's form reads a cache and has one task per request and key-value head: prefill and decoding differ in the
 //! number of rows, and a row does not depend on that number.
 
+use super::device::Cpu;
+use super::gemm::View;
+use super::gemm::wide;
 use super::one_head::{self, BLOCK, OneHead, Seen, part};
-use super::{Cpu, Scratch, exp_row, padded, wide};
+use super::products::Products;
+use super::scratch::Scratch;
+use super::vectors::{exp_row, padded};
+use crate::backend::Write;
 use crate::backend::{CachedRows, GroupedShape, Softmax};
-use crate::gemm::View;
+use crate::documents::Documents;
+use crate::dtype::{DType, Real};
 use crate::rectangle::Rectangle;
-use crate::{DType, Documents, Real, Tensor, Write};
+use crate::tensor::Tensor;
 use std::ops::Range;
 
 fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents) {
@@ -30,7 +37,7 @@ fn one<'a, T: Real>(s: &GroupedShape, [q, k, v]: [&'a [T]; 3], rows: &Range<usiz
     }
 }
 
-pub fn forward<T: Real>(
+pub(super) fn forward<T: Products>(
     cpu: &Cpu,
     s: &GroupedShape,
     q: &Tensor,
@@ -51,7 +58,7 @@ pub fn forward<T: Real>(
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Real>(
+pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     s: &GroupedShape,
     q: &Tensor,
@@ -111,7 +118,7 @@ fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
 }
 
 /// q `[N, H·d]`; rows of the caches are [keys | values] of all key-value heads.
-pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, d, group) = (q.rows(), s.dim, s.group());
     let (row, width) = (s.heads * d, 2 * s.kv_heads * d);
     q.expect("cached_attention: q", [n, row]);
@@ -141,7 +148,7 @@ pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) 
                 queries.copy_from_slice(&q[row_of_q * row + head * group * d..][..group * d]);
             }
             let query = View::new(queries, count, d);
-            f32::multiply_alone(&cpu.gemm, query, keys.slice(0, visible).t(), scores, Write::Set);
+            cpu.gemm.alone(query, keys.slice(0, visible).t(), scores, Write::Set);
             wide(
                 cpu.gemm.level(),
                 #[inline(always)]
@@ -153,7 +160,7 @@ pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) 
                 },
             );
             let scores = View::new(scores, count, visible);
-            f32::multiply_alone(&cpu.gemm, scores, values.slice(0, visible), queries, Write::Set);
+            cpu.gemm.alone(scores, values.slice(0, visible), queries, Write::Set);
             let read = queries.chunks_exact(group * d).zip(inverse.0.chunks_exact(group));
             for (row_of_o, (read, inverse)) in block.zip(read) {
                 let out = out.row(row_of_o - rows.start);

@@ -3,10 +3,14 @@
 //! exp(logits − max) is kept for backward when all of it is small, else computed again: the same products and the same loops, so
 //! the same bits.
 
-use super::{Cpu, exp_row};
+use super::device::Cpu;
+use super::gemm::View;
+use super::products::{Products, transposed};
+use super::vectors::exp_row;
 use crate::backend::Head;
-use crate::gemm::View;
-use crate::{Real, Tensor, Write};
+use crate::backend::Write;
+use crate::dtype::Real;
+use crate::tensor::Tensor;
 
 /// Logits computed at once, and kept at most.
 const CHUNK: usize = 1 << 22;
@@ -40,15 +44,12 @@ fn check(x: &Tensor, w: &Tensor, targets: &[u32]) -> [usize; 3] {
     [n, d, v]
 }
 
-fn logits<T: Real>(cpu: &Cpu, x: &[T], w: &Tensor, out: &mut [T]) {
+fn logits<T: Products>(cpu: &Cpu, x: &[T], w: &Tensor, out: &mut [T]) {
     let x = View::new(x, out.len() / w.rows(), w.cols());
-    match w.packed() {
-        Some([packed]) => T::multiply_packed(&cpu.gemm, x, packed, out, Write::Set),
-        _ => T::multiply(&cpu.gemm, x, w.view::<T>().t(), out, Write::Set),
-    }
+    T::multiply(&cpu.gemm, x, transposed::<T>(w), out, Write::Set);
 }
 
-pub fn forward<T: Real>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+pub(super) fn forward<T: Products>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
     let [n, d, v] = check(x, w, targets);
     let (mut logp, mut lse, mut inverse) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
     let keeps = n * v <= KEPT;
@@ -65,7 +66,7 @@ pub fn forward<T: Real>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> H
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Real>(
+pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     head: Head,
     x: &Tensor,
@@ -106,15 +107,15 @@ pub fn backward<T: Real>(
             },
         );
         let view = dlogits.view::<T>();
-        T::multiply(&cpu.gemm, view, w.view(), &mut dx.write::<T>()[rows.start * d..rows.end * d], Write::Set);
+        T::multiply(&cpu.gemm, view, w.view().into(), &mut dx.write::<T>()[rows.start * d..rows.end * d], Write::Set);
         let x = View::new(x, rows.len(), d);
-        T::multiply(&cpu.gemm, view.t(), x, dw.write(), Write::Add);
+        T::multiply(&cpu.gemm, view.t(), x.into(), dw.write(), Write::Add);
     }
     dx
 }
 
 /// Turns every row into exp(x − max); returns maxima and sums.
-pub fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
     let (n, v) = (x.rows(), x.cols());
     let (mut max, mut sum) = (vec![0.0; n], vec![0.0; n]);
     let step = cpu.step(n, 4 * v);

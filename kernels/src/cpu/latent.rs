@@ -4,13 +4,18 @@
 //! The one form of generation: prefill, decoding and verification differ in the number of rows, and a row does not depend on
 //! that number. So a request's tokens have the same bits in any batch.
 
-use super::{Cpu, Scratch, exp_row, wide};
+use super::device::Cpu;
+use super::gemm::View;
+use super::gemm::wide;
+use super::scratch::Scratch;
+use super::vectors::exp_row;
+use crate::backend::Write;
 use crate::backend::{AttentionShape, CachedRows};
-use crate::gemm::View;
+use crate::dtype::DType;
 use crate::rectangle::Rectangle;
-use crate::{DType, Real, Tensor, Write};
+use crate::tensor::Tensor;
 
-pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
+pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, qk, kv) = (q.rows(), s.nope + s.rope, s.nope + s.value);
     let latent = kv_b.cols();
     let width = latent + s.rope;
@@ -30,7 +35,7 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
     cpu.gemm.pool().each(heads, |(head, mut absorbed): (usize, Rectangle<f32>)| {
         let mut part = Scratch::<f32>::new(n * latent);
         let view = View::strided(&q[head * qk..], n, s.nope, s.heads * qk);
-        f32::multiply_alone(&cpu.gemm, view, up(head, 0, s.nope), &mut part.0[..n * latent], Write::Set);
+        cpu.gemm.alone(view, up(head, 0, s.nope), &mut part.0[..n * latent], Write::Set);
         for (row, part) in part.0.chunks_exact(latent).take(n).enumerate() {
             let out = absorbed.row(row);
             out[..latent].copy_from_slice(part);
@@ -55,7 +60,7 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
         let mut scores = Scratch::<f32>::new(count * length);
         let scores = &mut scores.0[..count * length];
         let query = View::new(&absorbed[rows.start * s.heads * width..][..count * width], count, width);
-        f32::multiply_alone(&cpu.gemm, query, View::new(cache, length, width).t(), scores, Write::Set);
+        cpu.gemm.alone(query, View::new(cache, length, width).t(), scores, Write::Set);
         let mut inverse = Scratch::<f32>::new(count);
         wide(
             cpu.gemm.level(),
@@ -68,7 +73,7 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
             },
         );
         let values = View::strided(cache, length, latent, width);
-        f32::multiply_alone(&cpu.gemm, View::new(scores, count, length), values, out, Write::Set);
+        cpu.gemm.alone(View::new(scores, count, length), values, out, Write::Set);
         for (out, &inverse) in out.chunks_exact_mut(latent).zip(inverse.0.iter()) {
             out.iter_mut().for_each(|x| *x *= inverse);
         }
@@ -80,7 +85,7 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
     cpu.gemm.pool().each(heads, |(head, mut o): (usize, Rectangle<f32>)| {
         let mut part = Scratch::<f32>::new(n * s.value);
         let view = View::strided(&seen[head * latent..], n, latent, s.heads * latent);
-        f32::multiply_alone(&cpu.gemm, view, up(head, s.nope, s.value).t(), &mut part.0[..n * s.value], Write::Set);
+        cpu.gemm.alone(view, up(head, s.nope, s.value).t(), &mut part.0[..n * s.value], Write::Set);
         for (row, part) in part.0.chunks_exact(s.value).take(n).enumerate() {
             o.row(row).copy_from_slice(part);
         }

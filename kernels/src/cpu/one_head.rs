@@ -4,20 +4,28 @@
 //! are computed again, so that memory grows with a document's length and not with its square. What a mask hides has probability 0 and
 //! adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
 
-use super::rows::vectors;
-use super::{Cpu, Scratch, copy, dot, exp_from, max_of, padded, wide};
+use super::device::Cpu;
+use super::gemm::wide;
+use super::gemm::{Causal, View};
+use super::products::Products;
+use super::scratch::Scratch;
+use super::vectors::vectors;
+use super::vectors::{copy, dot, exp_from, max_of, padded};
 use crate::backend::Softmax;
-use crate::gemm::{Causal, PackedB, View, prefetch_run};
+use crate::backend::Write;
+use crate::documents::Documents;
+use crate::dtype::Real;
+use crate::prefetch::prefetch_run;
 use crate::rectangle::Rectangle;
-use crate::{Documents, Real, Tensor, Write};
+use crate::tensor::Tensor;
 use std::ops::Range;
 
 /// Queries per block: eight tiles of a product, and few enough that little is computed behind the mask.
-pub const BLOCK: usize = 48;
+pub(super) const BLOCK: usize = 48;
 /// Exponentials kept at most per query and head, on average: those of documents of 512 tokens, about as much as queries, keys and values.
 const KEPT: usize = 320;
 /// Rows of a head that are asked for before they are copied.
-pub const AHEAD: usize = 12;
+pub(super) const AHEAD: usize = 12;
 
 /// Blocks of queries, and how wide their rows of scores are.
 fn blocks(length: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
@@ -38,7 +46,7 @@ fn keeps(documents: &Documents) -> bool {
 }
 
 /// A task per head of a document: its rows, the head, and its part of [`softmax`], which `split` gives by length, in order.
-pub fn tasks<P>(
+pub(super) fn tasks<P>(
     heads: usize,
     documents: &Documents,
     mut split: impl FnMut(usize) -> Option<P>,
@@ -52,7 +60,7 @@ pub fn tasks<P>(
 /// Room for what forward leaves to backward. Part of a task: of each query the largest score·scale, and one over Σ exp(score·scale −
 /// largest), each padded; and these exponentials, block by block, if they are few enough to keep. (Else backward computes them again:
 /// the same products and the same loops, so the same bits.)
-pub fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
+pub(super) fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
     let mut all = 0;
     tasks(heads, documents, |len| {
         all += len;
@@ -63,7 +71,7 @@ pub fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
 
 /// T rows of q and k `[T, qk]`, and of v `[T, value]`.
 #[derive(Clone, Copy)]
-pub struct OneHead<'a, T> {
+pub(super) struct OneHead<'a, T> {
     pub q: View<'a, T>,
     pub k: View<'a, T>,
     pub v: View<'a, T>,
@@ -72,7 +80,7 @@ pub struct OneHead<'a, T> {
 }
 
 /// The part of each task of [`tasks`] in a matrix whose rows hold `heads` parts of equal width.
-pub fn parts<'a, T: Real>(
+pub(super) fn parts<'a, T: Real>(
     matrix: &'a mut [T],
     heads: usize,
     documents: &Documents,
@@ -82,7 +90,7 @@ pub fn parts<'a, T: Real>(
 }
 
 /// The rows of each task of [`tasks`] in a matrix that has a slab per head, `[H, N, width]`.
-pub fn slabs<'a, T: Real>(
+pub(super) fn slabs<'a, T: Real>(
     matrix: &'a mut [T],
     heads: usize,
     width: usize,
@@ -98,46 +106,31 @@ pub fn slabs<'a, T: Real>(
 }
 
 /// `rows` of columns `first..first + cols` of a matrix `stride` wide.
-pub fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, stride: usize) -> View<'_, T> {
+pub(super) fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, stride: usize) -> View<'_, T> {
     let start = (rows.start * stride + first).min(x.len());
     View::strided(&x[start..], rows.len(), cols, stride)
 }
 
-/// Rows `first..` of a, queries, with the keys that they see: `c = a·keysᵀ`, of keys packed once for all blocks where they can be. What c has
-/// for other keys is of no account.
-fn by_keys<T: Real>(
-    cpu: &Cpu,
-    first: usize,
-    a: View<T>,
-    packed: &Option<PackedB<f32>>,
-    keys: View<T>,
-    c: &mut [T],
-    c_row: usize,
-) {
+/// `c = a·keysᵀ`: rows `first..` of a, queries, meet the keys that they see. What c holds for other keys is ignored.
+fn by_keys<T: Products>(cpu: &Cpu, first: usize, a: View<T>, keys: &T::Ready<'_>, c: &mut [T], c_row: usize) {
     let causal = Causal::Columns { first };
-    match packed {
-        Some(packed) => T::multiply_corner(&cpu.gemm, a, packed, c_row, c, c_row, causal),
-        None => {
-            let keys = keys.slice(0, c_row.min(keys.rows));
-            T::multiply_alone_into(&cpu.gemm, a, keys.t(), c, c_row, Write::Set, causal);
-        }
-    }
+    T::alone_into(&cpu.gemm, a, T::first_columns(keys, c_row), c, c_row, Write::Set, causal);
 }
 
 /// Writes o `[T, value]` and the task's part of [`softmax`].
-pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle<T>, softmax: &mut [T]) {
+pub(super) fn forward<T: Products>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle<T>, softmax: &mut [T]) {
     let (length, value) = (head.q.rows, head.v.cols);
     let (largest, rest) = softmax.split_at_mut(padded(length));
     let (inverse, mut kept) = rest.split_at_mut(padded(length));
     let mut memory = Scratch::<T>::new(if kept.is_empty() { BLOCK.min(length) * padded(length) } else { 0 });
     let mut y = Scratch::<T>::new(BLOCK.min(length) * padded(value));
-    let keys = T::packed(&cpu.gemm, head.k.t());
+    let keys = T::ready(&cpu.gemm, head.k.t());
     for (rows, width) in blocks(length) {
         let (first, last, count) = (rows.start, rows.end, rows.len());
         let scores = kept.split_off_mut(..count * width).unwrap_or_else(|| &mut memory.0[..count * width]);
         let y = &mut y.0[..count * padded(value)];
         o.prefetch(rows.clone());
-        by_keys(cpu, first, head.q.slice(first, last), &keys, head.k, scores, width);
+        by_keys(cpu, first, head.q.slice(first, last), &keys, scores, width);
         let (largest, inverse) = (&mut largest[rows.clone()], &mut inverse[rows.clone()]);
         wide(
             cpu.gemm.level(),
@@ -157,7 +150,7 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle<T>, softma
             },
         );
         let (p, v) = (View::strided(scores, count, last, width), head.v.slice(0, last).whole_vectors());
-        T::multiply_alone_into(&cpu.gemm, p, v, y, padded(value), Write::Set, Causal::Before { first });
+        T::alone_into(&cpu.gemm, p, v.into(), y, padded(value), Write::Set, Causal::Before { first });
         wide(
             cpu.gemm.level(),
             #[inline(always)]
@@ -173,27 +166,47 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle<T>, softma
 
 /// What forward left, and the gradient of o; o and its gradient `[T, value]`.
 #[derive(Clone, Copy)]
-pub struct Seen<'a, T> {
+pub(super) struct Seen<'a, T> {
     pub o: View<'a, T>,
     pub d_o: View<'a, T>,
     pub softmax: &'a [T],
 }
 
+/// Where backward takes the exponentials from.
+enum Exponentials<'a, T: Products> {
+    /// Those of the blocks to come.
+    Kept(&'a [T]),
+    Again {
+        keys: T::Ready<'a>,
+        memory: Scratch<T>,
+    },
+}
+
 /// Writes dq `[T, qk]`, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and
 /// do' = do / ΣE and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
-pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, mut dq: Rectangle<T>, dk: &mut [T], dv: &mut [T]) {
+pub(super) fn backward<T: Products>(
+    cpu: &Cpu,
+    head: OneHead<T>,
+    seen: Seen<T>,
+    mut dq: Rectangle<T>,
+    dk: &mut [T],
+    dv: &mut [T],
+) {
     let (length, qk, value) = (head.q.rows, head.q.cols, head.v.cols);
     let (largest, rest) = seen.softmax.split_at(padded(length));
-    let (inverse, mut kept) = rest.split_at(padded(length));
-    let is_kept = !kept.is_empty();
+    let (inverse, kept) = rest.split_at(padded(length));
     let block = BLOCK.min(length);
-    let mut memory = Scratch::<T>::new(if is_kept { 0 } else { block * padded(length) });
+    let mut exponentials = match kept {
+        [] => {
+            Exponentials::Again { keys: T::ready(&cpu.gemm, head.k.t()), memory: Scratch::new(block * padded(length)) }
+        }
+        kept => Exponentials::Kept(kept),
+    };
     let mut ds = Scratch::<T>::new(block * padded(length));
     let (mut d_o, mut rows_of_dq) = (Scratch::<T>::new(block * padded(value)), Scratch::<T>::new(block * padded(qk)));
     dk.fill(T::ZERO);
     dv.fill(T::ZERO);
-    let keys = if is_kept { None } else { T::packed(&cpu.gemm, head.k.t()) };
-    let values = T::packed(&cpu.gemm, head.v.t());
+    let values = T::ready(&cpu.gemm, head.v.t());
     for (rows, width) in blocks(length) {
         let (first, last, count) = (rows.start, rows.end, rows.len());
         let (q, k) = (head.q.slice(first, last), head.k.slice(0, last));
@@ -212,11 +225,11 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, mut dq: Rec
                 }
             },
         );
-        let e = match kept.split_off(..count * width) {
-            Some(kept) => kept,
-            None => {
+        let e = match &mut exponentials {
+            Exponentials::Kept(rest) => rest.split_off(..count * width).expect("those of all blocks"),
+            Exponentials::Again { keys, memory } => {
                 let e = &mut memory.0[..count * width];
-                by_keys(cpu, first, q, &keys, head.k, e, width);
+                by_keys(cpu, first, q, keys, e, width);
                 wide(
                     cpu.gemm.level(),
                     #[inline(always)]
@@ -230,7 +243,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, mut dq: Rec
             }
         };
         let ds = &mut ds.0[..count * width];
-        by_keys(cpu, first, View::strided(d_o, count, value, padded(value)), &values, head.v, ds, width);
+        by_keys(cpu, first, View::strided(d_o, count, value, padded(value)), &values, ds, width);
         wide(
             cpu.gemm.level(),
             #[inline(always)]
@@ -245,18 +258,18 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, mut dq: Rec
         let (e, ds) = (View::strided(e, count, last, width), View::strided(ds, count, last, width));
         let (before, after) = (Causal::Before { first }, Causal::After { first });
         let (dk, dv) = (&mut dk[..last * padded(qk)], &mut dv[..last * padded(value)]);
-        T::multiply_alone_into(
+        T::alone_into(
             &cpu.gemm,
             e.t(),
-            View::new(d_o, count, padded(value)),
+            View::new(d_o, count, padded(value)).into(),
             dv,
             padded(value),
             Write::Add,
             after,
         );
-        T::multiply_alone_into(&cpu.gemm, ds.t(), q.whole_vectors(), dk, padded(qk), Write::Add, after);
+        T::alone_into(&cpu.gemm, ds.t(), q.whole_vectors().into(), dk, padded(qk), Write::Add, after);
         let rows_of_dq = &mut rows_of_dq.0[..count * padded(qk)];
-        T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows_of_dq, padded(qk), Write::Set, before);
+        T::alone_into(&cpu.gemm, ds, k.whole_vectors().into(), rows_of_dq, padded(qk), Write::Set, before);
         for (row, of_dq) in rows.zip(rows_of_dq.chunks_exact(padded(qk))) {
             copy(dq.row(row), &of_dq[..qk]);
         }

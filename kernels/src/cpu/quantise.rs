@@ -1,9 +1,11 @@
 //! To FP8 and bf16, and from FP8 to bf16, which holds it exactly.
 
-use super::Cpu;
+use super::device::Cpu;
+use crate::dtype::DType;
 use crate::fp8::{E4m3, Quantiser, Scaled, TILE};
-use crate::gemm::spans;
-use crate::{DType, Segments, Tensor};
+use crate::segments::Segments;
+use crate::spans::spans;
+use crate::tensor::Tensor;
 use half::bf16;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const INFINITE: u32 = 0x7f80_0000;
 
 /// Two passes: the largest magnitude of every tile, then the bytes.
-pub fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> Scaled {
+pub(super) fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> Scaled {
     let (n, d) = (x.rows(), x.cols());
     if let Some(segments) = segments {
         assert!(segments.rows() == n, "quantise: x has {n} rows, its segments {}", segments.rows());
@@ -115,7 +117,7 @@ fn encode_row(x: &[f32], scale: &[f32], width: usize, q: &mut [E4m3]) {
 }
 
 /// E4M3 as bf16: exact.
-pub fn decode(cpu: &Cpu, q: &Tensor) -> Tensor {
+pub(super) fn decode(cpu: &Cpu, q: &Tensor) -> Tensor {
     let mut y = Tensor::empty(q.shape(), DType::Bf16);
     let step = cpu.step(q.len(), 1);
     let tasks = q.read::<E4m3>().chunks(step).zip(y.write::<bf16>().chunks_mut(step)).collect();
@@ -130,7 +132,7 @@ pub fn decode(cpu: &Cpu, q: &Tensor) -> Tensor {
 }
 
 /// To the nearest bf16, ties to even.
-pub fn round(cpu: &Cpu, x: &Tensor) -> Tensor {
+pub(super) fn round(cpu: &Cpu, x: &Tensor) -> Tensor {
     let mut y = Tensor::empty(x.shape(), DType::Bf16);
     let step = cpu.step(x.len(), 1);
     let tasks = x.read::<f32>().chunks(step).zip(y.write::<bf16>().chunks_mut(step)).collect();

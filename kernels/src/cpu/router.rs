@@ -1,8 +1,10 @@
 //! The choice of experts, and the rows going to them and coming back.
 
-use super::{Cpu, dot};
+use super::device::Cpu;
+use super::vectors::dot;
 use crate::backend::{Router, Routing};
-use crate::{Real, Tensor};
+use crate::dtype::Real;
+use crate::tensor::Tensor;
 
 /// The `count` largest of `values`, best first; of equals the first. Small counts: a scan each.
 fn best<T: Real>(values: &mut [T], count: usize, mut take: impl FnMut(usize)) {
@@ -18,7 +20,7 @@ fn best<T: Real>(values: &mut [T], count: usize, mut take: impl FnMut(usize)) {
     }
 }
 
-pub fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
+pub(super) fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
     let (e, k) = (router.experts, router.top_k);
     let [n, width] = logits.dims("route: logits");
     assert!(width == e, "route: expected {e} logits, found {width}");
@@ -77,7 +79,7 @@ pub fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor
 }
 
 /// Normalised, with S the sum of the chosen scores: `ds_k = (dw_k − Σ_j dw_j·w_j/scale)·scale/S`; then through the sigmoid.
-pub fn route_backward<T: Real>(
+pub(super) fn route_backward<T: Real>(
     cpu: &Cpu,
     router: &Router,
     r: &Routing,
@@ -114,7 +116,7 @@ pub fn route_backward<T: Real>(
     dlogits
 }
 
-pub fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
+pub(super) fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
     let (n, d) = (dx.rows(), dx.cols());
     let k = slots.len() / n.max(1);
     let (drows, step) = (drows.read::<T>(), cpu.step(n, d * k));
@@ -132,7 +134,7 @@ pub fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &m
     );
 }
 
-pub fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
+pub(super) fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
     let (n, d, k) = (y.rows(), y.cols(), r.weights.cols());
     let (rows, step) = (rows.read::<T>(), cpu.step(n, d * k));
     let choices = r.slots.chunks(step * k).zip(r.weights.read::<T>().chunks(step * k));
@@ -153,7 +155,7 @@ pub fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
 /// Slots, gradients of weights, and dispatched rows of some choices.
 type Choices<'a, 'b, T> = ((&'a [u32], &'a mut [T]), &'a mut [&'b mut [T]]);
 
-pub fn combine_backward<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
+pub(super) fn combine_backward<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
     let (n, d, k) = (dy.rows(), dy.cols(), r.weights.cols());
     let (mut drows, mut dweights) = (Tensor::empty(rows.shape(), T::DTYPE), Tensor::empty([n, k], T::DTYPE));
     let (rows, dy, weights) = (rows.read::<T>(), dy.read::<T>(), r.weights.read::<T>());

@@ -3,8 +3,8 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
+use super::cells::{Bf16, Cells};
 use super::kernel::{Lanes, micro};
-use super::{Bf16, Element};
 use std::{arch::x86_64::*, mem::transmute};
 
 const EDGE: f32 = f32::MIN_POSITIVE;

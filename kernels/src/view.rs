@@ -1,6 +1,6 @@
 //! A matrix somebody else owns, read through strides: transposing is free, so NT, NN and TN are one product.
 
-use super::kernel::prefetch_run;
+use crate::prefetch::prefetch_run;
 
 /// `[rows, cols]`, element (i, j) at `data[i * row_stride + j * col_stride]`; one of the strides is 1.
 #[derive(Clone, Copy, Debug)]

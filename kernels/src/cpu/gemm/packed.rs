@@ -4,12 +4,13 @@
 //! nothing of M, threads, blocking or CPU level, so one packing serves decode and prefill, and a weight is packed
 //! once per load or optimizer step. Repacking reuses the memory: fresh pages cost more than the packing.
 
-use super::{Element, Level, Supported, View};
+use super::cells::Cells;
+use super::kernel::NR;
+use super::level::{Level, Supported};
 use crate::memory::Line;
+use crate::view::View;
 use std::marker::PhantomData;
 
-/// Outputs per panel.
-pub(crate) const NR: usize = 64;
 const LINES: usize = NR / 16;
 
 /// A packed `[k, n]` matrix. For `y = x·Wᵀ` with W `[out, in]`, pack `View::new(w, out, in).t()`.
@@ -20,7 +21,7 @@ pub struct PackedB<T> {
     element: PhantomData<T>,
 }
 
-impl<T: Element> PackedB<T> {
+impl<T: Cells> PackedB<T> {
     /// Nothing yet; [`Gemm::pack`](super::Gemm::pack) fills it.
     pub fn empty() -> Self {
         Self { lines: Vec::new(), k: 0, n: 0, element: PhantomData }
@@ -44,7 +45,7 @@ impl<T: Element> PackedB<T> {
 
 /// The right side of a product: packed before, packed on the way, or read where it lies.
 #[derive(Clone, Copy)]
-pub enum Operand<'a, T> {
+pub enum RightSide<'a, T> {
     Packed(&'a PackedB<T>),
     /// The first `k` rows and `n` columns of a packed matrix, columns beyond its own being zeros; k is even where cells are pairs.
     Corner {
@@ -57,7 +58,7 @@ pub enum Operand<'a, T> {
 
 /// Where a task finds B.
 #[derive(Clone, Copy)]
-pub(crate) enum Place<'a, T> {
+pub(crate) enum ReadyB<'a, T> {
     /// Panels of `cells` cells each.
     Panels {
         lines: &'a [Line],
@@ -66,16 +67,16 @@ pub(crate) enum Place<'a, T> {
     Rows(View<'a, T>),
 }
 
-impl<T: Element> Place<'_, T> {
+impl<T: Cells> ReadyB<'_, T> {
     /// The cells `k..k + depth` of a panel, of each of which `vectors` · 16 may be read, and the distance between two of them.
     #[inline(always)]
     pub fn cells(&self, panel: usize, k: usize, depth: usize, vectors: usize) -> (*const u32, usize) {
         match self {
-            Place::Panels { lines, cells } => {
+            ReadyB::Panels { lines, cells } => {
                 (lines[(panel * cells + k) * LINES..][..depth * LINES].as_ptr().cast(), NR)
             }
             // elements are cells: `in_place` saw to it
-            Place::Rows(b) => {
+            ReadyB::Rows(b) => {
                 let (first, stride) = b.row_run(k, panel * NR, depth, vectors * 16);
                 (first.cast(), stride)
             }
@@ -83,19 +84,19 @@ impl<T: Element> Place<'_, T> {
     }
 }
 
-impl<'a, T> From<&'a PackedB<T>> for Operand<'a, T> {
+impl<'a, T> From<&'a PackedB<T>> for RightSide<'a, T> {
     fn from(b: &'a PackedB<T>) -> Self {
-        Operand::Packed(b)
+        RightSide::Packed(b)
     }
 }
 
-impl<'a, T> From<View<'a, T>> for Operand<'a, T> {
+impl<'a, T> From<View<'a, T>> for RightSide<'a, T> {
     fn from(b: View<'a, T>) -> Self {
-        Operand::View(b)
+        RightSide::View(b)
     }
 }
 
-pub(crate) fn panel_lines<T: Element>(b: View<T>) -> usize {
+pub(crate) fn panel_lines<T: Cells>(b: View<T>) -> usize {
     b.rows.div_ceil(T::PER_CELL) * LINES
 }
 
@@ -107,12 +108,12 @@ pub(crate) struct Panel<'a, T> {
 }
 
 /// Cuts `lines` into the panels of `b`.
-pub(crate) fn panels<'a, T: Element>(lines: &'a mut [Line], b: View<'a, T>) -> impl Iterator<Item = Panel<'a, T>> {
+pub(crate) fn panels<'a, T: Cells>(lines: &'a mut [Line], b: View<'a, T>) -> impl Iterator<Item = Panel<'a, T>> {
     let chunks = lines.chunks_mut(panel_lines(b).max(1));
     chunks.enumerate().map(move |(p, lines)| Panel { b, first: p * NR, lines })
 }
 
-impl<T: Element> Panel<'_, T> {
+impl<T: Cells> Panel<'_, T> {
     #[inline(always)] // into a function compiled for the CPU: these are copies
     pub fn fill(self, level: Supported) {
         let columns = NR.min(self.b.cols - self.first);
@@ -178,7 +179,7 @@ impl<T: Element> Panel<'_, T> {
 
 /// Consecutive k to cells; a lone last element is paired with zero.
 #[inline(always)]
-pub(crate) fn to_cells<T: Element>(run: &[T], cells: &mut [u32]) {
+pub(crate) fn to_cells<T: Cells>(run: &[T], cells: &mut [u32]) {
     let whole = run.chunks_exact(T::PER_CELL);
     if let [lone] = whole.remainder() {
         cells[run.len() / 2] = T::cell([*lone, T::default()]);

@@ -3,13 +3,20 @@
 //! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
 //! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
+use super::cells::Bf16;
+use super::factor::Factor;
+use super::kernel::{MAX_ROWS, NR};
 use super::level::{Level, Supported, wide};
-use super::packed::{NR, Operand, PackedB, Place, panel_lines, panels};
-use super::scaled::{PROMOTION, Scales};
+use super::packed::{PackedB, ReadyB, RightSide, panel_lines, panels};
+use super::pool::Pool;
+use super::scaled;
+use super::scales::{PROMOTION, Scales};
 use super::task::{Causal, STRIP, Task};
-use super::{Bf16, Element, View, kernel::MAX_ROWS, pool::Pool};
+use crate::backend::Write;
 use crate::memory::{Block, Line};
 use crate::rectangle::Rectangle;
+use crate::spans::spans;
+use crate::view::View;
 use std::{cell::Cell, ops::Range};
 
 /// Steps of the chain below which waking a thread costs more than it brings.
@@ -23,16 +30,6 @@ const TASKS_OF_GROUP: usize = 16;
 /// The fewest rows that a task is cut down to.
 const LOW: usize = 24;
 
-/// What becomes of C.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// `C = A·B`
-    Set,
-    /// `C += A·B`: the chain goes on from C, so a batch in two parts gives the bits of the whole (bf16: if the cut is
-    /// at an even row, for cells are pairs).
-    Add,
-}
-
 /// Threads and CPU level; neither shows in a result.
 pub struct Gemm {
     pool: Pool,
@@ -41,22 +38,22 @@ pub struct Gemm {
 
 struct Problem<'a, T> {
     a: View<'a, T>,
-    b: Operand<'a, T>,
+    b: RightSide<'a, T>,
     c: Rectangle<'a, f32>,
     scales: Option<Scales<'a>>,
     causal: Causal,
 }
 
-impl<'a, T: Element> Problem<'a, T> {
+impl<'a, T: Factor> Problem<'a, T> {
     /// C without gaps.
-    fn new(a: View<'a, T>, b: Operand<'a, T>, c: &'a mut [f32]) -> Self {
+    fn new(a: View<'a, T>, b: RightSide<'a, T>, c: &'a mut [f32]) -> Self {
         let (rows, n) = (a.rows, b.shape().1);
         assert!(c.len() == rows * n, "multiply: c has {} elements for [{rows}, {n}]", c.len());
         Self::strided(a, b, c, n)
     }
 
     /// From one row of C to the next are `c_row` elements.
-    fn strided(a: View<'a, T>, b: Operand<'a, T>, c: &'a mut [f32], c_row: usize) -> Self {
+    fn strided(a: View<'a, T>, b: RightSide<'a, T>, c: &'a mut [f32], c_row: usize) -> Self {
         let (k, n) = b.shape();
         assert_eq!(a.cols, k, "multiply: a is [{}, {}], b is [{k}, {n}]", a.rows, a.cols);
         Self { a, b, c: Rectangle::new(c, a.rows, n, c_row), scales: None, causal: Causal::All }
@@ -66,7 +63,7 @@ impl<'a, T: Element> Problem<'a, T> {
 /// One product of FP8 operands, as bf16 with their scales: `c[M,N]` of `a[M,K]·b[K,N]`.
 pub struct Promoted<'a> {
     pub a: View<'a, Bf16>,
-    pub b: Operand<'a, Bf16>,
+    pub b: RightSide<'a, Bf16>,
     pub scales: Scales<'a>,
     pub c: &'a mut [f32],
 }
@@ -97,16 +94,16 @@ impl Gemm {
     }
 
     /// [`multiply`](Self::multiply) by the calling thread alone: for a product that is itself a part of parallel work.
-    pub fn alone<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
+    pub fn alone<'a, T: Factor>(&self, a: View<T>, b: impl Into<RightSide<'a, T>>, c: &mut [f32], write: Write) {
         let b = b.into();
         self.alone_into(a, b, c, b.shape().1, write, Causal::All);
     }
 
     /// The same into some columns of a wider C, `c_row` elements from one row to the next, or what a mask leaves of it.
-    pub fn alone_into<'a, T: Element>(
+    pub fn alone_into<'a, T: Factor>(
         &self,
         a: View<T>,
-        b: impl Into<Operand<'a, T>>,
+        b: impl Into<RightSide<'a, T>>,
         c: &mut [f32],
         c_row: usize,
         write: Write,
@@ -128,12 +125,12 @@ impl Gemm {
     }
 
     /// Packs `b`, reusing the memory of what was there.
-    pub fn pack<T: Element>(&self, packed: &mut PackedB<T>, b: View<T>) {
+    pub fn pack<T: Factor>(&self, packed: &mut PackedB<T>, b: View<T>) {
         self.pack_all([(packed, b)]);
     }
 
     /// Many at once: small ones alone would not busy the threads.
-    pub fn pack_all<'a, T: Element>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
+    pub fn pack_all<'a, T: Factor>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
         let panels = all.into_iter().flat_map(|(packed, b)| packed.reset(b)).collect();
         self.pool.each(panels, |panel| {
             wide(
@@ -146,16 +143,16 @@ impl Gemm {
 
     /// `c[M,N] = a[M,K]·b[K,N]`, or `+=`. With `.t()` on a view this is NT (`x, w.t()`), NN (`dy, w`) and
     /// TN (`dy.t(), x`).
-    pub fn multiply<'a, T: Element>(&self, a: View<T>, b: impl Into<Operand<'a, T>>, c: &mut [f32], write: Write) {
+    pub fn multiply<'a, T: Factor>(&self, a: View<T>, b: impl Into<RightSide<'a, T>>, c: &mut [f32], write: Write) {
         self.run(vec![Problem::new(a, b.into(), c)], write);
     }
 
     /// Segment e, rows `ends[e-1]..ends[e]` of `a[M,K]`, times its own `b[e]` `[K,N]`, into the same rows of `c[M,N]`.
-    pub fn grouped<'a, T: Element>(
+    pub fn grouped<'a, T: Factor>(
         &self,
         a: View<'a, T>,
         ends: &[usize],
-        b: &[Operand<'a, T>],
+        b: &[RightSide<'a, T>],
         mut c: &'a mut [f32],
         write: Write,
     ) {
@@ -171,7 +168,7 @@ impl Gemm {
 
     /// Weight gradients of [`grouped`](Self::grouped): `dw[e] = dy[segment]ᵀ·x[segment]`, or `+=`; dy `[M,out]`,
     /// x `[M,in]`, dw `[E,out,in]`. An empty segment sets zero, or adds nothing.
-    pub fn grouped_gradient<'a, T: Element>(
+    pub fn grouped_gradient<'a, T: Factor>(
         &self,
         dy: View<'a, T>,
         x: View<'a, T>,
@@ -198,7 +195,7 @@ impl Gemm {
         self.run(problems.collect(), write);
     }
 
-    fn run<T: Element>(&self, problems: Vec<Problem<T>>, write: Write) {
+    fn run<T: Factor>(&self, problems: Vec<Problem<T>>, write: Write) {
         let steps = problems.iter().map(Problem::steps);
         let (all, largest) = steps.fold((0, 0), |(all, largest), steps| (all + steps, steps.max(largest)));
         let each_task = |tasks: usize| all.div_ceil(tasks * self.pool.threads()).max(SERIAL / 8);
@@ -215,7 +212,7 @@ impl Gemm {
     }
 
     /// Packs what is not, then multiplies; in tasks of about `each_task` steps, or alone.
-    fn run_parts<T: Element>(&self, problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
+    fn run_parts<T: Factor>(&self, problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
         let lines = problems.iter().map(|problem| problem.lines_to_pack()).sum();
         let mut scratch = SCRATCH.take();
         if scratch.len() < lines {
@@ -225,7 +222,7 @@ impl Gemm {
         let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
         for problem in &problems {
             let lines = problem.lines_to_pack();
-            if let Operand::View(view) = problem.b
+            if let RightSide::View(view) = problem.b
                 && lines > 0
             {
                 unpacked.extend(panels(rest.split_off_mut(..lines).expect("counted above"), view));
@@ -244,7 +241,7 @@ impl Gemm {
             let (cells, steps) = (problem.a.cols.div_ceil(T::PER_CELL), problem.steps());
             let b = problem.place().unwrap_or_else(|| {
                 let lines = rest.split_off(..problem.lines_to_pack()).expect("counted above");
-                Place::Panels { lines, cells }
+                ReadyB::Panels { lines, cells }
             });
             let Problem { a, b: _, mut c, scales, causal } = problem;
             let (n, panels) = (c.cols(), c.cols().div_ceil(NR));
@@ -262,11 +259,14 @@ impl Gemm {
         SCRATCH.set(scratch);
     }
 
-    fn task<T: Element>(&self, task: Task<T>, write: Write) {
+    fn task<T: Factor>(&self, task: Task<T>, write: Write) {
         wide(
             self.level,
             #[inline(always)]
-            || task.run(self.level, write),
+            || match task.scales {
+                Some(scales) => scaled::run(task, scales, self.level, write),
+                None => task.run(self.level, write),
+            },
         )
     }
 
@@ -278,40 +278,40 @@ impl Gemm {
     }
 }
 
-impl<'a, T: Element> Problem<'a, T> {
+impl<'a, T: Factor> Problem<'a, T> {
     /// Steps of all its chains together.
     fn steps(&self) -> usize {
         self.a.rows * self.c.cols() * self.a.cols.div_ceil(T::PER_CELL)
     }
 
     /// Where B lies already, when it need not be packed.
-    fn place(&self) -> Option<Place<'a, T>> {
+    fn place(&self) -> Option<ReadyB<'a, T>> {
         match self.b {
-            Operand::Packed(b) | Operand::Corner { b, .. } => {
-                Some(Place::Panels { lines: &b.lines, cells: b.k.div_ceil(T::PER_CELL) })
+            RightSide::Packed(b) | RightSide::Corner { b, .. } => {
+                Some(ReadyB::Panels { lines: &b.lines, cells: b.k.div_ceil(T::PER_CELL) })
             }
-            Operand::View(_) if self.lines_to_pack() > 0 => None,
-            Operand::View(b) if b.rows == 0 => Some(Place::Panels { lines: &[], cells: 0 }),
-            Operand::View(b) => Some(Place::Rows(b)),
+            RightSide::View(_) if self.lines_to_pack() > 0 => None,
+            RightSide::View(b) if b.rows == 0 => Some(ReadyB::Panels { lines: &[], cells: 0 }),
+            RightSide::View(b) => Some(ReadyB::Rows(b)),
         }
     }
 
     /// Nothing when B is packed, or read where it lies: copying it would cost more than few rows of A gain.
     fn lines_to_pack(&self) -> usize {
         match self.b {
-            Operand::Packed(_) | Operand::Corner { .. } => 0,
-            Operand::View(b) if T::PER_CELL == 1 && self.a.rows <= IN_PLACE && b.has_whole_vectors() => 0,
-            Operand::View(b) => panel_lines(b) * b.cols.div_ceil(NR),
+            RightSide::Packed(_) | RightSide::Corner { .. } => 0,
+            RightSide::View(b) if T::PER_CELL == 1 && self.a.rows <= IN_PLACE && b.has_whole_vectors() => 0,
+            RightSide::View(b) => panel_lines(b) * b.cols.div_ceil(NR),
         }
     }
 }
 
-impl<T: Element> Operand<'_, T> {
+impl<T: Factor> RightSide<'_, T> {
     /// `(k, n)`
     fn shape(&self) -> (usize, usize) {
         match self {
-            Operand::Packed(b) => (b.k, b.n),
-            Operand::Corner { b, k, n } => {
+            RightSide::Packed(b) => (b.k, b.n),
+            RightSide::Corner { b, k, n } => {
                 assert!(
                     *k <= b.k && *n <= b.n.next_multiple_of(NR),
                     "multiply: a corner of [{k}, {n}] of [{}, {}]",
@@ -320,7 +320,7 @@ impl<T: Element> Operand<'_, T> {
                 );
                 (*k, *n)
             }
-            Operand::View(b) => (b.rows, b.cols),
+            RightSide::View(b) => (b.rows, b.cols),
         }
     }
 }
@@ -350,10 +350,6 @@ fn deal<I>(mut items: Vec<I>, threads: usize, weight: impl Fn(&I) -> usize) -> V
         hands[place.min(2 * threads - 1 - place)].push(item);
     }
     hands.into_iter().flatten().collect()
-}
-
-pub(crate) fn spans(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(step).map(move |start| start..len.min(start + step))
 }
 
 fn segments(ends: &[usize], rows: usize) -> impl Iterator<Item = Range<usize>> {

@@ -4,8 +4,7 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
-use super::kernel::{Lanes, micro};
-use super::packed::NR;
+use super::kernel::{Lanes, NR, micro};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 

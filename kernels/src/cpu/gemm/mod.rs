@@ -10,7 +10,7 @@
 //! one chain in ascending k, wherever the row stands, however many rows, threads or segments there are, and on every
 //! CPU level: vectors run across N, so no lane ever meets another. Blocks over K park `c` in memory between two
 //! links of the chain, which changes no bit; block sizes are therefore free to tune. bf16 has the same chain with
-//! [`Bf16`'s step](Element) of two k at a time. (NaN payloads alone are not promised.)
+//! [`Bf16`'s step](Cells) of two k at a time. (NaN payloads alone are not promised.)
 //!
 //! The alternative, several partial sums per element, rounds a little better and lets lanes run along K, so that B
 //! needs no packing for one row; but then the order depends on the kernel, and decode ≠ prefill.
@@ -19,7 +19,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod element;
+mod cells;
+mod factor;
 mod kernel;
 mod level;
 mod packed;
@@ -27,18 +28,16 @@ mod pool;
 mod portable;
 mod product;
 mod scaled;
+mod scales;
 mod task;
-mod view;
 
-pub use element::Element;
-pub use half::bf16 as Bf16;
-pub(crate) use kernel::prefetch_run;
+pub use crate::view::View;
+pub use cells::{Bf16, Cells};
+pub use factor::Factor;
 pub use level::Level;
-pub(crate) use level::{Supported, wide};
-pub use packed::{Operand, PackedB};
+pub(crate) use level::wide;
+pub use packed::{PackedB, RightSide};
 pub use pool::Pool;
-pub(crate) use product::spans;
-pub use product::{Gemm, Promoted, Write};
-pub use scaled::{PROMOTION, Scales};
+pub use product::{Gemm, Promoted};
+pub use scales::{PROMOTION, Scales};
 pub use task::Causal;
-pub use view::View;

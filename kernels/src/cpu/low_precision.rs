@@ -1,15 +1,19 @@
 //! Products in lower precision: bf16, and FP8 as the device computes it, with exact products, sums in f32 and promotion every 128.
 
-use super::{Cpu, quantise};
+use super::device::Cpu;
+use super::gemm::{Promoted, Scales, View};
+use super::lowered::{Lowered, Lowering, Matrix, Side};
+use super::quantise;
+use crate::backend::{Layout, Write};
+use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser, Role, Scaled, TILE, Tile};
-use crate::gemm::{Promoted, Scales, View};
-use crate::lowered::{Form, Lowered, Matrix, Side};
-use crate::{DType, Layout, Segments, Tensor, Write};
+use crate::segments::Segments;
+use crate::tensor::Tensor;
 use half::bf16;
 use std::sync::Arc;
 
 /// See [`Backend::low_gemm`](crate::Backend::low_gemm).
-pub fn gemm(
+pub(super) fn gemm(
     cpu: &Cpu,
     layout: Layout,
     a: &Operand,
@@ -26,11 +30,11 @@ pub fn gemm(
         Layout::Nn => (out, inner),
         Layout::Tn => panic!("low_gemm: Tn is low_gradient"),
     };
-    let (rows, form) = match a {
-        Operand::Plain(a) => (a, Form::Bf16),
+    let (rows, lowering) = match a {
+        Operand::Plain(a) => (a, Lowering::Bf16),
         Operand::Fp8(a) => {
             let tile = if a.how.tile == Tile::Tensor { Tile::Tensor } else { Tile::Block };
-            (&a.q, Form::Fp8(Quantiser { tile, role: Role::Weight, ..a.how }))
+            (&a.q, Lowering::Fp8(Quantiser { tile, role: Role::Weight, ..a.how }))
         }
     };
     let m = rows.rows();
@@ -39,7 +43,7 @@ pub fn gemm(
     let whole = Segments::of_counts(&[m]);
     let ends = segments.unwrap_or(&whole);
     assert!(ends.rows() == m && ends.count() == experts, "low_gemm: {experts} weights of {m} rows, {ends:?}");
-    let lowered = lowered(cpu, w, form, experts);
+    let lowered = lowered(cpu, w, lowering, experts);
     let sides: Vec<&Side> = lowered.matrices.iter().map(|w| if layout == Layout::Nt { &w.nt } else { &w.nn }).collect();
     match a {
         Operand::Plain(a) => {
@@ -62,7 +66,14 @@ pub fn gemm(
 }
 
 /// See [`Backend::low_gradient`](crate::Backend::low_gradient).
-pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write) {
+pub(super) fn gradient(
+    cpu: &Cpu,
+    dy: &Operand,
+    x: &Operand,
+    segments: Option<&Segments>,
+    dw: &mut Tensor,
+    write: Write,
+) {
     let rows = |operand: &Operand| match operand {
         Operand::Plain(x) => (x.rows(), x.cols()),
         Operand::Fp8(x) => (x.q.rows(), x.q.cols()),
@@ -131,15 +142,15 @@ fn segments_of<'a>(x: &Scaled, segments: Option<&'a Segments>) -> Option<&'a Seg
     segments.filter(|_| x.how.tile != Tile::Tensor)
 }
 
-/// `w` as `form`, kept until `w` is written.
-fn lowered(cpu: &Cpu, w: &Tensor, form: Form, experts: usize) -> Arc<Lowered> {
-    w.lowered(form, |old| {
+/// `w` as `lowering` says, kept until `w` is written.
+fn lowered(cpu: &Cpu, w: &Tensor, lowering: Lowering, experts: usize) -> Arc<Lowered> {
+    let make = |old: Option<Lowered>| {
         let mut matrices = old.map_or_else(Vec::new, |old| old.matrices);
         matrices.resize_with(experts, Matrix::default);
         let (out, inner) = (w.rows() / experts, w.cols());
-        let values = match form {
-            Form::Bf16 => quantise::round(cpu, w),
-            Form::Fp8(how) => {
+        let values = match lowering {
+            Lowering::Bf16 => quantise::round(cpu, w),
+            Lowering::Fp8(how) => {
                 let rows = Segments::of_counts(&vec![out; experts]);
                 let scaled = quantise::quantise(cpu, w, how, Some(&rows));
                 let (scale, across) = (scaled.scale.read::<f32>(), scaled.scale.cols());
@@ -162,12 +173,13 @@ fn lowered(cpu: &Cpu, w: &Tensor, form: Form, experts: usize) -> Arc<Lowered> {
             [(&mut matrix.nt.packed, view.t()), (&mut matrix.nn.packed, view)]
         });
         cpu.gemm.pack_all(sides);
-        Lowered { form, is_current: true, matrices }
-    })
+        Lowered { lowering, matrices }
+    };
+    w.derive(|lowered| lowered.lowering == lowering, make)
 }
 
 /// For the products: FP8 with the given quantiser, or rounded to bf16.
-pub fn lower(cpu: &Cpu, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+pub(super) fn lower(cpu: &Cpu, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
     assert!(x.dtype() == DType::F32, "lower: expected F32, found {:?}", x.dtype());
     match how {
         None => Operand::Plain(quantise::round(cpu, x)),

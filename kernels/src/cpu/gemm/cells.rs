@@ -3,9 +3,8 @@
 //! Kernels see *cells* of 32 bits: an f32, or a pair of bf16 at k and k + 1 (an odd K is padded with zero). So both
 //! have one tile shape, one packing and one blocking.
 
-use super::{Bf16, Level, View, kernel::Micro, portable};
-#[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use crate::view::View;
+pub use half::bf16 as Bf16;
 
 mod sealed {
     /// Kernels read elements through raw pointers, so nobody else may say what an element is.
@@ -24,7 +23,7 @@ mod sealed {
 ///
 /// each rounded to nearest even, inputs and results (then) below 2⁻¹²⁶ flushed to zero with their sign, MXCSR ignored.
 /// The other levels compute exactly that, slower.
-pub trait Element: Copy + Default + Send + Sync + sealed::Sealed + 'static {
+pub trait Cells: Copy + Default + Send + Sync + sealed::Sealed + 'static {
     /// Elements per cell, along k.
     const PER_CELL: usize;
     fn cell(pair: [Self; 2]) -> u32;
@@ -36,16 +35,9 @@ pub trait Element: Copy + Default + Send + Sync + sealed::Sealed + 'static {
         let _ = (a, row, k, rows, depth);
         None
     }
-    #[doc(hidden)]
-    fn micro(level: Level) -> &'static Micro;
-    /// For elements that are E4M3 numbers: the same bits, where the level is slow at the general case sooner.
-    #[doc(hidden)]
-    fn micro_of_e4m3(level: Level) -> &'static Micro {
-        Self::micro(level)
-    }
 }
 
-impl Element for f32 {
+impl Cells for f32 {
     const PER_CELL: usize = 1;
 
     #[inline(always)]
@@ -61,19 +53,9 @@ impl Element for f32 {
     fn in_place(a: &View<f32>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, [usize; 2])> {
         a.in_place(row, k, rows, depth).map(|(first, strides)| (first.cast(), strides))
     }
-
-    fn micro(level: Level) -> &'static Micro {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 | Level::Avx512 => &avx512::F32_TILES,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => &avx2::F32_TILES,
-            _ => &portable::F32_TILES,
-        }
-    }
 }
 
-impl Element for Bf16 {
+impl Cells for Bf16 {
     const PER_CELL: usize = 2;
 
     #[inline(always)]
@@ -86,26 +68,6 @@ impl Element for Bf16 {
         let odd = |x: u32| flush(f32::from_bits(x & 0xffff_0000));
         let even = |x: u32| flush(f32::from_bits(x << 16));
         fma_flushed(even(a), even(b), fma_flushed(odd(a), odd(b), flush(c)))
-    }
-
-    fn micro(level: Level) -> &'static Micro {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => &avx512::BF16_TILES,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx2 => &avx2::BF16_TILES,
-            _ => &portable::BF16_TILES,
-        }
-    }
-
-    fn micro_of_e4m3(level: Level) -> &'static Micro {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => &avx512::E4M3_TILES,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => &avx2::E4M3_TILES,
-            _ => Self::micro(level),
-        }
     }
 }
 

@@ -4,7 +4,10 @@
 //! streams B once with V independent chains, which is as fast as memory, and cannot differ in a bit.
 #![allow(clippy::needless_range_loop)] // the indices are names of registers
 
-use super::packed::NR;
+use crate::prefetch::prefetch;
+
+/// Outputs per panel of packed B, and at most per tile.
+pub(crate) const NR: usize = 64;
 
 /// One tile of work: C[rows, vectors·16] from A[rows, cells] and a panel of B.
 pub struct Tile<'a> {
@@ -45,11 +48,11 @@ impl Tile<'_> {
 /// The [`Micro`] of lanes, compiled with a feature of the CPU.
 macro_rules! micro {
     ($name:ident, $lanes:ty $(, $features:meta)?) => {
-        pub static $name: $crate::gemm::kernel::Micro = {
+        pub static $name: $crate::cpu::gemm::kernel::Micro = {
             $(#[$features])?
-            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::gemm::kernel::Tile) {
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::cpu::gemm::kernel::Tile) {
                 // SAFETY: the caller's promise; the features are enabled here.
-                unsafe { $crate::gemm::kernel::whole::<$lanes, ROWS, VECTORS>(t) }
+                unsafe { $crate::cpu::gemm::kernel::whole::<$lanes, ROWS, VECTORS>(t) }
             }
             [
                 [tile::<1, 1>, tile::<1, 2>, tile::<1, 3>, tile::<1, 4>],
@@ -88,27 +91,6 @@ pub trait Lanes: Copy {
     unsafe fn cells(b: *const u32) -> Self::Cells;
     unsafe fn splat(a: *const u32) -> Self::Cells;
     unsafe fn step(self, a: Self::Cells, b: Self::Cells) -> Self;
-}
-
-/// Asks for a cache line. The address need not be valid.
-#[inline(always)]
-pub fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it reads nothing and never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// Asks for `len` elements, at an address that need not be valid: what lies a stride from what was read before, hardware does not guess.
-#[inline(always)]
-pub fn prefetch_run<T>(first: *const T, len: usize) {
-    for line in (0..len * size_of::<T>()).step_by(64) {
-        prefetch(first.wrapping_byte_add(line));
-    }
 }
 
 #[inline(always)]

@@ -3,10 +3,16 @@
 //! A block of B stays in the second-level cache while a strip of A passes by, a tile of A in the first while panels of B
 //! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
 
-use super::kernel::{MAX_ROWS, Micro, Tile, ahead};
-use super::packed::{NR, Place, to_cells};
-use super::{Element, Scales, Supported, View, Write, product::spans};
+use super::cells::Cells;
+use super::factor::Factor;
+use super::kernel::{MAX_ROWS, Micro, NR, Tile, ahead};
+use super::level::Supported;
+use super::packed::{ReadyB, to_cells};
+use super::scales::Scales;
+use crate::backend::Write;
 use crate::rectangle::Rectangle;
+use crate::spans::spans;
+use crate::view::View;
 use std::{cell::Cell, ops::Range};
 
 /// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
@@ -62,7 +68,7 @@ impl Causal {
 /// A rectangle of one problem's C, over all of K.
 pub(crate) struct Task<'a, T> {
     pub a: View<'a, T>,
-    pub b: Place<'a, T>,
+    pub b: ReadyB<'a, T>,
     /// Columns of the whole C.
     pub n: usize,
     /// `rows` and `panels` of C.
@@ -80,7 +86,7 @@ thread_local! {
     pub(super) static TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-impl<T: Element> Task<'_, T> {
+impl<T: Factor> Task<'_, T> {
     /// The kernels rely on this.
     pub(super) fn check(&self) {
         let cols = self.n.min(self.panels.end * NR).saturating_sub(self.panels.start * NR);
@@ -91,9 +97,6 @@ impl<T: Element> Task<'_, T> {
     #[inline(always)] // as `Panel::fill`: it copies A
     pub fn run(mut self, level: Supported, write: Write) {
         self.check();
-        if let Some(scales) = self.scales {
-            return self.run_scaled(scales, level, write);
-        }
         let micro = T::micro(level.level());
         let cells = self.a.cols.div_ceil(T::PER_CELL);
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS)); // 7 rows as 4 + 3, not 6 + 1
@@ -170,7 +173,7 @@ unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
 /// Copies `rows` of A to cells, in tiles `high`. What already is cells is read where it lies: a copy waits for memory, a tile has work to do
 /// meanwhile. Returns the strides of tiles, rows and cells.
 #[inline(always)]
-pub(super) fn copy_a<T: Element>(
+pub(super) fn copy_a<T: Cells>(
     a: View<T>,
     row: usize,
     rows: usize,

@@ -1,31 +1,29 @@
 //! A weight in lower precision, packed for both products that read it. Made once, and again after the weight was written.
 
-use crate::fp8::Quantiser;
-use crate::gemm::{Bf16, PackedB};
+use super::gemm::{Bf16, PackedB};
+use crate::quantiser::Quantiser;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Lowering {
     Bf16,
     Fp8(Quantiser),
 }
 
-pub struct Lowered {
-    pub form: Form,
-    /// Cleared when the weight is written; the memory is used again.
-    pub is_current: bool,
+pub(super) struct Lowered {
+    pub lowering: Lowering,
     /// Per leading index.
     pub matrices: Vec<Matrix>,
 }
 
 #[derive(Default)]
-pub struct Matrix {
+pub(super) struct Matrix {
     /// For `x·wᵀ` and for `dy·w`.
     pub nt: Side,
     pub nn: Side,
 }
 
 /// `[K, N]`, and for FP8 the scales `[⌈K/128⌉, N]`.
-pub struct Side {
+pub(super) struct Side {
     pub packed: PackedB<Bf16>,
     pub scale: Vec<f32>,
 }
