@@ -122,3 +122,21 @@ impl Real for f32 {
 impl Real for f64 {
     arithmetic!(f64, math::exp, math::sigmoid);
 }
+
+/// Runs `$body` with `$T` the element type of `$tensor`.
+macro_rules! real {
+    ($tensor:expr, $T:ident => $body:expr) => {
+        match $tensor.dtype() {
+            $crate::dtype::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::dtype::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => panic!("no operation computes in {other:?}"),
+        }
+    };
+}
+pub(crate) use real;

@@ -4,27 +4,10 @@ use super::device::Cpu;
 use super::{attention, full_precision, grouped, head, latent, low_precision, optimizer, router, rows};
 use crate::backend::*;
 use crate::documents::Documents;
-use crate::dtype::DType;
+use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
 use crate::tensor::Tensor;
-
-/// Runs `$body` with `$T` the element type of `$tensor`.
-macro_rules! real {
-    ($tensor:expr, $T:ident => $body:expr) => {
-        match $tensor.dtype() {
-            DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            DType::F64 => {
-                type $T = f64;
-                $body
-            }
-            other => panic!("cpu: no operation computes in {other:?}"),
-        }
-    };
-}
 
 impl Backend for Cpu {
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
