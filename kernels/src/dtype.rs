@@ -1,4 +1,4 @@
-//! What a tensor may hold: f32 to work with, f64 to check gradients with, bf16 and E4M3 to store and to multiply.
+//! Element types of tensors: f32 to compute in, f64 to check gradients in, bf16 and E4M3 to store and to multiply.
 
 use crate::e4m3::E4m3;
 use crate::math;
@@ -13,9 +13,9 @@ pub enum DType {
     F32,
     /// Only for gradient checks: products are plain loops.
     F64,
-    /// For storage, and for products that are summed in f32.
+    /// To store, and to multiply: sums are f32.
     Bf16,
-    /// As `Bf16`, with scales beside it: see [`fp8`](crate::fp8).
+    /// As `Bf16`, with a tensor of scales: see [`fp8`](crate::fp8).
     E4m3,
 }
 
@@ -33,7 +33,7 @@ impl DType {
 /// An element a tensor can hold.
 pub trait Element: Pod + Default + Debug + PartialEq + Send + Sync + 'static {
     const DTYPE: DType;
-    /// What unwritten memory is filled with in debug builds.
+    /// Debug builds fill new memory with it, so that reading an element nobody wrote shows.
     const POISON: Self;
     #[doc(hidden)]
     fn arena() -> &'static Arena<Self>;
@@ -57,7 +57,7 @@ element!(f64, F64, f64::NAN);
 element!(bf16, Bf16, bf16::NAN);
 element!(E4m3, E4m3, E4m3::NAN);
 
-/// An element one can calculate with: every operation is written once, for f32 and f64.
+/// An element type that operations compute in: each operation is written once, for f32 and f64.
 pub trait Real:
     Element
     + PartialOrd

@@ -11,16 +11,16 @@ pub struct E4m3(pub u8);
 impl E4m3 {
     pub const NAN: Self = Self(0x7f);
 
-    /// The nearest value, ties to even; beyond ±448, and at ±∞, ±448.
+    /// The nearest value, ties to even. Saturates: ±448 for larger magnitudes and for ±∞.
     #[inline(always)]
     pub fn from_f32(x: f32) -> Self {
         let sign = x.to_bits() >> 31 << 7;
         let a = x.abs();
         let limited = if a < MAX { a } else { MAX };
-        // 20 bits are dropped; the carry of rounding runs into the exponent, as it should
+        // drops 20 bits of mantissa; when rounding carries into the exponent, that is the next power of two
         let bits = limited.to_bits();
         let normal = ((bits + 0x7_ffff + (bits >> 20 & 1)) >> 20).wrapping_sub(120 << 3);
-        // near 2¹⁴ the neighbours of an f32 are 2⁻⁹ apart, as subnormals here: the addition rounds
+        // near 2¹⁴ neighbouring f32 are 2⁻⁹ apart, as are the subnormals of E4M3: adding 2¹⁴ rounds
         let subnormal = (limited + 16_384.0).to_bits() - 16_384f32.to_bits();
         let magnitude = if limited < 0.015_625 { subnormal } else { normal };
         Self((if a.is_nan() { 0x7f } else { magnitude } | sign) as u8)
@@ -62,7 +62,7 @@ mod tests {
         }
     }
 
-    /// Between all neighbours: just below the middle, the middle, just above.
+    /// Three values between each pair of neighbours: just below the middle, the middle, just above it.
     #[test]
     fn the_nearest_value_is_taken_and_a_tie_is_even() {
         for low in 0..0x7eu8 {

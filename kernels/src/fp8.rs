@@ -1,4 +1,5 @@
-//! FP8, E4M3 with scales (Micikevicius et al. 2022; DeepSeek-V3, §3.3): one scale per tile, so that an outlier costs its own tile.
+//! FP8, E4M3 with scales (Micikevicius et al. 2022; DeepSeek-V3, §3.3): one scale per tile, so that an outlier costs
+//! its own tile.
 //!
 //! The three products of a linear layer contract over different dims, and scales run along the contracted one:
 //!
@@ -8,12 +9,13 @@
 //! | `dx = dy · w`   | out       | dy: `Row`     | w: `Block` |
 //! | `dw = dyᵀ · x`  | tokens    | dy: `Column`  | x: `Column`|
 //!
-//! A value is about `q · scale`; `scale = max(amax, floor) / 448` over the finite values of a tile, and `q = e4m3(x / scale)`, a true
-//! division: times the reciprocal gives other bytes. ±∞ saturates to ±448, NaN stays NaN at its place alone, and either clears
-//! [`Scaled::is_finite`]. −0 keeps its sign.
+//! A value is about `q · scale`, with `scale = max(amax, floor) / 448` over the finite values of a tile and
+//! `q = e4m3(x / scale)`. That is a true division: multiplying by the reciprocal gives other bytes. ±∞ saturates
+//! to ±448; a NaN stays NaN and does not affect the other elements of its tile; either clears [`Scaled::is_finite`].
+//! −0 keeps its sign.
 //!
-//! The design lets segments begin at multiples of 128 rows. Here they are dense ([`Segments`]), and tiles are cut at their ends instead:
-//! a short last tile has the scale and the bytes of one padded with zeros, and no tile straddles two experts.
+//! Tiles are cut at the ends of [`Segments`], so no tile spans two experts: a short last tile has the scale and the
+//! bytes of one padded with zeros.
 
 pub use crate::e4m3::{E4m3, MAX};
 pub use crate::quantiser::{Quantiser, Role, TILE, Tile};
@@ -24,16 +26,16 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug)]
 pub struct Scaled {
     pub q: Tensor,     // E4M3, [N, D]
-    pub scale: Tensor, // F32, [bands, tiles across]: to multiply with
+    pub scale: Tensor, // F32, [bands, tiles across]; a value is q · scale
     pub how: Quantiser,
     /// No value was infinite or NaN.
     pub is_finite: bool,
 }
 
-/// A side of a product.
+/// One operand of a product.
 #[derive(Clone, Debug)]
 pub enum Operand {
-    /// F32, or rounded to bf16.
+    /// F32 or F64 as it is, or rounded to bf16.
     Plain(Tensor),
     Fp8(Scaled),
 }

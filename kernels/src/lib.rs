@@ -1,13 +1,15 @@
 //! What runs on a device: tensors and the coarse operations a model is made of.
 //!
 //! Nothing here knows a model, a file or a store. A wrong shape is our bug and panics with operation, expected and
-//! found. On the CPU every result has the same bits for any thread count and vector width, and a row's result does not
-//! depend on the rows beside it: sums have one order, and `exp` and its kin are our own ([`math`]).
+//! found.
+//!
+//! On the CPU a result has the same bits for any thread count and vector width, and a row's result does not depend on
+//! the other rows of the batch: every sum has one fixed order, and `exp`, `ln`, `sin` and so on are our own ([`math`]).
 
 mod adapters;
 mod backend;
 mod cpu;
-mod documents;
+mod document_bounds;
 mod dtype;
 mod e4m3;
 pub mod fp8;
@@ -29,7 +31,7 @@ pub use backend::{
     Write,
 };
 pub use cpu::{Cpu, gemm};
-pub use documents::Documents;
+pub use document_bounds::DocumentBounds;
 pub use dtype::{DType, Element, Real};
 pub use half::bf16;
 pub use reference::Reference;

@@ -13,7 +13,8 @@ pub(crate) fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// Prefetches `len` elements, at an address that need not be valid. For strided access: hardware prefetchers do not predict it.
+/// Prefetches `len` elements, at an address that need not be valid. For strided access: hardware prefetchers do not
+/// predict it.
 #[inline(always)]
 pub(crate) fn prefetch_run<T>(first: *const T, len: usize) {
     for line in (0..len * size_of::<T>()).step_by(64) {

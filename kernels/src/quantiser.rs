@@ -4,14 +4,14 @@ use crate::e4m3::MAX;
 use crate::segments::Segments;
 use std::ops::Range;
 
-/// Rows or columns that share a scale, and products that are summed before they are scaled.
+/// Rows or columns of a tile, and the length of the partial sums that are scaled.
 pub const TILE: usize = 128;
 /// What shares one scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {
     /// 1×128, along features.
     Row,
-    /// 128×1, along tokens. Not stored transposed: products here read through strides.
+    /// 128×1, along tokens. Not stored transposed: the CPU reads it through strides.
     Column,
     /// 128×128.
     Block,
@@ -19,14 +19,14 @@ pub enum Tile {
     Tensor,
 }
 
-/// Whose values they are: that decides how small a scale may get.
+/// What the values are; decides how small a scale may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// amax counts as at least 1e-4, as in DeepSeek's kernels.
+    /// amax is at least 1e-4, as in DeepSeek's kernels.
     Activation,
     /// A tile of zeros has scale 1, as in transformers.
     Weight,
-    /// No floor but that of normal numbers: 1e-4 would flush small gradients.
+    /// The scale is at least the smallest normal number. A floor of 1e-4 would flush small gradients to zero.
     Gradient,
 }
 
@@ -48,7 +48,7 @@ impl Tile {
         }
     }
 
-    /// Rows that share scales, in order: never of two segments.
+    /// Ranges of rows that share scales, in order. None spans two segments.
     pub fn bands(self, rows: usize, segments: Option<&Segments>) -> Vec<Range<usize>> {
         let height = match self {
             Tile::Row => 1,
@@ -68,13 +68,14 @@ impl Tile {
 }
 
 impl Quantiser {
-    /// Of a tile whose largest finite magnitude is `amax`.
+    /// The scale of a tile whose largest finite magnitude is `amax`.
     #[inline(always)]
     pub fn scale(&self, amax: f32) -> f32 {
         const SMALLEST: f32 = f32::MIN_POSITIVE * MAX;
         let floor = if self.role == Role::Activation { 1e-4 } else { SMALLEST };
         let scale = if amax > floor { amax } else { floor } / MAX;
-        let bits = scale.to_bits(); // a normal number: up to the next power of two unless it is one
+        // of a normal number: clearing the mantissa after the addition rounds up to a power of two
+        let bits = scale.to_bits();
         let up = f32::from_bits((bits + 0x7f_ffff) & 0xff80_0000);
         let scale = if self.power_of_two { up } else { scale };
         if self.role == Role::Weight && amax == 0.0 { 1.0 } else { scale }

@@ -1,8 +1,8 @@
 //! A part of a matrix that one task writes while other tasks write the rest of it.
 //!
-//! The standard library cuts a slice into disjoint slices, but it cannot cut a matrix between two columns: the elements of a column do
-//! not lie side by side. A [`Rectangle`] can be cut both ways. A cut moves its rows or columns out, so no two rectangles ever share an
-//! element, and safe code cannot make two tasks write the same place.
+//! The standard library cuts a slice into disjoint slices, but it cannot cut a matrix between two columns: the elements
+//! of a column do not lie side by side. A [`Rectangle`] can be cut both ways. A cut moves its rows or columns out, so
+//! no two rectangles ever share an element, and safe code cannot make two tasks write the same place.
 
 use crate::prefetch::prefetch_run;
 use std::marker::PhantomData;
@@ -81,7 +81,8 @@ impl<'a, T> Rectangle<'a, T> {
 
     pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "rectangle: row {row} of {}", self.rows);
-        // SAFETY: `new` checked that the row lies inside the matrix, which 'a keeps alive; no other rectangle has these elements.
+        // SAFETY: `new` checked that the row lies inside the matrix, which 'a keeps alive; no other rectangle has these
+        // elements.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.cols) }
     }
 

@@ -1,7 +1,7 @@
 //! A contiguous row-major array whose clones share memory.
 //!
-//! Activations are `[N, D]`: tokens by features, the batch folded into N. A clone costs a counter; writing a tensor that
-//! has clones is our bug and panics, because the alternative, copying silently, hides both the bug and the cost.
+//! Activations are `[N, D]`: tokens by features, the batch folded into N. Cloning only counts a reference. Writing a
+//! tensor that has clones panics: it is our bug, and copying silently would hide the bug and its cost.
 
 use crate::dtype::{DType, Element};
 use crate::e4m3::E4m3;
@@ -105,7 +105,7 @@ impl Drop for Buffer {
 }
 
 impl Tensor {
-    /// Memory with unspecified contents: who asks for it writes all of it.
+    /// Memory with unspecified contents: the caller writes every element.
     pub fn empty(shape: impl Into<Shape>, dtype: DType) -> Self {
         let shape = shape.into();
         let data = match dtype {
@@ -234,7 +234,7 @@ impl Tensor {
         }
     }
 
-    /// A copy in another element type, rounded to nearest even; `self` when it already is that.
+    /// A copy in another element type, rounded to nearest even; a clone when the type is the same.
     pub fn cast(&self, dtype: DType) -> Self {
         if dtype == self.dtype() {
             return self.clone();
@@ -243,7 +243,7 @@ impl Tensor {
         match dtype {
             DType::F32 => Self::new(self.shape, &values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
             DType::F64 => Self::new(self.shape, &values),
-            // f64 holds every f32, so rounding through f32 rounds once
+            // values that came from f32 are f32, so `as f32` rounds nothing and the bf16 is rounded once
             DType::Bf16 => Self::new(self.shape, &values.iter().map(|&x| bf16::from_f32(x as f32)).collect::<Vec<_>>()),
             DType::E4m3 => Self::new(self.shape, &values.iter().map(|&x| E4m3::from_f32(x as f32)).collect::<Vec<_>>()),
         }
@@ -265,7 +265,7 @@ impl Tensor {
         }
     }
 
-    /// Keeps what `make` makes of the values until the tensor is written; does nothing when something is kept already.
+    /// Keeps what `make` returns until the tensor is written. Does nothing when something is kept already.
     pub(crate) fn keep<F: Any + Send + Sync>(&self, make: impl FnOnce() -> F) {
         self.buffer.kept.get_or_init(|| Box::new(make()));
     }
@@ -274,8 +274,8 @@ impl Tensor {
         self.buffer.kept.get()?.downcast_ref()
     }
 
-    /// What `make` made of the values the last time, if the tensor was not written since and it `fits`. Else `make` makes it anew, out of
-    /// the last one when nobody else holds that: its memory is used again.
+    /// What `make` returned the last time, if it `fits` and the tensor was not written since. Otherwise calls `make`,
+    /// which gets the last one (unless somebody still holds it) so that it can reuse the memory.
     pub(crate) fn derive<F: Any + Send + Sync>(
         &self,
         fits: impl Fn(&F) -> bool,

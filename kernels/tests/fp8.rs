@@ -1,8 +1,9 @@
 //! FP8 against files of a reference implementation (bytes, scales, products), and against [`Reference`].
 //!
-//! The reference files are found through `SMELT_PARITY`, else beside the repository (`../shared/parity/engine`), in the folder `fp8`;
-//! without them those tests say so and pass. Bytes and scales are compared exactly. A product in f32 may differ from its value in f64 by
-//! the roundings of its order of summation: ten of 2⁻²⁴ each, of the norm, are allowed.
+//! The reference files are found through `SMELT_PARITY`, else next to the repository (`../shared/parity/engine`), in
+//! the folder `fp8`; without them the tests print that and pass. Bytes and scales are compared exactly. A product in
+//! f32 may differ from its value in f64 by rounding, which depends on the order of summation: 10 · 2⁻²⁴ of the
+//! norm is allowed.
 
 use safetensors::SafeTensors;
 use smelt_kernels::fp8::*;
@@ -51,7 +52,7 @@ fn every_bf16_becomes_the_byte_of_the_reference() {
     assert_eq!(bits(&decoded), bits(&floats(&file, "e4m3_to_f32")));
 }
 
-/// Relative distance of the finite elements; NaN must stand at the same places.
+/// Relative distance of the finite elements; NaN must be at the same positions.
 fn distance(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let (mut off, mut size) = (0.0, 0.0);
@@ -96,9 +97,7 @@ fn all_cases_have_the_bytes_scales_and_products_of_the_reference() {
         cpu.low_gemm(Layout::Nt, &lowered, &w, None, &mut y, Write::Set);
         let off = distance(y.read(), &expected);
         let theirs = distance(&floats(&file, &at("y")), &expected);
-        eprintln!(
-            "{case}: bytes and scales equal, product off by {off:.1e} of its norm (the reference in f32 by {theirs:.1e})"
-        );
+        eprintln!("{case}: bytes and scales equal, product off by {off:.1e} (the reference in f32 by {theirs:.1e})");
         assert!(off <= 10.0 * 2f64.powi(-24), "{case}: off by {off}");
     }
     eprintln!("{} cases", cases.len());
@@ -149,7 +148,8 @@ fn every_tiling_is_its_tiles_one_by_one() {
     }
 }
 
-/// Forward, input gradient and weight gradient of three experts, one without rows, on dims that are no multiples of 128.
+/// Forward, input gradient and weight gradient of three experts, one without rows, on dims that are no multiples of
+/// 128.
 #[test]
 fn the_three_products_are_those_of_the_dequantised_sides() {
     let (out, inner, segments) = (150, 200, Segments::of_counts(&[140, 0, 75]));
@@ -177,7 +177,7 @@ fn the_three_products_are_those_of_the_dequantised_sides() {
     }
 }
 
-/// What a product gives on each level and with 1 to 3 threads, as bits.
+/// The distinct results, as bits, of a product on each level with 1 to 3 threads.
 fn everywhere(work: impl Fn(&Cpu) -> Tensor) -> BTreeSet<Vec<u32>> {
     let levels = Level::ALL.into_iter().filter(|level| level.is_supported());
     levels

@@ -1,4 +1,4 @@
-//! A grouped product is its segments, one by one, to the bit; whoever shares the batch.
+//! A grouped product has the bits of its segments multiplied one by one.
 
 use smelt_kernels::Write;
 use smelt_kernels::gemm::{Gemm, PackedB, RightSide, View};

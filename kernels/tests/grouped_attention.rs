@@ -1,4 +1,4 @@
-//! Grouped-query attention: the promise that bits depend on neither threads nor CPU level nor batch.
+//! Grouped-query attention has the same bits for any number of threads, on any CPU level, in any batch.
 
 use smelt_kernels::gemm::Level;
 use smelt_kernels::*;
@@ -13,7 +13,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
     x.read::<f32>().iter().map(|x| x.to_bits()).collect()
 }
 
-/// Groups of three, of one, and one group of all.
+/// Three query heads per key-value head, one, and all on one.
 const SHAPES: [GroupedShape; 3] = [
     GroupedShape { heads: 6, kv_heads: 2, dim: 10, scale: 0.3 },
     GroupedShape { heads: 3, kv_heads: 3, dim: 8, scale: 0.4 },
@@ -24,12 +24,12 @@ fn inputs(s: &GroupedShape, n: usize) -> [Tensor; 3] {
     [(1, s.heads), (2, s.kv_heads), (3, s.kv_heads)].map(|(seed, heads)| noise(seed, &[n, heads * s.dim]))
 }
 
-/// The cached form's rows are those of training, and each is the same alone, in its prompt and beside other requests: 300 rows pass a
-/// block's end.
+/// The cached form agrees with training's, and a row has the same bits alone, in its prompt and beside other requests.
+/// 300 rows are more than a block.
 #[test]
 fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
     let (cpu, alone) = (Cpu::new(2), Cpu::new(1));
-    let documents = Documents::of_lengths(&[7, 300, 1]);
+    let documents = DocumentBounds::of_lengths(&[7, 300, 1]);
     for s in SHAPES {
         let [q, k, v] = inputs(&s, documents.rows());
         let (expected, _) = cpu.grouped_attention(&s, &q, &k, &v, &documents);
@@ -53,7 +53,7 @@ fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
 
 /// Forward, backward, cache and biases, as one list of bits.
 fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
-    let documents = Documents::of_lengths(&[150, 3, 200]);
+    let documents = DocumentBounds::of_lengths(&[150, 3, 200]);
     let n = documents.rows();
     let mut list = Vec::new();
     for s in SHAPES {

@@ -1,9 +1,10 @@
 //! Every operation of the CPU against the reference, over drawn shapes and values.
 //!
-//! A draw runs three times: on the CPU in f32, on the CPU in f64 and on the reference. What must be exact (routing, gather, embedding,
-//! quantisation, and f32 products, whose order of summation is promised) is compared to the bit with the reference in the same element
-//! type. Everything else is compared with the reference in f64: the norm of the difference may be [`ROUNDINGS`] units of rounding of the
-//! norm of the result. A chain of K operations errs by about √K such units (Higham 2002, §3.1) and sums here have up to 700 terms.
+//! A draw runs three times: on the CPU in f32, on the CPU in f64 and on the reference. What must be exact (routing,
+//! gather, embedding, quantisation, and f32 products, whose order of summation is promised) is compared to the bit with
+//! the reference in the same element type. Everything else is compared with the reference in f64: the norm of the
+//! difference may be [`ROUNDINGS`] units of rounding of the norm of the result. A chain of K operations errs by about
+//! √K such units (Higham 2002, §3.1) and sums here have up to 700 terms.
 
 use smelt_kernels::fp8::{Operand, Quantiser, Role, Scaled, Tile};
 use smelt_kernels::*;
@@ -61,11 +62,11 @@ impl<'a> Draw<'a> {
     }
 
     /// Up to four documents; now and then one so long that attention does not keep its exponentials.
-    fn documents(&mut self) -> Documents {
+    fn documents(&mut self) -> DocumentBounds {
         let longest = self.pick(&[60, 60, 60, 700]);
         let count = if longest == 700 { 1 } else { self.up_to(4) };
         let lengths: Vec<usize> = (0..count).map(|_| self.up_to(longest)).collect();
-        Documents::of_lengths(&lengths)
+        DocumentBounds::of_lengths(&lengths)
     }
 
     /// Up to five segments, some of them empty.
@@ -202,7 +203,8 @@ checks! {
     adamw: In::F32AndF64;
 }
 
-/// Moments are rounded to bf16, and a value on the edge may go either way: one step of bf16 is 2⁻⁸, or 2¹⁶ roundings of f32.
+/// Moments are rounded to bf16, and a value on the edge may go either way: one step of bf16 is 2⁻⁸, or 2¹⁶
+/// roundings of f32.
 #[test]
 fn adamw_with_moments_in_bf16() {
     run("adamw", In::F32, |d| {
@@ -412,7 +414,7 @@ mod checks {
         d.same_tensor("x", &x);
     }
 
-    fn attention_inputs(d: &mut Draw) -> (AttentionShape, Documents, [Tensor; 3]) {
+    fn attention_inputs(d: &mut Draw) -> (AttentionShape, DocumentBounds, [Tensor; 3]) {
         let [heads, nope, rope, value] = [3, 12, 6, 20].map(|most| d.up_to(most));
         let (s, documents) = (AttentionShape { heads, nope, rope, value, scale: 0.3 }, d.documents());
         let n = documents.rows();
@@ -468,7 +470,7 @@ mod checks {
         GroupedShape { heads: kv_heads * queries, kv_heads, dim, scale: 0.3 }
     }
 
-    fn grouped_inputs(d: &mut Draw) -> (GroupedShape, Documents, [Tensor; 3]) {
+    fn grouped_inputs(d: &mut Draw) -> (GroupedShape, DocumentBounds, [Tensor; 3]) {
         let (s, documents) = (grouped_shape(d), d.documents());
         let n = documents.rows();
         let inputs = [s.heads, s.kv_heads, s.kv_heads].map(|heads| d.tensor(&[n, heads * s.dim]));
@@ -540,11 +542,11 @@ mod checks {
     }
 
     fn routed(d: &mut Draw) -> (Router, Routing) {
-        let (groups, size) = (d.up_to(4), d.up_to(6));
-        let kept_groups = d.up_to(groups);
-        let top_k = d.up_to((kept_groups * size).min(6));
-        let (normalise, experts) = (d.pick(&[true, false]), groups * size);
-        let router = Router { experts, groups, kept_groups, top_k, normalise, scale: 2.5 };
+        let (expert_groups, size) = (d.up_to(4), d.up_to(6));
+        let node_limit = d.up_to(expert_groups);
+        let top_k = d.up_to((node_limit * size).min(6));
+        let (normalise, experts) = (d.pick(&[true, false]), expert_groups * size);
+        let router = Router { experts, expert_groups, node_limit, top_k, normalise, scale: 2.5 };
         let n = d.up_to(200);
         let routing = d.device.route(&router, &d.tensor(&[n, experts]), &d.tensor(&[experts]));
         (router, routing)
@@ -568,7 +570,8 @@ mod checks {
     pub fn route_backward(d: &mut Draw) {
         let (router, r) = routed(d);
         let (dweights, dscores) = (d.tensor(r.weights.shape().dims()), d.tensor(r.scores.shape().dims()));
-        // the one weight of a token is constant when normalised: its gradient is 0, and roundings cannot be compared with that
+        // the one weight of a token is constant when normalised: its gradient is 0, and roundings cannot be compared
+        // with that
         let dscores = (d.pick(&[true, false]) || router.top_k == 1).then_some(&dscores);
         let dlogits = d.device.route_backward(&router, &r, &dweights, dscores);
         d.near("dlogits", &dlogits);

@@ -1,4 +1,4 @@
-//! The property everything else leans on: a row's bits do not depend on its company.
+//! The property that everything else builds on: a row has the same bits in any batch.
 //!
 //! The reference is the chain itself, in a loop. Equality is to the bit, so there is no tolerance to choose.
 
@@ -114,7 +114,7 @@ fn a_row_is_the_same_in_any_batch<T: Test>(seed: u64, n: usize, k: usize) {
     }
 }
 
-/// Shapes drawn from a fixed stream, so that a failure comes again.
+/// Shapes drawn from a fixed stream, so that a failure is reproducible.
 fn shapes(limits: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
     let draw = |case: usize, dim: usize| (noise((case * 3 + dim + 1) as u64, 2)[1].abs() * 1e4) as usize;
     (0..24).map(move |case| std::array::from_fn(|dim| 1 + draw(case, dim) % limits[dim]))
@@ -181,8 +181,8 @@ fn callers_who_share_a_pool_do_not_disturb_each_other() {
     std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(call))));
 }
 
-/// What a causal mask leaves of a product is the whole product's, to the bit, in every blocking: the products of attention, of a block of
-/// queries that begins at `first`, and more keys than a block of K holds.
+/// The part of a product that a causal mask leaves has the bits of the whole product, for every blocking: the products
+/// of attention for a block of queries that begins at `first`, with more keys than a block of K holds.
 #[test]
 fn a_causal_product_is_a_part_of_the_whole() {
     const STRIDE: usize = 1024 + 16;

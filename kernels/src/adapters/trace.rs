@@ -1,7 +1,7 @@
-//! Where the time of a step goes: every operation is passed on and timed.
+//! Measures where the time of a step goes: passes every operation on and times it.
 
 use crate::backend::*;
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
 use crate::tensor::Tensor;
@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Calls of one operation, and the time from call to return.
+/// How often one operation was called, and the total time from call to return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
     pub calls: u64,
     pub time: Duration,
 }
 
-/// The bits are those of the backend inside.
+/// A backend that times the operations of another one; results are those of the other.
 pub struct Trace {
     inner: Arc<dyn Backend>,
     spent: Mutex<BTreeMap<&'static str, Spent>>,
@@ -38,7 +38,7 @@ impl Trace {
         result
     }
 
-    /// What was spent since the last call, by operation, the longest first.
+    /// The time spent since the last call of `take`, by operation, the longest first.
     pub fn take(&self) -> Vec<(&'static str, Spent)> {
         let spent = std::mem::take(&mut *self.spent.lock().unwrap_or_else(PoisonError::into_inner));
         let mut spent: Vec<_> = spent.into_iter().collect();

@@ -1,5 +1,5 @@
-//! Causal attention within documents, training's form of latent attention: keys and values are there for every head, their rotary
-//! part is one for all. A task is one head of one document.
+//! Training's form of multi-head latent attention, causal within documents: every head has its own keys and values, but
+//! all share the rotary part of the keys. A task is one head of one document.
 
 use super::device::Cpu;
 use super::gemm::View;
@@ -8,13 +8,13 @@ use super::products::Products;
 use super::scratch::Scratch;
 use super::vectors::{copy, padded};
 use crate::backend::{AttentionShape, Softmax};
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::dtype::Real;
 use crate::prefetch::prefetch_run;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Where one head lies in the rows of q, kv and o.
+/// Widths of one head and of all heads in the rows of q, kv and o.
 struct Widths {
     qk: usize,
     q_row: usize,
@@ -30,17 +30,18 @@ impl Widths {
     }
 }
 
-/// Keys `[T, nope + rope]` of one head, in rows that are padded: its own part and the shared one.
+/// Copies the keys `[T, nope + rope]` of one head, its own part and the shared part, to rows of whole vectors.
 fn gather_keys<T: Real>(s: &AttentionShape, kv: &[T], k_rope: &[T], rows: Range<usize>, head: usize, k: &mut [T]) {
     let w = Widths::of(s);
     for (row, k) in rows.zip(k.chunks_exact_mut(padded(w.qk))) {
-        prefetch_run(kv.as_ptr().wrapping_add((row + AHEAD) * w.kv_row + head * w.kv), w.kv); // values too, which are next
+        // the keys, and the values behind them
+        prefetch_run(kv.as_ptr().wrapping_add((row + AHEAD) * w.kv_row + head * w.kv), w.kv);
         copy(&mut k[..s.nope], &kv[row * w.kv_row + head * w.kv..][..s.nope]);
         copy(&mut k[s.nope..w.qk], &k_rope[row * s.rope..][..s.rope]);
     }
 }
 
-fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents: &Documents) {
+fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents: &DocumentBounds) {
     let (n, w) = (documents.rows(), Widths::of(s));
     q.expect("attention: q", [n, w.q_row]);
     kv.expect("attention: kv", [n, w.kv_row]);
@@ -53,7 +54,7 @@ pub(super) fn forward<T: Products>(
     q: &Tensor,
     kv: &Tensor,
     k_rope: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Softmax) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));
@@ -86,13 +87,13 @@ pub(super) fn backward<T: Products>(
     o: &Tensor,
     softmax: &Softmax,
     d_o: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Tensor, Tensor) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));
     d_o.expect("attention_backward: do", [n, w.o_row]);
     let (mut dq, mut dkv) = (Tensor::empty(q.shape(), T::DTYPE), Tensor::empty(kv.shape(), T::DTYPE));
-    // one slab per head, summed below in the order of heads
+    // gradients of the shared part, one slab per head, summed below in the order of heads
     let mut partial = Tensor::empty([s.heads, n, s.rope], T::DTYPE);
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
     let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
@@ -133,9 +134,9 @@ pub(super) fn backward<T: Products>(
     cpu.each(
         d_rope.write::<T>().chunks_mut(step).enumerate().collect(),
         #[inline(always)]
-        |(chunk, sum): (usize, &mut [T])| {
+        |(task, sum): (usize, &mut [T])| {
             let len = sum.len();
-            let of = |head: usize| &partial[head * size + chunk * step..][..len];
+            let of = |head: usize| &partial[head * size + task * step..][..len];
             sum.copy_from_slice(of(0));
             for head in 1..s.heads {
                 sum.iter_mut().zip(of(head)).for_each(|(sum, &x)| *sum += x);

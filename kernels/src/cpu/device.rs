@@ -1,8 +1,8 @@
-//! The threads and the CPU level that every operation runs on.
+//! The CPU as a device: its threads and its level.
 
 use super::gemm::{Gemm, Level, wide};
 
-/// Element operations below which waking a thread costs more than it brings.
+/// Element operations below which an operation runs on one thread: waking another would cost more than it saves.
 const SERIAL: usize = 1 << 15;
 
 pub struct Cpu {
@@ -10,7 +10,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// `threads` counts the caller; 0 takes what the machine has.
+    /// `threads` counts the caller; 0 means as many as the machine has cores.
     pub fn new(threads: usize) -> Self {
         let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
         Self { gemm: Gemm::new(if threads == 0 { available() } else { threads }) }
@@ -30,7 +30,7 @@ impl Cpu {
         if rows * cost < SERIAL { rows.max(1) } else { rows.div_ceil(4 * self.threads()).max(1) }
     }
 
-    /// Calls `work` for each of `tasks`, compiled for this CPU.
+    /// Calls `work` for each of `tasks` on the threads, compiled for this CPU level.
     pub(super) fn each<I: Send>(&self, tasks: Vec<I>, work: impl Fn(I) + Sync) {
         let level = self.gemm.level();
         self.gemm.pool().each(tasks, |task| {

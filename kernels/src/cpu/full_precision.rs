@@ -59,7 +59,8 @@ pub(super) fn grouped_gradient<T: Products>(
     T::grouped_gradient(&cpu.gemm, dy.view(), x.view(), segments.ends(), dw.write(), write);
 }
 
-/// Packs an F32 weight `[.., out, in]` for products `x·wᵀ`, one matrix per leading index. Costs the weight's size again.
+/// Packs an F32 weight `[.., out, in]` for products `x·wᵀ`, one matrix per leading index. Costs the weight's size
+/// again.
 pub(super) fn prepare(cpu: &Cpu, w: &Tensor) {
     let dims = w.shape();
     let &[.., out, inner] = dims.dims() else { return };

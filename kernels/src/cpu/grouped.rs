@@ -1,8 +1,8 @@
 //! Grouped-query attention (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads).
 //!
-//! Training's form has a task per query head of a document; gradients of keys and values are summed over the heads of a group in
-//! their order. Generation's form reads a cache and has one task per request and key-value head: prefill and decoding differ in the
-//! number of rows, and a row does not depend on that number.
+//! Training's form has a task per query head of a document; gradients of keys and values are summed over the query
+//! heads of a key-value head, in their order. Generation's form reads a cache and has a task per request and key-value
+//! head. Prefill and decoding differ in the number of rows, and a row does not depend on the other rows.
 
 use super::device::Cpu;
 use super::gemm::View;
@@ -13,13 +13,13 @@ use super::scratch::Scratch;
 use super::vectors::{exp_row, padded};
 use crate::backend::Write;
 use crate::backend::{CachedRows, GroupedShape, Softmax};
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::dtype::{DType, Real};
 use crate::rectangle::Rectangle;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents) {
+fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &DocumentBounds) {
     let (n, kv_row) = (documents.rows(), s.kv_heads * s.dim);
     q.expect("grouped_attention: q", [n, s.heads * s.dim]);
     k.expect("grouped_attention: k", [n, kv_row]);
@@ -28,7 +28,7 @@ fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Docum
 
 /// The rows of one query head and of the key-value head it reads.
 fn one<'a, T: Real>(s: &GroupedShape, [q, k, v]: [&'a [T]; 3], rows: &Range<usize>, head: usize) -> OneHead<'a, T> {
-    let (column, kv_row) = (head / s.group() * s.dim, s.kv_heads * s.dim);
+    let (column, kv_row) = (head / s.queries_per_kv_head() * s.dim, s.kv_heads * s.dim);
     OneHead {
         q: part(q, rows.clone(), head * s.dim, s.dim, s.heads * s.dim),
         k: part(k, rows.clone(), column, s.dim, kv_row),
@@ -43,7 +43,7 @@ pub(super) fn forward<T: Products>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Softmax) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);
@@ -67,7 +67,7 @@ pub(super) fn backward<T: Products>(
     o: &Tensor,
     softmax: &Softmax,
     d_o: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Tensor, Tensor) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);
@@ -92,12 +92,12 @@ pub(super) fn backward<T: Products>(
         };
         one_head::backward(cpu, one(s, inputs, &rows, head), seen, dq, dk, dv);
     });
-    (dq, sum_groups::<T>(cpu, s, &dk), sum_groups::<T>(cpu, s, &dv))
+    (dq, sum_over_queries::<T>(cpu, s, &dk), sum_over_queries::<T>(cpu, s, &dv))
 }
 
 /// Slabs `[H, N, padded(d)]` to `[N, G·d]`: each key-value head gets the sum over its query heads, in their order.
-fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
-    let ([_, n, width], d) = (slabs.dims("sum_groups"), s.dim);
+fn sum_over_queries<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
+    let ([_, n, width], d) = (slabs.dims("sum_over_queries"), s.dim);
     let mut sum = Tensor::empty([n, s.kv_heads * d], T::DTYPE);
     let (slabs, step) = (slabs.read::<T>(), cpu.step(n, s.heads * d));
     let tasks = sum.write::<T>().chunks_mut(step * s.kv_heads * d).enumerate().collect();
@@ -106,9 +106,9 @@ fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
         #[inline(always)]
         |(task, sum): (usize, &mut [T])| {
             for (i, sum) in sum.chunks_exact_mut(d).enumerate() {
-                let (row, first) = (task * step + i / s.kv_heads, i % s.kv_heads * s.group());
+                let (row, first) = (task * step + i / s.kv_heads, i % s.kv_heads * s.queries_per_kv_head());
                 sum.copy_from_slice(&slabs[(first * n + row) * width..][..d]);
-                for head in first + 1..first + s.group() {
+                for head in first + 1..first + s.queries_per_kv_head() {
                     sum.iter_mut().zip(&slabs[(head * n + row) * width..][..d]).for_each(|(sum, &x)| *sum += x);
                 }
             }
@@ -119,7 +119,7 @@ fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
 
 /// q `[N, H·d]`; rows of the caches are [keys | values] of all key-value heads.
 pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
-    let (n, d, group) = (q.rows(), s.dim, s.group());
+    let (n, d, per_kv_head) = (q.rows(), s.dim, s.queries_per_kv_head());
     let (row, width) = (s.heads * d, 2 * s.kv_heads * d);
     q.expect("cached_attention: q", [n, row]);
     let rows: usize = requests.iter().map(|request| request.rows.len()).sum();
@@ -136,16 +136,16 @@ pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[Cached
         let keys = part(cache, 0..length, head * d, d, width);
         let values = part(cache, 0..length, (s.kv_heads + head) * d, d, width);
         let block = rows.len().clamp(1, BLOCK);
-        let mut queries = Scratch::<f32>::new(block * group * d); // also what they read
-        let mut scores = Scratch::<f32>::new(block * group * length);
-        let mut inverse = Scratch::<f32>::new(block * group);
+        let mut queries = Scratch::<f32>::new(block * per_kv_head * d); // also holds the result
+        let mut scores = Scratch::<f32>::new(block * per_kv_head * length);
+        let mut inverse = Scratch::<f32>::new(block * per_kv_head);
         for first in rows.clone().step_by(block) {
             let block = first..(first + block).min(rows.end);
-            let (count, visible) = (block.len() * group, length - (rows.end - block.end));
+            let (count, visible) = (block.len() * per_kv_head, length - (rows.end - block.end));
             let queries = &mut queries.0[..count * d];
             let scores = &mut scores.0[..count * visible];
-            for (row_of_q, queries) in block.clone().zip(queries.chunks_exact_mut(group * d)) {
-                queries.copy_from_slice(&q[row_of_q * row + head * group * d..][..group * d]);
+            for (row_of_q, queries) in block.clone().zip(queries.chunks_exact_mut(per_kv_head * d)) {
+                queries.copy_from_slice(&q[row_of_q * row + head * per_kv_head * d..][..per_kv_head * d]);
             }
             let query = View::new(queries, count, d);
             cpu.gemm.alone(query, keys.slice(0, visible).t(), scores, Write::Set);
@@ -154,14 +154,14 @@ pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[Cached
                 #[inline(always)]
                 || {
                     for (i, (row, inverse)) in scores.chunks_exact_mut(visible).zip(inverse.0.iter_mut()).enumerate() {
-                        let seen = visible - block.len() + i / group + 1;
+                        let seen = visible - block.len() + i / per_kv_head + 1;
                         *inverse = 1.0 / exp_row(row, seen, s.scale as f32).1;
                     }
                 },
             );
             let scores = View::new(scores, count, visible);
             cpu.gemm.alone(scores, values.slice(0, visible), queries, Write::Set);
-            let read = queries.chunks_exact(group * d).zip(inverse.0.chunks_exact(group));
+            let read = queries.chunks_exact(per_kv_head * d).zip(inverse.0.chunks_exact(per_kv_head));
             for (row_of_o, (read, inverse)) in block.zip(read) {
                 let out = out.row(row_of_o - rows.start);
                 for ((out, read), inverse) in out.chunks_exact_mut(d).zip(read.chunks_exact(d)).zip(inverse) {

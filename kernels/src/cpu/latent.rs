@@ -1,8 +1,8 @@
-//! Attention from the latent cache: kv_b is absorbed into the query on one side and into the output on the other, so that a
-//! cached position costs latent + rope elements whatever the number of heads (DeepSeek-V2, §2.1.2).
+//! Attention from the latent cache. Its key half of kv_b is absorbed into the query and its value half into the output,
+//! so a cached position takes latent + rope elements whatever the number of heads (DeepSeek-V2, §2.1.2).
 //!
-//! The one form of generation: prefill, decoding and verification differ in the number of rows, and a row does not depend on
-//! that number. So a request's tokens have the same bits in any batch.
+//! Generation has only this form: prefill, decoding and verification differ in the number of rows, and a row does not
+//! depend on the other rows. So a request's tokens have the same bits in any batch.
 
 use super::device::Cpu;
 use super::gemm::View;
@@ -28,7 +28,7 @@ pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor
         View::new(&kv_b[(head * kv + first) * latent..][..rows * latent], rows, latent)
     };
 
-    // queries as the cache sees them, [N, H, latent + rope]
+    // queries multiplied by the key half of kv_b, [N, H, latent + rope]
     let mut absorbed = Scratch::<f32>::new(n * s.heads * width);
     let row = s.heads * width;
     let heads = Rectangle::new(&mut absorbed.0, n, row, row).columns(s.heads).enumerate().collect();
@@ -43,7 +43,7 @@ pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor
         }
     });
 
-    // what each head reads from the cache, [N, H, latent]
+    // attention over the cached latents, per head, [N, H, latent]
     let mut seen = Scratch::<f32>::new(n * s.heads * latent);
     let (mut rest, mut tasks, absorbed) = (&mut seen.0[..n * s.heads * latent], Vec::new(), &absorbed.0);
     let mut next = 0;

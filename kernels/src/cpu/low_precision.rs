@@ -1,4 +1,4 @@
-//! Products in lower precision: bf16, and FP8 as the device computes it, with exact products, sums in f32 and promotion every 128.
+//! Products in lower precision: bf16, and FP8 with exact products, sums in f32 and a scale per 128 terms.
 
 use super::device::Cpu;
 use super::gemm::{Promoted, Scales, View};
@@ -52,15 +52,15 @@ pub(super) fn gemm(
         }
         Operand::Fp8(a) => {
             let (values, scale, blocks) = (quantise::decode(cpu, &a.q), row_scales(a, segments), k.div_ceil(TILE));
-            let (values, mut rest, mut problems) = (values.view::<bf16>(), c.write::<f32>(), Vec::new());
+            let (values, mut rest, mut products) = (values.view::<bf16>(), c.write::<f32>(), Vec::new());
             for (rows, side) in ends.iter().zip(sides) {
                 let (len, first) = (rows.len(), rows.start * blocks);
                 let scales = Scales { a: View::new(&scale[first..][..len * blocks], len, blocks), b: &side.scale };
                 let c = rest.split_off_mut(..len * n).expect("c was checked above");
                 let a = values.slice(rows.start, rows.end);
-                problems.push(Promoted { a, b: (&side.packed).into(), scales, c });
+                products.push(Promoted { a, b: (&side.packed).into(), scales, c });
             }
-            cpu.gemm.promoted(problems, write);
+            cpu.gemm.promoted(products, write);
         }
     }
 }
@@ -93,25 +93,25 @@ pub(super) fn gradient(
             let (a_scale, b_scale) = (column_scales(dy, segments), column_scales(x, segments));
             let (a, b) = (quantise::decode(cpu, &dy.q), quantise::decode(cpu, &x.q));
             let (a, b) = (a.view::<bf16>(), b.view::<bf16>());
-            let (mut first, mut problems) = (0, Vec::new());
+            let (mut first, mut products) = (0, Vec::new());
             for (rows, c) in ends.iter().zip(dw.write::<f32>().chunks_mut(size.max(1))) {
                 let blocks = rows.len().div_ceil(TILE);
                 let scale = View::new(&a_scale[first * out..][..blocks * out], blocks, out).t();
                 let scales = Scales { a: scale, b: &b_scale[first * inner..][..blocks * inner] };
                 first += blocks;
                 let (a, b) = (a.slice(rows.start, rows.end).t(), b.slice(rows.start, rows.end));
-                problems.push(Promoted { a, b: b.into(), scales, c });
+                products.push(Promoted { a, b: b.into(), scales, c });
             }
-            cpu.gemm.promoted(problems, write);
+            cpu.gemm.promoted(products, write);
         }
-        _ => panic!("low_gradient: dy and x are of two kinds"),
+        _ => panic!("low_gradient: expected dy and x in one precision, found {dy:?} and {x:?}"),
     }
 }
 
 /// `[M, ⌈K/128⌉]`, for a product over columns.
 fn row_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
     let (scale, across, blocks) = (x.scale.read::<f32>(), x.scale.cols(), x.q.cols().div_ceil(TILE));
-    assert!(x.how.tile != Tile::Column, "low_gemm: scales of columns in a product over columns");
+    assert!(x.how.tile != Tile::Column, "low_gemm: expected scales along rows of a, found tiles {:?}", x.how.tile);
     let mut all = Vec::with_capacity(x.q.rows() * blocks);
     for (band, rows) in x.how.tile.bands(x.q.rows(), segments_of(x, segments)).into_iter().enumerate() {
         let scale = &scale[band * across..][..across];
@@ -126,7 +126,7 @@ fn row_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
 fn column_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
     let (scale, across, cols) = (x.scale.read::<f32>(), x.scale.cols(), x.q.cols());
     let width = x.how.tile.width(cols);
-    assert!(x.how.tile != Tile::Row, "low_gradient: scales of rows in a product over rows");
+    assert!(x.how.tile != Tile::Row, "low_gradient: expected scales along columns, found tiles {:?}", x.how.tile);
     let bands = Tile::Column.bands(x.q.rows(), segments);
     let one = x.how.tile == Tile::Tensor;
     (0..bands.len())
@@ -137,12 +137,12 @@ fn column_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
         .collect()
 }
 
-/// One scale for all rows does not know segments.
+/// The segments that cut the tiles of x: one scale for the whole tensor ignores segments.
 fn segments_of<'a>(x: &Scaled, segments: Option<&'a Segments>) -> Option<&'a Segments> {
     segments.filter(|_| x.how.tile != Tile::Tensor)
 }
 
-/// `w` as `lowering` says, kept until `w` is written.
+/// Lowers `w`, and keeps the result until `w` is written.
 fn lowered(cpu: &Cpu, w: &Tensor, lowering: Lowering, experts: usize) -> Arc<Lowered> {
     let make = |old: Option<Lowered>| {
         let mut matrices = old.map_or_else(Vec::new, |old| old.matrices);
@@ -178,7 +178,7 @@ fn lowered(cpu: &Cpu, w: &Tensor, lowering: Lowering, experts: usize) -> Arc<Low
     w.derive(|lowered| lowered.lowering == lowering, make)
 }
 
-/// For the products: FP8 with the given quantiser, or rounded to bf16.
+/// See [`Backend::lower`](crate::Backend::lower).
 pub(super) fn lower(cpu: &Cpu, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
     assert!(x.dtype() == DType::F32, "lower: expected F32, found {:?}", x.dtype());
     match how {

@@ -1,4 +1,4 @@
-//! A weight in lower precision, packed for both products that read it. Made once, and again after the weight was written.
+//! A weight in lower precision, packed for the two products that read it.
 
 use super::gemm::{Bf16, PackedB};
 use crate::quantiser::Quantiser;
@@ -11,13 +11,13 @@ pub(super) enum Lowering {
 
 pub(super) struct Lowered {
     pub lowering: Lowering,
-    /// Per leading index.
+    /// One per leading index.
     pub matrices: Vec<Matrix>,
 }
 
 #[derive(Default)]
 pub(super) struct Matrix {
-    /// For `x·wᵀ` and for `dy·w`.
+    /// For `x·wᵀ`, and for `dy·w`.
     pub nt: Side,
     pub nn: Side,
 }

@@ -1,8 +1,9 @@
 //! Causal attention of one head over one document, for every form that has keys and values per head.
 //!
-//! Blocks of queries meet the keys up to the block's end. The exponentials of short documents are kept for backward; those of long ones
-//! are computed again, so that memory grows with a document's length and not with its square. What a mask hides has probability 0 and
-//! adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
+//! Each block of queries is multiplied by the keys up to the block's end. The exponentials of short documents are kept
+//! for backward; those of long ones are computed again, so that memory grows with a document's length and not with its
+//! square. A masked key has probability exactly 0 and changes no bit. Rows of working memory are whole vectors, so that
+//! no loop has a remainder.
 
 use super::device::Cpu;
 use super::gemm::wide;
@@ -13,18 +14,19 @@ use super::vectors::vectors;
 use super::vectors::{copy, dot, exp_from, max_of, padded};
 use crate::backend::Softmax;
 use crate::backend::Write;
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::dtype::Real;
 use crate::prefetch::prefetch_run;
 use crate::rectangle::Rectangle;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Queries per block: eight tiles of a product, and few enough that little is computed behind the mask.
+/// Queries per block: eight tiles of a product, but few enough that little of the masked part is computed.
 pub(super) const BLOCK: usize = 48;
-/// Exponentials kept at most per query and head, on average: those of documents of 512 tokens, about as much as queries, keys and values.
+/// Exponentials per query and head that are kept at most, on average: those of documents of 512 tokens, about as much
+/// memory as queries, keys and values take.
 const KEPT: usize = 320;
-/// Rows of a head that are asked for before they are copied.
+/// How many rows ahead the rows of a head are prefetched.
 pub(super) const AHEAD: usize = 12;
 
 /// Blocks of queries, and how wide their rows of scores are.
@@ -41,14 +43,15 @@ fn scores(length: usize) -> usize {
 }
 
 /// Whether the exponentials of all heads are few enough to keep.
-fn keeps(documents: &Documents) -> bool {
+fn keeps(documents: &DocumentBounds) -> bool {
     documents.iter().map(|rows| scores(rows.len())).sum::<usize>() <= documents.rows() * KEPT
 }
 
-/// A task per head of a document: its rows, the head, and its part of [`softmax`], which `split` gives by length, in order.
+/// A task per head of a document: its rows, the head, and its part of [`softmax`], which `split` cuts off by length, in
+/// this order.
 pub(super) fn tasks<P>(
     heads: usize,
-    documents: &Documents,
+    documents: &DocumentBounds,
     mut split: impl FnMut(usize) -> Option<P>,
 ) -> Vec<(Range<usize>, usize, P)> {
     let keeps = keeps(documents);
@@ -57,10 +60,10 @@ pub(super) fn tasks<P>(
     tasks.map(|(rows, head)| (rows.clone(), head, split(part(rows.len())).expect("as long as all parts"))).collect()
 }
 
-/// Room for what forward leaves to backward. Part of a task: of each query the largest score·scale, and one over Σ exp(score·scale −
-/// largest), each padded; and these exponentials, block by block, if they are few enough to keep. (Else backward computes them again:
-/// the same products and the same loops, so the same bits.)
-pub(super) fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
+/// Memory for what forward keeps for backward. The part of a task: per query the largest score·scale, and one over Σ
+/// exp(score·scale − largest), each padded to whole vectors; then these exponentials, block by block, if they are
+/// few enough to keep. (Otherwise backward computes them again by the same products and loops, with the same bits.)
+pub(super) fn softmax<T: Real>(heads: usize, documents: &DocumentBounds) -> Softmax {
     let mut all = 0;
     tasks(heads, documents, |len| {
         all += len;
@@ -83,7 +86,7 @@ pub(super) struct OneHead<'a, T> {
 pub(super) fn parts<'a, T: Real>(
     matrix: &'a mut [T],
     heads: usize,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> impl Iterator<Item = Rectangle<'a, T>> {
     let (rows, width) = (documents.rows(), matrix.len() / documents.rows().max(1));
     Rectangle::new(matrix, rows, width, width).bands(documents.iter()).flat_map(move |band| band.columns(heads))
@@ -94,7 +97,7 @@ pub(super) fn slabs<'a, T: Real>(
     matrix: &'a mut [T],
     heads: usize,
     width: usize,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> impl Iterator<Item = &'a mut [T]> {
     let mut slabs: Vec<&mut [T]> = matrix.chunks_mut((documents.rows() * width).max(1)).collect();
     slabs.resize_with(heads, Default::default); // without rows there are no chunks
@@ -111,7 +114,7 @@ pub(super) fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usi
     View::strided(&x[start..], rows.len(), cols, stride)
 }
 
-/// `c = a·keysᵀ`: rows `first..` of a, queries, meet the keys that they see. What c holds for other keys is ignored.
+/// `c = a·keysᵀ` for queries `first..` and the keys that each sees. What c holds for other keys is ignored.
 fn by_keys<T: Products>(cpu: &Cpu, first: usize, a: View<T>, keys: &T::Ready<'_>, c: &mut [T], c_row: usize) {
     let causal = Causal::Columns { first };
     T::alone_into(&cpu.gemm, a, T::first_columns(keys, c_row), c, c_row, Write::Set, causal);
@@ -136,7 +139,8 @@ pub(super) fn forward<T: Products>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                // all maxima first: a row's exp waits for its maximum, and nothing else could be done meanwhile
+                // all maxima first: within one row the exponentials would wait for the maximum, with nothing to compute
+                // meanwhile
                 for (i, row) in scores.chunks_exact(width).enumerate() {
                     largest[i] = max_of(row, first + i + 1) * head.scale;
                 }
@@ -164,7 +168,7 @@ pub(super) fn forward<T: Products>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle
     }
 }
 
-/// What forward left, and the gradient of o; o and its gradient `[T, value]`.
+/// What forward kept; o and its gradient `[T, value]`.
 #[derive(Clone, Copy)]
 pub(super) struct Seen<'a, T> {
     pub o: View<'a, T>,
@@ -172,18 +176,16 @@ pub(super) struct Seen<'a, T> {
     pub softmax: &'a [T],
 }
 
-/// Where backward takes the exponentials from.
+/// Where backward gets the exponentials from.
 enum Exponentials<'a, T: Products> {
-    /// Those of the blocks to come.
+    /// Kept by forward: those of the remaining blocks.
     Kept(&'a [T]),
-    Again {
-        keys: T::Ready<'a>,
-        memory: Scratch<T>,
-    },
+    /// Computed again.
+    Again { keys: T::Ready<'a>, memory: Scratch<T> },
 }
 
-/// Writes dq `[T, qk]`, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and
-/// do' = do / ΣE and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
+/// Writes dq `[T, qk]`, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and do' = do / ΣE
+/// and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
 pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     head: OneHead<T>,
@@ -226,7 +228,7 @@ pub(super) fn backward<T: Products>(
             },
         );
         let e = match &mut exponentials {
-            Exponentials::Kept(rest) => rest.split_off(..count * width).expect("those of all blocks"),
+            Exponentials::Kept(rest) => rest.split_off(..count * width).expect("forward kept those of all blocks"),
             Exponentials::Again { keys, memory } => {
                 let e = &mut memory.0[..count * width];
                 by_keys(cpu, first, q, keys, e, width);
@@ -276,10 +278,10 @@ pub(super) fn backward<T: Products>(
     }
 }
 
-/// Of one query: gradients of exponentials to those of scores, for the keys it sees; 0 for the others.
+/// Turns one query's gradients of exponentials into gradients of scores, for the keys it sees; 0 for the others.
 #[inline(always)]
 fn gradient_of_scores<T: Real>(e: &[T], ds: &mut [T], visible: usize, scale: T, d: T) {
-    // exponentials of what is hidden are 0, but what is multiplied with them there is whatever it was
+    // the exponentials of masked keys are 0, but the gradients beside them hold arbitrary values, perhaps NaN
     let whole = padded(visible);
     vectors([&e[..whole]], [&mut ds[..whole]], |[e], [ds]| [e * (ds - d) * scale]);
     ds[visible..].fill(T::ZERO);

@@ -1,4 +1,4 @@
-//! AdamW and the norm it is clipped by.
+//! AdamW, and the norm for gradient clipping.
 
 use super::device::Cpu;
 use super::vectors::fold;
@@ -18,10 +18,10 @@ pub(super) fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
         #[inline(always)]
         |(x, partial): (&[T], &mut f64)| {
             let mut sums = [0.0; 16];
-            let (chunks, rest) = x.as_chunks::<16>();
-            for chunk in chunks {
+            let (whole, rest) = x.as_chunks::<16>();
+            for lanes in whole {
                 for lane in 0..16 {
-                    sums[lane] += chunk[lane].f64() * chunk[lane].f64();
+                    sums[lane] += lanes[lane].f64() * lanes[lane].f64();
                 }
             }
             rest.iter().zip(&mut sums).for_each(|(x, sum)| *sum += x.f64() * x.f64());
@@ -34,7 +34,7 @@ pub(super) fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
 /// Elements of w, dw, m and v of one task.
 type Slices<'a, T, M> = ((&'a mut [T], &'a [T]), (&'a mut [M], &'a mut [M]));
 
-/// How a moment is kept between steps.
+/// The element type that stores a moment between steps.
 pub(super) trait Moment<T>: Element {
     fn load(self) -> T;
     fn store(x: T) -> Self;
@@ -64,7 +64,7 @@ impl Moment<f32> for bf16 {
     }
 }
 
-/// βᵗ by squaring: no system function, one order.
+/// βᵗ by repeated squaring. The system's `pow` could give other bits on another machine.
 fn power(beta: f64, step: u64) -> f64 {
     let bit = |power: f64, i: u32| power * power * if step >> i & 1 == 1 { beta } else { 1.0 };
     (0..u64::BITS - step.leading_zeros()).rev().fold(1.0, bit)

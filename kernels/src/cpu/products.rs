@@ -1,5 +1,5 @@
-//! The products of each element type that operations compute in: f32 through [`Gemm`]; f64, which only gradient checks use, through
-//! plain loops.
+//! The products of each element type that operations compute in: f32 through [`Gemm`]; f64, which only gradient checks
+//! use, through plain loops.
 
 use super::gemm::{Causal, Gemm, PackedB, RightSide};
 use crate::backend::Write;

@@ -1,4 +1,4 @@
-//! The choice of experts, and the rows going to them and coming back.
+//! The choice of experts, dispatch of rows to them, and the way back.
 
 use super::device::Cpu;
 use super::vectors::dot;
@@ -6,7 +6,8 @@ use crate::backend::{Router, Routing};
 use crate::dtype::Real;
 use crate::tensor::Tensor;
 
-/// The `count` largest of `values`, best first; of equals the first. Small counts: a scan each.
+/// Calls `take` with the index of each of the `count` largest of `values`, largest first; of equal values the first.
+/// Counts are small, so each takes a scan.
 fn best<T: Real>(values: &mut [T], count: usize, mut take: impl FnMut(usize)) {
     for _ in 0..count {
         let mut at = 0;
@@ -31,19 +32,19 @@ pub(super) fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: 
     let step = cpu.step(n, 16 * e);
     let out = scores.write::<T>().chunks_mut(step * e).zip(weights.write::<T>().chunks_mut(step * k));
     let tasks = logits.chunks(step * e).zip(out.zip(ids.chunks_mut(step * k))).collect();
-    let size = e / router.groups;
+    let size = e / router.expert_groups;
     let (floor, scale) = (T::of(1e-20), T::of(router.scale));
     cpu.each(
         tasks,
         #[inline(always)]
         |(logits, ((scores, weights), ids))| {
             scores.iter_mut().zip(logits).for_each(|(s, &z)| *s = z.sigmoid());
-            let (mut chosen, mut group_scores) = (vec![T::ZERO; e], vec![T::ZERO; router.groups]);
-            let mut is_kept = vec![false; router.groups];
+            let (mut chosen, mut scores_of_groups) = (vec![T::ZERO; e], vec![T::ZERO; router.expert_groups]);
+            let mut is_kept = vec![false; router.expert_groups];
             for ((s, w), ids) in scores.chunks_exact(e).zip(weights.chunks_exact_mut(k)).zip(ids.chunks_exact_mut(k)) {
                 chosen.iter_mut().zip(s).zip(bias).for_each(|((c, &s), &b)| *c = s + b);
-                if router.kept_groups < router.groups {
-                    for (group, c) in group_scores.iter_mut().zip(chosen.chunks_exact(size)) {
+                if router.node_limit < router.expert_groups {
+                    for (sum, c) in scores_of_groups.iter_mut().zip(chosen.chunks_exact(size)) {
                         let (mut first, mut second) = (T::LOWEST, T::LOWEST);
                         for &c in c {
                             if c > first {
@@ -52,10 +53,10 @@ pub(super) fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: 
                                 second = c;
                             }
                         }
-                        *group = if size > 1 { first + second } else { first };
+                        *sum = if size > 1 { first + second } else { first };
                     }
                     is_kept.fill(false);
-                    best(&mut group_scores, router.kept_groups, |group| is_kept[group] = true);
+                    best(&mut scores_of_groups, router.node_limit, |kept| is_kept[kept] = true);
                     for (c, is_kept) in chosen.chunks_exact_mut(size).zip(&is_kept) {
                         if !is_kept {
                             c.fill(T::LOWEST);
@@ -78,7 +79,8 @@ pub(super) fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: 
     Routing::new(ids, weights, scores, e)
 }
 
-/// Normalised, with S the sum of the chosen scores: `ds_k = (dw_k − Σ_j dw_j·w_j/scale)·scale/S`; then through the sigmoid.
+/// With normalised weights and S the sum of the chosen scores: `ds_k = (dw_k − Σ_j dw_j·w_j/scale)·scale/S`. Then
+/// the derivative of the sigmoid.
 pub(super) fn route_backward<T: Real>(
     cpu: &Cpu,
     router: &Router,

@@ -1,4 +1,4 @@
-//! Operations on rows: norm, gate, rotation, and moving rows about.
+//! Operations on rows: norm, SwiGLU, rotation, and copying rows.
 
 use super::device::Cpu;
 use super::vectors::{dot, vectors};
@@ -131,7 +131,7 @@ pub(super) fn rope<T: Real>(
         tasks,
         #[inline(always)]
         |(x, positions): (&mut [T], &[u32])| {
-            // for every element of a head its cosine, and the sine that its partner comes with
+            // per element of a head: the factor of itself, and the factor of its partner
             let (mut cosines, mut sines) = (vec![T::ZERO; rope.dim], vec![T::ZERO; rope.dim]);
             for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
                 let at = position as usize * half;

@@ -3,7 +3,7 @@
 use super::device::Cpu;
 use super::{attention, full_precision, grouped, head, latent, low_precision, optimizer, router, rows};
 use crate::backend::*;
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
@@ -106,7 +106,7 @@ impl Backend for Cpu {
         q: &Tensor,
         kv: &Tensor,
         k_rope: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Softmax) {
         real!(q, T => attention::forward::<T>(self, shape, q, kv, k_rope, documents))
     }
@@ -120,7 +120,7 @@ impl Backend for Cpu {
         o: &Tensor,
         softmax: &Softmax,
         d_o: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, softmax, d_o, documents))
     }
@@ -135,7 +135,7 @@ impl Backend for Cpu {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Softmax) {
         real!(q, T => grouped::forward::<T>(self, shape, q, k, v, documents))
     }
@@ -149,7 +149,7 @@ impl Backend for Cpu {
         o: &Tensor,
         softmax: &Softmax,
         d_o: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => grouped::backward::<T>(self, shape, q, k, v, o, softmax, d_o, documents))
     }

@@ -5,11 +5,11 @@ use crate::prefetch::prefetch_run;
 
 /// Lanes of the widest vector.
 pub(super) const LANES: usize = 16;
-/// Elements by which rows are asked for before their use: the many streams of a gate are more than hardware keeps up with.
+/// How many elements ahead rows are prefetched: SwiGLU reads and writes more streams than hardware prefetchers follow.
 const AHEAD: usize = 128;
 
-/// Sets elements of rows `to` to what `of` makes of those of `from` and of what they were, a vector at a time: a loop over many rows at
-/// once is otherwise left as it is, for all a compiler knows is that they might overlap.
+/// Computes the elements of rows `to` from those of rows `from` and their own values, a vector at a time. A plain loop
+/// over that many rows is not vectorised: the compiler cannot prove that they do not overlap.
 #[inline(always)]
 pub(super) fn vectors<T: Real, const IN: usize, const OUT: usize>(
     from: [&[T]; IN],
@@ -38,7 +38,7 @@ pub(super) fn vectors<T: Real, const IN: usize, const OUT: usize>(
     }
 }
 
-/// Σ a·b in sixteen interleaved sums that are then folded: one order for every vector width.
+/// Σ a·b in 16 interleaved sums that are then folded: the same order for every vector width.
 #[inline(always)]
 pub(super) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut sums = [T::ZERO; LANES];
@@ -57,11 +57,11 @@ pub(super) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     fold(sums)
 }
 
-/// The rest of a row as a vector of its own that ends in zeros. (An array that is indexed by what is not known when compiled lies in memory,
-/// and sums that wait for memory take 20 cycles each.)
+/// The remainder of a row as a vector that ends in zeros. (A loop over the remainder would index the sums dynamically.
+/// A dynamically indexed array spills to the stack, and then each addition waits 20 cycles for memory.)
 #[inline(always)]
 pub(super) fn filled<T: Real>(rest: &[T]) -> [T; LANES] {
-    /// Out of the way of the loops beside it.
+    /// Keeps the rare case out of the callers' loops.
     #[cold]
     #[inline(never)]
     fn copied<T: Real>(rest: &[T]) -> [T; LANES] {
@@ -75,7 +75,7 @@ pub(super) fn filled<T: Real>(rest: &[T]) -> [T; LANES] {
     }
 }
 
-/// The second half of a vector joined to the first, until one lane is left.
+/// Joins the second half of a vector to the first until one lane is left.
 #[inline(always)]
 pub(super) fn halves<T: Real>(x: [T; LANES], join: impl Fn(T, T) -> T) -> T {
     let x: [T; 8] = std::array::from_fn(|lane| join(x[lane], x[lane + 8]));
@@ -88,12 +88,12 @@ pub(super) fn fold<T: Real>(sums: [T; LANES]) -> T {
     halves(sums, |a, b| a + b)
 }
 
-/// Elements of a row of working memory: whole vectors, so that loops over it have no rest.
+/// Elements of a row of working memory: whole vectors, so that loops over it have no remainder.
 pub(super) fn padded(width: usize) -> usize {
     width.next_multiple_of(LANES)
 }
 
-/// `to = from`: of the widths that heads have, without a call.
+/// `to = from`, without a function call for the widths that heads commonly have.
 #[inline(always)]
 pub(super) fn copy<T: Copy>(to: &mut [T], from: &[T]) {
     macro_rules! widths {
@@ -110,8 +110,8 @@ pub(super) fn copy<T: Copy>(to: &mut [T], from: &[T]) {
     widths!(8 16 24 32 48 64 96 128)
 }
 
-/// Turns the first `seen` scores of a row into exp(score·scale − max) in place, and the rest into 0; returns the maximum of score·scale
-/// and the sum. The scale is positive.
+/// Turns the first `seen` scores of a row into exp(score·scale − max) in place, and the rest into 0; returns the
+/// maximum of score·scale and the sum. The scale is positive.
 #[inline(always)]
 pub(super) fn exp_row<T: Real>(row: &mut [T], seen: usize, scale: T) -> (T, T) {
     let max = max_of(row, seen) * scale;
@@ -125,9 +125,9 @@ pub(super) fn max_of<T: Real>(row: &[T], seen: usize) -> T {
     let (whole, count) = (whole.as_chunks::<LANES>().0, seen % LANES);
     let last = rest.first_chunk().copied().unwrap_or_else(|| filled(rest));
     let mut largest = [T::LOWEST; LANES];
-    for chunk in whole {
+    for lanes in whole {
         for lane in 0..LANES {
-            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
+            largest[lane] = if lanes[lane] > largest[lane] { lanes[lane] } else { largest[lane] };
         }
     }
     for lane in 0..LANES {
@@ -142,7 +142,7 @@ pub(super) fn max_of<T: Real>(row: &[T], seen: usize) -> T {
 pub(super) fn exp_from<T: Real>(row: &mut [T], seen: usize, scale: T, max: T) -> T {
     let (whole, rest) = row.split_at_mut(seen / LANES * LANES);
     let (whole, count) = (whole.as_chunks_mut::<LANES>().0, seen % LANES);
-    // what is left of the seen, as a vector: where the row has room for one, or in a copy
+    // the remainder of the seen scores as a vector: in the row if it is long enough, otherwise in a copy
     let has_room = rest.len() >= LANES;
     let mut short = if has_room { [T::ZERO; LANES] } else { filled(rest) };
     let (last, hidden) = match has_room {
@@ -152,10 +152,10 @@ pub(super) fn exp_from<T: Real>(row: &mut [T], seen: usize, scale: T, max: T) ->
     hidden.fill(T::ZERO);
 
     let mut sums = [T::ZERO; LANES];
-    for chunk in whole {
+    for lanes in whole {
         for lane in 0..LANES {
-            chunk[lane] = chunk[lane].mul_add(scale, -max).exp_below();
-            sums[lane] += chunk[lane];
+            lanes[lane] = lanes[lane].mul_add(scale, -max).exp_below();
+            sums[lane] += lanes[lane];
         }
     }
     for lane in 0..LANES {

@@ -1,7 +1,7 @@
 //! Causal attention: every form is [`attend`] on the queries, keys and values of one head.
 
 use crate::backend::{AttentionShape, CachedRows, GroupedShape};
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::dtype::{DType, Real};
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -27,8 +27,8 @@ fn put<T: Real>(x: &mut Tensor, first_row: usize, first: usize, part: &[Vec<T>])
     }
 }
 
-/// `p_ij = exp(s_ij) / Σ_j exp(s_ij)` of `s_ij = scale·q_i·k_j`, over the keys that query i sees: up to its own position. The queries stand
-/// at the last positions.
+/// `p_ij = exp(s_ij) / Σ_j exp(s_ij)` of `s_ij = scale·q_i·k_j`, over the keys that query i sees: up to its own
+/// position. The queries stand at the last positions.
 fn probabilities<T: Real>(q: &Rows<T>, k: &Rows<T>, scale: T) -> Rows<T> {
     let before = k.len() - q.len();
     let row = |i: usize| {
@@ -48,7 +48,8 @@ fn attend<T: Real>(q: &Rows<T>, k: &Rows<T>, v: &Rows<T>, scale: T) -> Rows<T> {
     p.iter().map(|p| (0..v[0].len()).map(|c| sum(p, c)).collect()).collect()
 }
 
-/// `dv_j = Σ_i p_ij·do_i`, `ds_ij = p_ij·(do_i·v_j − Σ_l p_il·do_i·v_l)`, `dq_i = scale·Σ_j ds_ij·k_j`, `dk_j = scale·Σ_i ds_ij·q_i`
+/// `dv_j = Σ_i p_ij·do_i`, `ds_ij = p_ij·(do_i·v_j − Σ_l p_il·do_i·v_l)`, `dq_i = scale·Σ_j ds_ij·k_j`,
+/// `dk_j = scale·Σ_i ds_ij·q_i`
 fn attend_backward<T: Real>(q: &Rows<T>, k: &Rows<T>, v: &Rows<T>, scale: T, d_o: &Rows<T>) -> [Rows<T>; 3] {
     let zeros = |x: &Rows<T>| -> Rows<T> { x.iter().map(|row| vec![T::ZERO; row.len()]).collect() };
     let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
@@ -65,7 +66,8 @@ fn attend_backward<T: Real>(q: &Rows<T>, k: &Rows<T>, v: &Rows<T>, scale: T, d_o
     [dq, dk, dv]
 }
 
-/// Queries, keys and values of one head of multi-head latent attention: the rotary part of a key is shared by all heads.
+/// Queries, keys and values of one head of multi-head latent attention: the rotary part of a key is shared by all
+/// heads.
 fn latent_head<T: Real>(
     s: &AttentionShape,
     q: &Tensor,
@@ -86,7 +88,7 @@ pub(super) fn attention<T: Real>(
     q: &Tensor,
     kv: &Tensor,
     k_rope: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> Tensor {
     let mut o = Tensor::zeros([q.rows(), s.heads * s.value], T::DTYPE);
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {
@@ -102,7 +104,7 @@ pub(super) fn attention_backward<T: Real>(
     kv: &Tensor,
     k_rope: &Tensor,
     d_o: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Tensor, Tensor) {
     let [mut dq, mut dkv, mut dk_rope] = [q, kv, k_rope].map(|x| Tensor::zeros(x.shape(), T::DTYPE));
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {
@@ -151,7 +153,7 @@ pub(super) fn grouped_attention<T: Real>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> Tensor {
     let mut o = Tensor::zeros(q.shape(), T::DTYPE);
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {
@@ -168,7 +170,7 @@ pub(super) fn grouped_attention_backward<T: Real>(
     k: &Tensor,
     v: &Tensor,
     d_o: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Tensor, Tensor) {
     let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Tensor::zeros(x.shape(), T::DTYPE));
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {

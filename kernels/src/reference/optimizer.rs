@@ -1,4 +1,4 @@
-//! AdamW and the norm it is clipped by.
+//! AdamW, and the norm for gradient clipping.
 
 use crate::backend::AdamW;
 use crate::dtype::Real;
@@ -15,8 +15,13 @@ pub(super) fn average<T: Real>(acc: &mut Tensor, x: &Tensor, keep: f64) {
     }
 }
 
-/// With g the scaled gradient: `m = β₁·m + (1 − β₁)·g`, `v = β₂·v + (1 − β₂)·g²`, `m̂ = m / (1 − β₁ᵗ)`, `v̂ = v / (1 − β₂ᵗ)`,
-/// `w −= lr·decay·w + lr·m̂ / (√v̂ + eps)`.
+/// With g the scaled gradient and t the step:
+///
+/// ```text
+/// m = β₁·m + (1 − β₁)·g     m̂ = m / (1 − β₁ᵗ)
+/// v = β₂·v + (1 − β₂)·g²    v̂ = v / (1 − β₂ᵗ)
+/// w −= lr·decay·w + lr·m̂ / (√v̂ + eps)
+/// ```
 pub(super) fn adamw<T: Real>(h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
     let (mut first, mut second) = (m.to_f64(), v.to_f64());
     for (at, (w, dw)) in w.write::<T>().iter_mut().zip(dw.read::<T>()).enumerate() {

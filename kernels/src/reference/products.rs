@@ -7,7 +7,8 @@ use crate::segments::Segments;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// `[M, N]` of `c = 0`, or what c holds when adding, then `c = a[i, k]·b[k, j] + c` with one rounding, for k in ascending order.
+/// `[M, N]` of `c = 0`, or what c holds when adding, then `c = a[i, k]·b[k, j] + c` with one rounding, for k in
+/// ascending order.
 fn multiply<T: Real>(
     c: &mut [T],
     [m, n, k]: [usize; 3],
@@ -119,7 +120,8 @@ fn values(x: &Operand, segments: Option<&Segments>) -> Tensor {
     }
 }
 
-/// The weight in the precision of `a`, as F64: rounded to bf16, or quantised by blocks, or as a whole per expert when a is.
+/// The weight in the precision of `a`, as F64: rounded to bf16, or quantised by blocks, or as a whole per expert when a
+/// is.
 fn weight(a: &Operand, w: &Tensor, experts: usize) -> Tensor {
     let rows = Segments::of_counts(&vec![w.rows() / experts; experts]);
     let values = match a {

@@ -12,18 +12,20 @@ fn best<T: Real>(values: &[T], count: usize) -> Vec<usize> {
     order
 }
 
-/// `score = σ(logit)`. A token takes the `top_k` experts with the largest score + bias, out of the best expert groups: those in which the
-/// two largest score + bias have the largest sum. `weight = scale·score`, or `scale·score / Σ scores` of the chosen.
+/// `score = σ(logit)`. A token takes the `top_k` experts with the largest score + bias, out of the best expert groups:
+/// those in which the two largest score + bias have the largest sum.
+///
+/// `weight = scale·score`, or `scale·score / Σ scores` of the chosen.
 pub(super) fn route<T: Real>(router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
     let (n, e, bias) = (logits.rows(), router.experts, bias.read::<T>());
     let scores: Vec<T> = logits.read::<T>().iter().map(|z| z.sigmoid()).collect();
     let (mut ids, mut weights) = (Vec::new(), Vec::new());
     for scores in scores.chunks(e) {
         let biased: Vec<T> = scores.iter().zip(bias).map(|(&s, &b)| s + b).collect();
-        let size = e / router.groups;
+        let size = e / router.expert_groups;
         let score_of_group =
             |group: &[T]| best(group, 2).into_iter().map(|i| group[i]).reduce(|a, b| a + b).expect("not empty");
-        let groups = best(&biased.chunks(size).map(score_of_group).collect::<Vec<T>>(), router.kept_groups);
+        let groups = best(&biased.chunks(size).map(score_of_group).collect::<Vec<T>>(), router.node_limit);
         let allowed: Vec<T> =
             (0..e).map(|expert| if groups.contains(&(expert / size)) { biased[expert] } else { T::LOWEST }).collect();
         let chosen = best(&allowed, router.top_k);
@@ -37,7 +39,8 @@ pub(super) fn route<T: Real>(router: &Router, logits: &Tensor, bias: &Tensor) ->
     Routing::new(ids, Tensor::new([n, router.top_k], &weights), Tensor::new([n, e], &scores), e)
 }
 
-/// With S the sum of the chosen scores: `ds_k = scale·(dw_k / S − Σ_j dw_j·s_j / S²)`, or `scale·dw_k`; then `dlogit = ds·s·(1 − s)`.
+/// With S the sum of the chosen scores: `ds_k = scale·(dw_k / S − Σ_j dw_j·s_j / S²)`, or `scale·dw_k`; then
+/// `dlogit = ds·s·(1 − s)`.
 pub(super) fn route_backward<T: Real>(
     router: &Router,
     r: &Routing,

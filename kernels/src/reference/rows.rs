@@ -1,4 +1,4 @@
-//! Operations on rows: norm, SwiGLU, rotation, and moving rows about.
+//! Operations on rows: norm, SwiGLU, rotation, and copying rows.
 
 use crate::backend::Rope;
 use crate::dtype::Real;
@@ -22,7 +22,8 @@ pub(super) fn rms_norm<T: Real>(x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor,
     (fill([n, d], |i, j| x[i * d + j] * rstd[i] * gain[j]), Tensor::new([n], &rstd))
 }
 
-/// `dgain_j += Σ_i dy_ij · x_ij · rstd_i`; `dx_ij = rstd_i·(dy_ij·gain_j − x_ij · rstd_i² · Σ_k dy_ik·gain_k·x_ik / D)`
+/// `dgain_j += Σ_i dy_ij · x_ij · rstd_i`;
+/// `dx_ij = rstd_i·(dy_ij·gain_j − x_ij · rstd_i² · Σ_k dy_ik·gain_k·x_ik / D)`
 pub(super) fn rms_norm_backward<T: Real>(
     x: &Tensor,
     rstd: &Tensor,
@@ -60,7 +61,8 @@ pub(super) fn swiglu_backward<T: Real>(h: &Tensor, dy: &Tensor) -> Tensor {
     })
 }
 
-/// Every pair (a, b) of a head turns by its position's angle: `(a·cos − b·sin, b·cos + a·sin)`; backward by the opposite angle.
+/// Every pair (a, b) of a head turns by its position's angle: `(a·cos − b·sin, b·cos + a·sin)`; backward by the
+/// opposite angle.
 pub(super) fn rope<T: Real>(
     x: &mut Tensor,
     heads: usize,

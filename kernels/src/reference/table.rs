@@ -2,7 +2,7 @@
 
 use super::{attention, head, optimizer, products, router, rows};
 use crate::backend::*;
-use crate::documents::Documents;
+use crate::document_bounds::DocumentBounds;
 use crate::dtype::real;
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
@@ -93,7 +93,7 @@ impl Backend for Reference {
         q: &Tensor,
         kv: &Tensor,
         k_rope: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Softmax) {
         (real!(q, T => attention::attention::<T>(shape, q, kv, k_rope, documents)), nothing(q))
     }
@@ -107,7 +107,7 @@ impl Backend for Reference {
         _: &Tensor,
         _: &Softmax,
         d_o: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => attention::attention_backward::<T>(shape, q, kv, k_rope, d_o, documents))
     }
@@ -122,7 +122,7 @@ impl Backend for Reference {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Softmax) {
         (real!(q, T => attention::grouped_attention::<T>(shape, q, k, v, documents)), nothing(q))
     }
@@ -136,7 +136,7 @@ impl Backend for Reference {
         _: &Tensor,
         _: &Softmax,
         d_o: &Tensor,
-        documents: &Documents,
+        documents: &DocumentBounds,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => attention::grouped_attention_backward::<T>(shape, q, k, v, d_o, documents))
     }

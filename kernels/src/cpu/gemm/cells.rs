@@ -1,13 +1,13 @@
-//! What a matrix may hold, and the arithmetic of one step of the chain.
+//! The elements of a matrix as kernels see them, and the arithmetic of one step of the chain.
 //!
-//! Kernels see *cells* of 32 bits: an f32, or a pair of bf16 at k and k + 1 (an odd K is padded with zero). So both
-//! have one tile shape, one packing and one blocking.
+//! Kernels see *cells* of 32 bits: an f32, or a pair of bf16 at k and k + 1 (an odd K is padded with zero). So f32 and
+//! bf16 share one tile shape, one packing and one blocking.
 
 use crate::view::View;
 pub use half::bf16 as Bf16;
 
 mod sealed {
-    /// Kernels read elements through raw pointers, so nobody else may say what an element is.
+    /// Kernels read elements through raw pointers, so other crates must not add element types.
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for super::Bf16 {}
@@ -21,15 +21,16 @@ mod sealed {
 /// c = fma(a[k+1], b[k+1], c);  c = fma(a[k], b[k], c)
 /// ```
 ///
-/// each rounded to nearest even, inputs and results (then) below 2⁻¹²⁶ flushed to zero with their sign, MXCSR ignored.
-/// The other levels compute exactly that, slower.
+/// each rounded to nearest even. Inputs, and results after rounding, below 2⁻¹²⁶ are flushed to zero and keep
+/// their sign; MXCSR is ignored. CPU levels without the instruction compute the same bits, more slowly.
 pub trait Cells: Copy + Default + Send + Sync + sealed::Sealed + 'static {
     /// Elements per cell, along k.
     const PER_CELL: usize;
     fn cell(pair: [Self; 2]) -> u32;
-    /// One step of the chain, as plainly as it can be said: the specification of every kernel.
+    /// One step of the chain. It specifies what every kernel computes.
     fn step(c: f32, a: u32, b: u32) -> f32;
-    /// Cells of `rows × depth` of A where they lie, and the distances between rows and along k, when elements are cells.
+    /// Address of `rows × depth` cells of A and the strides of rows and k, if a kernel can read A without a copy: an
+    /// element is a cell.
     #[doc(hidden)]
     fn in_place(a: &View<Self>, row: usize, k: usize, rows: usize, depth: usize) -> Option<(*const u32, [usize; 2])> {
         let _ = (a, row, k, rows, depth);
@@ -76,13 +77,14 @@ fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x }
 }
 
-/// Flushes what is below 2⁻¹²⁶ after rounding *as if exponents had no end*, as x86 does: just under 2⁻¹²⁶ the
-/// subnormal rounding of `mul_add` is one bit coarser and may round up to it.
+/// Flushes results below 2⁻¹²⁶ after rounding *with an unbounded exponent*, as x86 does. Just below 2⁻¹²⁶
+/// the result of `mul_add` is subnormal, has one bit less and may round up to 2⁻¹²⁶.
 #[inline(always)]
 fn fma_flushed(a: f32, b: f32, c: f32) -> f32 {
     const TINY: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
     let x = a.mul_add(b, c);
-    // In f64 the product is exact, and the sum is wherever it could be mistaken for TINY: b and a have 8 bits.
+    // a and b have 8 bits: in f64 the product is exact, and so is every sum near enough to TINY to decide the
+    // comparison
     let is_tiny = || (f64::from(a) * f64::from(b) + f64::from(c)).abs() < TINY;
     if x.abs() <= f32::MIN_POSITIVE && is_tiny() { 0f32.copysign(x) } else { x }
 }

@@ -11,7 +11,8 @@ use super::{avx2, avx512};
 pub trait Factor: Cells {
     #[doc(hidden)]
     fn micro(level: Level) -> &'static Micro;
-    /// For elements that are E4M3 numbers: the same bits, from a faster kernel on levels that compute bf16 in several instructions.
+    /// For elements that are E4M3 numbers: the same bits, from a faster kernel on levels that compute bf16 in several
+    /// instructions.
     #[doc(hidden)]
     fn micro_of_e4m3(level: Level) -> &'static Micro {
         Self::micro(level)

@@ -1,4 +1,4 @@
-//! What this CPU can do, asked once at run time: one binary serves all, and all give the same bits.
+//! The instruction sets of this CPU, detected at run time: one binary serves all CPUs, and all give the same bits.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -8,7 +8,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 F; bf16 as on `Avx2`.
     Avx512,
-    /// And `vdpbf16ps`.
+    /// AVX-512 F and `vdpbf16ps`.
     Avx512Bf16,
 }
 
@@ -56,8 +56,8 @@ impl Supported {
     }
 }
 
-/// Runs `work`, inlined into a function compiled for `level`: loops in it use that level's vectors. Rust contracts no
-/// multiply and add, and loops here fix the order of every sum, so the level shows in the time alone.
+/// Runs `work`, inlined into a function compiled for `level`, so that loops in it use that level's vectors. Rust does
+/// not fuse multiply and add, and loops here fix the order of every sum: the level changes the time and no bit.
 #[inline(always)]
 pub(crate) fn wide<R>(level: Supported, work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]

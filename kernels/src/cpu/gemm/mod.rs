@@ -1,4 +1,4 @@
-//! Matrix products on the CPU whose rows do not depend on their batch.
+//! Matrix products on the CPU. A row of the result does not depend on the other rows of the batch.
 //!
 //! Letters: M rows (tokens), N outputs, K contraction, E experts. For `C[M,N] = A[M,K]·B[K,N]` every element is
 //!
@@ -7,13 +7,14 @@
 //! for k in 0..K { c = fma(a[i][k], b[k][j], c) }          f32, one rounding per k
 //! ```
 //!
-//! one chain in ascending k, wherever the row stands, however many rows, threads or segments there are, and on every
-//! CPU level: vectors run across N, so no lane ever meets another. Blocks over K park `c` in memory between two
-//! links of the chain, which changes no bit; block sizes are therefore free to tune. bf16 has the same chain with
-//! [`Bf16`'s step](Cells) of two k at a time. (NaN payloads alone are not promised.)
+//! one chain of additions in ascending k, whatever the row, the number of rows, threads or segments, and the CPU level:
+//! vectors run across N, so lanes are never added to each other. Between two blocks of K, `c` is stored to memory and
+//! loaded again, which changes no bit; block sizes are therefore free to tune. bf16 has the same chain with a
+//! [step](Cells) of two k at a time. (Only the payload of a NaN is unspecified.)
 //!
 //! The alternative, several partial sums per element, rounds a little better and lets lanes run along K, so that B
-//! needs no packing for one row; but then the order depends on the kernel, and decode ≠ prefill.
+//! needs no packing for a single row. But then the order of summation depends on the kernel, and decoding gives other
+//! bits than prefill.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,4 +1,4 @@
-//! Any CPU: sixteen scalar chains side by side, which a compiler may turn into vectors but not reorder.
+//! Any CPU: sixteen scalar chains side by side, which the compiler may vectorise but not reorder.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 

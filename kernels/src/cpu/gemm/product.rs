@@ -1,7 +1,7 @@
-//! Products and groups of products, cut into tasks.
+//! Dense and grouped products, cut into tasks.
 //!
-//! Everything is a list of problems, each with its own A, B and C: a dense product is a list of one, a grouped one has
-//! a problem per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
+//! Everything is a list of products, each with its own A, B and C: a dense product is a list of one, a grouped one has
+//! a product per segment. Tasks are rectangles of C over all of K, so cutting finer or coarser changes no bit.
 
 use super::cells::Bf16;
 use super::factor::Factor;
@@ -19,24 +19,25 @@ use crate::spans::spans;
 use crate::view::View;
 use std::{cell::Cell, ops::Range};
 
-/// Steps of the chain below which waking a thread costs more than it brings.
+/// Steps of the chain below which a product runs on one thread: waking another would cost more than it saves.
 const SERIAL: usize = 1 << 20;
-/// Rows of A up to which B is read in place.
+/// Rows of A up to which B is read without a copy.
 const IN_PLACE: usize = 512;
-/// Tasks per thread: enough to even out a core that somebody else uses too.
+/// Tasks per thread: enough to balance the load when another process uses a core too.
 const TASKS: usize = 4;
-/// The same of a group whose products are cut: they differ in size, and a large last one would be waited for.
-const TASKS_OF_GROUP: usize = 16;
-/// The fewest rows that a task is cut down to.
+/// Tasks per thread of a grouped product. More, because segments differ in size and the threads would wait for a large
+/// last one.
+const TASKS_OF_GROUPED: usize = 16;
+/// The fewest rows per task.
 const LOW: usize = 24;
 
-/// Threads and CPU level; neither shows in a result.
+/// Threads and CPU level; neither changes a result.
 pub struct Gemm {
     pool: Pool,
     level: Supported,
 }
 
-struct Problem<'a, T> {
+struct Multiplication<'a, T> {
     a: View<'a, T>,
     b: RightSide<'a, T>,
     c: Rectangle<'a, f32>,
@@ -44,15 +45,15 @@ struct Problem<'a, T> {
     causal: Causal,
 }
 
-impl<'a, T: Factor> Problem<'a, T> {
-    /// C without gaps.
+impl<'a, T: Factor> Multiplication<'a, T> {
+    /// C is contiguous.
     fn new(a: View<'a, T>, b: RightSide<'a, T>, c: &'a mut [f32]) -> Self {
         let (rows, n) = (a.rows, b.shape().1);
         assert!(c.len() == rows * n, "multiply: c has {} elements for [{rows}, {n}]", c.len());
         Self::strided(a, b, c, n)
     }
 
-    /// From one row of C to the next are `c_row` elements.
+    /// C has `c_row` elements from one row to the next.
     fn strided(a: View<'a, T>, b: RightSide<'a, T>, c: &'a mut [f32], c_row: usize) -> Self {
         let (k, n) = b.shape();
         assert_eq!(a.cols, k, "multiply: a is [{}, {}], b is [{k}, {n}]", a.rows, a.cols);
@@ -60,7 +61,7 @@ impl<'a, T: Factor> Problem<'a, T> {
     }
 }
 
-/// One product of FP8 operands, as bf16 with their scales: `c[M,N]` of `a[M,K]·b[K,N]`.
+/// One product `c[M,N] = a[M,K]·b[K,N]` of FP8 operands, which are given as bf16 with their scales.
 pub struct Promoted<'a> {
     pub a: View<'a, Bf16>,
     pub b: RightSide<'a, Bf16>,
@@ -69,7 +70,7 @@ pub struct Promoted<'a> {
 }
 
 thread_local! {
-    /// Memory for operands packed on the way, kept so that its pages are not fetched anew each call.
+    /// Memory to pack operands in, kept because fresh pages in each call would be slow.
     static SCRATCH: Cell<Block<Line>> = Cell::default();
 }
 
@@ -84,7 +85,7 @@ impl Gemm {
         Self { level: Supported::new(level), ..self }
     }
 
-    /// The threads, for work that is no product.
+    /// The threads, for work other than products.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -93,13 +94,14 @@ impl Gemm {
         self.level
     }
 
-    /// [`multiply`](Self::multiply) by the calling thread alone: for a product that is itself a part of parallel work.
+    /// [`multiply`](Self::multiply) on the calling thread only: for a product inside parallel work.
     pub fn alone<'a, T: Factor>(&self, a: View<T>, b: impl Into<RightSide<'a, T>>, c: &mut [f32], write: Write) {
         let b = b.into();
         self.alone_into(a, b, c, b.shape().1, write, Causal::All);
     }
 
-    /// The same into some columns of a wider C, `c_row` elements from one row to the next, or what a mask leaves of it.
+    /// The same into some columns of a wider C with `c_row` elements from one row to the next; only what `causal`
+    /// leaves of it.
     pub fn alone_into<'a, T: Factor>(
         &self,
         a: View<T>,
@@ -113,14 +115,14 @@ impl Gemm {
             causal == Causal::All || T::PER_CELL == 1,
             "multiply: a mask counts elements, and pairs would straddle it"
         );
-        let problem = Problem { causal, ..Problem::strided(a, b.into(), c, c_row) };
-        match problem.place() {
+        let product = Multiplication { causal, ..Multiplication::strided(a, b.into(), c, c_row) };
+        match product.place() {
             Some(b) => {
-                let Problem { a, b: _, c, scales, causal } = problem;
+                let Multiplication { a, b: _, c, scales, causal } = product;
                 let (n, rows, panels) = (c.cols(), 0..c.rows(), 0..c.cols().div_ceil(NR));
                 self.task(Task { a, b, n, c, rows, panels, scales, causal }, write);
             }
-            None => self.run_parts(vec![problem], write, None),
+            None => self.run_parts(vec![product], write, None),
         }
     }
 
@@ -129,7 +131,7 @@ impl Gemm {
         self.pack_all([(packed, b)]);
     }
 
-    /// Many at once: small ones alone would not busy the threads.
+    /// Packs many at once: a small one alone would not keep the threads busy.
     pub fn pack_all<'a, T: Factor>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
         let panels = all.into_iter().flat_map(|(packed, b)| packed.reset(b)).collect();
         self.pool.each(panels, |panel| {
@@ -144,7 +146,7 @@ impl Gemm {
     /// `c[M,N] = a[M,K]·b[K,N]`, or `+=`. With `.t()` on a view this is NT (`x, w.t()`), NN (`dy, w`) and
     /// TN (`dy.t(), x`).
     pub fn multiply<'a, T: Factor>(&self, a: View<T>, b: impl Into<RightSide<'a, T>>, c: &mut [f32], write: Write) {
-        self.run(vec![Problem::new(a, b.into(), c)], write);
+        self.run(vec![Multiplication::new(a, b.into(), c)], write);
     }
 
     /// Segment e, rows `ends[e-1]..ends[e]` of `a[M,K]`, times its own `b[e]` `[K,N]`, into the same rows of `c[M,N]`.
@@ -157,13 +159,13 @@ impl Gemm {
         write: Write,
     ) {
         assert_eq!(ends.len(), b.len(), "grouped: {} segments, {} operands", ends.len(), b.len());
-        let problems = segments(ends, a.rows).zip(b).map(|(rows, &b)| {
+        let products = segments(ends, a.rows).zip(b).map(|(rows, &b)| {
             let segment = c.split_off_mut(..rows.len() * b.shape().1).expect("grouped: c is shorter than [M, N]");
-            Problem::new(a.slice(rows.start, rows.end), b, segment)
+            Multiplication::new(a.slice(rows.start, rows.end), b, segment)
         });
-        let problems = problems.collect();
+        let products = products.collect();
         assert!(c.is_empty(), "grouped: c is {} longer than [M, N]", c.len());
-        self.run(problems, write);
+        self.run(products, write);
     }
 
     /// Weight gradients of [`grouped`](Self::grouped): `dw[e] = dy[segment]ᵀ·x[segment]`, or `+=`; dy `[M,out]`,
@@ -178,51 +180,53 @@ impl Gemm {
     ) {
         assert_eq!(dw.len(), ends.len() * dy.cols * x.cols, "grouped_gradient: dw must be [E, out, in]");
         let parts = dw.chunks_mut((dy.cols * x.cols).max(1));
-        let problems = segments(ends, dy.rows)
-            .zip(parts)
-            .map(|(rows, c)| Problem::new(dy.slice(rows.start, rows.end).t(), x.slice(rows.start, rows.end).into(), c));
-        self.run(problems.collect(), write);
+        let products = segments(ends, dy.rows).zip(parts).map(|(rows, c)| {
+            Multiplication::new(dy.slice(rows.start, rows.end).t(), x.slice(rows.start, rows.end).into(), c)
+        });
+        self.run(products.collect(), write);
     }
 
     /// Products whose sums are scaled every 128 of K: see [`Scales`].
-    pub fn promoted(&self, problems: Vec<Promoted>, write: Write) {
-        let problems = problems.into_iter().map(|Promoted { a, b, scales, c }| {
+    pub fn promoted(&self, products: Vec<Promoted>, write: Write) {
+        let products = products.into_iter().map(|Promoted { a, b, scales, c }| {
             let (blocks, n) = (a.cols.div_ceil(PROMOTION), b.shape().1);
             let found = ((scales.a.rows, scales.a.cols), scales.b.len());
             assert!(found == ((a.rows, blocks), blocks * n), "promoted: scales {found:?} for {blocks} blocks, N = {n}");
-            Problem { scales: Some(scales), ..Problem::new(a, b, c) }
+            Multiplication { scales: Some(scales), ..Multiplication::new(a, b, c) }
         });
-        self.run(problems.collect(), write);
+        self.run(products.collect(), write);
     }
 
-    fn run<T: Factor>(&self, problems: Vec<Problem<T>>, write: Write) {
-        let steps = problems.iter().map(Problem::steps);
+    fn run<T: Factor>(&self, products: Vec<Multiplication<T>>, write: Write) {
+        let steps = products.iter().map(Multiplication::steps);
         let (all, largest) = steps.fold((0, 0), |(all, largest), steps| (all + steps, steps.max(largest)));
         let each_task = |tasks: usize| all.div_ceil(tasks * self.pool.threads()).max(SERIAL / 8);
         if self.pool.threads() == 1 || all < SERIAL {
-            problems.into_iter().for_each(|problem| self.run_parts(vec![problem], write, None));
+            products.into_iter().for_each(|product| self.run_parts(vec![product], write, None));
         } else if largest <= each_task(TASKS) {
-            // whole problems are fine enough, and what one packs is still in its own cache when it multiplies
-            let dealt = deal(problems, self.pool.threads(), Problem::steps);
-            self.pool.each(dealt, |problem| self.run_parts(vec![problem], write, None));
+            // whole products as tasks are small enough, and the thread that packs b then multiplies it from its own
+            // cache
+            let dealt = deal(products, self.pool.threads(), Multiplication::steps);
+            self.pool.each(dealt, |product| self.run_parts(vec![product], write, None));
         } else {
-            let tasks = if problems.len() > 1 { TASKS_OF_GROUP } else { TASKS };
-            self.run_parts(problems, write, Some(each_task(tasks)));
+            let tasks = if products.len() > 1 { TASKS_OF_GROUPED } else { TASKS };
+            self.run_parts(products, write, Some(each_task(tasks)));
         }
     }
 
-    /// Packs what is not, then multiplies; in tasks of about `each_task` steps, or alone.
-    fn run_parts<T: Factor>(&self, problems: Vec<Problem<T>>, write: Write, each_task: Option<usize>) {
-        let lines = problems.iter().map(|problem| problem.lines_to_pack()).sum();
+    /// Packs views where needed, then multiplies, in tasks of about `each_task` steps; without `each_task` on the
+    /// calling thread only.
+    fn run_parts<T: Factor>(&self, products: Vec<Multiplication<T>>, write: Write, each_task: Option<usize>) {
+        let lines = products.iter().map(|product| product.lines_to_pack()).sum();
         let mut scratch = SCRATCH.take();
         if scratch.len() < lines {
             drop(std::mem::take(&mut scratch));
             scratch = Block::new(lines);
         }
         let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
-        for problem in &problems {
-            let lines = problem.lines_to_pack();
-            if let RightSide::View(view) = problem.b
+        for product in &products {
+            let lines = product.lines_to_pack();
+            if let RightSide::View(view) = product.b
                 && lines > 0
             {
                 unpacked.extend(panels(rest.split_off_mut(..lines).expect("counted above"), view));
@@ -237,13 +241,13 @@ impl Gemm {
         });
 
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
-        for problem in problems {
-            let (cells, steps) = (problem.a.cols.div_ceil(T::PER_CELL), problem.steps());
-            let b = problem.place().unwrap_or_else(|| {
-                let lines = rest.split_off(..problem.lines_to_pack()).expect("counted above");
+        for product in products {
+            let (cells, steps) = (product.a.cols.div_ceil(T::PER_CELL), product.steps());
+            let b = product.place().unwrap_or_else(|| {
+                let lines = rest.split_off(..product.lines_to_pack()).expect("counted above");
                 ReadyB::Panels { lines, cells }
             });
-            let Problem { a, b: _, mut c, scales, causal } = problem;
+            let Multiplication { a, b: _, mut c, scales, causal } = product;
             let (n, panels) = (c.cols(), c.cols().div_ceil(NR));
             let pieces = each_task.map_or(1, |each| steps.div_ceil(each).max(1));
             let (wide, high) = cut(pieces, self.pool.threads(), a.rows, panels);
@@ -278,13 +282,13 @@ impl Gemm {
     }
 }
 
-impl<'a, T: Factor> Problem<'a, T> {
+impl<'a, T: Factor> Multiplication<'a, T> {
     /// Steps of all its chains together.
     fn steps(&self) -> usize {
         self.a.rows * self.c.cols() * self.a.cols.div_ceil(T::PER_CELL)
     }
 
-    /// Where B lies already, when it need not be packed.
+    /// B, if a task can read it without packing.
     fn place(&self) -> Option<ReadyB<'a, T>> {
         match self.b {
             RightSide::Packed(b) | RightSide::Corner { b, .. } => {
@@ -296,7 +300,7 @@ impl<'a, T: Factor> Problem<'a, T> {
         }
     }
 
-    /// Nothing when B is packed, or read where it lies: copying it would cost more than few rows of A gain.
+    /// Zero when B is packed, or read without a copy: with few rows of A packing would cost more than it saves.
     fn lines_to_pack(&self) -> usize {
         match self.b {
             RightSide::Packed(_) | RightSide::Corner { .. } => 0,
@@ -325,9 +329,12 @@ impl<T: Factor> RightSide<'_, T> {
     }
 }
 
-/// Panels and rows per task for about `pieces` tasks. Rows first, down to a strip: the thread that reads rows of A is then, mostly, the one
-/// that wrote them. Then columns, and then rows again, unless a task gets so low that reading B shows. Rows are cut evenly, and so that each
-/// of `threads` gets as many tasks as the others: a tile of less than [`MAX_ROWS`] costs less than a thread that waits.
+/// Panels and rows per task for about `pieces` tasks.
+///
+/// It cuts rows first, down to a strip: then a thread mostly reads the rows of A that it wrote. Then it cuts columns,
+/// and then rows again, unless tasks would get so few rows that reading B dominates. Rows are cut evenly and so that
+/// each of `threads` gets the same number of tasks: tiles of fewer than [`MAX_ROWS`] rows cost less than an idle
+/// thread.
 fn cut(pieces: usize, threads: usize, rows: usize, panels: usize) -> (usize, usize) {
     let strips = pieces.min(rows / (STRIP * MAX_ROWS)).max(1);
     let across = pieces.div_ceil(strips).min(panels).max(1);
@@ -340,8 +347,8 @@ fn cut(pieces: usize, threads: usize, rows: usize, panels: usize) -> (usize, usi
     (wide, rows.div_ceil(down).max(1))
 }
 
-/// Items as equal runs of neighbours, of about equal weight: the heaviest first, given out back and forth. (A pool gives each thread one
-/// run, and the last item of a run is waited for.)
+/// Orders items so that each of `threads` equal runs has about the same weight: the heaviest first, dealt to the runs
+/// back and forth. (The pool gives each thread one run, and everybody waits for the last item.)
 fn deal<I>(mut items: Vec<I>, threads: usize, weight: impl Fn(&I) -> usize) -> Vec<I> {
     items.sort_by_key(|item| std::cmp::Reverse(weight(item)));
     let mut hands: Vec<_> = (0..threads).map(|_| Vec::new()).collect();
@@ -381,6 +388,6 @@ mod tests {
         }
         assert_eq!(cut(1, 2, 100, 5), (5, 100));
         assert_eq!(cut(8, 2, 1, 1), (1, 1));
-        assert_eq!(cut(8, 2, 0, 1), (1, 1), "a group may have no rows");
+        assert_eq!(cut(8, 2, 0, 1), (1, 1), "a segment may have no rows");
     }
 }

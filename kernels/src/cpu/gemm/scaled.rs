@@ -1,12 +1,13 @@
-//! The product of FP8 operands: every 128 of K are summed, scaled, and only then added to the rest (DeepSeek-V3, §3.3.2).
+//! The product of FP8 operands: every 128 of K are summed, scaled, and only then added to the rest (DeepSeek-V3,
+//! §3.3.2).
 //!
 //! ```text
 //! c = 0, or what C holds when adding
 //! for b in 0..⌈K/128⌉ { p = the chain over k in b, from zero;  c = c + p · a_scale[i][b] · b_scale[b][j] }
 //! ```
 //!
-//! Operands are bf16, which holds every E4M3 number; a product of two is exact in f32, and a sum of them is a multiple of 2⁻¹⁸, so
-//! nothing is ever flushed. The order is fixed as in any product here: no bit depends on threads, cutting or CPU level.
+//! Operands are bf16, which holds every E4M3 number exactly. A product of two is exact in f32, and a sum of them is a
+//! multiple of 2⁻¹⁸, so nothing is ever flushed to zero. The order of summation is fixed as in any product here.
 
 use super::factor::Factor;
 use super::kernel::{MAX_ROWS, NR, Tile};
@@ -16,7 +17,7 @@ use super::task::{COPY, STRIP, TILES, Task, copy_a};
 use crate::backend::Write;
 use crate::spans::spans;
 
-/// Panels per block: 64 cells × 16 × 64 (256 KiB) stay in the second-level cache while rows pass by.
+/// Panels per block: 64 cells × 16 × 64 (256 KiB) stay in the second-level cache while they meet the rows of a strip.
 const PANELS: usize = 16;
 
 #[inline(always)] // as `run`
@@ -55,8 +56,8 @@ pub(super) fn run<T: Factor>(mut task: Task<T>, scales: Scales, level: Supported
                             ahead: &[0; 8],
                             is_first: true,
                         };
-                        // SAFETY: the level is supported; A and B are as large as the slices above; C of the tile is `partial`, which
-                        // holds MAX_ROWS × NR.
+                        // SAFETY: the level is supported; A and B are as large as the slices above; C of the tile is
+                        // `partial`, which holds MAX_ROWS × NR.
                         unsafe { tile.run(micro) }
                         let b_scale = &scales.b[b * n + panel * NR..][..columns];
                         for r in 0..rows.len() {

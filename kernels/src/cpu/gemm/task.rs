@@ -1,7 +1,8 @@
 //! One task: blocks of K and N for the caches, tiles for the registers.
 //!
-//! A block of B stays in the second-level cache while a strip of A passes by, a tile of A in the first while panels of B
-//! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
+//! A block of B stays in the second-level cache while a strip of A is multiplied by it; a tile of A stays in the
+//! first-level cache while it is multiplied by the panels of B. Between two blocks of K, C is stored to memory: that is
+//! all that blocking does to a chain.
 
 use super::cells::Cells;
 use super::factor::Factor;
@@ -15,29 +16,30 @@ use crate::spans::spans;
 use crate::view::View;
 use std::{cell::Cell, ops::Range};
 
-/// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
+/// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while it meets the panels of a block.
 pub(super) const DEPTH: usize = 384;
-/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while tiles pass by.
+/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while they meet the tiles of a
+/// strip.
 const PANELS: usize = 6;
-/// Tiles that pass by, and are copied at once where they are: 96 rows, whose part of C stays in the second-level cache from one block of K
-/// to the next.
+/// Tiles per strip, which are copied together: 96 rows, whose part of C stays in the second-level cache from one block
+/// of K to the next.
 pub(super) const STRIP: usize = 16;
-/// Cells of a copied row, not a power of two.
+/// Cells from one copied row to the next; not a power of two, which would put all rows into the same set of the cache.
 const A_ROW: usize = DEPTH + 16;
-/// Cells per k of a copied tile whose rows are neighbours.
+/// Cells from one k to the next of a copied tile whose rows are neighbours.
 const A_TILE: usize = 8;
-/// Cells of such a tile, and a cache line, or the tiles of a strip would share one set of the cache.
+/// Cells of such a tile, plus a cache line: otherwise the tiles of a strip would share one set of the cache.
 const TILE: usize = DEPTH * A_TILE + 16;
 /// Cells of a copied strip of either kind.
 pub(super) const COPY: usize = STRIP * TILE;
 const _: () = assert!(COPY >= STRIP * MAX_ROWS * A_ROW);
 
-/// What a causal mask leaves of a product, so that the rest need not be computed.
+/// Which part of a product a causal mask leaves; the rest need not be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Causal {
     /// Everything.
     All,
-    /// Row i of C is wanted in columns up to `first + i`; what the others hold is of no account.
+    /// Row i of C is needed in columns up to `first + i`; other columns are ignored and hold arbitrary values.
     Columns { first: usize },
     /// Row i of A is zero beyond column `first + i`.
     Before { first: usize },
@@ -49,7 +51,7 @@ impl Causal {
     /// Columns of C that `rows` need, of `n`.
     fn columns(self, rows: &Range<usize>, n: usize) -> usize {
         match self {
-            // whole vectors: cheaper than a rest
+            // whole vectors, which are faster than a partial one
             Causal::Columns { first } => n.min((first + rows.end).next_multiple_of(16)),
             _ => n,
         }
@@ -65,7 +67,7 @@ impl Causal {
     }
 }
 
-/// A rectangle of one problem's C, over all of K.
+/// A rectangle of one product's C, over all of K.
 pub(crate) struct Task<'a, T> {
     pub a: View<'a, T>,
     pub b: ReadyB<'a, T>,
@@ -75,9 +77,9 @@ pub(crate) struct Task<'a, T> {
     pub c: Rectangle<'a, f32>,
     pub rows: Range<usize>,
     pub panels: Range<usize>,
-    /// Of FP8 operands.
+    /// For FP8 operands only.
     pub scales: Option<Scales<'a>>,
-    /// Of f32 alone.
+    /// For f32 only.
     pub causal: Causal,
 }
 
@@ -87,14 +89,14 @@ thread_local! {
 }
 
 impl<T: Factor> Task<'_, T> {
-    /// The kernels rely on this.
+    /// The kernels rely on it: `c` is the rectangle that `rows` and `panels` name, and `a` has these rows.
     pub(super) fn check(&self) {
         let cols = self.n.min(self.panels.end * NR).saturating_sub(self.panels.start * NR);
         let fits = self.c.rows() == self.rows.len() && self.c.cols() == cols && self.rows.end <= self.a.rows;
         assert!(fits, "task: rows {:?} and panels {:?} of C in another rectangle", self.rows, self.panels);
     }
 
-    #[inline(always)] // as `Panel::fill`: it copies A
+    #[inline(always)] // as `Panel::fill`, because it copies A
     pub fn run(mut self, level: Supported, write: Write) {
         self.check();
         let micro = T::micro(level.level());
@@ -141,8 +143,8 @@ impl<T: Factor> Task<'_, T> {
                                 ahead: &ahead,
                                 is_first: write == Write::Set && start == steps.start,
                             };
-                            // SAFETY: the level is supported; A and B are as large as the slices above; the rectangle of C is this
-                            // task's own and, by `check`, holds the tile.
+                            // SAFETY: the level is supported; A and B are as large as the slices above; the rectangle
+                            // of C is this task's own and, by `check`, holds the tile.
                             unsafe {
                                 if columns.is_multiple_of(16) { tile.run(micro) } else { ragged(micro, tile, columns) }
                             }
@@ -155,7 +157,7 @@ impl<T: Factor> Task<'_, T> {
     }
 }
 
-/// A tile whose last vector is not full is computed in a copy that is.
+/// A tile with a partial last vector is computed in a copy with whole vectors.
 unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
     let mut c = [0.0; MAX_ROWS * NR];
     // SAFETY: `columns` of each row are inside the tile's C, and inside the copy.
@@ -170,8 +172,8 @@ unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
     }
 }
 
-/// Copies `rows` of A to cells, in tiles `high`. What already is cells is read where it lies: a copy waits for memory, a tile has work to do
-/// meanwhile. Returns the strides of tiles, rows and cells.
+/// Copies `rows` of A to cells, in tiles of `high` rows. Returns the strides of tiles, rows and cells. (f32 is read
+/// without a copy: a copy only waits for memory, while a tile computes during the wait.)
 #[inline(always)]
 pub(super) fn copy_a<T: Cells>(
     a: View<T>,

@@ -1,6 +1,6 @@
 //! Log-probabilities of given sequences, in training's form: for references, rewards and perplexity.
 
-use smelt_kernels::{Backend, Documents};
+use smelt_kernels::{Backend, DocumentBounds};
 use smelt_model::{Balance, Batch, Error, IGNORE, Model, Params};
 use std::cell::RefCell;
 
@@ -24,7 +24,7 @@ pub fn logprobs(
             lengths.extend((length > 0).then_some(length));
             next += 1;
         }
-        batch.documents = Documents::of_lengths(&lengths);
+        batch.documents = DocumentBounds::of_lengths(&lengths);
         model.check(&batch.ids, batch.documents.longest())?;
         model.check(&batch.targets, 0)?;
         let (head, _) = model.forward(backend, params, &batch, Balance::NONE, &RefCell::default());

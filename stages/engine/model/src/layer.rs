@@ -2,7 +2,7 @@
 
 use crate::product::Product;
 use crate::{Balance, Grads, Param, Params, Precision};
-use smelt_kernels::{Backend, Documents, Rope, Tensor, Write};
+use smelt_kernels::{Backend, DocumentBounds, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct Cx<'a> {
     pub backend: &'a dyn Backend,
     pub params: &'a Params,
-    pub documents: &'a Documents,
+    pub documents: &'a DocumentBounds,
     pub rope: &'a Rope,
     pub balance: Balance,
     pub precision: Precision,

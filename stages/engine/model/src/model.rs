@@ -8,7 +8,7 @@ use crate::{
     Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Kind, Layer, Linear, Mtp, Param, Params,
     Precision, RmsNorm, Stats,
 };
-use smelt_kernels::{Backend, DType, Documents, Head, Layout, Rope, Tensor, Write};
+use smelt_kernels::{Backend, DType, DocumentBounds, Head, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ pub const IGNORE: u32 = u32::MAX;
 pub struct Batch {
     pub ids: Vec<u32>,     // [N]
     pub targets: Vec<u32>, // [N], or IGNORE
-    pub documents: Documents,
+    pub documents: DocumentBounds,
     /// Rows whose scalar score is wanted; reward models only.
     pub score_rows: Vec<u32>,
     /// The modules for further tokens run too.
@@ -35,7 +35,7 @@ impl Batch {
         Self {
             ids: documents.iter().flat_map(|ids| &ids[..ids.len() - 1]).copied().collect(),
             targets: documents.iter().flat_map(|ids| &ids[1..]).copied().collect(),
-            documents: Documents::of_lengths(&lengths),
+            documents: DocumentBounds::of_lengths(&lengths),
             score_rows: Vec::new(),
             predicts_further: true,
         }
@@ -97,7 +97,7 @@ pub struct Saved {
 }
 
 struct MtpPass {
-    documents: Documents,
+    documents: DocumentBounds,
     from: Vec<u32>, // rows of the pass before
     ids: Vec<u32>,  // next tokens
     saved: MtpSaved,
@@ -269,7 +269,7 @@ impl Model {
         if rows.is_empty() {
             return None;
         }
-        let documents = Documents::of_lengths(&lengths);
+        let documents = DocumentBounds::of_lengths(&lengths);
         let h = cx.backend.gather(before, &from);
         let embedding = cx.backend.embedding(&ids, cx.params.get(self.embedding));
         let balance = if cx.balance.further { cx.balance } else { Balance::NONE };
@@ -418,7 +418,7 @@ impl Model {
 
     fn decode_cx<R>(&self, backend: &dyn Backend, params: &Params, positions: &[u32], run: impl FnOnce(&Cx) -> R) -> R {
         let rope = self.rope(positions.iter().max().map_or(1, |&p| p as usize + 1));
-        let (stats, documents) = (RefCell::default(), Documents::default());
+        let (stats, documents) = (RefCell::default(), DocumentBounds::default());
         run(&Cx {
             backend,
             params,

@@ -4,7 +4,7 @@
 //! that need them say so and pass. Logits: 1e-4 absolute, thirty times what two honest f32 implementations differ by.
 
 use safetensors::SafeTensors;
-use smelt_kernels::{Cpu, DType, Documents};
+use smelt_kernels::{Cpu, DType, DocumentBounds};
 use smelt_model::{Balance, Batch, Config, Init, Model, Params, load, save};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn checkpoints() -> Vec<PathBuf> {
 }
 
 fn logits(model: &Model, params: &Params, ids: &[u32]) -> Vec<f32> {
-    let documents = Documents::of_lengths(&[ids.len()]);
+    let documents = DocumentBounds::of_lengths(&[ids.len()]);
     let batch = Batch { ids: ids.to_vec(), targets: vec![0; ids.len()], documents, ..Default::default() };
     let cpu = Cpu::new(2);
     let (_, saved) = model.forward(&cpu, params, &batch, Balance::NONE, &RefCell::default());
