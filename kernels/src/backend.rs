@@ -1,13 +1,16 @@
 //! The coarse operations a device provides.
 //!
-//! Used as `&dyn Backend`: every call is microseconds of work, so dynamic dispatch is free and models stay free of type
-//! parameters. Operations do not return `Result`: a wrong shape panics with operation, expected and found.
+//! Used as `&dyn Backend`: a call is microseconds of work or more, so dynamic dispatch costs nothing and models need no
+//! type parameter. Operations do not return `Result`: a wrong shape panics with operation, expected and found.
 //!
-//! Letters: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched rows,
-//! V vocabulary. Heads lie side by side in a row: `[N, H·d]`.
+//! Letters: N rows (tokens), D width, F expert width, H heads, d width of a head, E experts, K experts per token,
+//! R dispatched rows, V vocabulary. The heads of a row are neighbours: `[N, H·d]`.
 
+use crate::document_bounds::DocumentBounds;
 use crate::fp8::{Operand, Quantiser};
-use crate::{Documents, Segments, Tensor, Trace, Write, math};
+use crate::math;
+use crate::segments::Segments;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
 /// Which operand of a product is transposed.
@@ -21,51 +24,62 @@ pub enum Layout {
     Tn,
 }
 
-/// Widths of multi-head latent attention's heads.
+/// What a product does with the values that C holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// `C = A·B`
+    Set,
+    /// `C += A·B`. The sum continues from C, so a gradient added in two parts of a batch has the bits of the whole
+    /// batch. (In bf16 the first part must have an even number of rows: bf16 is summed in pairs.)
+    Add,
+}
+
+/// Shape of multi-head latent attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     pub heads: usize,
-    /// Query and key parts without and with a position.
+    /// Widths per head: of the part of queries and keys without position, of the part with rotary position, of values.
     pub nope: usize,
     pub rope: usize,
     pub value: usize,
-    /// Of the softmax.
+    /// Factor of the scores before the softmax.
     pub scale: f64,
 }
 
-/// Widths of grouped-query attention's heads.
+/// Shape of grouped-query attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupedShape {
     pub heads: usize,
-    /// Divides `heads`; each serves a block of neighbouring query heads.
+    /// Divides `heads`; each is read by `heads / kv_heads` neighbouring query heads.
     pub kv_heads: usize,
-    /// Of queries, keys and values.
+    /// Width of a head: of queries, keys and values.
     pub dim: usize,
-    /// Of the softmax.
+    /// Factor of the scores before the softmax.
     pub scale: f64,
 }
 
 impl GroupedShape {
     /// Query heads per key-value head.
-    pub fn group(&self) -> usize {
+    pub fn queries_per_kv_head(&self) -> usize {
         self.heads / self.kv_heads
     }
 }
 
-/// Angles of rotary positions (Su et al. 2021), as tables.
+/// Tables of cosines and sines for rotary position embedding (Su et al. 2021).
 #[derive(Clone, Debug)]
 pub struct Rope {
     /// Rotated elements per head, even.
     pub dim: usize,
-    /// Pairs are (2j, 2j + 1), else (j, j + dim/2).
+    /// Elements 2j and 2j + 1 are a pair; otherwise j and j + dim/2.
     pub is_interleaved: bool,
-    /// `[positions, dim/2]`, times the attention factor.
+    /// `[positions, dim/2]`, multiplied by the attention factor; `sin` too.
     pub cos: Vec<f32>,
     pub sin: Vec<f32>,
 }
 
 impl Rope {
-    /// `frequencies`: radians per position, `[dim/2]`. Angles are products in f32, as checkpoints were trained with.
+    /// `frequencies`: radians per position, `[dim/2]`. An angle is rounded to f32, as in the code that published
+    /// checkpoints were trained with.
     pub fn new(frequencies: &[f32], positions: usize, factor: f64, is_interleaved: bool) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
         let (sin, cos) = angles
@@ -86,16 +100,17 @@ impl Rope {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Router {
     pub experts: usize,
-    /// The experts stand in `groups` groups of which a token may use `kept_groups`.
-    pub groups: usize,
-    pub kept_groups: usize,
+    /// The experts stand in this many groups of equal size.
+    pub expert_groups: usize,
+    /// How many expert groups a token may use.
+    pub node_limit: usize,
     pub top_k: usize,
     /// Weights of a token are divided by their sum, then multiplied by `scale`.
     pub normalise: bool,
     pub scale: f64,
 }
 
-/// The choice of one layer for N tokens, and the rows that follow from it.
+/// The experts that one layer chose for N tokens, and the order in which the tokens are dispatched to them.
 #[derive(Clone, Debug)]
 pub struct Routing {
     /// `[N, K]`, best first.
@@ -104,7 +119,7 @@ pub struct Routing {
     pub weights: Tensor,
     /// Sigmoid of the logits, `[N, E]`.
     pub scores: Tensor,
-    /// Rows by expert.
+    /// Dispatched rows of each expert.
     pub segments: Segments,
     /// Token of each dispatched row, `[R]`.
     pub tokens: Vec<u32>,
@@ -131,29 +146,31 @@ impl Routing {
     }
 }
 
-/// The output projection with softmax: what objectives see of `[N, V]` logits.
+/// What objectives see of the logits `[N, V]` of the output projection.
 pub struct Head {
     /// log p(target), `[N]`.
     pub logp: Vec<f64>,
     /// log Σ exp(logits), `[N]`.
     pub lse: Vec<f64>,
-    /// exp(logits − max) and one over its sum per row when they were small enough to keep; else backward computes them again.
+    /// exp(logits − max), and per row one over its sum. None when they were too large to keep: backward computes them
+    /// again.
     pub(crate) kept: Option<(Tensor, Vec<f64>)>,
 }
 
-/// What attention's backward needs of the softmax, in the form of the device that computed it.
+/// What attention's forward keeps of the softmax for backward. Each device has its own format.
 pub struct Softmax(pub(crate) Tensor);
 
 /// Rows of one request in generation.
 pub struct CachedRows<'a> {
-    /// Which rows of q; they are the last positions of the cache.
+    /// Its rows of q, which stand at the last positions of the cache. Requests follow each other in the order of their
+    /// rows.
     pub rows: Range<usize>,
-    /// `[positions, latent + rope]`: normed latents and rotated keys; or `[positions, 2·kv_heads·d]`: rotated keys and values. These
-    /// rows' included.
+    /// `[positions, latent + rope]`: normed latents and rotated keys; or `[positions, 2·kv_heads·d]`: rotated keys,
+    /// and values. Includes the positions of `rows`.
     pub cache: &'a [f32],
 }
 
-/// One step of AdamW (Loshchilov and Hutter 2019) with its corrections worked out.
+/// Hyperparameters of one step of AdamW (Loshchilov and Hutter 2019).
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     pub lr: f64,
@@ -163,162 +180,191 @@ pub struct AdamW {
     pub decay: f64,
     /// 1-based.
     pub step: u64,
-    /// The gradient is multiplied by this first (clipping).
+    /// The gradient is multiplied by this first: gradient clipping.
     pub gradient_scale: f64,
 }
 
-/// The one table of operations: a trait of them, and adapters that pass every one on.
+/// The one table of operations: calls the macro `$then` with it. [`Backend`] is made of it, and so are the adapters
+/// that pass every operation on.
 macro_rules! operations {
+    ($then:ident) => { $then! {
+        /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
+        fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
+        /// Multiplies the rows of segment e of `a` by `w[e]` of `[E, out, in]`. Layout `Nt` or `Nn`.
+        fn grouped_gemm(
+            &self,
+            layout: Layout,
+            a: &Tensor,
+            w: &Tensor,
+            segments: &Segments,
+            c: &mut Tensor,
+            write: Write,
+        );
+        /// `dw[e] = dyᵀ·x` over the rows of segment e, or `+=`. A segment without rows sets zero, or adds nothing.
+        fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write);
+        /// A hint that `w` will be the weight of many products, so packing it once pays.
+        fn prepare(&self, w: &Tensor);
+
+        /// Lowers an F32 operand: to FP8, or, without a quantiser, to bf16. A tile never spans two segments, except
+        /// [`Tile::Tensor`](crate::fp8::Tile::Tensor), which has one scale for all of them.
+        fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand;
+        /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in the precision of a; a was lowered with the same segments. The
+        /// weight, F32 when a is lowered, is lowered with it: to bf16, or to FP8 by blocks (as a whole per expert when
+        /// a is). That is kept until the weight is written.
+        fn low_gemm(
+            &self,
+            layout: Layout,
+            a: &Operand,
+            w: &Tensor,
+            segments: Option<&Segments>,
+            c: &mut Tensor,
+            write: Write,
+        );
+        /// `dw = dyᵀ·x`, or `+=`, or the same per segment. FP8 operands have scales along rows: `Column`, `Block` or
+        /// `Tensor`.
+        fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write);
+
+        /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
+        fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);
+        /// Returns dx; `dgain += Σ_rows dy · x · rstd`.
+        fn rms_norm_backward(
+            &self,
+            x: &Tensor,
+            rstd: &Tensor,
+            gain: &Tensor,
+            dy: &Tensor,
+            dgain: &mut Tensor,
+        ) -> Tensor;
+        /// `[N, 2F] → [N, F]`: silu(gate) · up, gate first.
+        fn swiglu(&self, h: &Tensor) -> Tensor;
+        fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
+        /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward rotates by the opposite
+        /// angle.
+        fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
+        /// `y[i] += bias` for every row.
+        fn bias(&self, y: &mut Tensor, bias: &Tensor);
+        /// `dbias += Σ_rows dy`
+        fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
+        /// `acc += x`
+        fn add(&self, acc: &mut Tensor, x: &Tensor);
+        /// Columns `..at` and `at..`.
+        fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor);
+        /// The inverse of `split`.
+        fn join(&self, a: &Tensor, b: &Tensor) -> Tensor;
+
+        /// Causal attention within documents. q `[N, H·(nope + rope)]`, kv `[N, H·(nope + value)]`, k_rope
+        /// `[N, rope]` shared by all heads. Returns o `[N, H·value]`.
+        fn attention(
+            &self,
+            shape: &AttentionShape,
+            q: &Tensor,
+            kv: &Tensor,
+            k_rope: &Tensor,
+            documents: &DocumentBounds,
+        ) -> (Tensor, Softmax);
+        /// Returns dq, dkv, dk_rope.
+        #[allow(clippy::too_many_arguments)]
+        fn attention_backward(
+            &self,
+            shape: &AttentionShape,
+            q: &Tensor,
+            kv: &Tensor,
+            k_rope: &Tensor,
+            o: &Tensor,
+            softmax: &Softmax,
+            d_o: &Tensor,
+            documents: &DocumentBounds,
+        ) -> (Tensor, Tensor, Tensor);
+        /// The same attention for generation, from cached latents; `kv_b` is `[H·(nope + value), latent]`.
+        fn latent_attention(
+            &self,
+            shape: &AttentionShape,
+            q: &Tensor,
+            kv_b: &Tensor,
+            requests: &[CachedRows],
+        ) -> Tensor;
+
+        /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads.
+        /// Returns o `[N, H·d]`.
+        fn grouped_attention(
+            &self,
+            shape: &GroupedShape,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            documents: &DocumentBounds,
+        ) -> (Tensor, Softmax);
+        /// Returns dq, dk, dv.
+        #[allow(clippy::too_many_arguments)]
+        fn grouped_attention_backward(
+            &self,
+            shape: &GroupedShape,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            softmax: &Softmax,
+            d_o: &Tensor,
+            documents: &DocumentBounds,
+        ) -> (Tensor, Tensor, Tensor);
+        /// The same attention for generation, from cached keys and values.
+        fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor;
+
+        /// Rows `ids` of w.
+        fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;
+        /// `dw[ids[i]] += dx[i]`, i in order.
+        fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor);
+        /// x `[N, D]`, w `[V, D]`.
+        fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head;
+        /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`. Returns dx; `dw += dlogitsᵀ·x`.
+        #[allow(clippy::too_many_arguments)]
+        fn head_backward(
+            &self,
+            head: Head,
+            x: &Tensor,
+            w: &Tensor,
+            targets: &[u32],
+            dlogp: &[f64],
+            dlse: &[f64],
+            dw: &mut Tensor,
+        ) -> Tensor;
+
+        /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, `[N]`: for sampling.
+        fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>);
+
+        /// logits `[N, E]`, bias `[E]`. The bias affects which experts are chosen and nothing else.
+        fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
+        /// Returns dlogits. `dscores` `[N, E]` is added to the gradient that the scores get from the weights.
+        fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
+        /// Rows `rows` of x, in that order.
+        fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor;
+        /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
+        fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor);
+        /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.
+        fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor);
+        /// Returns drows and dweights.
+        fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor);
+
+        /// Σ x², in f64, in one fixed order.
+        fn square_sum(&self, x: &Tensor) -> f64;
+        /// `acc = keep·acc + (1 − keep)·x`
+        fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
+        /// m and v may be bf16: they are then rounded to nearest even after the step; w is updated with the unrounded
+        /// values.
+        fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
+    } };
+}
+pub(crate) use operations;
+
+macro_rules! backend {
     ($($(#[$meta:meta])* fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $result:ty)?;)*) => {
         pub trait Backend: Send + Sync {
             $($(#[$meta])* fn $name(&self $(, $arg: $type)*) $(-> $result)?;)*
         }
 
-        impl Backend for Trace {
-            $(fn $name(&self $(, $arg: $type)*) $(-> $result)? {
-                self.timed(stringify!($name), |inner| inner.$name($($arg),*))
-            })*
-        }
+        /// Names of the operations, in the order of the table.
+        pub const OPERATIONS: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
-operations! {
-    /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
-    fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
-    /// Rows of `a` in segment e meet `w[e]` of `[E, out, in]`: `Nt` or `Nn`.
-    fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write);
-    /// `dw[e] = dyᵀ·x` over the rows of segment e, or `+=`; without rows zero, or nothing.
-    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write);
-    /// A hint that `w` will be the weight of many products: worth packing once.
-    fn prepare(&self, w: &Tensor);
-
-    /// F32 as one side of a product in lower precision: quantised to FP8, or, without a quantiser, rounded to bf16. A tile never
-    /// straddles two segments; [`Tile::Tensor`](crate::fp8::Tile::Tensor) has one scale for all of them.
-    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand;
-    /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in a's precision. The weight, F32, is rounded or quantised with it (by blocks, or as
-    /// a whole per expert when a is), once until it is written. a was lowered with the same segments.
-    fn low_gemm(
-        &self,
-        layout: Layout,
-        a: &Operand,
-        w: &Tensor,
-        segments: Option<&Segments>,
-        c: &mut Tensor,
-        write: Write,
-    );
-    /// `dw = dyᵀ·x`, or `+=`, or the same per segment; the scales of both run along rows.
-    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write);
-
-    /// `y = x · rstd · gain`, `rstd = (mean(x²) + eps)^-½` (Zhang and Sennrich 2019). Returns y and rstd `[N]`.
-    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);
-    /// Returns dx; `dgain += Σ_rows dy · x · rstd`.
-    fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor;
-    /// `[N, 2F] → [N, F]`: silu(gate) · up, gate first.
-    fn swiglu(&self, h: &Tensor) -> Tensor;
-    fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
-    /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward turns the other way.
-    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
-    /// `y[i] += bias` for every row.
-    fn bias(&self, y: &mut Tensor, bias: &Tensor);
-    /// `dbias += Σ_rows dy`
-    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
-    /// `acc += x`
-    fn add(&self, acc: &mut Tensor, x: &Tensor);
-    /// Columns `..at` and `at..`.
-    fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor);
-    /// The inverse of `split`.
-    fn join(&self, a: &Tensor, b: &Tensor) -> Tensor;
-
-    /// Causal attention within documents. q `[N, H·(nope + rope)]`, kv `[N, H·(nope + value)]`, k_rope `[N, rope]` shared by all
-    /// heads. Returns o `[N, H·value]`.
-    fn attention(
-        &self,
-        shape: &AttentionShape,
-        q: &Tensor,
-        kv: &Tensor,
-        k_rope: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Softmax);
-    /// Returns dq, dkv, dk_rope.
-    #[allow(clippy::too_many_arguments)]
-    fn attention_backward(
-        &self,
-        shape: &AttentionShape,
-        q: &Tensor,
-        kv: &Tensor,
-        k_rope: &Tensor,
-        o: &Tensor,
-        softmax: &Softmax,
-        d_o: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Tensor, Tensor);
-    /// The same attention from latents, `kv_b` `[H·(nope + value), latent]` absorbed into query and output: for generation.
-    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor;
-
-    /// Causal grouped-query attention within documents. q `[N, H·d]`, k and v `[N, G·d]` for G key-value heads. Returns o `[N, H·d]`.
-    fn grouped_attention(
-        &self,
-        shape: &GroupedShape,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Softmax);
-    /// Returns dq, dk, dv.
-    #[allow(clippy::too_many_arguments)]
-    fn grouped_attention_backward(
-        &self,
-        shape: &GroupedShape,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        o: &Tensor,
-        softmax: &Softmax,
-        d_o: &Tensor,
-        documents: &Documents,
-    ) -> (Tensor, Tensor, Tensor);
-    /// The same attention from the requests' caches: for generation.
-    fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor;
-
-    /// Rows `ids` of w.
-    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;
-    /// `dw[ids[i]] += dx[i]`, i in order.
-    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor);
-    /// x `[N, D]`, w `[V, D]`.
-    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head;
-    /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`. Returns dx; `dw += dlogitsᵀ·x`.
-    #[allow(clippy::too_many_arguments)]
-    fn head_backward(
-        &self,
-        head: Head,
-        x: &Tensor,
-        w: &Tensor,
-        targets: &[u32],
-        dlogp: &[f64],
-        dlse: &[f64],
-        dw: &mut Tensor,
-    ) -> Tensor;
-
-    /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, `[N]`: for sampling.
-    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>);
-
-    /// logits `[N, E]`, bias `[E]`. The bias takes part in the choice and in nothing else.
-    fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
-    /// Returns dlogits; `dscores` `[N, E]` is added to what the weights give.
-    fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
-    /// Rows `rows` of x, in that order.
-    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor;
-    /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
-    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor);
-    /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.
-    fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor);
-    /// Returns drows and dweights.
-    fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor);
-
-    /// Σ x², in f64, in one order.
-    fn square_sum(&self, x: &Tensor) -> f64;
-    /// `acc = keep·acc + (1 − keep)·x`
-    fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
-    /// m and v may be bf16: then they are rounded to nearest even after each step, and w sees them unrounded.
-    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
-}
+operations!(backend);

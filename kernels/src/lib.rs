@@ -1,31 +1,39 @@
 //! What runs on a device: tensors and the coarse operations a model is made of.
 //!
 //! Nothing here knows a model, a file or a store. A wrong shape is our bug and panics with operation, expected and
-//! found. On the CPU every result has the same bits for any thread count and vector width, and a row's result does not
-//! depend on the rows beside it: sums have one order, and `exp` and its kin are our own ([`math`]).
+//! found.
+//!
+//! On the CPU a result has the same bits for any thread count and vector width, and a row's result does not depend on
+//! the other rows of the batch: every sum has one fixed order, and `exp`, `ln`, `sin` and so on are our own ([`math`]).
 
 mod adapters;
 mod backend;
 mod cpu;
-mod documents;
+mod document_bounds;
 mod dtype;
+mod e4m3;
 pub mod fp8;
-pub mod gemm;
-mod lowered;
 pub mod math;
 mod memory;
+mod prefetch;
+mod quantiser;
 pub mod random;
+mod rectangle;
+mod reference;
 mod segments;
+mod spans;
 mod tensor;
+mod view;
 
 pub use adapters::{Spent, Trace};
 pub use backend::{
-    AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, Rope, Router, Routing, Softmax,
+    AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, OPERATIONS, Rope, Router, Routing, Softmax,
+    Write,
 };
-pub use cpu::Cpu;
-pub use documents::Documents;
+pub use cpu::{Cpu, gemm};
+pub use document_bounds::DocumentBounds;
 pub use dtype::{DType, Element, Real};
-pub use gemm::Write;
 pub use half::bf16;
+pub use reference::Reference;
 pub use segments::Segments;
 pub use tensor::{Shape, Tensor};

@@ -1,13 +1,15 @@
-//! `exp` and its kin, our own: the system's differ between C libraries and by vector width, and so would every model.
+//! `exp`, `ln`, `sin` and so on, our own: the system's results differ between C libraries and vector widths, so a
+//! model's would too.
 //!
-//! Only +, −, ×, ÷, fused multiply-add where it is written, conversions and bit operations: IEEE fixes each, so the bits are the same on
-//! every machine (rustc fuses nothing by itself). Nothing branches, so loops over these vectorise.
+//! They use only +, −, ×, ÷, explicit fused multiply-adds, conversions and bit operations. IEEE 754 defines each
+//! exactly and rustc fuses nothing by itself, so the bits are the same on every machine. The f32 functions do not
+//! branch, so loops over them vectorise.
 
-/// eˣ for x in −87.3..88.3: Cody and Waite's reduction to |r| ≤ ln 2 / 2 and the minimax polynomial of Cephes' `expf` (Moshier 1992).
-/// Multiply-adds are fused: the shorter a vector's chain, the more of the next vectors' a core works at meanwhile.
+/// eˣ for x in −87.3..88.3: Cody and Waite's reduction to |r| ≤ ln 2 / 2 and the minimax polynomial of Cephes'
+/// `expf` (Moshier 1992). Multiply-adds are fused: a shorter dependency chain lets the core overlap more vectors.
 #[inline(always)]
 fn exp_reduced(x: f32) -> f32 {
-    // 1.5 · 2²³, which leaves the nearest integer in the low bits, and the bias of an exponent
+    // adding 1.5 · 2²³ leaves the nearest integer in the low bits; 127 is the bias of the exponent
     const ROUND: f32 = 12_582_912.0 + 127.0;
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -22,15 +24,15 @@ fn exp_reduced(x: f32) -> f32 {
     y * f32::from_bits(shifted.to_bits() << 23)
 }
 
-/// eˣ of x up to 88, which is what a softmax needs: its largest x is 0 but for rounding. The error is below 1.5 units in the last place
-/// (tested on 2²⁰ points); below −87.3 the result is 0.
+/// eˣ for x up to 88. A softmax needs no more: its largest x is 0, up to rounding. The error is below 1.5 units in the
+/// last place (tested on 2²⁰ points); below −87.3 the result is 0.
 #[inline(always)]
 pub fn exp_below_f32(x: f32) -> f32 {
     let y = exp_reduced(if x < -87.3 { -87.3 } else { x });
     if x < -87.3 { 0.0 } else { y }
 }
 
-/// 1/(1 + e⁻ˣ); below −88 that of −88, which is no normal number.
+/// 1/(1 + e⁻ˣ). Below −88 the result is that of −88, which is below the smallest normal number.
 #[inline(always)]
 pub fn sigmoid_f32(x: f32) -> f32 {
     1.0 / (1.0 + exp_below_f32(if x < -88.0 { 88.0 } else { -x }))
@@ -57,8 +59,8 @@ pub fn exp(x: f64) -> f64 {
     if x.is_nan() { x } else { y }
 }
 
-/// Natural logarithm: x = m·2ᵉ with m in [√½, √2), then 2·artanh((m − 1)/(m + 1)) as a series whose first term left
-/// out is below 2⁻⁶⁰. Zero gives −∞, a negative number NaN.
+/// Natural logarithm: x = m·2ᵉ with m in [√½, √2), then 2·artanh((m − 1)/(m + 1)) as a series whose first
+/// term left out is below 2⁻⁶⁰. Zero gives −∞, a negative number NaN.
 pub fn ln(x: f64) -> f64 {
     if x == 0.0 {
         return f64::NEG_INFINITY;
@@ -92,7 +94,7 @@ fn ln_of_parts(x: f64, e: i32) -> f64 {
 /// ln(1 + eˣ) without overflow.
 pub fn softplus(x: f64) -> f64 {
     let y = exp(-x.abs());
-    // ln(1 + y) loses the digits of a small y; two terms of the series have them
+    // 1 + y loses the digits of a small y, and there ln(1 + y) is y
     let tail = if y < 1e-8 { y } else { ln(1.0 + y) };
     x.max(0.0) + tail
 }
@@ -132,7 +134,7 @@ pub fn sin_cos(x: f64) -> (f64, f64) {
     }
 }
 
-/// π, in a name of its own so that tables need nothing of the system's.
+/// π
 pub const PI: f64 = std::f64::consts::PI;
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-//! The arena: buffers that come back.
+//! The arena: freed buffers are used again.
 //!
-//! A training step asks for the same sizes again and again. Fresh pages cost more than most operations here (the kernel
-//! zeroes each), so a dropped buffer waits in a list of its size class and the next taker gets it **with its old
-//! contents**: who takes a buffer writes all of it. Debug builds fill it with NaN, so that a missed element shows.
+//! A training step allocates the same sizes again and again. Fresh pages cost more than most operations here (the
+//! system zeroes each), so a dropped buffer goes to the free list of its size class and is handed out again **with its
+//! old contents**: whoever takes a buffer writes all of it. Debug builds fill it with NaN, so that a missed element
+//! shows.
 //!
-//! Buffers begin at a cache line, for a vector that straddles two is read twice, and lie in pages of 2 MiB where the system has them: products
-//! walk down columns, a small page per row.
+//! Buffers are aligned to cache lines, because a vector that crosses two lines is read twice, and lie in pages of 2 MiB
+//! where the system has them: a product reads columns, which with small pages would need a page per row.
 
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use memmap2::{MmapMut, MmapRaw};
@@ -14,19 +15,19 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// Bytes kept for reuse per element type; what comes back beyond that is freed, but for what was cut from a slab, whose other blocks may
-/// be in use.
+/// Bytes kept for reuse per element type. Buffers beyond that are freed, except blocks of a slab: other blocks of the
+/// slab may be in use.
 const LIMIT_BYTES: usize = 2 << 30;
-/// Below this a buffer is not worth the list.
+/// Elements below which a buffer is not kept.
 const SMALL: usize = 256;
 
 /// A large page of x86 and of aarch64.
 const PAGE: usize = 2 << 20;
-/// Blocks of `CUT` bytes to a page are cut from slabs.
+/// Blocks from `CUT` bytes up to a page are cut from slabs.
 const SLAB: usize = 8 * PAGE;
 const CUT: usize = 4096;
 
-/// A cache line, and a vector of the widest kind.
+/// A cache line; also the widest vector.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct Line(pub [u32; 16]);
@@ -45,17 +46,18 @@ enum Memory {
     Pages(Arc<MmapRaw>),
 }
 
-/// Large pages, and where the first whole one begins.
+/// Maps large pages; returns where the first whole one begins.
 fn pages(bytes: usize) -> (Arc<MmapRaw>, usize) {
     let pages = MmapMut::map_anon(bytes.next_multiple_of(PAGE) + PAGE);
     let pages = pages.unwrap_or_else(|e| panic!("memory: the system has no {bytes} bytes more: {e}"));
     #[cfg(target_os = "linux")]
-    drop(pages.advise(memmap2::Advice::HugePage)); // a wish: small pages do as well
+    drop(pages.advise(memmap2::Advice::HugePage)); // only a hint: small pages work too
     let start = pages.as_ptr().align_offset(PAGE);
     (Arc::new(pages.into()), start)
 }
 
-/// Some of the current slab, given out once: it is zero. A slab goes when the last of its blocks does.
+/// Cuts a block from the current slab. It is zero, because no part of a slab is given out twice; a slab is freed with
+/// its last block.
 fn cut(bytes: usize) -> (Arc<MmapRaw>, usize) {
     static CURRENT: Mutex<Option<(Arc<MmapRaw>, Range<usize>)>> = Mutex::new(None);
     let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,13 +67,13 @@ fn cut(bytes: usize) -> (Arc<MmapRaw>, usize) {
     }
     let (pages, rest) = current.as_mut().expect("just set");
     let start = rest.start;
-    // a line more, or blocks of whole small pages would all begin in one set of the cache
+    // one line of padding: otherwise blocks of whole small pages would all begin in the same set of the cache
     rest.start = rest.end.min((start + bytes).next_multiple_of(size_of::<Line>()) + size_of::<Line>());
     (pages.clone(), start)
 }
 
 impl<T: Pod> Block<T> {
-    /// Zeros. What is not touched of a large block takes no memory.
+    /// Zeros. Parts of a large block that are never touched take no memory.
     pub fn new(len: usize) -> Self {
         const { assert!(align_of::<T>() <= align_of::<Line>()) };
         let bytes = len * size_of::<T>();
@@ -127,7 +129,8 @@ struct Lists<T> {
     bytes: usize,
 }
 
-/// Sizes are rounded up to a quarter of a power of two: at most 25 % is wasted, and sizes that differ little share a list.
+/// Sizes are rounded up to a quarter of a power of two: at most 25 % is wasted, and sizes that differ little share a
+/// list.
 fn class(len: usize) -> usize {
     let quarter = (len.next_power_of_two() / 8).max(1);
     len.next_multiple_of(quarter)

@@ -1,6 +1,7 @@
 //! Random numbers as a function of where they are used: `(seed, stream, index)`.
 //!
-//! No generator has a state that a checkpoint would have to hold, and no draw depends on how many were made before.
+//! There is no generator state that a checkpoint would have to store, and a draw does not depend on how many were made
+//! before it.
 
 /// Two rounds of multiply and xor-shift (Steele et al. 2014, "SplitMix64", as a hash).
 pub fn mix(x: u64) -> u64 {
@@ -31,8 +32,9 @@ pub fn normal(seed: u64, stream: u64, index: u64) -> f64 {
     (-2.0 * crate::math::ln(1.0 - a)).sqrt() * crate::math::sin_cos(2.0 * crate::math::PI * b).1
 }
 
-/// Where `index` of `0..n` goes under the permutation `(seed, stream)`: a Feistel network of four rounds over the next power of
-/// four, walked until it lands inside (Black and Rogaway 2002). Constant memory, and any place can be asked for alone.
+/// Where the permutation `(seed, stream)` of `0..n` moves `index`: a Feistel network of four rounds over the next power
+/// of four, applied until the result is below n (Black and Rogaway 2002). Takes constant memory; each index is computed
+/// alone.
 pub fn permute(seed: u64, stream: u64, index: u64, n: u64) -> u64 {
     assert!(index < n, "permute: {index} of {n}");
     let half_bits = (64 - (n - 1).leading_zeros()).div_ceil(2).max(1);

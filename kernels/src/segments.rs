@@ -1,7 +1,8 @@
 //! Rows sorted by expert: segment e ends at `ends[e]`.
 //!
-//! The design asks that segments begin at multiples of 128 rows, so that an FP8 tile never straddles two experts. In
-//! plain f32 nothing straddles, and a decode step of 16 rows would grow to 128 per expert: segments here are dense.
+//! The design lets segments begin at multiples of 128 rows, so that no FP8 tile spans two experts. Here segments are
+//! dense, and FP8 tiles are cut at their ends instead: padding would turn a decode step of 16 rows into 128 rows per
+//! expert.
 
 use std::ops::Range;
 

@@ -1,14 +1,14 @@
 //! A contiguous row-major array whose clones share memory.
 //!
-//! Activations are `[N, D]`: tokens by features, the batch folded into N. A clone costs a counter; writing a tensor that
-//! has clones is our bug and panics, because the alternative, copying silently, hides both the bug and the cost.
+//! Activations are `[N, D]`: tokens by features, the batch folded into N. Cloning only counts a reference. Writing a
+//! tensor that has clones panics: it is our bug, and copying silently would hide the bug and its cost.
 
-use crate::fp8::E4m3;
-use crate::gemm::{Gemm, PackedB, View};
-use crate::lowered::{Form, Lowered};
+use crate::dtype::{DType, Element};
+use crate::e4m3::E4m3;
 use crate::memory::Block;
-use crate::{DType, Element};
+use crate::view::View;
 use half::bf16;
+use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -73,10 +73,17 @@ pub struct Tensor {
 
 struct Buffer {
     data: Data,
-    /// Set by [`Tensor::keep_packed`]; the forms in which products read the tensor, until it is written.
-    packed: OnceLock<Vec<PackedB<f32>>>,
-    /// The same in lower precision; not dropped when the tensor is written, for its memory.
-    lowered: Mutex<Option<Arc<Lowered>>>,
+    /// See [`Tensor::keep`].
+    kept: OnceLock<Box<dyn Any + Send + Sync>>,
+    /// See [`Tensor::derive`].
+    derived: Mutex<Option<Derived>>,
+}
+
+/// What a device made of a tensor's values.
+struct Derived {
+    form: Arc<dyn Any + Send + Sync>,
+    /// Cleared when the tensor is written.
+    is_current: bool,
 }
 
 enum Data {
@@ -98,7 +105,7 @@ impl Drop for Buffer {
 }
 
 impl Tensor {
-    /// Memory with unspecified contents: who asks for it writes all of it.
+    /// Memory with unspecified contents: the caller writes every element.
     pub fn empty(shape: impl Into<Shape>, dtype: DType) -> Self {
         let shape = shape.into();
         let data = match dtype {
@@ -107,7 +114,7 @@ impl Tensor {
             DType::Bf16 => Data::Bf16(bf16::arena().take(shape.len(), bf16::POISON)),
             DType::E4m3 => Data::E4m3(E4m3::arena().take(shape.len(), E4m3::POISON)),
         };
-        Self { buffer: Arc::new(Buffer { data, packed: OnceLock::new(), lowered: Mutex::default() }), shape }
+        Self { buffer: Arc::new(Buffer { data, kept: OnceLock::new(), derived: Mutex::default() }), shape }
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
@@ -184,7 +191,7 @@ impl Tensor {
 
     pub fn read<T: Element>(&self) -> &[T] {
         let len = self.len();
-        let any: &dyn std::any::Any = match &self.buffer.data {
+        let any: &dyn Any = match &self.buffer.data {
             Data::F32(data) => data,
             Data::F64(data) => data,
             Data::Bf16(data) => data,
@@ -198,13 +205,11 @@ impl Tensor {
     pub fn write<T: Element>(&mut self) -> &mut [T] {
         let (len, found) = (self.len(), self.dtype());
         let buffer = Arc::get_mut(&mut self.buffer).expect("tensor: written while a clone of it is alive");
-        buffer.packed = OnceLock::new();
-        let lowered = buffer.lowered.get_mut().unwrap_or_else(PoisonError::into_inner);
-        match lowered.as_mut().map(Arc::get_mut) {
-            Some(Some(lowered)) => lowered.is_current = false,
-            _ => *lowered = None,
+        buffer.kept = OnceLock::new();
+        if let Some(derived) = buffer.derived.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            derived.is_current = false;
         }
-        let any: &mut dyn std::any::Any = match &mut buffer.data {
+        let any: &mut dyn Any = match &mut buffer.data {
             Data::F32(data) => data,
             Data::F64(data) => data,
             Data::Bf16(data) => data,
@@ -229,7 +234,7 @@ impl Tensor {
         }
     }
 
-    /// A copy in another element type, rounded to nearest even; `self` when it already is that.
+    /// A copy in another element type, rounded to nearest even; a clone when the type is the same.
     pub fn cast(&self, dtype: DType) -> Self {
         if dtype == self.dtype() {
             return self.clone();
@@ -238,7 +243,7 @@ impl Tensor {
         match dtype {
             DType::F32 => Self::new(self.shape, &values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
             DType::F64 => Self::new(self.shape, &values),
-            // f64 holds every f32, so rounding through f32 rounds once
+            // values that came from f32 are f32, so `as f32` rounds nothing and the bf16 is rounded once
             DType::Bf16 => Self::new(self.shape, &values.iter().map(|&x| bf16::from_f32(x as f32)).collect::<Vec<_>>()),
             DType::E4m3 => Self::new(self.shape, &values.iter().map(|&x| E4m3::from_f32(x as f32)).collect::<Vec<_>>()),
         }
@@ -260,36 +265,30 @@ impl Tensor {
         }
     }
 
-    /// Packs the tensor once for products `x·selfᵀ` (`[.., out, in]`: one per leading index), until it is written.
-    /// For weights that meet many small batches; costs the tensor's size again.
-    pub fn keep_packed(&self, gemm: &Gemm) {
-        if self.dtype() != DType::F32 || self.shape.dims().len() < 2 {
-            return;
-        }
-        self.buffer.packed.get_or_init(|| {
-            let [out, inner] = [self.shape.dims()[self.shape.dims().len() - 2], self.cols()];
-            let pack = |w: &[f32]| {
-                let mut packed = PackedB::empty();
-                gemm.pack(&mut packed, View::new(w, out, inner).t());
-                packed
-            };
-            self.read::<f32>().chunks_exact((out * inner).max(1)).map(pack).collect()
-        });
+    /// Keeps what `make` returns until the tensor is written. Does nothing when something is kept already.
+    pub(crate) fn keep<F: Any + Send + Sync>(&self, make: impl FnOnce() -> F) {
+        self.buffer.kept.get_or_init(|| Box::new(make()));
     }
 
-    /// The tensor as `form`: kept, or what `make` makes of the form it had before.
-    pub(crate) fn lowered(&self, form: Form, make: impl FnOnce(Option<Lowered>) -> Lowered) -> Arc<Lowered> {
-        let mut slot = self.buffer.lowered.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = slot.take();
-        let lowered = match old {
-            Some(lowered) if lowered.is_current && lowered.form == form => lowered,
-            old => Arc::new(make(old.and_then(Arc::into_inner))),
+    pub(crate) fn kept<F: Any>(&self) -> Option<&F> {
+        self.buffer.kept.get()?.downcast_ref()
+    }
+
+    /// What `make` returned the last time, if it `fits` and the tensor was not written since. Otherwise calls `make`,
+    /// which gets the last one (unless somebody still holds it) so that it can reuse the memory.
+    pub(crate) fn derive<F: Any + Send + Sync>(
+        &self,
+        fits: impl Fn(&F) -> bool,
+        make: impl FnOnce(Option<F>) -> F,
+    ) -> Arc<F> {
+        let mut slot = self.buffer.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = slot.take().and_then(|old| Some((old.form.downcast::<F>().ok()?, old.is_current)));
+        let form = match old {
+            Some((form, true)) if fits(&form) => form,
+            old => Arc::new(make(old.and_then(|(form, _)| Arc::into_inner(form)))),
         };
-        slot.insert(lowered).clone()
-    }
-
-    pub(crate) fn packed(&self) -> Option<&[PackedB<f32>]> {
-        self.buffer.packed.get().map(Vec::as_slice)
+        *slot = Some(Derived { form: form.clone(), is_current: true });
+        form
     }
 }
 
@@ -326,30 +325,37 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_form_is_made_once_until_the_tensor_is_written() {
+    fn a_form_is_derived_once_until_the_tensor_is_written() {
         let mut w = Tensor::new([3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let made = |form| Lowered { form, is_current: true, matrices: vec![Default::default()] };
-        let first = w.lowered(Form::Bf16, |old| {
-            assert!(old.is_none());
-            made(Form::Bf16)
-        });
-        let again = w.clone().lowered(Form::Bf16, |_| panic!("it was made already"));
+        let first = w.derive(
+            |_: &Vec<u8>| true,
+            |old| {
+                assert!(old.is_none());
+                vec![1]
+            },
+        );
+        let again = w.clone().derive(|form| *form == [1], |_| panic!("it was made already"));
         assert!(Arc::ptr_eq(&first, &again));
         drop((first, again));
         w.write::<f32>()[0] = 7.0;
-        let anew = w.lowered(Form::Bf16, |old| {
-            assert!(old.is_some_and(|old| !old.is_current && old.matrices.len() == 1)); // for its memory
-            made(Form::Bf16)
-        });
-        assert!(anew.is_current);
+        let anew = w.derive(
+            |_: &Vec<u8>| true,
+            |old| {
+                assert_eq!(old, Some(vec![1])); // for its memory
+                vec![2]
+            },
+        );
+        assert_eq!(*anew, [2]);
+        assert_eq!(*w.derive(|form: &Vec<u8>| *form == [3], |_| vec![3]), [3], "a form that does not fit is made anew");
     }
 
     #[test]
-    fn writing_forgets_the_packed_form() {
+    fn writing_forgets_what_was_kept() {
         let mut w = Tensor::new([3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        w.keep_packed(&Gemm::new(1));
-        assert!(w.packed().is_some());
+        w.keep(|| 1u8);
+        w.keep(|| 2u8);
+        assert_eq!(w.kept::<u8>(), Some(&1));
         w.write::<f32>()[0] = 7.0;
-        assert!(w.packed().is_none());
+        assert_eq!(w.kept::<u8>(), None);
     }
 }

@@ -1,14 +1,16 @@
-//! Distance to the exact product, and what the hardware's bf16 step really is.
+//! The distance to the exact product, and that every CPU level has the bf16 step of the hardware.
 
-use smelt_kernels::gemm::{Bf16, Element, Gemm, Level, View, Write};
+use smelt_kernels::Write;
+use smelt_kernels::gemm::{Bf16, Cells, Gemm, Level, View};
 
 fn noise(seed: u32, len: usize) -> Vec<f32> {
     let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 9) as f32 / (1 << 22) as f32 - 1.0;
     (0..len as u32).map(number).collect()
 }
 
-/// A chain of K fused steps errs by at most K·u·Σ|a·b|, u = 2⁻²⁴ (Higham 2002, §3.1). Roundings of random sign add up to
-/// about √K·u; four times that leaves room for the largest of 3071 elements, and none for a k too many or too few.
+/// A chain of K fused steps errs by at most K·u·Σ|a·b|, u = 2⁻²⁴ (Higham 2002, §3.1). Roundings of random
+/// sign add up to about √K·u; four times that leaves room for the largest of 3071 elements, but not for one k
+/// too many or too few.
 #[test]
 fn f32_and_bf16_keep_the_error_bound_of_a_chain() {
     let (m, n, k) = (37, 83, 4099);
@@ -32,7 +34,7 @@ fn f32_and_bf16_keep_the_error_bound_of_a_chain() {
     }
 }
 
-/// One step on any bits: every exponent, subnormals, infinities. NaN only has to stay NaN.
+/// One step on arbitrary bits: every exponent, subnormals, infinities. NaN only has to stay NaN.
 #[test]
 fn every_level_steps_any_bf16_bits_alike() {
     let (m, n) = (64, 4096);
@@ -55,8 +57,8 @@ fn every_level_steps_any_bf16_bits_alike() {
     }
 }
 
-/// Just under 2⁻¹²⁶ a result may round up to it as a subnormal, but is tiny when exponents have no end. Only a test on
-/// purpose finds it: 20 million random steps did not.
+/// Just below 2⁻¹²⁶ a result may round up to 2⁻¹²⁶ as a subnormal, but is tiny when rounded with an
+/// unbounded exponent. The test constructs such values: 20 million random steps did not find one.
 #[test]
 fn every_level_flushes_alike_at_the_edge_of_underflow() {
     let bf16 = |x: f32| Bf16::from_f32(x);

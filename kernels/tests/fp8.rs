@@ -1,8 +1,9 @@
-//! FP8 against the reference's bytes, scales and products, and against plain loops.
+//! FP8 against files of a reference implementation (bytes, scales, products), and against [`Reference`].
 //!
-//! The reference files are found through `SMELT_PARITY`, else beside the repository (`../shared/parity/engine`), in the folder `fp8`;
-//! without them those tests say so and pass. Bytes and scales are compared exactly. A product in f32 may differ from its value in f64 by
-//! the roundings of its order of summation: ten of 2⁻²⁴ each, of the norm, are allowed.
+//! The reference files are found through `SMELT_PARITY`, else next to the repository (`../shared/parity/engine`), in
+//! the folder `fp8`; without them the tests print that and pass. Bytes and scales are compared exactly. A product in
+//! f32 may differ from its value in f64 by rounding, which depends on the order of summation: 10 · 2⁻²⁴ of the
+//! norm is allowed.
 
 use safetensors::SafeTensors;
 use smelt_kernels::fp8::*;
@@ -51,7 +52,7 @@ fn every_bf16_becomes_the_byte_of_the_reference() {
     assert_eq!(bits(&decoded), bits(&floats(&file, "e4m3_to_f32")));
 }
 
-/// Relative distance of the finite elements; NaN must stand at the same places.
+/// Relative distance of the finite elements; NaN must be at the same positions.
 fn distance(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let (mut off, mut size) = (0.0, 0.0);
@@ -96,9 +97,7 @@ fn all_cases_have_the_bytes_scales_and_products_of_the_reference() {
         cpu.low_gemm(Layout::Nt, &lowered, &w, None, &mut y, Write::Set);
         let off = distance(y.read(), &expected);
         let theirs = distance(&floats(&file, &at("y")), &expected);
-        eprintln!(
-            "{case}: bytes and scales equal, product off by {off:.1e} of its norm (the reference in f32 by {theirs:.1e})"
-        );
+        eprintln!("{case}: bytes and scales equal, product off by {off:.1e} (the reference in f32 by {theirs:.1e})");
         assert!(off <= 10.0 * 2f64.powi(-24), "{case}: off by {off}");
     }
     eprintln!("{} cases", cases.len());
@@ -116,39 +115,12 @@ fn scaled(operand: &Operand) -> &Scaled {
     }
 }
 
-/// By the definition, tile by tile: bytes and dequantised values.
-fn by_loops(x: &Tensor, how: Quantiser, segments: &Segments) -> (Vec<u8>, Vec<f32>) {
-    let (d, values) = (x.cols(), x.read::<f32>());
-    let (mut q, mut dequantised) = (vec![0; x.len()], vec![0.0; x.len()]);
-    let (height, width) = match how.tile {
-        Tile::Row => (1, 128),
-        Tile::Column => (128, 1),
-        Tile::Block => (128, 128),
-        Tile::Tensor => (usize::MAX, usize::MAX),
-    };
-    for rows in segments.iter() {
-        for first in rows.clone().step_by(height) {
-            for left in (0..d).step_by(width) {
-                let places: Vec<usize> = (first..first.saturating_add(height).min(rows.end))
-                    .flat_map(|i| (left..left.saturating_add(width).min(d)).map(move |j| i * d + j))
-                    .collect();
-                let amax = places.iter().map(|&at| values[at].abs()).fold(0.0, f32::max);
-                let floor = if how.role == Role::Activation { 1e-4 } else { 448.0 * 2f32.powi(-126) };
-                let mut scale = amax.max(floor) / 448.0;
-                if how.power_of_two {
-                    scale = 2f32.powi(f64::from(scale).log2().ceil() as i32);
-                }
-                if how.role == Role::Weight && amax == 0.0 {
-                    scale = 1.0;
-                }
-                for at in places {
-                    let byte = E4m3::from_f32(values[at] / scale);
-                    (q[at], dequantised[at]) = (byte.0, byte.to_f32() * scale);
-                }
-            }
-        }
-    }
-    (q, dequantised)
+/// By the reference: bytes and dequantised values.
+fn by_reference(x: &Tensor, how: Quantiser, segments: &Segments) -> (Vec<u8>, Vec<f32>) {
+    let lowered = Reference.lower(x, Some(how), Some(segments));
+    let scaled = scaled(&lowered);
+    let segments = Some(segments).filter(|_| how.tile != Tile::Tensor); // which has one scale for all
+    (bytes_of(&scaled.q), scaled.dequantised(segments).to_f32())
 }
 
 const ROLES: [Role; 3] = [Role::Activation, Role::Weight, Role::Gradient];
@@ -163,14 +135,12 @@ fn every_tiling_is_its_tiles_one_by_one() {
     for tile in [Tile::Row, Tile::Column, Tile::Block, Tile::Tensor] {
         for (role, power_of_two) in ROLES.iter().flat_map(|&role| [(role, false), (role, true)]) {
             let how = Quantiser { tile, role, power_of_two };
-            let is_one = tile == Tile::Tensor; // one scale whatever the segments
-            let (q, dequantised) =
-                by_loops(&x, how, &if is_one { Segments::of_counts(&[300]) } else { segments.clone() });
+            let (q, dequantised) = by_reference(&x, how, &segments);
             for threads in 1..=3 {
                 for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
                     let lowered = Cpu::new(threads).at(level).lower(&x, Some(how), Some(&segments));
                     assert_eq!(bytes_of(&scaled(&lowered).q), q, "{how:?}, {threads} threads, {level:?}");
-                    let back = scaled(&lowered).dequantised(Some(&segments).filter(|_| !is_one));
+                    let back = scaled(&lowered).dequantised(Some(&segments).filter(|_| tile != Tile::Tensor));
                     assert_eq!(bits(back.read()), bits(&dequantised), "{how:?}");
                 }
             }
@@ -178,78 +148,36 @@ fn every_tiling_is_its_tiles_one_by_one() {
     }
 }
 
-/// Σ over blocks of 128 of (Σ in f64) of the dequantised sides: what the product means, without its roundings.
-fn product(
-    a: &[f32],
-    b: &[f32],
-    m: usize,
-    k: usize,
-    n: usize,
-    at: impl Fn(usize, usize, usize) -> (usize, usize),
-) -> Vec<f64> {
-    let element =
-        |i: usize, j: usize| (0..k).map(|k| at(i, j, k)).map(|(x, y)| f64::from(a[x]) * f64::from(b[y])).sum();
-    (0..m * n).map(|at| element(at / n, at % n)).collect()
-}
-
-fn close(found: &[f32], expected: &[f64], what: &str) {
-    let off = distance(found, expected);
-    assert!(off <= 10.0 * 2f64.powi(-24), "{what}: off by {off}");
-}
-
-/// Forward, input gradient and weight gradient of three experts, one without rows, on dims that are no multiples of 128.
+/// Forward, input gradient and weight gradient of three experts, one without rows, on dims that are no multiples of
+/// 128.
 #[test]
 fn the_three_products_are_those_of_the_dequantised_sides() {
     let (out, inner, segments) = (150, 200, Segments::of_counts(&[140, 0, 75]));
-    let (n, whole) = (segments.rows(), Segments::of_counts(&[150; 3]));
-    let (x, dy, w) = (noise(1, n, inner), noise(2, n, out), noise(3, 3 * out, inner));
-    let w = Tensor::new([3, out, inner], w.read::<f32>());
-    let cpu = Cpu::new(2);
+    let n = segments.rows();
+    let (x, dy, w) = (noise(1, n, inner), noise(2, n, out), noise(3, 3 * out, inner).reshape([3, out, inner]));
     for (tensor, dy_blocks, power_of_two) in [(false, false, false), (false, true, true), (true, false, false)] {
         let tile = |tile| if tensor { Tile::Tensor } else { tile };
-        let how = |of, role| Quantiser { tile: tile(of), role, power_of_two };
+        let how = |of, role| Some(Quantiser { tile: tile(of), role, power_of_two });
         let of_dy = |of| how(if dy_blocks { Tile::Block } else { of }, Role::Gradient);
-        let segments_of =
-            |how: Quantiser| if how.tile == Tile::Tensor { Segments::of_counts(&[n]) } else { segments.clone() };
-        let value = |x: &Tensor, how: Quantiser| by_loops(x, how, &segments_of(how)).1;
-        let (forward, row, column) = (how(Tile::Row, Role::Activation), of_dy(Tile::Row), of_dy(Tile::Column));
-        let turned = how(Tile::Column, Role::Activation);
-        let wq = by_loops(&w, how(Tile::Block, Role::Weight), &whole).1;
-        let [xq, dyq, xc, dyc] = [value(&x, forward), value(&dy, row), value(&x, turned), value(&dy, column)];
-
-        let mut y = noise(4, n, out);
-        let before = y.to_f64();
-        cpu.low_gemm(
-            Layout::Nt,
-            &cpu.lower(&x, Some(forward), Some(&segments)),
-            &w,
-            Some(&segments),
-            &mut y,
-            Write::Add,
-        );
-        let mut dx = Tensor::empty([n, inner], DType::F32);
-        cpu.low_gemm(Layout::Nn, &cpu.lower(&dy, Some(row), Some(&segments)), &w, Some(&segments), &mut dx, Write::Set);
-        let mut dw = Tensor::zeros([3, out, inner], DType::F32);
-        let (dy_side, x_side) =
-            (cpu.lower(&dy, Some(column), Some(&segments)), cpu.lower(&x, Some(turned), Some(&segments)));
-        cpu.low_gradient(&dy_side, &x_side, Some(&segments), &mut dw, Write::Add);
-
-        for (e, rows) in segments.iter().enumerate() {
-            let (m, first, w0) = (rows.len(), rows.start, e * out * inner);
-            let expected = product(&xq, &wq, m, inner, out, |i, j, k| ((first + i) * inner + k, w0 + j * inner + k));
-            let expected: Vec<f64> =
-                expected.iter().zip(&before[first * out..]).map(|(y, before)| y + before).collect();
-            close(&y.read::<f32>()[first * out..][..m * out], &expected, "y");
-            let expected = product(&dyq, &wq, m, out, inner, |i, j, k| ((first + i) * out + k, w0 + k * inner + j));
-            close(&dx.read::<f32>()[first * inner..][..m * inner], &expected, "dx");
-            let expected =
-                product(&dyc, &xc, out, m, inner, |i, j, k| ((first + k) * out + i, (first + k) * inner + j));
-            close(&dw.read::<f32>()[w0..][..out * inner], &expected, "dw");
+        let [found, expected] = [&Cpu::new(2) as &dyn Backend, &Reference].map(|device| {
+            let lower = |x, how| device.lower(x, how, Some(&segments));
+            let (mut y, mut dx) = (noise(4, n, out), Tensor::empty([n, inner], DType::F32));
+            let mut dw = Tensor::zeros([3, out, inner], DType::F32);
+            let forward = lower(&x, how(Tile::Row, Role::Activation));
+            device.low_gemm(Layout::Nt, &forward, &w, Some(&segments), &mut y, Write::Add);
+            device.low_gemm(Layout::Nn, &lower(&dy, of_dy(Tile::Row)), &w, Some(&segments), &mut dx, Write::Set);
+            let (dy, x) = (lower(&dy, of_dy(Tile::Column)), lower(&x, how(Tile::Column, Role::Activation)));
+            device.low_gradient(&dy, &x, Some(&segments), &mut dw, Write::Add);
+            [y, dx, dw]
+        });
+        for (what, (found, expected)) in ["y", "dx", "dw"].iter().zip(found.iter().zip(expected)) {
+            let off = distance(found.read(), &expected.to_f64());
+            assert!(off <= 10.0 * 2f64.powi(-24), "{what}: off by {off}");
         }
     }
 }
 
-/// What a product gives on each level and with 1 to 3 threads, as bits.
+/// The distinct results, as bits, of a product on each level with 1 to 3 threads.
 fn everywhere(work: impl Fn(&Cpu) -> Tensor) -> BTreeSet<Vec<u32>> {
     let levels = Level::ALL.into_iter().filter(|level| level.is_supported());
     levels

@@ -1,6 +1,7 @@
-//! A grouped product is its segments, one by one, to the bit; whoever shares the batch.
+//! A grouped product has the bits of its segments multiplied one by one.
 
-use smelt_kernels::gemm::{Gemm, Operand, PackedB, View, Write};
+use smelt_kernels::Write;
+use smelt_kernels::gemm::{Gemm, PackedB, RightSide, View};
 
 fn noise(len: usize) -> Vec<f32> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) as f32 / (1 << 22) as f32 - 1.0).collect()
@@ -28,8 +29,8 @@ fn check(lengths: &[usize], inner: usize, out: usize) {
     for threads in 1..=3 {
         let gemm = Gemm::new(threads);
         let (mut y, mut dw, mut dx) = (noise(m * out), noise(e * out * inner), vec![f32::NAN; m * inner]);
-        let operands: Vec<Operand<f32>> = packed.iter().map(Operand::from).collect();
-        let turned: Vec<Operand<f32>> = weights.iter().map(|&w| w.into()).collect();
+        let operands: Vec<RightSide<f32>> = packed.iter().map(RightSide::from).collect();
+        let turned: Vec<RightSide<f32>> = weights.iter().map(|&w| w.into()).collect();
         gemm.grouped(x, &ends, &operands, &mut y, Write::Add);
         gemm.grouped(dy, &ends, &turned, &mut dx, Write::Set);
         gemm.grouped_gradient(dy, x, &ends, &mut dw, Write::Add);

@@ -1,4 +1,4 @@
-//! Operations against plain loops, and the promise that bits depend on neither threads nor CPU level nor batch.
+//! Results have the same bits for any number of threads, on any CPU level, in any batch.
 
 use smelt_kernels::gemm::Level;
 use smelt_kernels::*;
@@ -16,56 +16,18 @@ fn bits(x: &Tensor) -> Vec<u32> {
 const SHAPE: AttentionShape = AttentionShape { heads: 3, nope: 8, rope: 4, value: 6, scale: 0.3 };
 const LATENT: usize = 10;
 
-/// Softmax attention of one head, by the definition, in f64.
-fn attention_by_loops(q: &[f64], kv: &[f64], k_rope: &[f64], documents: &Documents) -> Vec<f64> {
-    let (s, mut o) = (SHAPE, vec![0.0; documents.rows() * SHAPE.heads * SHAPE.value]);
-    let (qk, kvw) = (s.nope + s.rope, s.nope + s.value);
-    for rows in documents.iter() {
-        for i in rows.clone() {
-            for h in 0..s.heads {
-                let q = &q[(i * s.heads + h) * qk..][..qk];
-                let weight = |j: usize| {
-                    let k = &kv[(j * s.heads + h) * kvw..][..s.nope];
-                    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-                    ((dot(&q[..s.nope], k) + dot(&q[s.nope..], &k_rope[j * s.rope..][..s.rope])) * s.scale).exp()
-                };
-                let total: f64 = (rows.start..=i).map(weight).sum();
-                for j in rows.start..=i {
-                    for c in 0..s.value {
-                        o[(i * s.heads + h) * s.value + c] +=
-                            weight(j) / total * kv[(j * s.heads + h) * kvw + s.nope + c];
-                    }
-                }
-            }
-        }
-    }
-    o
-}
-
-fn attention_inputs(documents: &Documents) -> [Tensor; 3] {
+fn attention_inputs(documents: &DocumentBounds) -> [Tensor; 3] {
     let (n, s) = (documents.rows(), SHAPE);
     [(1, s.heads * (s.nope + s.rope)), (2, s.heads * (s.nope + s.value)), (3, s.rope)]
         .map(|(seed, d)| noise(seed, &[n, d]))
 }
 
-/// f32 against f64 on sums of up to 300 terms of size 1: 1e-5 is a hundred roundings.
-#[test]
-fn attention_is_softmax_over_the_document_so_far() {
-    let documents = Documents::of_lengths(&[5, 1, 300, 130]);
-    let [q, kv, k_rope] = attention_inputs(&documents);
-    let (o, _) = Cpu::new(2).attention(&SHAPE, &q, &kv, &k_rope, &documents);
-    let expected = attention_by_loops(&q.to_f64(), &kv.to_f64(), &k_rope.to_f64(), &documents);
-    for (i, (a, b)) in o.to_f64().iter().zip(expected).enumerate() {
-        assert!((a - b).abs() < 1e-5, "element {i}: {a} {b}");
-    }
-}
-
-/// The latent form sums in another order: 1e-4 is what the design asks of it, 1e-5 is what it keeps here.
+/// The latent form sums in another order: the design allows 1e-4, and here it stays within 2e-5.
 #[test]
 fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
     let cpu = Cpu::new(2);
     let (s, lengths) = (SHAPE, [7, 40, 1]);
-    let documents = Documents::of_lengths(&lengths);
+    let documents = DocumentBounds::of_lengths(&lengths);
     let (n, width) = (documents.rows(), LATENT + s.rope);
     let q = noise(1, &[n, s.heads * (s.nope + s.rope)]);
     let (latents, k_rope) = (noise(2, &[n, LATENT]), noise(3, &[n, s.rope]));
@@ -97,7 +59,7 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
 
 /// Every operation on every level and thread count, as one list of bits.
 fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
-    let documents = Documents::of_lengths(&[150, 3, 200]);
+    let documents = DocumentBounds::of_lengths(&[150, 3, 200]);
     let n = documents.rows();
     let [q, kv, k_rope] = attention_inputs(&documents);
     let (o, softmax) = cpu.attention(&SHAPE, &q, &kv, &k_rope, &documents);
@@ -109,7 +71,7 @@ fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
     let dx = cpu.rms_norm_backward(&x, &rstd, &gain, &dy, &mut dgain);
     let half = noise(9, &[n, 25]);
     let (act, dact) = (cpu.swiglu(&x), cpu.swiglu_backward(&x, &half));
-    let router = Router { experts: 12, groups: 4, kept_groups: 2, top_k: 3, normalise: true, scale: 2.5 };
+    let router = Router { experts: 12, expert_groups: 4, node_limit: 2, top_k: 3, normalise: true, scale: 2.5 };
     let routing = cpu.route(&router, &noise(10, &[n, 12]), &noise(11, &[12]));
     let rows = cpu.gather(&x, &routing.tokens);
     let mut sum = x.copy();
@@ -174,26 +136,26 @@ fn threads_and_cpu_level_change_no_bit() {
     }
 }
 
-/// Attention keeps the exponentials of short documents, and computes them again where there is a long one, with the same bits: of one of
-/// 700 tokens a query has 380 to keep, of that and ten of 100 it has 200.
+/// Attention keeps the exponentials when they are at most 320 per query and head, and computes them again otherwise,
+/// with the same bits. One document of 700 tokens has 380; with ten more of 100 tokens the average is 200.
 #[test]
 fn attention_has_the_same_bits_kept_or_computed_again() {
     let (cpu, s) = (Cpu::new(2), SHAPE);
-    let gradients = |documents: &Documents| {
+    let gradients = |documents: &DocumentBounds| {
         let [q, kv, k_rope] = attention_inputs(documents);
         let (o, softmax) = cpu.attention(&s, &q, &kv, &k_rope, documents);
         let d_o = noise(5, &[documents.rows(), o.cols()]);
         let (dq, dkv, dk) = cpu.attention_backward(&s, &q, &kv, &k_rope, &o, &softmax, &d_o, documents);
         [o, dq, dkv, dk]
     };
-    let again = gradients(&Documents::of_lengths(&[700]));
-    let kept = gradients(&Documents::of_lengths(&[[700].as_slice(), &[100; 10]].concat()));
+    let again = gradients(&DocumentBounds::of_lengths(&[700]));
+    let kept = gradients(&DocumentBounds::of_lengths(&[[700].as_slice(), &[100; 10]].concat()));
     for (i, (again, kept)) in again.iter().zip(&kept).enumerate() {
         assert!(bits(again) == bits(kept)[..again.len()], "result {i}");
     }
 }
 
-/// A head too large to keep its logits computes them again, with the same bits: 8200 rows of 2100 pass the limit.
+/// A head with too many logits to keep computes them again, with the same bits: 8200 rows of 2100 are over the limit.
 #[test]
 fn the_head_has_the_same_bits_kept_or_computed_again() {
     let cpu = Cpu::new(2);
@@ -223,30 +185,4 @@ fn the_head_has_the_same_bits_kept_or_computed_again() {
         assert_eq!(bits(&dpart), bits(&dx)[rows.start * d..rows.end * d]);
     }
     assert_eq!(bits(&dw), bits(&dw2));
-}
-
-#[test]
-fn the_router_chooses_by_score_plus_bias_within_the_best_groups() {
-    let router = Router { experts: 8, groups: 4, kept_groups: 2, top_k: 3, normalise: true, scale: 2.0 };
-    let (n, logits, bias) = (200, noise(1, &[200, 8]), noise(2, &[8]));
-    let r = Cpu::new(2).route(&router, &logits, &bias);
-    let (logits, bias) = (logits.to_f64(), bias.to_f64());
-    for t in 0..n {
-        let scores: Vec<f64> = logits[t * 8..][..8].iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
-        let chosen: Vec<f64> = scores.iter().zip(&bias).map(|(s, b)| s + b).collect();
-        let mut groups: Vec<usize> = (0..4).collect();
-        groups.sort_by(|&a, &b| (chosen[2 * b] + chosen[2 * b + 1]).total_cmp(&(chosen[2 * a] + chosen[2 * a + 1])));
-        let mut experts: Vec<usize> = groups[..2].iter().flat_map(|g| [2 * g, 2 * g + 1]).collect();
-        experts.sort_by(|&a, &b| chosen[b].total_cmp(&chosen[a]));
-        let ids: Vec<usize> = r.ids[t * 3..][..3].iter().map(|&e| e as usize).collect();
-        assert_eq!(ids, experts[..3], "token {t}");
-        let total: f64 = ids.iter().map(|&e| scores[e]).sum();
-        for (k, &e) in ids.iter().enumerate() {
-            let w = f64::from(r.weights.read::<f32>()[t * 3 + k]);
-            assert!((w - 2.0 * scores[e] / total).abs() < 1e-6, "token {t}"); // ten roundings of f32
-            let slot = r.slots[t * 3 + k] as usize;
-            let rows = r.segments.iter().nth(e).unwrap();
-            assert!(rows.contains(&slot) && r.tokens[slot] as usize == t);
-        }
-    }
 }

@@ -1,8 +1,9 @@
-//! The property everything else leans on: a row's bits do not depend on its company.
+//! The property that everything else builds on: a row has the same bits in any batch.
 //!
 //! The reference is the chain itself, in a loop. Equality is to the bit, so there is no tolerance to choose.
 
-use smelt_kernels::gemm::{Bf16, Causal, Element, Gemm, Level, Operand, PackedB, View, Write};
+use smelt_kernels::Write;
+use smelt_kernels::gemm::{Bf16, Causal, Factor, Gemm, Level, PackedB, RightSide, View};
 
 /// Numbers of both signs over many magnitudes; a small share are zero or subnormal.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -21,7 +22,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| number(next())).collect()
 }
 
-trait Test: Element {
+trait Test: Factor {
     fn of(x: f32) -> Self;
 }
 
@@ -42,7 +43,7 @@ fn matrix<T: Test>(seed: u64, len: usize) -> Vec<T> {
 }
 
 /// The definition: one chain per element, ascending k.
-fn chain<T: Element>(a: View<T>, b: View<T>, c: &mut [f32]) {
+fn chain<T: Factor>(a: View<T>, b: View<T>, c: &mut [f32]) {
     for i in 0..a.rows {
         for j in 0..b.cols {
             let c = &mut c[i * b.cols + j];
@@ -77,7 +78,7 @@ fn every_way_gives_the_chain<T: Test>(seed: u64, m: usize, n: usize, k: usize) {
         for level in all_levels() {
             for threads in 1..=2 {
                 let gemm = Gemm::new(threads).at(level);
-                for operand in [Operand::from(&packed), Operand::from(b)] {
+                for operand in [RightSide::from(&packed), RightSide::from(b)] {
                     let (mut c, mut d) = (vec![f32::NAN; m * n], start.clone());
                     gemm.multiply(a, operand, &mut c, Write::Set);
                     gemm.multiply(a, operand, &mut d, Write::Add);
@@ -113,7 +114,7 @@ fn a_row_is_the_same_in_any_batch<T: Test>(seed: u64, n: usize, k: usize) {
     }
 }
 
-/// Shapes drawn from a fixed stream, so that a failure comes again.
+/// Shapes drawn from a fixed stream, so that a failure is reproducible.
 fn shapes(limits: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
     let draw = |case: usize, dim: usize| (noise((case * 3 + dim + 1) as u64, 2)[1].abs() * 1e4) as usize;
     (0..24).map(move |case| std::array::from_fn(|dim| 1 + draw(case, dim) % limits[dim]))
@@ -180,8 +181,8 @@ fn callers_who_share_a_pool_do_not_disturb_each_other() {
     std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(call))));
 }
 
-/// What a causal mask leaves of a product is the whole product's, to the bit, in every blocking: the products of attention, of a block of
-/// queries that begins at `first`, and more keys than a block of K holds.
+/// The part of a product that a causal mask leaves has the bits of the whole product, for every blocking: the products
+/// of attention for a block of queries that begins at `first`, with more keys than a block of K holds.
 #[test]
 fn a_causal_product_is_a_part_of_the_whole() {
     const STRIDE: usize = 1024 + 16;

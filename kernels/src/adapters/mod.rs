@@ -1,4 +1,4 @@
-//! Backends around a backend.
+//! Backends that wrap another backend.
 
 mod trace;
 

@@ -1,18 +1,22 @@
-//! Where the time of a step goes: every operation is passed on and timed.
+//! Measures where the time of a step goes: passes every operation on and times it.
 
-use crate::Backend;
+use crate::backend::*;
+use crate::document_bounds::DocumentBounds;
+use crate::fp8::{Operand, Quantiser};
+use crate::segments::Segments;
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Calls of one operation, and the time from call to return.
+/// How often one operation was called, and the total time from call to return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
     pub calls: u64,
     pub time: Duration,
 }
 
-/// The bits are those of the backend inside.
+/// A backend that times the operations of another one; results are those of the other.
 pub struct Trace {
     inner: Arc<dyn Backend>,
     spent: Mutex<BTreeMap<&'static str, Spent>>,
@@ -23,7 +27,7 @@ impl Trace {
         Self { inner, spent: Mutex::default() }
     }
 
-    pub(crate) fn timed<R>(&self, operation: &'static str, work: impl FnOnce(&dyn Backend) -> R) -> R {
+    fn timed<R>(&self, operation: &'static str, work: impl FnOnce(&dyn Backend) -> R) -> R {
         let start = Instant::now();
         let result = work(self.inner.as_ref());
         let time = start.elapsed();
@@ -34,7 +38,7 @@ impl Trace {
         result
     }
 
-    /// What was spent since the last call, by operation, the longest first.
+    /// The time spent since the last call of `take`, by operation, the longest first.
     pub fn take(&self) -> Vec<(&'static str, Spent)> {
         let spent = std::mem::take(&mut *self.spent.lock().unwrap_or_else(PoisonError::into_inner));
         let mut spent: Vec<_> = spent.into_iter().collect();
@@ -43,10 +47,22 @@ impl Trace {
     }
 }
 
+macro_rules! pass_on {
+    ($($(#[$meta:meta])* fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $result:ty)?;)*) => {
+        impl Backend for Trace {
+            $(fn $name(&self $(, $arg: $type)*) $(-> $result)? {
+                self.timed(stringify!($name), |inner| inner.$name($($arg),*))
+            })*
+        }
+    };
+}
+
+operations!(pass_on);
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cpu, Tensor};
+    use crate::cpu::Cpu;
 
     #[test]
     fn a_traced_operation_gives_the_same_bits_and_is_counted() {

@@ -1,14 +1,20 @@
-//! Causal attention within documents, training's form of latent attention: keys and values are there for every head, their rotary
-//! part is one for all. A task is one head of one document.
+//! Training's form of multi-head latent attention, causal within documents: every head has its own keys and values, but
+//! all share the rotary part of the keys. A task is one head of one document.
 
-use super::one_head::{self, AHEAD, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared, copy, padded};
+use super::device::Cpu;
+use super::gemm::View;
+use super::one_head::{self, AHEAD, OneHead, Seen, part};
+use super::products::Products;
+use super::scratch::Scratch;
+use super::vectors::{copy, padded};
 use crate::backend::{AttentionShape, Softmax};
-use crate::gemm::{View, prefetch_run};
-use crate::{Documents, Real, Tensor};
+use crate::document_bounds::DocumentBounds;
+use crate::dtype::Real;
+use crate::prefetch::prefetch_run;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Where one head lies in the rows of q, kv and o.
+/// Widths of one head and of all heads in the rows of q, kv and o.
 struct Widths {
     qk: usize,
     q_row: usize,
@@ -24,38 +30,39 @@ impl Widths {
     }
 }
 
-/// Keys `[T, nope + rope]` of one head, in rows that are padded: its own part and the shared one.
+/// Copies the keys `[T, nope + rope]` of one head, its own part and the shared part, to rows of whole vectors.
 fn gather_keys<T: Real>(s: &AttentionShape, kv: &[T], k_rope: &[T], rows: Range<usize>, head: usize, k: &mut [T]) {
     let w = Widths::of(s);
     for (row, k) in rows.zip(k.chunks_exact_mut(padded(w.qk))) {
-        prefetch_run(kv.as_ptr().wrapping_add((row + AHEAD) * w.kv_row + head * w.kv), w.kv); // values too, which are next
+        // the keys, and the values behind them
+        prefetch_run(kv.as_ptr().wrapping_add((row + AHEAD) * w.kv_row + head * w.kv), w.kv);
         copy(&mut k[..s.nope], &kv[row * w.kv_row + head * w.kv..][..s.nope]);
         copy(&mut k[s.nope..w.qk], &k_rope[row * s.rope..][..s.rope]);
     }
 }
 
-fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents: &Documents) {
+fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents: &DocumentBounds) {
     let (n, w) = (documents.rows(), Widths::of(s));
     q.expect("attention: q", [n, w.q_row]);
     kv.expect("attention: kv", [n, w.kv_row]);
     k_rope.expect("attention: k_rope", [n, s.rope]);
 }
 
-pub fn forward<T: Real>(
+pub(super) fn forward<T: Products>(
     cpu: &Cpu,
     s: &AttentionShape,
     q: &Tensor,
     kv: &Tensor,
     k_rope: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Softmax) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));
     let (mut o, mut softmax) = (Tensor::empty([n, w.o_row], T::DTYPE), one_head::softmax::<T>(s.heads, documents));
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
-    let (out, mut rest) = (Shared::new(o.write::<T>()), softmax.0.write::<T>());
-    let split = |len| rest.split_off_mut(..len);
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+    let (out, mut rest) = (one_head::parts(o.write::<T>(), s.heads, documents), softmax.0.write::<T>());
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off_mut(..len));
+    cpu.gemm.pool().each(tasks.into_iter().zip(out).collect(), |((rows, head, softmax), o)| {
         let length = rows.len();
         let mut k = Scratch::<T>::new(length * padded(w.qk));
         gather_keys(s, kv, k_rope, rows.clone(), head, &mut k.0);
@@ -65,15 +72,13 @@ pub fn forward<T: Real>(
             v: part(kv, rows.clone(), head * w.kv + s.nope, s.value, w.kv_row),
             scale: T::of(s.scale),
         };
-        let o = Place { data: &out, start: rows.start * w.o_row + head * s.value, stride: w.o_row };
-        // this task alone writes this head's rows of this document
         one_head::forward(cpu, one, o, softmax);
     });
     (o, softmax)
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Real>(
+pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     s: &AttentionShape,
     q: &Tensor,
@@ -82,20 +87,22 @@ pub fn backward<T: Real>(
     o: &Tensor,
     softmax: &Softmax,
     d_o: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Tensor, Tensor) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));
     d_o.expect("attention_backward: do", [n, w.o_row]);
     let (mut dq, mut dkv) = (Tensor::empty(q.shape(), T::DTYPE), Tensor::empty(kv.shape(), T::DTYPE));
-    // one slab per head, summed below in the order of heads
+    // gradients of the shared part, one slab per head, summed below in the order of heads
     let mut partial = Tensor::empty([s.heads, n, s.rope], T::DTYPE);
     let (q, kv, k_rope) = (q.read::<T>(), kv.read::<T>(), k_rope.read::<T>());
     let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
-    let split = |len| rest.split_off(..len);
-    let out_q = Shared::new(dq.write::<T>());
-    let (out_kv, out_rope) = (Shared::new(dkv.write::<T>()), Shared::new(partial.write::<T>()));
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off(..len));
+    let out = one_head::parts(dq.write::<T>(), s.heads, documents)
+        .zip(one_head::parts(dkv.write::<T>(), s.heads, documents))
+        .zip(one_head::slabs(partial.write::<T>(), s.heads, s.rope, documents));
+    let tasks = tasks.into_iter().zip(out).collect();
+    cpu.gemm.pool().each(tasks, |((rows, head, softmax), ((dq, mut dkv), d_rope))| {
         let length = rows.len();
         let (k_width, v_width) = (padded(w.qk), padded(s.value));
         let mut k = Scratch::<T>::new(length * k_width);
@@ -113,18 +120,13 @@ pub fn backward<T: Real>(
             d_o: part(d_o, rows.clone(), head * s.value, s.value, w.o_row),
             softmax,
         };
-        // this task alone writes this head's rows of this document
-        let dq = Place { data: &out_q, start: rows.start * w.q_row + head * w.qk, stride: w.q_row };
         one_head::backward(cpu, one, seen, dq, dk, dv);
-        for ((row, dk), dv) in rows.zip(dk.chunks_exact(k_width)).zip(dv.chunks_exact(v_width)) {
-            out_kv.prefetch((row + AHEAD) * w.kv_row + head * w.kv, w.kv);
-            // SAFETY: as above; the slab of `out_rope` is this head's.
-            unsafe {
-                let dkv = out_kv.part(row * w.kv_row + head * w.kv, w.kv);
-                copy(&mut dkv[..s.nope], &dk[..s.nope]);
-                copy(&mut dkv[s.nope..], &dv[..s.value]);
-                copy(out_rope.part((head * n + row) * s.rope, s.rope), &dk[s.nope..w.qk]);
-            }
+        for (row, (dk, dv)) in dk.chunks_exact(k_width).zip(dv.chunks_exact(v_width)).enumerate() {
+            dkv.prefetch(row + AHEAD..row + AHEAD + 1);
+            let dkv = dkv.row(row);
+            copy(&mut dkv[..s.nope], &dk[..s.nope]);
+            copy(&mut dkv[s.nope..], &dv[..s.value]);
+            copy(&mut d_rope[row * s.rope..][..s.rope], &dk[s.nope..w.qk]);
         }
     });
     let mut d_rope = Tensor::empty([n, s.rope], T::DTYPE);
@@ -132,9 +134,9 @@ pub fn backward<T: Real>(
     cpu.each(
         d_rope.write::<T>().chunks_mut(step).enumerate().collect(),
         #[inline(always)]
-        |(chunk, sum): (usize, &mut [T])| {
+        |(task, sum): (usize, &mut [T])| {
             let len = sum.len();
-            let of = |head: usize| &partial[head * size + chunk * step..][..len];
+            let of = |head: usize| &partial[head * size + task * step..][..len];
             sum.copy_from_slice(of(0));
             for head in 1..s.heads {
                 sum.iter_mut().zip(of(head)).for_each(|(sum, &x)| *sum += x);

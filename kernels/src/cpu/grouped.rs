@@ -1,17 +1,25 @@
 //! Grouped-query attention (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads).
 //!
-//! Training's form has a task per query head of a document; gradients of keys and values are summed over the heads of a group in
-//! their order. Generation's form reads a cache and has one task per request and key-value head: prefill and decoding differ in the
-//! number of rows, and a row does not depend on that number.
+//! Training's form has a task per query head of a document; gradients of keys and values are summed over the query
+//! heads of a key-value head, in their order. Generation's form reads a cache and has a task per request and key-value
+//! head. Prefill and decoding differ in the number of rows, and a row does not depend on the other rows.
 
-use super::one_head::{self, BLOCK, OneHead, Place, Seen, part};
-use super::{Cpu, Scratch, Shared, exp_row, padded, wide};
+use super::device::Cpu;
+use super::gemm::View;
+use super::gemm::wide;
+use super::one_head::{self, BLOCK, OneHead, Seen, part};
+use super::products::Products;
+use super::scratch::Scratch;
+use super::vectors::{exp_row, padded};
+use crate::backend::Write;
 use crate::backend::{CachedRows, GroupedShape, Softmax};
-use crate::gemm::View;
-use crate::{DType, Documents, Real, Tensor, Write};
+use crate::document_bounds::DocumentBounds;
+use crate::dtype::{DType, Real};
+use crate::rectangle::Rectangle;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
-fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents) {
+fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &DocumentBounds) {
     let (n, kv_row) = (documents.rows(), s.kv_heads * s.dim);
     q.expect("grouped_attention: q", [n, s.heads * s.dim]);
     k.expect("grouped_attention: k", [n, kv_row]);
@@ -20,7 +28,7 @@ fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Docum
 
 /// The rows of one query head and of the key-value head it reads.
 fn one<'a, T: Real>(s: &GroupedShape, [q, k, v]: [&'a [T]; 3], rows: &Range<usize>, head: usize) -> OneHead<'a, T> {
-    let (column, kv_row) = (head / s.group() * s.dim, s.kv_heads * s.dim);
+    let (column, kv_row) = (head / s.queries_per_kv_head() * s.dim, s.kv_heads * s.dim);
     OneHead {
         q: part(q, rows.clone(), head * s.dim, s.dim, s.heads * s.dim),
         k: part(k, rows.clone(), column, s.dim, kv_row),
@@ -29,30 +37,28 @@ fn one<'a, T: Real>(s: &GroupedShape, [q, k, v]: [&'a [T]; 3], rows: &Range<usiz
     }
 }
 
-pub fn forward<T: Real>(
+pub(super) fn forward<T: Products>(
     cpu: &Cpu,
     s: &GroupedShape,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Softmax) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);
     let (mut o, mut softmax) = (Tensor::empty([n, row], T::DTYPE), one_head::softmax::<T>(s.heads, documents));
     let inputs = [q, k, v].map(|x| x.read::<T>());
-    let (out, mut rest) = (Shared::new(o.write::<T>()), softmax.0.write::<T>());
-    let split = |len| rest.split_off_mut(..len);
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
-        // this task alone writes this head's rows of this document
-        let o = Place { data: &out, start: rows.start * row + head * s.dim, stride: row };
+    let (out, mut rest) = (one_head::parts(o.write::<T>(), s.heads, documents), softmax.0.write::<T>());
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off_mut(..len));
+    cpu.gemm.pool().each(tasks.into_iter().zip(out).collect(), |((rows, head, softmax), o)| {
         one_head::forward(cpu, one(s, inputs, &rows, head), o, softmax);
     });
     (o, softmax)
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Real>(
+pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     s: &GroupedShape,
     q: &Tensor,
@@ -61,7 +67,7 @@ pub fn backward<T: Real>(
     o: &Tensor,
     softmax: &Softmax,
     d_o: &Tensor,
-    documents: &Documents,
+    documents: &DocumentBounds,
 ) -> (Tensor, Tensor, Tensor) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);
@@ -73,27 +79,25 @@ pub fn backward<T: Real>(
     let (mut dk, mut dv) = (slabs(), slabs());
     let inputs = [q, k, v].map(|x| x.read::<T>());
     let (o, d_o, mut rest) = (o.read::<T>(), d_o.read::<T>(), softmax.0.read::<T>());
-    let split = |len| rest.split_off(..len);
-    let out_q = Shared::new(dq.write::<T>());
-    let (out_k, out_v) = (Shared::new(dk.write::<T>()), Shared::new(dv.write::<T>()));
-    cpu.gemm.pool().each(one_head::tasks(s.heads, documents, split), |(rows, head, softmax)| {
+    let tasks = one_head::tasks(s.heads, documents, |len| rest.split_off(..len));
+    let out = one_head::parts(dq.write::<T>(), s.heads, documents)
+        .zip(one_head::slabs(dk.write::<T>(), s.heads, width, documents))
+        .zip(one_head::slabs(dv.write::<T>(), s.heads, width, documents));
+    let tasks = tasks.into_iter().zip(out).collect();
+    cpu.gemm.pool().each(tasks, |((rows, head, softmax), ((dq, dk), dv))| {
         let seen = Seen {
             o: part(o, rows.clone(), head * s.dim, s.dim, row),
             d_o: part(d_o, rows.clone(), head * s.dim, s.dim, row),
             softmax,
         };
-        let dq = Place { data: &out_q, start: rows.start * row + head * s.dim, stride: row };
-        let (start, len) = ((head * n + rows.start) * width, rows.len() * width);
-        // SAFETY: this task alone writes this head's rows of this document, in the slabs and in dq.
-        let (dk, dv) = unsafe { (out_k.part(start, len), out_v.part(start, len)) };
         one_head::backward(cpu, one(s, inputs, &rows, head), seen, dq, dk, dv);
     });
-    (dq, sum_groups::<T>(cpu, s, &dk), sum_groups::<T>(cpu, s, &dv))
+    (dq, sum_over_queries::<T>(cpu, s, &dk), sum_over_queries::<T>(cpu, s, &dv))
 }
 
 /// Slabs `[H, N, padded(d)]` to `[N, G·d]`: each key-value head gets the sum over its query heads, in their order.
-fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
-    let ([_, n, width], d) = (slabs.dims("sum_groups"), s.dim);
+fn sum_over_queries<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
+    let ([_, n, width], d) = (slabs.dims("sum_over_queries"), s.dim);
     let mut sum = Tensor::empty([n, s.kv_heads * d], T::DTYPE);
     let (slabs, step) = (slabs.read::<T>(), cpu.step(n, s.heads * d));
     let tasks = sum.write::<T>().chunks_mut(step * s.kv_heads * d).enumerate().collect();
@@ -102,9 +106,9 @@ fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
         #[inline(always)]
         |(task, sum): (usize, &mut [T])| {
             for (i, sum) in sum.chunks_exact_mut(d).enumerate() {
-                let (row, first) = (task * step + i / s.kv_heads, i % s.kv_heads * s.group());
+                let (row, first) = (task * step + i / s.kv_heads, i % s.kv_heads * s.queries_per_kv_head());
                 sum.copy_from_slice(&slabs[(first * n + row) * width..][..d]);
-                for head in first + 1..first + s.group() {
+                for head in first + 1..first + s.queries_per_kv_head() {
                     sum.iter_mut().zip(&slabs[(head * n + row) * width..][..d]).for_each(|(sum, &x)| *sum += x);
                 }
             }
@@ -114,51 +118,52 @@ fn sum_groups<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Tensor {
 }
 
 /// q `[N, H·d]`; rows of the caches are [keys | values] of all key-value heads.
-pub fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
-    let (n, d, group) = (q.rows(), s.dim, s.group());
+pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+    let (n, d, per_kv_head) = (q.rows(), s.dim, s.queries_per_kv_head());
     let (row, width) = (s.heads * d, 2 * s.kv_heads * d);
     q.expect("cached_attention: q", [n, row]);
     let rows: usize = requests.iter().map(|request| request.rows.len()).sum();
     assert!(rows == n, "cached_attention: requests have {rows} of {n} rows");
     let mut o = Tensor::empty([n, row], DType::F32);
-    let (q, out) = (q.read::<f32>(), Shared::new(o.write::<f32>()));
-    let heads = |request| (0..s.kv_heads).map(move |head| (request, head));
-    let tasks: Vec<(&CachedRows, usize)> = requests.iter().flat_map(heads).collect();
-    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, head)| {
+    let (q, out) = (q.read::<f32>(), Rectangle::new(o.write::<f32>(), n, row, row));
+    let mut tasks = Vec::new();
+    for (request, band) in requests.iter().zip(out.bands(requests.iter().map(|request| request.rows.clone()))) {
+        tasks.extend(band.columns(s.kv_heads).enumerate().map(|(head, out)| (request, head, out)));
+    }
+    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, head, mut out)| {
         let length = cache.len() / width;
         assert!(rows.len() <= length, "cached_attention: {} rows, {length} positions", rows.len());
         let keys = part(cache, 0..length, head * d, d, width);
         let values = part(cache, 0..length, (s.kv_heads + head) * d, d, width);
         let block = rows.len().clamp(1, BLOCK);
-        let mut queries = Scratch::<f32>::new(block * group * d); // also what they read
-        let mut scores = Scratch::<f32>::new(block * group * length);
-        let mut inverse = Scratch::<f32>::new(block * group);
+        let mut queries = Scratch::<f32>::new(block * per_kv_head * d); // also holds the result
+        let mut scores = Scratch::<f32>::new(block * per_kv_head * length);
+        let mut inverse = Scratch::<f32>::new(block * per_kv_head);
         for first in rows.clone().step_by(block) {
             let block = first..(first + block).min(rows.end);
-            let (count, visible) = (block.len() * group, length - (rows.end - block.end));
+            let (count, visible) = (block.len() * per_kv_head, length - (rows.end - block.end));
             let queries = &mut queries.0[..count * d];
             let scores = &mut scores.0[..count * visible];
-            for (row_of_q, queries) in block.clone().zip(queries.chunks_exact_mut(group * d)) {
-                queries.copy_from_slice(&q[row_of_q * row + head * group * d..][..group * d]);
+            for (row_of_q, queries) in block.clone().zip(queries.chunks_exact_mut(per_kv_head * d)) {
+                queries.copy_from_slice(&q[row_of_q * row + head * per_kv_head * d..][..per_kv_head * d]);
             }
             let query = View::new(queries, count, d);
-            f32::multiply_alone(&cpu.gemm, query, keys.slice(0, visible).t(), scores, Write::Set);
+            cpu.gemm.alone(query, keys.slice(0, visible).t(), scores, Write::Set);
             wide(
                 cpu.gemm.level(),
                 #[inline(always)]
                 || {
                     for (i, (row, inverse)) in scores.chunks_exact_mut(visible).zip(inverse.0.iter_mut()).enumerate() {
-                        let seen = visible - block.len() + i / group + 1;
+                        let seen = visible - block.len() + i / per_kv_head + 1;
                         *inverse = 1.0 / exp_row(row, seen, s.scale as f32).1;
                     }
                 },
             );
             let scores = View::new(scores, count, visible);
-            f32::multiply_alone(&cpu.gemm, scores, values.slice(0, visible), queries, Write::Set);
-            let read = queries.chunks_exact(group * d).zip(inverse.0.chunks_exact(group));
+            cpu.gemm.alone(scores, values.slice(0, visible), queries, Write::Set);
+            let read = queries.chunks_exact(per_kv_head * d).zip(inverse.0.chunks_exact(per_kv_head));
             for (row_of_o, (read, inverse)) in block.zip(read) {
-                // SAFETY: a request's rows of this group's heads are this task's own.
-                let out = unsafe { out.part(row_of_o * row + head * group * d, group * d) };
+                let out = out.row(row_of_o - rows.start);
                 for ((out, read), inverse) in out.chunks_exact_mut(d).zip(read.chunks_exact(d)).zip(inverse) {
                     out.iter_mut().zip(read).for_each(|(out, x)| *out = x * inverse);
                 }

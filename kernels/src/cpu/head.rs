@@ -1,15 +1,20 @@
-//! The output projection, softmax and log-probability, by chunks of rows: `[N, V]` logits need not exist at once.
+//! The output projection, softmax and log-probability, by blocks of rows: the logits `[N, V]` need not all be in memory
+//! at once.
 //!
-//! exp(logits − max) is kept for backward when all of it is small, else computed again: the same products and the same loops, so
+//! Small exp(logits − max) are kept for backward. Large ones are computed again by the same products and loops, with
 //! the same bits.
 
-use super::{Cpu, exp_row};
+use super::device::Cpu;
+use super::gemm::View;
+use super::products::{Products, transposed};
+use super::vectors::exp_row;
 use crate::backend::Head;
-use crate::gemm::View;
-use crate::{Real, Tensor, Write};
+use crate::backend::Write;
+use crate::dtype::Real;
+use crate::tensor::Tensor;
 
-/// Logits computed at once, and kept at most.
-const CHUNK: usize = 1 << 22;
+/// Logits per block, and logits that are kept at most.
+const BLOCK: usize = 1 << 22;
 const KEPT: usize = 1 << 24;
 
 /// Turns logits into exp(logit − max); writes log p(target), lse, and 1/Σexp.
@@ -40,22 +45,19 @@ fn check(x: &Tensor, w: &Tensor, targets: &[u32]) -> [usize; 3] {
     [n, d, v]
 }
 
-fn logits<T: Real>(cpu: &Cpu, x: &[T], w: &Tensor, out: &mut [T]) {
+fn logits<T: Products>(cpu: &Cpu, x: &[T], w: &Tensor, out: &mut [T]) {
     let x = View::new(x, out.len() / w.rows(), w.cols());
-    match w.packed() {
-        Some([packed]) => T::multiply_packed(&cpu.gemm, x, packed, out, Write::Set),
-        _ => T::multiply(&cpu.gemm, x, w.view::<T>().t(), out, Write::Set),
-    }
+    T::multiply(&cpu.gemm, x, transposed::<T>(w), out, Write::Set);
 }
 
-pub fn forward<T: Real>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+pub(super) fn forward<T: Products>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
     let [n, d, v] = check(x, w, targets);
     let (mut logp, mut lse, mut inverse) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
     let keeps = n * v <= KEPT;
-    let chunk = if keeps { n.max(1) } else { (CHUNK / v).max(1) };
-    let mut memory = Tensor::empty([chunk.min(n), v], T::DTYPE);
-    for first in (0..n).step_by(chunk) {
-        let rows = first..(first + chunk).min(n);
+    let block = if keeps { n.max(1) } else { (BLOCK / v).max(1) };
+    let mut memory = Tensor::empty([block.min(n), v], T::DTYPE);
+    for first in (0..n).step_by(block) {
+        let rows = first..(first + block).min(n);
         let z = &mut memory.write::<T>()[..rows.len() * v];
         logits(cpu, &x.read::<T>()[rows.start * d..rows.end * d], w, z);
         let out = [&mut logp[rows.clone()], &mut lse[rows.clone()], &mut inverse[rows.clone()]];
@@ -65,7 +67,7 @@ pub fn forward<T: Real>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> H
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Real>(
+pub(super) fn backward<T: Products>(
     cpu: &Cpu,
     head: Head,
     x: &Tensor,
@@ -80,9 +82,9 @@ pub fn backward<T: Real>(
     assert!(dlogp.len() == n && dlse.len() == n, "head_backward: {} and {} of {n} rows", dlogp.len(), dlse.len());
     let mut dx = Tensor::empty([n, d], T::DTYPE);
     let (mut kept, mut inverse) = head.kept.map_or((None, vec![0.0; n]), |(kept, inverse)| (Some(kept), inverse));
-    let chunk = if kept.is_some() { n.max(1) } else { (CHUNK / v).max(1) };
-    for first in (0..n).step_by(chunk) {
-        let rows = first..(first + chunk).min(n);
+    let block = if kept.is_some() { n.max(1) } else { (BLOCK / v).max(1) };
+    for first in (0..n).step_by(block) {
+        let rows = first..(first + block).min(n);
         let x = &x.read::<T>()[rows.start * d..rows.end * d];
         let mut dlogits = kept.take().unwrap_or_else(|| {
             let mut z = Tensor::empty([rows.len(), v], T::DTYPE);
@@ -106,15 +108,15 @@ pub fn backward<T: Real>(
             },
         );
         let view = dlogits.view::<T>();
-        T::multiply(&cpu.gemm, view, w.view(), &mut dx.write::<T>()[rows.start * d..rows.end * d], Write::Set);
+        T::multiply(&cpu.gemm, view, w.view().into(), &mut dx.write::<T>()[rows.start * d..rows.end * d], Write::Set);
         let x = View::new(x, rows.len(), d);
-        T::multiply(&cpu.gemm, view.t(), x, dw.write(), Write::Add);
+        T::multiply(&cpu.gemm, view.t(), x.into(), dw.write(), Write::Add);
     }
     dx
 }
 
 /// Turns every row into exp(x − max); returns maxima and sums.
-pub fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
     let (n, v) = (x.rows(), x.cols());
     let (mut max, mut sum) = (vec![0.0; n], vec![0.0; n]);
     let step = cpu.step(n, 4 * v);

@@ -1,15 +1,21 @@
-//! Attention from the latent cache: kv_b is absorbed into the query on one side and into the output on the other, so that a
-//! cached position costs latent + rope elements whatever the number of heads (DeepSeek-V2, §2.1.2).
+//! Attention from the latent cache. Its key half of kv_b is absorbed into the query and its value half into the output,
+//! so a cached position takes latent + rope elements whatever the number of heads (DeepSeek-V2, §2.1.2).
 //!
-//! The one form of generation: prefill, decoding and verification differ in the number of rows, and a row does not depend on
-//! that number. So a request's tokens have the same bits in any batch.
+//! Generation has only this form: prefill, decoding and verification differ in the number of rows, and a row does not
+//! depend on the other rows. So a request's tokens have the same bits in any batch.
 
-use super::{Cpu, Scratch, Shared, exp_row, wide};
+use super::device::Cpu;
+use super::gemm::View;
+use super::gemm::wide;
+use super::scratch::Scratch;
+use super::vectors::exp_row;
+use crate::backend::Write;
 use crate::backend::{AttentionShape, CachedRows};
-use crate::gemm::View;
-use crate::{DType, Real, Tensor, Write};
+use crate::dtype::DType;
+use crate::rectangle::Rectangle;
+use crate::tensor::Tensor;
 
-pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
+pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, qk, kv) = (q.rows(), s.nope + s.rope, s.nope + s.value);
     let latent = kv_b.cols();
     let width = latent + s.rope;
@@ -22,36 +28,39 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
         View::new(&kv_b[(head * kv + first) * latent..][..rows * latent], rows, latent)
     };
 
-    // queries as the cache sees them, [N, H, latent + rope]
+    // queries multiplied by the key half of kv_b, [N, H, latent + rope]
     let mut absorbed = Scratch::<f32>::new(n * s.heads * width);
-    let all = Shared::new(&mut absorbed.0);
-    cpu.gemm.pool().each((0..s.heads).collect(), |head| {
+    let row = s.heads * width;
+    let heads = Rectangle::new(&mut absorbed.0, n, row, row).columns(s.heads).enumerate().collect();
+    cpu.gemm.pool().each(heads, |(head, mut absorbed): (usize, Rectangle<f32>)| {
         let mut part = Scratch::<f32>::new(n * latent);
         let view = View::strided(&q[head * qk..], n, s.nope, s.heads * qk);
-        f32::multiply_alone(&cpu.gemm, view, up(head, 0, s.nope), &mut part.0[..n * latent], Write::Set);
+        cpu.gemm.alone(view, up(head, 0, s.nope), &mut part.0[..n * latent], Write::Set);
         for (row, part) in part.0.chunks_exact(latent).take(n).enumerate() {
-            // SAFETY: this task alone writes this head.
-            let out = unsafe { all.part((row * s.heads + head) * width, width) };
+            let out = absorbed.row(row);
             out[..latent].copy_from_slice(part);
             out[latent..].copy_from_slice(&q[row * s.heads * qk + head * qk + s.nope..][..s.rope]);
         }
     });
 
-    // what each head reads from the cache, [N, H, latent]
+    // attention over the cached latents, per head, [N, H, latent]
     let mut seen = Scratch::<f32>::new(n * s.heads * latent);
-    let out = Shared::new(&mut seen.0);
-    let absorbed = &absorbed.0;
-    cpu.gemm.pool().each(requests.iter().collect(), |request| {
-        let CachedRows { rows, cache } = request;
+    let (mut rest, mut tasks, absorbed) = (&mut seen.0[..n * s.heads * latent], Vec::new(), &absorbed.0);
+    let mut next = 0;
+    for request in requests {
+        assert!(request.rows.start == next, "latent_attention: rows {:?} after row {next}", request.rows);
+        next = request.rows.end;
+        let out = rest.split_off_mut(..request.rows.len() * s.heads * latent).expect("there are as many rows");
+        tasks.push((request, out));
+    }
+    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, out)| {
         let length = cache.len() / width;
         assert!(rows.len() <= length, "latent_attention: {} rows, {length} positions", rows.len());
         let count = rows.len() * s.heads;
         let mut scores = Scratch::<f32>::new(count * length);
         let scores = &mut scores.0[..count * length];
         let query = View::new(&absorbed[rows.start * s.heads * width..][..count * width], count, width);
-        f32::multiply_alone(&cpu.gemm, query, View::new(cache, length, width).t(), scores, Write::Set);
-        // SAFETY: a request's rows are its own.
-        let out = unsafe { out.part(rows.start * s.heads * latent, count * latent) };
+        cpu.gemm.alone(query, View::new(cache, length, width).t(), scores, Write::Set);
         let mut inverse = Scratch::<f32>::new(count);
         wide(
             cpu.gemm.level(),
@@ -64,21 +73,21 @@ pub fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, reque
             },
         );
         let values = View::strided(cache, length, latent, width);
-        f32::multiply_alone(&cpu.gemm, View::new(scores, count, length), values, out, Write::Set);
+        cpu.gemm.alone(View::new(scores, count, length), values, out, Write::Set);
         for (out, &inverse) in out.chunks_exact_mut(latent).zip(inverse.0.iter()) {
             out.iter_mut().for_each(|x| *x *= inverse);
         }
     });
 
     let mut o = Tensor::empty([n, s.heads * s.value], DType::F32);
-    let (all, seen) = (Shared::new(o.write::<f32>()), &seen.0);
-    cpu.gemm.pool().each((0..s.heads).collect(), |head| {
+    let (seen, row) = (&seen.0, s.heads * s.value);
+    let heads = Rectangle::new(o.write::<f32>(), n, row, row).columns(s.heads).enumerate().collect();
+    cpu.gemm.pool().each(heads, |(head, mut o): (usize, Rectangle<f32>)| {
         let mut part = Scratch::<f32>::new(n * s.value);
         let view = View::strided(&seen[head * latent..], n, latent, s.heads * latent);
-        f32::multiply_alone(&cpu.gemm, view, up(head, s.nope, s.value).t(), &mut part.0[..n * s.value], Write::Set);
+        cpu.gemm.alone(view, up(head, s.nope, s.value).t(), &mut part.0[..n * s.value], Write::Set);
         for (row, part) in part.0.chunks_exact(s.value).take(n).enumerate() {
-            // SAFETY: this task alone writes this head.
-            unsafe { all.part((row * s.heads + head) * s.value, s.value) }.copy_from_slice(part);
+            o.row(row).copy_from_slice(part);
         }
     });
     o

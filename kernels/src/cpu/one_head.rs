@@ -1,22 +1,33 @@
 //! Causal attention of one head over one document, for every form that has keys and values per head.
 //!
-//! Blocks of queries meet the keys up to the block's end. The exponentials of short documents are kept for backward; those of long ones
-//! are computed again, so that memory grows with a document's length and not with its square. What a mask hides has probability 0 and
-//! adds nothing, to the bit. Rows of working memory are whole vectors, so that no loop has a rest.
+//! Each block of queries is multiplied by the keys up to the block's end. The exponentials of short documents are kept
+//! for backward; those of long ones are computed again, so that memory grows with a document's length and not with its
+//! square. A masked key has probability exactly 0 and changes no bit. Rows of working memory are whole vectors, so that
+//! no loop has a remainder.
 
-use super::rows::vectors;
-use super::{Cpu, Scratch, Shared, copy, dot, exp_from, max_of, padded, wide};
+use super::device::Cpu;
+use super::gemm::wide;
+use super::gemm::{Causal, View};
+use super::products::Products;
+use super::scratch::Scratch;
+use super::vectors::vectors;
+use super::vectors::{copy, dot, exp_from, max_of, padded};
 use crate::backend::Softmax;
-use crate::gemm::{Causal, PackedB, View, prefetch_run};
-use crate::{Documents, Real, Tensor, Write};
+use crate::backend::Write;
+use crate::document_bounds::DocumentBounds;
+use crate::dtype::Real;
+use crate::prefetch::prefetch_run;
+use crate::rectangle::Rectangle;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Queries per block: eight tiles of a product, and few enough that little is computed behind the mask.
-pub const BLOCK: usize = 48;
-/// Exponentials kept at most per query and head, on average: those of documents of 512 tokens, about as much as queries, keys and values.
+/// Queries per block: eight tiles of a product, but few enough that little of the masked part is computed.
+pub(super) const BLOCK: usize = 48;
+/// Exponentials per query and head that are kept at most, on average: those of documents of 512 tokens, about as much
+/// memory as queries, keys and values take.
 const KEPT: usize = 320;
-/// Rows of a head that are asked for before they are copied.
-pub const AHEAD: usize = 12;
+/// How many rows ahead the rows of a head are prefetched.
+pub(super) const AHEAD: usize = 12;
 
 /// Blocks of queries, and how wide their rows of scores are.
 fn blocks(length: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
@@ -32,14 +43,15 @@ fn scores(length: usize) -> usize {
 }
 
 /// Whether the exponentials of all heads are few enough to keep.
-fn keeps(documents: &Documents) -> bool {
+fn keeps(documents: &DocumentBounds) -> bool {
     documents.iter().map(|rows| scores(rows.len())).sum::<usize>() <= documents.rows() * KEPT
 }
 
-/// A task per head of a document: its rows, the head, and its part of [`softmax`], which `split` gives by length, in order.
-pub fn tasks<P>(
+/// A task per head of a document: its rows, the head, and its part of [`softmax`], which `split` cuts off by length, in
+/// this order.
+pub(super) fn tasks<P>(
     heads: usize,
-    documents: &Documents,
+    documents: &DocumentBounds,
     mut split: impl FnMut(usize) -> Option<P>,
 ) -> Vec<(Range<usize>, usize, P)> {
     let keeps = keeps(documents);
@@ -48,10 +60,10 @@ pub fn tasks<P>(
     tasks.map(|(rows, head)| (rows.clone(), head, split(part(rows.len())).expect("as long as all parts"))).collect()
 }
 
-/// Room for what forward leaves to backward. Part of a task: of each query the largest score·scale, and one over Σ exp(score·scale −
-/// largest), each padded; and these exponentials, block by block, if they are few enough to keep. (Else backward computes them again:
-/// the same products and the same loops, so the same bits.)
-pub fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
+/// Memory for what forward keeps for backward. The part of a task: per query the largest score·scale, and one over Σ
+/// exp(score·scale − largest), each padded to whole vectors; then these exponentials, block by block, if they are
+/// few enough to keep. (Otherwise backward computes them again by the same products and loops, with the same bits.)
+pub(super) fn softmax<T: Real>(heads: usize, documents: &DocumentBounds) -> Softmax {
     let mut all = 0;
     tasks(heads, documents, |len| {
         all += len;
@@ -62,7 +74,7 @@ pub fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
 
 /// T rows of q and k `[T, qk]`, and of v `[T, value]`.
 #[derive(Clone, Copy)]
-pub struct OneHead<'a, T> {
+pub(super) struct OneHead<'a, T> {
     pub q: View<'a, T>,
     pub k: View<'a, T>,
     pub v: View<'a, T>,
@@ -70,76 +82,65 @@ pub struct OneHead<'a, T> {
     pub scale: T,
 }
 
-/// The same rows and columns of a matrix that other tasks write elsewhere.
-pub struct Place<'a, T> {
-    pub data: &'a Shared<T>,
-    /// Element of the first row, and the distance to the next.
-    pub start: usize,
-    pub stride: usize,
+/// The part of each task of [`tasks`] in a matrix whose rows hold `heads` parts of equal width.
+pub(super) fn parts<'a, T: Real>(
+    matrix: &'a mut [T],
+    heads: usize,
+    documents: &DocumentBounds,
+) -> impl Iterator<Item = Rectangle<'a, T>> {
+    let (rows, width) = (documents.rows(), matrix.len() / documents.rows().max(1));
+    Rectangle::new(matrix, rows, width, width).bands(documents.iter()).flat_map(move |band| band.columns(heads))
 }
 
-impl<T> Place<'_, T> {
-    /// Asks for rows that will be written soon.
-    fn prefetch(&self, rows: Range<usize>, width: usize) {
-        rows.for_each(|row| self.data.prefetch(self.start + row * self.stride, width));
+/// The rows of each task of [`tasks`] in a matrix that has a slab per head, `[H, N, width]`.
+pub(super) fn slabs<'a, T: Real>(
+    matrix: &'a mut [T],
+    heads: usize,
+    width: usize,
+    documents: &DocumentBounds,
+) -> impl Iterator<Item = &'a mut [T]> {
+    let mut slabs: Vec<&mut [T]> = matrix.chunks_mut((documents.rows() * width).max(1)).collect();
+    slabs.resize_with(heads, Default::default); // without rows there are no chunks
+    let mut parts = Vec::with_capacity(heads * documents.count());
+    for rows in documents.iter() {
+        parts.extend(slabs.iter_mut().map(|slab| slab.split_off_mut(..rows.len() * width).expect("a slab has N rows")));
     }
-
-    /// # Safety
-    /// While the result lives nobody else reads or writes these elements.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, row: usize, width: usize) -> &mut [T] {
-        // SAFETY: as promised to this function.
-        unsafe { self.data.part(self.start + row * self.stride, width) }
-    }
+    parts.into_iter()
 }
 
 /// `rows` of columns `first..first + cols` of a matrix `stride` wide.
-pub fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, stride: usize) -> View<'_, T> {
+pub(super) fn part<T: Real>(x: &[T], rows: Range<usize>, first: usize, cols: usize, stride: usize) -> View<'_, T> {
     let start = (rows.start * stride + first).min(x.len());
     View::strided(&x[start..], rows.len(), cols, stride)
 }
 
-/// Rows `first..` of a, queries, with the keys that they see: `c = a·keysᵀ`, of keys packed once for all blocks where they can be. What c has
-/// for other keys is of no account.
-fn by_keys<T: Real>(
-    cpu: &Cpu,
-    first: usize,
-    a: View<T>,
-    packed: &Option<PackedB<f32>>,
-    keys: View<T>,
-    c: &mut [T],
-    c_row: usize,
-) {
+/// `c = a·keysᵀ` for queries `first..` and the keys that each sees. What c holds for other keys is ignored.
+fn by_keys<T: Products>(cpu: &Cpu, first: usize, a: View<T>, keys: &T::Ready<'_>, c: &mut [T], c_row: usize) {
     let causal = Causal::Columns { first };
-    match packed {
-        Some(packed) => T::multiply_corner(&cpu.gemm, a, packed, c_row, c, c_row, causal),
-        None => {
-            let keys = keys.slice(0, c_row.min(keys.rows));
-            T::multiply_alone_into(&cpu.gemm, a, keys.t(), c, c_row, Write::Set, causal);
-        }
-    }
+    T::alone_into(&cpu.gemm, a, T::first_columns(keys, c_row), c, c_row, Write::Set, causal);
 }
 
-/// Writes o, of which this task alone writes the rows, and the task's part of [`softmax`].
-pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, softmax: &mut [T]) {
+/// Writes o `[T, value]` and the task's part of [`softmax`].
+pub(super) fn forward<T: Products>(cpu: &Cpu, head: OneHead<T>, mut o: Rectangle<T>, softmax: &mut [T]) {
     let (length, value) = (head.q.rows, head.v.cols);
     let (largest, rest) = softmax.split_at_mut(padded(length));
     let (inverse, mut kept) = rest.split_at_mut(padded(length));
     let mut memory = Scratch::<T>::new(if kept.is_empty() { BLOCK.min(length) * padded(length) } else { 0 });
     let mut y = Scratch::<T>::new(BLOCK.min(length) * padded(value));
-    let keys = T::packed(&cpu.gemm, head.k.t());
+    let keys = T::ready(&cpu.gemm, head.k.t());
     for (rows, width) in blocks(length) {
         let (first, last, count) = (rows.start, rows.end, rows.len());
         let scores = kept.split_off_mut(..count * width).unwrap_or_else(|| &mut memory.0[..count * width]);
         let y = &mut y.0[..count * padded(value)];
-        o.prefetch(rows.clone(), value);
-        by_keys(cpu, first, head.q.slice(first, last), &keys, head.k, scores, width);
+        o.prefetch(rows.clone());
+        by_keys(cpu, first, head.q.slice(first, last), &keys, scores, width);
         let (largest, inverse) = (&mut largest[rows.clone()], &mut inverse[rows.clone()]);
         wide(
             cpu.gemm.level(),
             #[inline(always)]
             || {
-                // all maxima first: a row's exp waits for its maximum, and nothing else could be done meanwhile
+                // all maxima first: within one row the exponentials would wait for the maximum, with nothing to compute
+                // meanwhile
                 for (i, row) in scores.chunks_exact(width).enumerate() {
                     largest[i] = max_of(row, first + i + 1) * head.scale;
                 }
@@ -153,48 +154,65 @@ pub fn forward<T: Real>(cpu: &Cpu, head: OneHead<T>, o: Place<T>, softmax: &mut 
             },
         );
         let (p, v) = (View::strided(scores, count, last, width), head.v.slice(0, last).whole_vectors());
-        T::multiply_alone_into(&cpu.gemm, p, v, y, padded(value), Write::Set, Causal::Before { first });
+        T::alone_into(&cpu.gemm, p, v.into(), y, padded(value), Write::Set, Causal::Before { first });
         wide(
             cpu.gemm.level(),
             #[inline(always)]
             || {
                 for ((row, y), &inverse) in rows.zip(y.chunks_exact_mut(padded(value))).zip(&*inverse) {
                     y.iter_mut().for_each(|y| *y *= inverse);
-                    // SAFETY: the caller's promise: these rows of o are this task's.
-                    copy(unsafe { o.row(row, value) }, &y[..value]);
+                    copy(o.row(row), &y[..value]);
                 }
             },
         );
     }
 }
 
-/// What forward left, and the gradient of o; o and its gradient `[T, value]`.
+/// What forward kept; o and its gradient `[T, value]`.
 #[derive(Clone, Copy)]
-pub struct Seen<'a, T> {
+pub(super) struct Seen<'a, T> {
     pub o: View<'a, T>,
     pub d_o: View<'a, T>,
     pub softmax: &'a [T],
 }
 
-/// Writes dq, of which this task alone writes the rows, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and
-/// do' = do / ΣE and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
-pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T>, dk: &mut [T], dv: &mut [T]) {
+/// Where backward gets the exponentials from.
+enum Exponentials<'a, T: Products> {
+    /// Kept by forward: those of the remaining blocks.
+    Kept(&'a [T]),
+    /// Computed again.
+    Again { keys: T::Ready<'a>, memory: Scratch<T> },
+}
+
+/// Writes dq `[T, qk]`, dk `[T, padded(qk)]` and dv `[T, padded(value)]`. With E the exponentials, and do' = do / ΣE
+/// and D_i = Σ_j do'_ij·o_ij by rows: dV = Eᵀ·do', dS = E∘(do'·Vᵀ − D)·scale, dQ = dS·K, dK = dSᵀ·Q.
+pub(super) fn backward<T: Products>(
+    cpu: &Cpu,
+    head: OneHead<T>,
+    seen: Seen<T>,
+    mut dq: Rectangle<T>,
+    dk: &mut [T],
+    dv: &mut [T],
+) {
     let (length, qk, value) = (head.q.rows, head.q.cols, head.v.cols);
     let (largest, rest) = seen.softmax.split_at(padded(length));
-    let (inverse, mut kept) = rest.split_at(padded(length));
-    let is_kept = !kept.is_empty();
+    let (inverse, kept) = rest.split_at(padded(length));
     let block = BLOCK.min(length);
-    let mut memory = Scratch::<T>::new(if is_kept { 0 } else { block * padded(length) });
+    let mut exponentials = match kept {
+        [] => {
+            Exponentials::Again { keys: T::ready(&cpu.gemm, head.k.t()), memory: Scratch::new(block * padded(length)) }
+        }
+        kept => Exponentials::Kept(kept),
+    };
     let mut ds = Scratch::<T>::new(block * padded(length));
     let (mut d_o, mut rows_of_dq) = (Scratch::<T>::new(block * padded(value)), Scratch::<T>::new(block * padded(qk)));
     dk.fill(T::ZERO);
     dv.fill(T::ZERO);
-    let keys = if is_kept { None } else { T::packed(&cpu.gemm, head.k.t()) };
-    let values = T::packed(&cpu.gemm, head.v.t());
+    let values = T::ready(&cpu.gemm, head.v.t());
     for (rows, width) in blocks(length) {
         let (first, last, count) = (rows.start, rows.end, rows.len());
         let (q, k) = (head.q.slice(first, last), head.k.slice(0, last));
-        dq.prefetch(rows.clone(), qk);
+        dq.prefetch(rows.clone());
         let d_o = &mut d_o.0[..count * padded(value)];
         wide(
             cpu.gemm.level(),
@@ -209,11 +227,11 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
                 }
             },
         );
-        let e = match kept.split_off(..count * width) {
-            Some(kept) => kept,
-            None => {
+        let e = match &mut exponentials {
+            Exponentials::Kept(rest) => rest.split_off(..count * width).expect("forward kept those of all blocks"),
+            Exponentials::Again { keys, memory } => {
                 let e = &mut memory.0[..count * width];
-                by_keys(cpu, first, q, &keys, head.k, e, width);
+                by_keys(cpu, first, q, keys, e, width);
                 wide(
                     cpu.gemm.level(),
                     #[inline(always)]
@@ -227,7 +245,7 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
             }
         };
         let ds = &mut ds.0[..count * width];
-        by_keys(cpu, first, View::strided(d_o, count, value, padded(value)), &values, head.v, ds, width);
+        by_keys(cpu, first, View::strided(d_o, count, value, padded(value)), &values, ds, width);
         wide(
             cpu.gemm.level(),
             #[inline(always)]
@@ -242,29 +260,28 @@ pub fn backward<T: Real>(cpu: &Cpu, head: OneHead<T>, seen: Seen<T>, dq: Place<T
         let (e, ds) = (View::strided(e, count, last, width), View::strided(ds, count, last, width));
         let (before, after) = (Causal::Before { first }, Causal::After { first });
         let (dk, dv) = (&mut dk[..last * padded(qk)], &mut dv[..last * padded(value)]);
-        T::multiply_alone_into(
+        T::alone_into(
             &cpu.gemm,
             e.t(),
-            View::new(d_o, count, padded(value)),
+            View::new(d_o, count, padded(value)).into(),
             dv,
             padded(value),
             Write::Add,
             after,
         );
-        T::multiply_alone_into(&cpu.gemm, ds.t(), q.whole_vectors(), dk, padded(qk), Write::Add, after);
+        T::alone_into(&cpu.gemm, ds.t(), q.whole_vectors().into(), dk, padded(qk), Write::Add, after);
         let rows_of_dq = &mut rows_of_dq.0[..count * padded(qk)];
-        T::multiply_alone_into(&cpu.gemm, ds, k.whole_vectors(), rows_of_dq, padded(qk), Write::Set, before);
+        T::alone_into(&cpu.gemm, ds, k.whole_vectors().into(), rows_of_dq, padded(qk), Write::Set, before);
         for (row, of_dq) in rows.zip(rows_of_dq.chunks_exact(padded(qk))) {
-            // SAFETY: the caller's promise: these rows of dq are this task's.
-            copy(unsafe { dq.row(row, qk) }, &of_dq[..qk]);
+            copy(dq.row(row), &of_dq[..qk]);
         }
     }
 }
 
-/// Of one query: gradients of exponentials to those of scores, for the keys it sees; 0 for the others.
+/// Turns one query's gradients of exponentials into gradients of scores, for the keys it sees; 0 for the others.
 #[inline(always)]
 fn gradient_of_scores<T: Real>(e: &[T], ds: &mut [T], visible: usize, scale: T, d: T) {
-    // exponentials of what is hidden are 0, but what is multiplied with them there is whatever it was
+    // the exponentials of masked keys are 0, but the gradients beside them hold arbitrary values, perhaps NaN
     let whole = padded(visible);
     vectors([&e[..whole]], [&mut ds[..whole]], |[e], [ds]| [e * (ds - d) * scale]);
     ds[visible..].fill(T::ZERO);

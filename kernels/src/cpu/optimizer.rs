@@ -1,14 +1,16 @@
-//! AdamW and the norm it is clipped by.
+//! AdamW, and the norm for gradient clipping.
 
-use super::Cpu;
+use super::device::Cpu;
+use super::vectors::fold;
 use crate::backend::AdamW;
-use crate::{Element, Real, Tensor};
+use crate::dtype::{Element, Real};
+use crate::tensor::Tensor;
 use half::bf16;
 
 /// Elements per partial sum: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 1 << 14;
 
-pub fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
+pub(super) fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
     let mut partial = vec![0.0; x.len().div_ceil(BLOCK)];
     let tasks: Vec<_> = x.read::<T>().chunks(BLOCK).zip(&mut partial).collect();
     cpu.each(
@@ -16,14 +18,14 @@ pub fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
         #[inline(always)]
         |(x, partial): (&[T], &mut f64)| {
             let mut sums = [0.0; 16];
-            let (chunks, rest) = x.as_chunks::<16>();
-            for chunk in chunks {
+            let (whole, rest) = x.as_chunks::<16>();
+            for lanes in whole {
                 for lane in 0..16 {
-                    sums[lane] += chunk[lane].f64() * chunk[lane].f64();
+                    sums[lane] += lanes[lane].f64() * lanes[lane].f64();
                 }
             }
             rest.iter().zip(&mut sums).for_each(|(x, sum)| *sum += x.f64() * x.f64());
-            *partial = super::fold(sums);
+            *partial = fold(sums);
         },
     );
     partial.iter().sum()
@@ -32,8 +34,8 @@ pub fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
 /// Elements of w, dw, m and v of one task.
 type Slices<'a, T, M> = ((&'a mut [T], &'a [T]), (&'a mut [M], &'a mut [M]));
 
-/// How a moment is kept between steps.
-pub trait Moment<T>: Element {
+/// The element type that stores a moment between steps.
+pub(super) trait Moment<T>: Element {
     fn load(self) -> T;
     fn store(x: T) -> Self;
 }
@@ -62,14 +64,21 @@ impl Moment<f32> for bf16 {
     }
 }
 
-/// βᵗ by squaring: no system function, one order.
+/// βᵗ by repeated squaring. The system's `pow` could give other bits on another machine.
 fn power(beta: f64, step: u64) -> f64 {
     let bit = |power: f64, i: u32| power * power * if step >> i & 1 == 1 { beta } else { 1.0 };
     (0..u64::BITS - step.leading_zeros()).rev().fold(1.0, bit)
 }
 
 /// `w −= lr·decay·w; m, v` decay towards g and g²; `w −= lr·m̂ / (√v̂ + eps)`, in this order.
-pub fn adamw<T: Real, M: Moment<T>>(cpu: &Cpu, h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+pub(super) fn adamw<T: Real, M: Moment<T>>(
+    cpu: &Cpu,
+    h: &AdamW,
+    w: &mut Tensor,
+    dw: &Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+) {
     for x in [&*w, &*m, &*v] {
         x.expect("adamw", dw.shape());
     }
@@ -96,7 +105,7 @@ pub fn adamw<T: Real, M: Moment<T>>(cpu: &Cpu, h: &AdamW, w: &mut Tensor, dw: &T
     );
 }
 
-pub fn average<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor, keep: f64) {
+pub(super) fn average<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor, keep: f64) {
     acc.expect("average", x.shape());
     let (keep, rest, step) = (T::of(keep), T::of(1.0 - keep), cpu.step(x.len(), 1));
     let tasks = acc.write::<T>().chunks_mut(step).zip(x.read::<T>().chunks(step)).collect();

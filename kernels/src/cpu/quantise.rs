@@ -1,25 +1,27 @@
-//! To FP8 and bf16, and from FP8 to bf16, which holds it exactly.
+//! Quantises f32 to FP8, rounds f32 to bf16, and decodes FP8 to bf16, which holds every E4M3 number exactly.
 
-use super::Cpu;
+use super::device::Cpu;
+use crate::dtype::DType;
 use crate::fp8::{E4m3, Quantiser, Scaled, TILE};
-use crate::gemm::spans;
-use crate::{DType, Segments, Tensor};
+use crate::segments::Segments;
+use crate::spans::spans;
+use crate::tensor::Tensor;
 use half::bf16;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bits of the smallest magnitude that is not finite; as integers, magnitudes are in order.
+/// Bits of infinity. As integers, the bits of magnitudes are in the order of the magnitudes.
 const INFINITE: u32 = 0x7f80_0000;
 
-/// Two passes: the largest magnitude of every tile, then the bytes.
-pub fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> Scaled {
+/// Two passes: the first finds the largest magnitude of every tile, the second computes the bytes.
+pub(super) fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> Scaled {
     let (n, d) = (x.rows(), x.cols());
     if let Some(segments) = segments {
         assert!(segments.rows() == n, "quantise: x has {n} rows, its segments {}", segments.rows());
     }
     let (bands, width) = (how.tile.bands(n, segments), how.tile.width(d));
     let across = d.div_ceil(width);
-    // a tensor's band is cut again, for the threads
+    // bands are cut into pieces of 128 rows, so that a single band (`Tile::Tensor`) keeps all threads busy
     let cut = |(band, rows): (usize, &Range<usize>)| {
         let start = rows.start;
         spans(rows.len(), TILE).map(move |part| (band, start + part.start..start + part.end))
@@ -114,8 +116,8 @@ fn encode_row(x: &[f32], scale: &[f32], width: usize, q: &mut [E4m3]) {
     }
 }
 
-/// E4M3 as bf16: exact.
-pub fn decode(cpu: &Cpu, q: &Tensor) -> Tensor {
+/// E4M3 to bf16, exactly.
+pub(super) fn decode(cpu: &Cpu, q: &Tensor) -> Tensor {
     let mut y = Tensor::empty(q.shape(), DType::Bf16);
     let step = cpu.step(q.len(), 1);
     let tasks = q.read::<E4m3>().chunks(step).zip(y.write::<bf16>().chunks_mut(step)).collect();
@@ -130,7 +132,7 @@ pub fn decode(cpu: &Cpu, q: &Tensor) -> Tensor {
 }
 
 /// To the nearest bf16, ties to even.
-pub fn round(cpu: &Cpu, x: &Tensor) -> Tensor {
+pub(super) fn round(cpu: &Cpu, x: &Tensor) -> Tensor {
     let mut y = Tensor::empty(x.shape(), DType::Bf16);
     let step = cpu.step(x.len(), 1);
     let tasks = x.read::<f32>().chunks(step).zip(y.write::<bf16>().chunks_mut(step)).collect();
@@ -141,7 +143,7 @@ pub fn round(cpu: &Cpu, x: &Tensor) -> Tensor {
             for (y, x) in y.iter_mut().zip(x) {
                 let bits = x.to_bits();
                 let nearest = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
-                let quiet = bits >> 16 | 0x40; // a NaN stays one, whatever bits it had
+                let quiet = bits >> 16 | 0x40; // a NaN stays a NaN even if its high bits are those of infinity
                 *y = bf16::from_bits(if x.is_nan() { quiet } else { nearest } as u16);
             }
         },

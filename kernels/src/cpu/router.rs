@@ -1,10 +1,13 @@
-//! The choice of experts, and the rows going to them and coming back.
+//! The choice of experts, dispatch of rows to them, and the way back.
 
-use super::{Cpu, dot};
+use super::device::Cpu;
+use super::vectors::dot;
 use crate::backend::{Router, Routing};
-use crate::{Real, Tensor};
+use crate::dtype::Real;
+use crate::tensor::Tensor;
 
-/// The `count` largest of `values`, best first; of equals the first. Small counts: a scan each.
+/// Calls `take` with the index of each of the `count` largest of `values`, largest first; of equal values the first.
+/// Counts are small, so each takes a scan.
 fn best<T: Real>(values: &mut [T], count: usize, mut take: impl FnMut(usize)) {
     for _ in 0..count {
         let mut at = 0;
@@ -18,7 +21,7 @@ fn best<T: Real>(values: &mut [T], count: usize, mut take: impl FnMut(usize)) {
     }
 }
 
-pub fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
+pub(super) fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
     let (e, k) = (router.experts, router.top_k);
     let [n, width] = logits.dims("route: logits");
     assert!(width == e, "route: expected {e} logits, found {width}");
@@ -29,19 +32,19 @@ pub fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor
     let step = cpu.step(n, 16 * e);
     let out = scores.write::<T>().chunks_mut(step * e).zip(weights.write::<T>().chunks_mut(step * k));
     let tasks = logits.chunks(step * e).zip(out.zip(ids.chunks_mut(step * k))).collect();
-    let size = e / router.groups;
+    let size = e / router.expert_groups;
     let (floor, scale) = (T::of(1e-20), T::of(router.scale));
     cpu.each(
         tasks,
         #[inline(always)]
         |(logits, ((scores, weights), ids))| {
             scores.iter_mut().zip(logits).for_each(|(s, &z)| *s = z.sigmoid());
-            let (mut chosen, mut group_scores) = (vec![T::ZERO; e], vec![T::ZERO; router.groups]);
-            let mut is_kept = vec![false; router.groups];
+            let (mut chosen, mut scores_of_groups) = (vec![T::ZERO; e], vec![T::ZERO; router.expert_groups]);
+            let mut is_kept = vec![false; router.expert_groups];
             for ((s, w), ids) in scores.chunks_exact(e).zip(weights.chunks_exact_mut(k)).zip(ids.chunks_exact_mut(k)) {
                 chosen.iter_mut().zip(s).zip(bias).for_each(|((c, &s), &b)| *c = s + b);
-                if router.kept_groups < router.groups {
-                    for (group, c) in group_scores.iter_mut().zip(chosen.chunks_exact(size)) {
+                if router.node_limit < router.expert_groups {
+                    for (sum, c) in scores_of_groups.iter_mut().zip(chosen.chunks_exact(size)) {
                         let (mut first, mut second) = (T::LOWEST, T::LOWEST);
                         for &c in c {
                             if c > first {
@@ -50,10 +53,10 @@ pub fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor
                                 second = c;
                             }
                         }
-                        *group = if size > 1 { first + second } else { first };
+                        *sum = if size > 1 { first + second } else { first };
                     }
                     is_kept.fill(false);
-                    best(&mut group_scores, router.kept_groups, |group| is_kept[group] = true);
+                    best(&mut scores_of_groups, router.node_limit, |kept| is_kept[kept] = true);
                     for (c, is_kept) in chosen.chunks_exact_mut(size).zip(&is_kept) {
                         if !is_kept {
                             c.fill(T::LOWEST);
@@ -76,8 +79,9 @@ pub fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: &Tensor
     Routing::new(ids, weights, scores, e)
 }
 
-/// Normalised, with S the sum of the chosen scores: `ds_k = (dw_k − Σ_j dw_j·w_j/scale)·scale/S`; then through the sigmoid.
-pub fn route_backward<T: Real>(
+/// With normalised weights and S the sum of the chosen scores: `ds_k = (dw_k − Σ_j dw_j·w_j/scale)·scale/S`. Then
+/// the derivative of the sigmoid.
+pub(super) fn route_backward<T: Real>(
     cpu: &Cpu,
     router: &Router,
     r: &Routing,
@@ -114,7 +118,7 @@ pub fn route_backward<T: Real>(
     dlogits
 }
 
-pub fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
+pub(super) fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
     let (n, d) = (dx.rows(), dx.cols());
     let k = slots.len() / n.max(1);
     let (drows, step) = (drows.read::<T>(), cpu.step(n, d * k));
@@ -132,7 +136,7 @@ pub fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &m
     );
 }
 
-pub fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
+pub(super) fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
     let (n, d, k) = (y.rows(), y.cols(), r.weights.cols());
     let (rows, step) = (rows.read::<T>(), cpu.step(n, d * k));
     let choices = r.slots.chunks(step * k).zip(r.weights.read::<T>().chunks(step * k));
@@ -150,24 +154,28 @@ pub fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
     );
 }
 
-pub fn combine_backward<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
+/// Slots, gradients of weights, and dispatched rows of some choices.
+type Choices<'a, 'b, T> = ((&'a [u32], &'a mut [T]), &'a mut [&'b mut [T]]);
+
+pub(super) fn combine_backward<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
     let (n, d, k) = (dy.rows(), dy.cols(), r.weights.cols());
     let (mut drows, mut dweights) = (Tensor::empty(rows.shape(), T::DTYPE), Tensor::empty([n, k], T::DTYPE));
     let (rows, dy, weights) = (rows.read::<T>(), dy.read::<T>(), r.weights.read::<T>());
     let step = cpu.step(n, 2 * d * k);
+    // dispatched rows in the order of choices
+    let mut rest: Vec<_> = drows.write::<T>().chunks_exact_mut(d.max(1)).map(Some).collect();
+    let take = |&slot: &u32| rest[slot as usize].take().expect("combine_backward: a slot belongs to one choice");
+    let mut drows_of_choices: Vec<&mut [T]> = r.slots.iter().map(take).collect();
     let choices = r.slots.chunks(step * k).zip(dweights.write::<T>().chunks_mut(step * k));
-    let tasks = choices.enumerate().collect();
-    let out = super::Shared::new(drows.write::<T>());
+    let tasks = choices.zip(drows_of_choices.chunks_mut(step * k)).enumerate().collect();
     cpu.each(
         tasks,
         #[inline(always)]
-        |(task, (slots, dweights)): (usize, (&[u32], &mut [T]))| {
-            for (i, (&slot, dw)) in slots.iter().zip(dweights).enumerate() {
+        |(task, ((slots, dweights), drows)): (usize, Choices<T>)| {
+            for (i, ((&slot, dw), drow)) in slots.iter().zip(dweights).zip(drows).enumerate() {
                 let (choice, slot) = (task * step * k + i, slot as usize);
                 let dy = &dy[choice / k * d..][..d];
                 *dw = dot(dy, &rows[slot * d..][..d]);
-                // SAFETY: a slot belongs to one choice.
-                let drow = unsafe { out.part(slot * d, d) };
                 drow.iter_mut().zip(dy).for_each(|(drow, &dy)| *drow = weights[choice] * dy);
             }
         },

@@ -1,45 +1,15 @@
-//! Operations on rows: norm, gate, rotation, and moving rows about.
+//! Operations on rows: norm, SwiGLU, rotation, and copying rows.
 
-use super::{Cpu, LANES, dot};
-use crate::gemm::prefetch_run;
-use crate::{Real, Rope, Tensor};
+use super::device::Cpu;
+use super::vectors::{dot, vectors};
+use crate::backend::Rope;
+use crate::dtype::Real;
+use crate::tensor::Tensor;
 
 /// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 128;
-/// Elements by which rows are asked for before their use: the many streams of a gate are more than hardware keeps up with.
-const AHEAD: usize = 128;
 
-/// Sets elements of rows `to` to what `of` makes of those of `from` and of what they were, a vector at a time: a loop over many rows at
-/// once is otherwise left as it is, for all a compiler knows is that they might overlap.
-#[inline(always)]
-pub fn vectors<T: Real, const IN: usize, const OUT: usize>(
-    from: [&[T]; IN],
-    to: [&mut [T]; OUT],
-    of: impl Fn([T; IN], [T; OUT]) -> [T; OUT],
-) {
-    let len = from[0].len();
-    let (from, mut to) = (from.map(|row| &row[..len]), to.map(|row| &mut row[..len]));
-    let whole = len / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        let mut x = [[T::ZERO; LANES]; IN];
-        let mut y = [[T::ZERO; LANES]; OUT];
-        (0..IN).for_each(|i| prefetch_run(from[i].as_ptr().wrapping_add(start + AHEAD), LANES));
-        (0..OUT).for_each(|o| prefetch_run(to[o].as_ptr().wrapping_add(start + AHEAD), LANES));
-        (0..IN).for_each(|i| x[i].copy_from_slice(&from[i][start..start + LANES]));
-        (0..OUT).for_each(|o| y[o].copy_from_slice(&to[o][start..start + LANES]));
-        for lane in 0..LANES {
-            let of = of(std::array::from_fn(|i| x[i][lane]), std::array::from_fn(|o| y[o][lane]));
-            (0..OUT).for_each(|o| y[o][lane] = of[o]);
-        }
-        (0..OUT).for_each(|o| to[o][start..start + LANES].copy_from_slice(&y[o]));
-    }
-    for at in whole..len {
-        let of = of(std::array::from_fn(|i| from[i][at]), std::array::from_fn(|o| to[o][at]));
-        (0..OUT).for_each(|o| to[o][at] = of[o]);
-    }
-}
-
-pub fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+pub(super) fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let (n, d) = (x.rows(), x.cols());
     gain.expect("rms_norm: gain", [d]);
     let (mut y, mut rstd) = (Tensor::empty([n, d], T::DTYPE), Tensor::empty([n], T::DTYPE));
@@ -61,7 +31,7 @@ pub fn rms_norm<T: Real>(cpu: &Cpu, x: &Tensor, gain: &Tensor, eps: f64) -> (Ten
 }
 
 /// With c = Σ_j dy·gain·x · rstd³ / D: `dx = dy·gain·rstd − x·c`.
-pub fn rms_norm_backward<T: Real>(
+pub(super) fn rms_norm_backward<T: Real>(
     cpu: &Cpu,
     x: &Tensor,
     rstd: &Tensor,
@@ -99,7 +69,7 @@ pub fn rms_norm_backward<T: Real>(
     dx
 }
 
-pub fn swiglu<T: Real>(cpu: &Cpu, h: &Tensor) -> Tensor {
+pub(super) fn swiglu<T: Real>(cpu: &Cpu, h: &Tensor) -> Tensor {
     let (n, f) = (h.rows(), h.cols() / 2);
     let mut y = Tensor::empty([n, f], T::DTYPE);
     let step = cpu.step(n, 8 * f);
@@ -117,7 +87,7 @@ pub fn swiglu<T: Real>(cpu: &Cpu, h: &Tensor) -> Tensor {
     y
 }
 
-pub fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
+pub(super) fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
     let (n, f) = (h.rows(), h.cols() / 2);
     dy.expect("swiglu_backward: dy", [n, f]);
     let mut dh = Tensor::empty(h.shape(), T::DTYPE);
@@ -140,7 +110,7 @@ pub fn swiglu_backward<T: Real>(cpu: &Cpu, h: &Tensor, dy: &Tensor) -> Tensor {
     dh
 }
 
-pub fn rope<T: Real>(
+pub(super) fn rope<T: Real>(
     cpu: &Cpu,
     x: &mut Tensor,
     heads: usize,
@@ -161,7 +131,7 @@ pub fn rope<T: Real>(
         tasks,
         #[inline(always)]
         |(x, positions): (&mut [T], &[u32])| {
-            // for every element of a head its cosine, and the sine that its partner comes with
+            // per element of a head: the factor of itself, and the factor of its partner
             let (mut cosines, mut sines) = (vec![T::ZERO; rope.dim], vec![T::ZERO; rope.dim]);
             for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
                 let at = position as usize * half;
@@ -190,7 +160,7 @@ pub fn rope<T: Real>(
     );
 }
 
-pub fn bias<T: Real>(cpu: &Cpu, y: &mut Tensor, bias: &Tensor) {
+pub(super) fn bias<T: Real>(cpu: &Cpu, y: &mut Tensor, bias: &Tensor) {
     let (n, d) = (y.rows(), y.cols());
     bias.expect("bias: bias", [d]);
     let (bias, step) = (bias.read::<T>(), cpu.step(n, d));
@@ -201,7 +171,7 @@ pub fn bias<T: Real>(cpu: &Cpu, y: &mut Tensor, bias: &Tensor) {
     );
 }
 
-pub fn bias_backward<T: Real>(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor) {
+pub(super) fn bias_backward<T: Real>(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor) {
     let (n, d) = (dy.rows(), dy.cols());
     dbias.expect("bias_backward: dbias", [d]);
     let mut partial = Tensor::empty([n.div_ceil(BLOCK), d], T::DTYPE);
@@ -220,7 +190,7 @@ pub fn bias_backward<T: Real>(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor) {
     }
 }
 
-pub fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {
+pub(super) fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {
     acc.expect("add: acc", x.shape());
     let step = cpu.step(x.len(), 1);
     let tasks = acc.write::<T>().chunks_mut(step).zip(x.read::<T>().chunks(step)).collect();
@@ -231,7 +201,7 @@ pub fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {
     );
 }
 
-pub fn split<T: Real>(cpu: &Cpu, x: &Tensor, at: usize) -> (Tensor, Tensor) {
+pub(super) fn split<T: Real>(cpu: &Cpu, x: &Tensor, at: usize) -> (Tensor, Tensor) {
     let (n, d) = (x.rows(), x.cols());
     let (mut a, mut b) = (Tensor::empty([n, at], T::DTYPE), Tensor::empty([n, d - at], T::DTYPE));
     let step = cpu.step(n, d);
@@ -249,7 +219,7 @@ pub fn split<T: Real>(cpu: &Cpu, x: &Tensor, at: usize) -> (Tensor, Tensor) {
     (a, b)
 }
 
-pub fn join<T: Real>(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Tensor {
+pub(super) fn join<T: Real>(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Tensor {
     let (n, p, q) = (a.rows(), a.cols(), b.cols());
     assert!(b.rows() == n, "join: {n} and {} rows", b.rows());
     let mut x = Tensor::empty([n, p + q], T::DTYPE);
@@ -268,7 +238,7 @@ pub fn join<T: Real>(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Tensor {
     x
 }
 
-pub fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &[u32]) -> Tensor {
+pub(super) fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &[u32]) -> Tensor {
     let (n, d) = (x.rows(), x.cols());
     let mut y = Tensor::empty([rows.len(), d], T::DTYPE);
     let (x, step) = (x.read::<T>(), cpu.step(rows.len(), d));
@@ -286,7 +256,7 @@ pub fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &[u32]) -> Tensor {
     y
 }
 
-pub fn embedding_backward<T: Real>(ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
+pub(super) fn embedding_backward<T: Real>(ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
     let d = dx.cols();
     assert!(dw.cols() == d && dx.rows() == ids.len(), "embedding_backward: dx {:?}, dw {:?}", dx.shape(), dw.shape());
     let dw = dw.write::<T>();

@@ -1,6 +1,6 @@
 //! Log-probabilities of given sequences, in training's form: for references, rewards and perplexity.
 
-use smelt_kernels::{Backend, Documents};
+use smelt_kernels::{Backend, DocumentBounds};
 use smelt_model::{Batch, Error, IGNORE, Model, Params};
 
 /// Sequences with the place of the first token to score (at least 1); about `limit` tokens at a time. Returns the log-probability of
@@ -23,7 +23,7 @@ pub fn logprobs(
             lengths.extend((length > 0).then_some(length));
             next += 1;
         }
-        batch.documents = Documents::of_lengths(&lengths);
+        batch.documents = DocumentBounds::of_lengths(&lengths);
         model.check(&batch.ids, batch.documents.longest())?;
         model.check(&batch.targets, 0)?;
         let mut logp = model.score(backend, params, &batch).logp.into_iter();

@@ -3,7 +3,7 @@
 //! FOLDER holds config.json and safetensors; ids.json is a list of lists of token ids, each a document. Prints a list of rows, one per
 //! token. `tests/parity/logits_with_transformers.py` compares them with transformers'.
 
-use smelt_kernels::{Cpu, Documents};
+use smelt_kernels::{Cpu, DocumentBounds};
 use smelt_model::{Balance, Batch, IGNORE, load};
 use std::cell::RefCell;
 use std::error::Error;
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let batch = Batch {
         targets: vec![IGNORE; ids.len()],
         ids,
-        documents: Documents::of_lengths(&lengths),
+        documents: DocumentBounds::of_lengths(&lengths),
         ..Default::default()
     };
     model.check(&batch.ids, batch.documents.longest())?;

@@ -6,7 +6,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_kernels::{Documents, Router, Routing, Tensor};
+use smelt_kernels::{DocumentBounds, Router, Routing, Tensor};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -44,7 +44,7 @@ impl Balance {
         Self { weight: 0.0, scope: BalanceScope::Sequence, counts: BalanceCounts::Scores, mtp: false };
 
     /// The weighted loss of one layer, and its gradient in the scores, `[N, E]`.
-    pub(crate) fn loss(&self, router: &Router, routing: &Routing, documents: &Documents) -> (f64, Tensor) {
+    pub(crate) fn loss(&self, router: &Router, routing: &Routing, documents: &DocumentBounds) -> (f64, Tensor) {
         let scores = routing.scores.to_f64();
         let (mut loss, mut dscores) = (0.0, vec![0.0; scores.len()]);
         let mut add = |rows| loss += self.part(router, routing, &scores, rows, &mut dscores);

@@ -1,6 +1,6 @@
 //! What a pass reads: packed documents.
 
-use smelt_kernels::Documents;
+use smelt_kernels::DocumentBounds;
 
 /// The target of a row that predicts nothing.
 pub const IGNORE: u32 = u32::MAX;
@@ -10,7 +10,7 @@ pub const IGNORE: u32 = u32::MAX;
 pub struct Batch {
     pub ids: Vec<u32>,     // [N]
     pub targets: Vec<u32>, // [N], or IGNORE
-    pub documents: Documents,
+    pub documents: DocumentBounds,
     /// Rows whose scalar score is wanted; reward models only.
     pub score_rows: Vec<u32>,
     /// The MTP modules run too.
@@ -25,7 +25,7 @@ impl Batch {
         Self {
             ids: documents.iter().flat_map(|ids| &ids[..ids.len() - 1]).copied().collect(),
             targets: documents.iter().flat_map(|ids| &ids[1..]).copied().collect(),
-            documents: Documents::of_lengths(&lengths),
+            documents: DocumentBounds::of_lengths(&lengths),
             score_rows: Vec::new(),
             runs_mtp: true,
         }

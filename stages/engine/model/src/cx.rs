@@ -1,7 +1,7 @@
 //! What a layer may touch while it runs, and what a pass tells besides its result.
 
 use crate::{Balance, Params, Precision};
-use smelt_kernels::{Backend, Documents, Rope};
+use smelt_kernels::{Backend, DocumentBounds, Rope};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub struct Cx<'a> {
     pub backend: &'a dyn Backend,
     pub params: &'a Params,
-    pub documents: &'a Documents,
+    pub documents: &'a DocumentBounds,
     pub rope: &'a Rope,
     pub balance: Balance,
     pub precision: Precision,

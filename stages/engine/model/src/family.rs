@@ -256,8 +256,8 @@ impl DeepseekV3 {
     pub(crate) fn router(&self) -> Router {
         Router {
             experts: self.n_routed_experts,
-            groups: self.n_group,
-            kept_groups: self.topk_group,
+            expert_groups: self.n_group,
+            node_limit: self.topk_group,
             top_k: self.num_experts_per_tok,
             normalise: self.norm_topk_prob,
             scale: self.routed_scaling_factor,

@@ -5,7 +5,7 @@ use crate::layer::RmsNormSaved;
 use crate::mtp::MtpSaved;
 use crate::params::Specs;
 use crate::{Balance, Config, Cx, Experts, Grads, Layer, Linear, Mtp, Param, RmsNorm, Start};
-use smelt_kernels::{Backend, Documents, Head, Tensor};
+use smelt_kernels::{Backend, DocumentBounds, Head, Tensor};
 
 /// What an objective sees of a pass. Vectors over `rows` are in their order.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ struct Read {
 }
 
 struct MtpPass {
-    documents: Documents,
+    documents: DocumentBounds,
     from: Vec<u32>, // rows of the pass before
     ids: Vec<u32>,  // next tokens
     saved: MtpSaved,
@@ -154,7 +154,7 @@ impl OutputHead {
         if rows.is_empty() {
             return None;
         }
-        let documents = Documents::of_lengths(&lengths);
+        let documents = DocumentBounds::of_lengths(&lengths);
         let h = cx.backend.gather(before, &from);
         let embedding = cx.backend.embedding(&ids, cx.params.get(self.embedding));
         let balance = if cx.balance.mtp { cx.balance } else { Balance::NONE };

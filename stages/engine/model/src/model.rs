@@ -7,7 +7,7 @@ use crate::params::{Spec, Specs, layer_of};
 use crate::{
     Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Param, Params, Precision, Start, Stats,
 };
-use smelt_kernels::{Backend, DType, Documents, Layout, Rope, Tensor, Write};
+use smelt_kernels::{Backend, DType, DocumentBounds, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -267,7 +267,7 @@ impl Model {
 
     fn decode_cx<R>(&self, backend: &dyn Backend, params: &Params, positions: &[u32], run: impl FnOnce(&Cx) -> R) -> R {
         let rope = self.rope(positions.iter().max().map_or(1, |&p| p as usize + 1));
-        let (stats, documents) = (RefCell::default(), Documents::default());
+        let (stats, documents) = (RefCell::default(), DocumentBounds::default());
         run(&Cx {
             backend,
             params,

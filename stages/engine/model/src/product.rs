@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::params::Specs;
     use crate::{Fp8, GradientTiles, Init, Params, Scaling};
-    use smelt_kernels::{Cpu, Documents, bf16, random};
+    use smelt_kernels::{Cpu, DocumentBounds, bf16, random};
     use std::cell::RefCell;
     use std::sync::Arc;
 
@@ -116,7 +116,7 @@ mod tests {
         let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (x, dy, cpu) = (noise(1, N, IN), noise(2, N, OUT), Cpu::new(2));
-        let (documents, stats) = (Documents::of_lengths(&[N]), RefCell::default());
+        let (documents, stats) = (DocumentBounds::of_lengths(&[N]), RefCell::default());
         let rope = smelt_kernels::Rope::new(&[1.0], 1, 1.0, true);
         let cx = Cx {
             backend: &cpu,
@@ -195,7 +195,7 @@ mod tests {
         let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (params, stats) = (params.copy_as(DType::F64), RefCell::default());
-        let (documents, rope) = (Documents::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
+        let (documents, rope) = (DocumentBounds::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
         let cx = Cx {
             backend: &Cpu::new(1),
             params: &params,
@@ -215,7 +215,7 @@ mod tests {
         let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (cpu, documents, rope) =
-            (Cpu::new(1), Documents::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
+            (Cpu::new(1), DocumentBounds::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
         for value in [1.0, f32::INFINITY, f32::NEG_INFINITY] {
             let stats = RefCell::default();
             let precision = Precision::Fp8(Fp8::default());

@@ -4,7 +4,7 @@ use crate::params::Specs;
 use crate::{
     Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Layer, Params, Precision, Start, Stats, Update,
 };
-use smelt_kernels::{Cpu, DType, Documents, Tensor, random};
+use smelt_kernels::{Cpu, DType, DocumentBounds, Tensor, random};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ pub fn check_gradients_with<L: Layer>(
         let bias = params.get_mut(*p).write::<f64>();
         bias.iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * random::normal(9, 9, i as u64));
     }
-    let (documents, cpu) = (Documents::of_lengths(lengths), Cpu::new(1));
+    let (documents, cpu) = (DocumentBounds::of_lengths(lengths), Cpu::new(1));
     let rope = config.rope(64);
     let n = documents.rows();
     let draws = |seed: u64, len: usize| (0..len).map(|i| random::normal(seed, 1, i as u64)).collect::<Vec<_>>();

@@ -8,7 +8,7 @@ mod say;
 
 use safetensors::SafeTensors;
 use say::say;
-use smelt_kernels::{Cpu, DType, Documents};
+use smelt_kernels::{Cpu, DType, DocumentBounds};
 use smelt_model::{Balance, Batch, CheckpointFile, Config, Init, Model, Params, load, save};
 use smelt_schemas::Fault;
 use std::cell::RefCell;
@@ -32,7 +32,7 @@ fn checkpoints() -> Vec<PathBuf> {
 }
 
 fn logits(model: &Model, params: &Params, ids: &[u32]) -> Vec<f32> {
-    let documents = Documents::of_lengths(&[ids.len()]);
+    let documents = DocumentBounds::of_lengths(&[ids.len()]);
     let batch = Batch { ids: ids.to_vec(), targets: vec![0; ids.len()], documents, ..Default::default() };
     let cpu = Cpu::new(2);
     let (_, saved) = model.forward(&cpu, params, &batch, Balance::NONE, &RefCell::default());

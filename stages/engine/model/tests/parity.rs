@@ -10,7 +10,7 @@ mod say;
 
 use safetensors::SafeTensors;
 use say::say;
-use smelt_kernels::{Backend, Cpu, Documents};
+use smelt_kernels::{Backend, Cpu, DocumentBounds};
 use smelt_model::{Balance, Batch, CacheRows, Grads, HeadOutput, Model, OutputGradient, Params, Stats, load};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -195,7 +195,7 @@ fn forward_and_backward(case: &Case, cpu: &Cpu) {
     let whole = Batch {
         targets: vec![0; ids.concat().len()],
         ids: ids.concat(),
-        documents: Documents::of_lengths(&ids.iter().map(Vec::len).collect::<Vec<_>>()),
+        documents: DocumentBounds::of_lengths(&ids.iter().map(Vec::len).collect::<Vec<_>>()),
         ..Default::default()
     };
     let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });

@@ -1,6 +1,6 @@
 //! Examples with a mask, and how they become batches.
 
-use smelt_kernels::Documents;
+use smelt_kernels::DocumentBounds;
 use smelt_model::{Batch, IGNORE};
 use std::ops::Range;
 
@@ -37,7 +37,7 @@ pub fn masked_batch<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Batc
             .extend(ids[1..].iter().zip(&mask[1..]).map(|(&id, &is_trained)| if is_trained { id } else { IGNORE }));
         lengths.extend((last > 0).then_some(last));
     }
-    batch.documents = Documents::of_lengths(&lengths);
+    batch.documents = DocumentBounds::of_lengths(&lengths);
     batch
 }
 
@@ -67,7 +67,7 @@ mod tests {
         let batch = masked_batch(&[Example::new(&[5, 6], &[7, 8]), Example::new(&[9], &[3])]);
         assert_eq!(batch.ids, [5, 6, 7, 9]);
         assert_eq!(batch.targets, [IGNORE, 7, 8, 3]);
-        assert_eq!(batch.documents, Documents::of_lengths(&[3, 1]));
+        assert_eq!(batch.documents, DocumentBounds::of_lengths(&[3, 1]));
         assert_eq!(batch.target_rows(), [1, 2, 3]);
     }
 

@@ -7,7 +7,7 @@
 use crate::batch::{Example, micro_batches};
 use crate::objective::{Loss, Objective};
 use crate::{Error, StepTotals};
-use smelt_kernels::{Backend, Documents, math};
+use smelt_kernels::{Backend, DocumentBounds, math};
 use smelt_model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Params};
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ pub fn scored_batch<'a>(examples: impl IntoIterator<Item = &'a Example>) -> (Bat
         targets += count;
         lengths.push(ids.len());
     }
-    batch.documents = Documents::of_lengths(&lengths);
+    batch.documents = DocumentBounds::of_lengths(&lengths);
     (batch, scored)
 }
 

@@ -1,10 +1,12 @@
-//! AVX2 and FMA: 6 × 16 outputs in 12 of 16 registers. bf16 is computed as `vdpbf16ps` does: two fused multiply-adds
-//! per cell, flushing by compare and mask, because MXCSR is not ours to change; of E4M3 numbers nothing needs flushing.
+//! AVX2 and FMA: 6 × 16 outputs in 12 of 16 registers.
+//!
+//! bf16 is computed as `vdpbf16ps` does, with two fused multiply-adds per cell. Compare and mask flush to zero, because
+//! this library does not change MXCSR. Products of E4M3 numbers never need flushing.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
+use super::cells::{Bf16, Cells};
 use super::kernel::{Lanes, micro};
-use super::{Bf16, Element};
 use std::{arch::x86_64::*, mem::transmute};
 
 const EDGE: f32 = f32::MIN_POSITIVE;
@@ -90,7 +92,7 @@ unsafe fn dot_exact_pairs(c: __m256, a: __m256i, b: __m256i) -> __m256 {
     }
 }
 
-/// Rounding may have hidden an underflow in some lane: lane by lane, by the definition.
+/// Some lane is at the edge of underflow, which rounding may have hidden: computes lane by lane, by the definition.
 #[cold]
 fn at_the_edge(c: __m256, a: __m256i, b: __m256i) -> __m256 {
     // SAFETY: plain bits of the same size, both ways.
@@ -101,7 +103,7 @@ fn at_the_edge(c: __m256, a: __m256i, b: __m256i) -> __m256 {
     }
 }
 
-/// Subnormals to zero, keeping the sign.
+/// Flushes subnormals to zero; they keep their sign.
 #[inline(always)]
 unsafe fn flush(x: __m256) -> __m256 {
     unsafe {

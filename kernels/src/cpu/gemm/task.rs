@@ -1,36 +1,45 @@
 //! One task: blocks of K and N for the caches, tiles for the registers.
 //!
-//! A block of B stays in the second-level cache while a strip of A passes by, a tile of A in the first while panels of B
-//! pass by. C waits in memory between two blocks of K: that is the whole of what blocking does to a chain.
+//! A block of B stays in the second-level cache while a strip of A is multiplied by it; a tile of A stays in the
+//! first-level cache while it is multiplied by the panels of B. Between two blocks of K, C is stored to memory: that is
+//! all that blocking does to a chain.
 
-use super::kernel::{MAX_ROWS, Micro, Tile, ahead};
-use super::packed::{NR, Place, to_cells};
-use super::{Element, Level, Scales, View, Write, product::spans};
+use super::cells::Cells;
+use super::factor::Factor;
+use super::kernel::{MAX_ROWS, Micro, NR, Tile, ahead};
+use super::level::Supported;
+use super::packed::{ReadyB, to_cells};
+use super::scales::Scales;
+use crate::backend::Write;
+use crate::rectangle::Rectangle;
+use crate::spans::spans;
+use crate::view::View;
 use std::{cell::Cell, ops::Range};
 
-/// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while panels pass by.
+/// Cells of K per block: a tile of A (9 KiB) stays in the first-level cache while it meets the panels of a block.
 pub(super) const DEPTH: usize = 384;
-/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while tiles pass by.
+/// Panels per block: DEPTH × 6 × 64 cells (576 KiB) stay in the second-level cache while they meet the tiles of a
+/// strip.
 const PANELS: usize = 6;
-/// Tiles that pass by, and are copied at once where they are: 96 rows, whose part of C stays in the second-level cache from one block of K
-/// to the next.
+/// Tiles per strip, which are copied together: 96 rows, whose part of C stays in the second-level cache from one block
+/// of K to the next.
 pub(super) const STRIP: usize = 16;
-/// Cells of a copied row, not a power of two.
+/// Cells from one copied row to the next; not a power of two, which would put all rows into the same set of the cache.
 const A_ROW: usize = DEPTH + 16;
-/// Cells per k of a copied tile whose rows are neighbours.
+/// Cells from one k to the next of a copied tile whose rows are neighbours.
 const A_TILE: usize = 8;
-/// Cells of such a tile, and a cache line, or the tiles of a strip would share one set of the cache.
+/// Cells of such a tile, plus a cache line: otherwise the tiles of a strip would share one set of the cache.
 const TILE: usize = DEPTH * A_TILE + 16;
 /// Cells of a copied strip of either kind.
 pub(super) const COPY: usize = STRIP * TILE;
 const _: () = assert!(COPY >= STRIP * MAX_ROWS * A_ROW);
 
-/// What a causal mask leaves of a product, so that the rest need not be computed.
+/// Which part of a product a causal mask leaves; the rest need not be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Causal {
     /// Everything.
     All,
-    /// Row i of C is wanted in columns up to `first + i`; what the others hold is of no account.
+    /// Row i of C is needed in columns up to `first + i`; other columns are ignored and hold arbitrary values.
     Columns { first: usize },
     /// Row i of A is zero beyond column `first + i`.
     Before { first: usize },
@@ -42,7 +51,7 @@ impl Causal {
     /// Columns of C that `rows` need, of `n`.
     fn columns(self, rows: &Range<usize>, n: usize) -> usize {
         match self {
-            // whole vectors: cheaper than a rest
+            // whole vectors, which are faster than a partial one
             Causal::Columns { first } => n.min((first + rows.end).next_multiple_of(16)),
             _ => n,
         }
@@ -58,37 +67,39 @@ impl Causal {
     }
 }
 
-/// A rectangle of one problem's C, over all of K.
+/// A rectangle of one product's C, over all of K.
 pub(crate) struct Task<'a, T> {
     pub a: View<'a, T>,
-    pub b: Place<'a, T>,
+    pub b: ReadyB<'a, T>,
+    /// Columns of the whole C.
     pub n: usize,
-    pub c: *mut f32,
-    /// From one row of C to the next.
-    pub c_row: usize,
+    /// `rows` and `panels` of C.
+    pub c: Rectangle<'a, f32>,
     pub rows: Range<usize>,
     pub panels: Range<usize>,
-    /// Of FP8 operands.
+    /// For FP8 operands only.
     pub scales: Option<Scales<'a>>,
-    /// Of f32 alone.
+    /// For f32 only.
     pub causal: Causal,
 }
-
-// SAFETY: tasks of one run own disjoint rectangles of C; all else they only read.
-unsafe impl<T: Sync> Send for Task<'_, T> {}
 
 thread_local! {
     /// Copied tiles of A.
     pub(super) static TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-impl<T: Element> Task<'_, T> {
-    #[inline(always)] // as `Panel::fill`: it copies A
-    pub fn run(self, level: Level, write: Write) {
-        if let Some(scales) = self.scales {
-            return self.run_scaled(scales, level, write);
-        }
-        let micro = T::micro(level);
+impl<T: Factor> Task<'_, T> {
+    /// The kernels rely on it: `c` is the rectangle that `rows` and `panels` name, and `a` has these rows.
+    pub(super) fn check(&self) {
+        let cols = self.n.min(self.panels.end * NR).saturating_sub(self.panels.start * NR);
+        let fits = self.c.rows() == self.rows.len() && self.c.cols() == cols && self.rows.end <= self.a.rows;
+        assert!(fits, "task: rows {:?} and panels {:?} of C in another rectangle", self.rows, self.panels);
+    }
+
+    #[inline(always)] // as `Panel::fill`, because it copies A
+    pub fn run(mut self, level: Supported, write: Write) {
+        self.check();
+        let micro = T::micro(level.level());
         let cells = self.a.cols.div_ceil(T::PER_CELL);
         let high = self.rows.len().div_ceil(self.rows.len().div_ceil(MAX_ROWS)); // 7 rows as 4 + 3, not 6 + 1
         let mut tiles = TILES.take();
@@ -117,24 +128,23 @@ impl<T: Element> Task<'_, T> {
                         }
                         for panel in block.clone().map(|p| self.panels.start + p).take_while(|p| p * NR < n) {
                             let columns = NR.min(n - panel * NR);
-                            let (b, b_k) = self.b.cells(panel, start, end - start);
+                            let (b, b_k) = self.b.cells(panel, start, end - start, columns.div_ceil(16));
                             let tile = Tile {
                                 a: a.wrapping_add(t * a_tile + (start - k) * a_k),
                                 a_row,
                                 a_k,
                                 b,
                                 b_k,
-                                // SAFETY: (row, panel·NR) is inside C, `[M, n]`.
-                                c: unsafe { self.c.add(row * self.c_row + panel * NR) },
-                                c_row: self.c_row,
+                                c: self.c.address(row - self.rows.start, (panel - self.panels.start) * NR),
+                                c_row: self.c.stride(),
                                 rows: rows.len(),
                                 vectors: columns.div_ceil(16),
                                 cells: end - start,
                                 ahead: &ahead,
                                 is_first: write == Write::Set && start == steps.start,
                             };
-                            // SAFETY: `at` and `best` give supported levels only; A and B are as large as the slices
-                            // above; the rectangle of C is this task's own.
+                            // SAFETY: the level is supported; A and B are as large as the slices above; the rectangle
+                            // of C is this task's own and, by `check`, holds the tile.
                             unsafe {
                                 if columns.is_multiple_of(16) { tile.run(micro) } else { ragged(micro, tile, columns) }
                             }
@@ -147,7 +157,7 @@ impl<T: Element> Task<'_, T> {
     }
 }
 
-/// A tile whose last vector is not full is computed in a copy that is.
+/// A tile with a partial last vector is computed in a copy with whole vectors.
 unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
     let mut c = [0.0; MAX_ROWS * NR];
     // SAFETY: `columns` of each row are inside the tile's C, and inside the copy.
@@ -162,10 +172,10 @@ unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
     }
 }
 
-/// Copies `rows` of A to cells, in tiles `high`. What already is cells is read where it lies: a copy waits for memory, a tile has work to do
-/// meanwhile. Returns the strides of tiles, rows and cells.
+/// Copies `rows` of A to cells, in tiles of `high` rows. Returns the strides of tiles, rows and cells. (f32 is read
+/// without a copy: a copy only waits for memory, while a tile computes during the wait.)
 #[inline(always)]
-pub(super) fn copy_a<T: Element>(
+pub(super) fn copy_a<T: Cells>(
     a: View<T>,
     row: usize,
     rows: usize,

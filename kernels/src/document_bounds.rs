@@ -1,16 +1,16 @@
-//! Which rows of a packed batch belong together: attention looks back within a document and no further.
+//! Where the documents of a packed batch begin and end: attention does not cross these bounds.
 
-use crate::Segments;
+use crate::segments::Segments;
 use std::ops::Range;
 
-/// Rows lie document by document; a row's position counts from the start of its document.
+/// The rows of a document are neighbours; a row's position counts from the start of its document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Documents {
+pub struct DocumentBounds {
     segments: Segments,
     positions: Vec<u32>,
 }
 
-impl Documents {
+impl DocumentBounds {
     pub fn of_lengths(lengths: &[usize]) -> Self {
         let positions = lengths.iter().flat_map(|&length| 0..length as u32).collect();
         Self { segments: Segments::of_counts(lengths), positions }

@@ -1,15 +1,19 @@
-//! Products in lower precision: bf16, and FP8 as the device computes it, with exact products, sums in f32 and promotion every 128.
+//! Products in lower precision: bf16, and FP8 with exact products, sums in f32 and a scale per 128 terms.
 
-use super::{Cpu, quantise};
+use super::device::Cpu;
+use super::gemm::{Promoted, Scales, View};
+use super::lowered::{Lowered, Lowering, Matrix, Side};
+use super::quantise;
+use crate::backend::{Layout, Write};
+use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser, Role, Scaled, TILE, Tile};
-use crate::gemm::{Promoted, Scales, View};
-use crate::lowered::{Form, Lowered, Matrix, Side};
-use crate::{DType, Layout, Segments, Tensor, Write};
+use crate::segments::Segments;
+use crate::tensor::Tensor;
 use half::bf16;
 use std::sync::Arc;
 
 /// See [`Backend::low_gemm`](crate::Backend::low_gemm).
-pub fn gemm(
+pub(super) fn gemm(
     cpu: &Cpu,
     layout: Layout,
     a: &Operand,
@@ -26,11 +30,11 @@ pub fn gemm(
         Layout::Nn => (out, inner),
         Layout::Tn => panic!("low_gemm: Tn is low_gradient"),
     };
-    let (rows, form) = match a {
-        Operand::Plain(a) => (a, Form::Bf16),
+    let (rows, lowering) = match a {
+        Operand::Plain(a) => (a, Lowering::Bf16),
         Operand::Fp8(a) => {
             let tile = if a.how.tile == Tile::Tensor { Tile::Tensor } else { Tile::Block };
-            (&a.q, Form::Fp8(Quantiser { tile, role: Role::Weight, ..a.how }))
+            (&a.q, Lowering::Fp8(Quantiser { tile, role: Role::Weight, ..a.how }))
         }
     };
     let m = rows.rows();
@@ -39,7 +43,7 @@ pub fn gemm(
     let whole = Segments::of_counts(&[m]);
     let ends = segments.unwrap_or(&whole);
     assert!(ends.rows() == m && ends.count() == experts, "low_gemm: {experts} weights of {m} rows, {ends:?}");
-    let lowered = lowered(cpu, w, form, experts);
+    let lowered = lowered(cpu, w, lowering, experts);
     let sides: Vec<&Side> = lowered.matrices.iter().map(|w| if layout == Layout::Nt { &w.nt } else { &w.nn }).collect();
     match a {
         Operand::Plain(a) => {
@@ -48,21 +52,28 @@ pub fn gemm(
         }
         Operand::Fp8(a) => {
             let (values, scale, blocks) = (quantise::decode(cpu, &a.q), row_scales(a, segments), k.div_ceil(TILE));
-            let (values, mut rest, mut problems) = (values.view::<bf16>(), c.write::<f32>(), Vec::new());
+            let (values, mut rest, mut products) = (values.view::<bf16>(), c.write::<f32>(), Vec::new());
             for (rows, side) in ends.iter().zip(sides) {
                 let (len, first) = (rows.len(), rows.start * blocks);
                 let scales = Scales { a: View::new(&scale[first..][..len * blocks], len, blocks), b: &side.scale };
                 let c = rest.split_off_mut(..len * n).expect("c was checked above");
                 let a = values.slice(rows.start, rows.end);
-                problems.push(Promoted { a, b: (&side.packed).into(), scales, c });
+                products.push(Promoted { a, b: (&side.packed).into(), scales, c });
             }
-            cpu.gemm.promoted(problems, write);
+            cpu.gemm.promoted(products, write);
         }
     }
 }
 
 /// See [`Backend::low_gradient`](crate::Backend::low_gradient).
-pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write) {
+pub(super) fn gradient(
+    cpu: &Cpu,
+    dy: &Operand,
+    x: &Operand,
+    segments: Option<&Segments>,
+    dw: &mut Tensor,
+    write: Write,
+) {
     let rows = |operand: &Operand| match operand {
         Operand::Plain(x) => (x.rows(), x.cols()),
         Operand::Fp8(x) => (x.q.rows(), x.q.cols()),
@@ -82,25 +93,25 @@ pub fn gradient(cpu: &Cpu, dy: &Operand, x: &Operand, segments: Option<&Segments
             let (a_scale, b_scale) = (column_scales(dy, segments), column_scales(x, segments));
             let (a, b) = (quantise::decode(cpu, &dy.q), quantise::decode(cpu, &x.q));
             let (a, b) = (a.view::<bf16>(), b.view::<bf16>());
-            let (mut first, mut problems) = (0, Vec::new());
+            let (mut first, mut products) = (0, Vec::new());
             for (rows, c) in ends.iter().zip(dw.write::<f32>().chunks_mut(size.max(1))) {
                 let blocks = rows.len().div_ceil(TILE);
                 let scale = View::new(&a_scale[first * out..][..blocks * out], blocks, out).t();
                 let scales = Scales { a: scale, b: &b_scale[first * inner..][..blocks * inner] };
                 first += blocks;
                 let (a, b) = (a.slice(rows.start, rows.end).t(), b.slice(rows.start, rows.end));
-                problems.push(Promoted { a, b: b.into(), scales, c });
+                products.push(Promoted { a, b: b.into(), scales, c });
             }
-            cpu.gemm.promoted(problems, write);
+            cpu.gemm.promoted(products, write);
         }
-        _ => panic!("low_gradient: dy and x are of two kinds"),
+        _ => panic!("low_gradient: expected dy and x in one precision, found {dy:?} and {x:?}"),
     }
 }
 
 /// `[M, ⌈K/128⌉]`, for a product over columns.
 fn row_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
     let (scale, across, blocks) = (x.scale.read::<f32>(), x.scale.cols(), x.q.cols().div_ceil(TILE));
-    assert!(x.how.tile != Tile::Column, "low_gemm: scales of columns in a product over columns");
+    assert!(x.how.tile != Tile::Column, "low_gemm: expected scales along rows of a, found tiles {:?}", x.how.tile);
     let mut all = Vec::with_capacity(x.q.rows() * blocks);
     for (band, rows) in x.how.tile.bands(x.q.rows(), segments_of(x, segments)).into_iter().enumerate() {
         let scale = &scale[band * across..][..across];
@@ -115,7 +126,7 @@ fn row_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
 fn column_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
     let (scale, across, cols) = (x.scale.read::<f32>(), x.scale.cols(), x.q.cols());
     let width = x.how.tile.width(cols);
-    assert!(x.how.tile != Tile::Row, "low_gradient: scales of rows in a product over rows");
+    assert!(x.how.tile != Tile::Row, "low_gradient: expected scales along columns, found tiles {:?}", x.how.tile);
     let bands = Tile::Column.bands(x.q.rows(), segments);
     let one = x.how.tile == Tile::Tensor;
     (0..bands.len())
@@ -126,20 +137,20 @@ fn column_scales(x: &Scaled, segments: Option<&Segments>) -> Vec<f32> {
         .collect()
 }
 
-/// One scale for all rows does not know segments.
+/// The segments that cut the tiles of x: one scale for the whole tensor ignores segments.
 fn segments_of<'a>(x: &Scaled, segments: Option<&'a Segments>) -> Option<&'a Segments> {
     segments.filter(|_| x.how.tile != Tile::Tensor)
 }
 
-/// `w` as `form`, kept until `w` is written.
-fn lowered(cpu: &Cpu, w: &Tensor, form: Form, experts: usize) -> Arc<Lowered> {
-    w.lowered(form, |old| {
+/// Lowers `w`, and keeps the result until `w` is written.
+fn lowered(cpu: &Cpu, w: &Tensor, lowering: Lowering, experts: usize) -> Arc<Lowered> {
+    let make = |old: Option<Lowered>| {
         let mut matrices = old.map_or_else(Vec::new, |old| old.matrices);
         matrices.resize_with(experts, Matrix::default);
         let (out, inner) = (w.rows() / experts, w.cols());
-        let values = match form {
-            Form::Bf16 => quantise::round(cpu, w),
-            Form::Fp8(how) => {
+        let values = match lowering {
+            Lowering::Bf16 => quantise::round(cpu, w),
+            Lowering::Fp8(how) => {
                 let rows = Segments::of_counts(&vec![out; experts]);
                 let scaled = quantise::quantise(cpu, w, how, Some(&rows));
                 let (scale, across) = (scaled.scale.read::<f32>(), scaled.scale.cols());
@@ -162,12 +173,13 @@ fn lowered(cpu: &Cpu, w: &Tensor, form: Form, experts: usize) -> Arc<Lowered> {
             [(&mut matrix.nt.packed, view.t()), (&mut matrix.nn.packed, view)]
         });
         cpu.gemm.pack_all(sides);
-        Lowered { form, is_current: true, matrices }
-    })
+        Lowered { lowering, matrices }
+    };
+    w.derive(|lowered| lowered.lowering == lowering, make)
 }
 
-/// For the products: FP8 with the given quantiser, or rounded to bf16.
-pub fn lower(cpu: &Cpu, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+/// See [`Backend::lower`](crate::Backend::lower).
+pub(super) fn lower(cpu: &Cpu, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
     assert!(x.dtype() == DType::F32, "lower: expected F32, found {:?}", x.dtype());
     match how {
         None => Operand::Plain(quantise::round(cpu, x)),

@@ -1,10 +1,14 @@
 //! The register tile: R rows × V·16 outputs, all of K in order, one accumulator per output.
 //!
-//! One generic loop is compiled for every level, element, height and width. A single row (decode) is the same loop with R = 1: it
-//! streams B once with V independent chains, which is as fast as memory, and cannot differ in a bit.
+//! One generic loop is compiled for every level, element, height and width. A single row (decoding) is the same loop
+//! with R = 1: it reads B once, with V independent chains, at the speed of memory, and has the same bits by
+//! construction.
 #![allow(clippy::needless_range_loop)] // the indices are names of registers
 
-use super::packed::NR;
+use crate::prefetch::prefetch;
+
+/// Outputs per panel of packed B, and at most per tile.
+pub(crate) const NR: usize = 64;
 
 /// One tile of work: C[rows, vectors·16] from A[rows, cells] and a panel of B.
 pub struct Tile<'a> {
@@ -18,23 +22,23 @@ pub struct Tile<'a> {
     pub c: *mut f32,
     pub c_row: usize,
     pub rows: usize,
-    /// Groups of 16 outputs.
+    /// Vectors of 16 outputs.
     pub vectors: usize,
     pub cells: usize,
-    /// What is asked for at each k, in turn: cells from A's (0, k).
+    /// At each k one of these is prefetched, in turn: cells from A's (0, k).
     pub ahead: &'a [usize; 8],
-    /// The chain starts here, from zero; otherwise from what C holds.
+    /// The chain starts here, at zero; otherwise it continues from what C holds.
     pub is_first: bool,
 }
 
-/// A loop for each height and width, by rows − 1 and vectors − 1: one for all would work out at each call what the others need.
+/// A loop for each height and width, indexed by rows − 1 and vectors − 1, so that none is computed at run time.
 ///
 /// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
 pub type Micro = [[unsafe fn(&Tile); NR / 16]; MAX_ROWS];
 
 impl Tile<'_> {
     /// # Safety
-    /// As [`Micro`] says.
+    /// As for [`Micro`].
     #[inline(always)]
     pub unsafe fn run(&self, micro: &Micro) {
         // SAFETY: the caller's promise.
@@ -42,14 +46,14 @@ impl Tile<'_> {
     }
 }
 
-/// The [`Micro`] of lanes, compiled with a feature of the CPU.
+/// Defines the [`Micro`] of some [`Lanes`], compiled for CPU features.
 macro_rules! micro {
     ($name:ident, $lanes:ty $(, $features:meta)?) => {
-        pub static $name: $crate::gemm::kernel::Micro = {
+        pub static $name: $crate::cpu::gemm::kernel::Micro = {
             $(#[$features])?
-            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::gemm::kernel::Tile) {
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::cpu::gemm::kernel::Tile) {
                 // SAFETY: the caller's promise; the features are enabled here.
-                unsafe { $crate::gemm::kernel::whole::<$lanes, ROWS, VECTORS>(t) }
+                unsafe { $crate::cpu::gemm::kernel::whole::<$lanes, ROWS, VECTORS>(t) }
             }
             [
                 [tile::<1, 1>, tile::<1, 2>, tile::<1, 3>, tile::<1, 4>],
@@ -64,11 +68,12 @@ macro_rules! micro {
 }
 pub(super) use micro;
 
-/// Steps of K by which operands are asked for before their use: 20 × 24 cycles of the largest tile, 130 ns.
+/// How many steps of K ahead operands are prefetched: 20 × 24 cycles of the largest tile, 130 ns.
 const AHEAD: usize = 20;
 
-/// What to ask for of A, since hardware does not guess it in time: down a column, which leaves the page soon, what comes [`AHEAD`]; along
-/// rows, those of the next tile, `high` below, which are as many new streams.
+/// What to prefetch of A, where hardware prefetchers are too late. Where A is read down columns, which leaves a page
+/// soon: the cells [`AHEAD`] steps on. Where it is read along rows: the rows of the next tile, `high` rows below, each
+/// of which is a new stream.
 pub fn ahead(a_row: usize, a_k: usize, high: usize) -> [usize; 8] {
     std::array::from_fn(|i| if a_row == 1 { AHEAD * a_k } else { (high + i % high) * a_row })
 }
@@ -76,7 +81,7 @@ pub fn ahead(a_row: usize, a_k: usize, high: usize) -> [usize; 8] {
 /// The most rows of any level's tile.
 pub const MAX_ROWS: usize = 6;
 
-/// 16 accumulators and how to step them: what an instruction set has to say to get a kernel.
+/// 16 accumulators and how to step them. An instruction set that implements it gets a kernel.
 pub trait Lanes: Copy {
     type Cells: Copy;
     /// Rows and vectors of the largest tile that stays in registers.
@@ -90,27 +95,6 @@ pub trait Lanes: Copy {
     unsafe fn step(self, a: Self::Cells, b: Self::Cells) -> Self;
 }
 
-/// Asks for a cache line. The address need not be valid.
-#[inline(always)]
-pub fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it reads nothing and never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// Asks for `len` elements, at an address that need not be valid: what lies a stride from what was read before, hardware does not guess.
-#[inline(always)]
-pub fn prefetch_run<T>(first: *const T, len: usize) {
-    for line in (0..len * size_of::<T>()).step_by(64) {
-        prefetch(first.wrapping_byte_add(line));
-    }
-}
-
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, vector: usize) {
     // SAFETY: row + R ≤ rows and vector + V ≤ vectors, so every address lies within the extents of `t`.
@@ -120,7 +104,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
         for r in 0..R {
             for v in 0..V {
                 let c = c.add(r * t.c_row + v * 16);
-                prefetch(c.wrapping_add(NR)); // the next panel's, or loads at its start and stores at its end wait
+                prefetch(c.wrapping_add(NR)); // C of the next panel: its tile would wait to load and to store it
                 if !t.is_first {
                     acc[r][v] = L::load(c);
                 }

@@ -1,15 +1,15 @@
-//! Any CPU: sixteen scalar chains side by side, which a compiler may turn into vectors but not reorder.
+//! Any CPU: sixteen scalar chains side by side, which the compiler may vectorise but not reorder.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
+use super::cells::{Bf16, Cells};
 use super::kernel::{self, micro};
-use super::{Bf16, Element};
 use std::marker::PhantomData;
 
 #[derive(Clone, Copy)]
 pub struct Lanes<T>([f32; 16], PhantomData<T>);
 
-impl<T: Element> kernel::Lanes for Lanes<T> {
+impl<T: Cells> kernel::Lanes for Lanes<T> {
     type Cells = [u32; 16];
     const ROWS: usize = 4;
     const VECTORS: usize = 1;

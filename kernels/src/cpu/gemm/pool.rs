@@ -1,12 +1,15 @@
-//! Threads that sleep between jobs. After a job a helper looks for the next one a few microseconds longer, and so does the caller for the
-//! helpers' end, giving the core away at each look: within a training step jobs follow each other faster than the system wakes a thread.
-//! Nobody spins for longer: on a shared machine that takes the core the work needs.
+//! A thread pool for parallel rounds of a few microseconds.
 //!
-//! The items of a job are cut into one run of neighbours per thread; who is through with his own takes from the others'. So the rows that a
-//! thread wrote in one job are, mostly, those that it reads in the next, from its own cache.
+//! Helper threads sleep between rounds. After a round a helper keeps checking for the next one for a short time before
+//! it sleeps, and the caller checks in the same way for the helpers to finish: within a training step the next round
+//! comes sooner than the system wakes a thread. After the first checks a thread yields its core at each check, so on a
+//! shared machine it does not take the core from others.
 //!
-//! The caller works too and waits only for helpers that have begun, so a helper that the system wakes late costs
-//! nothing. A pool that is busy (nested use, several ranks) lets the caller do it all alone; no result can tell.
+//! The items of a round are cut into one run of neighbours per thread; a thread that has finished its own run takes
+//! items from the others. So a thread mostly reads the rows that it wrote in the round before, from its own cache.
+//!
+//! The caller works too and waits only for helpers that have begun, so a helper that wakes late costs nothing. When the
+//! pool is busy (nested use, several ranks) the caller works alone; the results are the same.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
@@ -25,20 +28,20 @@ struct Shared {
     state: Mutex<State>,
     start: Condvar,
     done: Condvar,
-    /// Number of the newest job, and helpers inside it, to be read without the lock.
+    /// Copies of `State::number` and `State::inside`, to be read without the lock.
     newest: AtomicU64,
     inside: AtomicUsize,
 }
 
-/// How long a thread looks for what it waits for before it sleeps.
+/// How long a thread checks for what it waits for before it sleeps.
 const LINGER: Duration = Duration::from_micros(200);
 
-/// Looks before the core is given away at each: a few microseconds, most waits within a step.
-const LOOKS: usize = 100;
+/// Checks without yielding the core: a few microseconds, longer than most waits within a step.
+const CHECKS: usize = 100;
 
-/// Until `is_over`, or [`LINGER`] is.
+/// Returns when `is_over`, or after [`LINGER`].
 fn linger(is_over: impl Fn() -> bool) {
-    for _ in 0..LOOKS {
+    for _ in 0..CHECKS {
         if is_over() {
             return;
         }
@@ -52,12 +55,14 @@ fn linger(is_over: impl Fn() -> bool) {
 
 #[derive(Default)]
 struct State {
-    job: Option<Job>,
-    /// Counts jobs, so that a helper takes each at most once.
+    /// Of the current round.
+    work: Option<Work>,
+    /// Counts rounds, so that a helper takes part in each at most once.
     number: u64,
-    /// Helpers now inside the job.
+    /// Helpers that now run `work`.
     inside: usize,
-    /// Helpers that sleep, and whether the caller does: to wake one is a call of the system, even when nobody sleeps.
+    /// Helpers that sleep, and whether the caller does. Notifying is a system call even when nobody sleeps, so it is
+    /// done only if needed.
     asleep: usize,
     is_waited_for: bool,
     has_panicked: bool,
@@ -65,13 +70,13 @@ struct State {
 }
 
 #[derive(Clone, Copy)]
-struct Job(*const (dyn Fn(usize) + Sync));
+struct Work(*const (dyn Fn(usize) + Sync));
 
-// SAFETY: the pointer is to a `Sync` closure, and `Turn` keeps that closure alive while a helper is inside.
-unsafe impl Send for Job {}
+// SAFETY: the pointer is to a `Sync` closure, and `Round` keeps that closure alive while a helper is inside.
+unsafe impl Send for Work {}
 
 impl Shared {
-    /// A panic elsewhere leaves the state whole: it is only ever changed between panicking points.
+    /// A poisoned lock is fine: no code that holds it can panic with the state half changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -81,11 +86,11 @@ impl Shared {
         self.inside.store(state.inside, Relaxed);
     }
 
-    /// The life of thread `thread`; the caller is thread 0.
+    /// The main loop of helper `thread`; the caller is thread 0.
     fn help(&self, thread: usize) {
         let (mut state, mut seen, mut is_fresh) = (self.lock(), 0, false);
         while !state.is_closing {
-            let Some(job) = state.job.filter(|_| state.number != seen) else {
+            let Some(work) = state.work.filter(|_| state.number != seen) else {
                 if is_fresh {
                     is_fresh = false;
                     drop(state);
@@ -102,8 +107,8 @@ impl Shared {
             seen = state.number;
             self.enter(&mut state, 1);
             drop(state);
-            // SAFETY: `inside` was raised under the lock while the job stood, and `Turn` waits until it is 0.
-            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)(thread) }));
+            // SAFETY: `inside` was raised under the lock while the work was set, and `Round` waits until it is 0.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*work.0)(thread) }));
             state = self.lock();
             state.has_panicked |= outcome.is_err();
             self.enter(&mut state, -1);
@@ -132,7 +137,7 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Calls `work` once for each of `items`, in no promised order or thread.
+    /// Calls `work` once for each of `items`, in any order, on any thread.
     pub fn each<I: Send>(&self, items: Vec<I>, work: impl Fn(I) + Sync) {
         if items.len() < 2 || self.helpers.is_empty() || self.is_busy.swap(true, Acquire) {
             return items.into_iter().for_each(work);
@@ -148,23 +153,27 @@ impl Pool {
                 }
             }
         };
-        let turn = Turn::start(self, &run);
+        // SAFETY: dropped below, or by a panic in `run(0)`.
+        let round = unsafe { Round::start(self, &run) };
         run(0);
-        drop(turn);
+        drop(round);
         let has_panicked = std::mem::take(&mut self.shared.lock().has_panicked);
         assert!(!has_panicked, "pool: a helper panicked; its message is above");
     }
 }
 
-/// A job in progress. Dropping it, also by a panic, closes the job and waits for the helpers inside.
-struct Turn<'a>(&'a Pool);
+/// A round in progress. Dropping it, also by a panic, closes the round and waits for the helpers inside.
+struct Round<'a>(&'a Pool);
 
-impl<'a> Turn<'a> {
-    fn start(pool: &'a Pool, run: &'a (dyn Fn(usize) + Sync)) -> Self {
+impl<'a> Round<'a> {
+    /// # Safety
+    /// The result is dropped, not forgotten, before `run` is.
+    unsafe fn start(pool: &'a Pool, run: &'a (dyn Fn(usize) + Sync)) -> Self {
         let mut state = pool.shared.lock();
-        // SAFETY: forgets only the lifetime; see `Job`.
-        state.job =
-            Some(Job(unsafe { std::mem::transmute::<&'a (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run) }));
+        // SAFETY: forgets only the lifetime; `drop` waits until no helper runs it.
+        state.work = Some(Work(unsafe {
+            std::mem::transmute::<&'a (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run)
+        }));
         state.number += 1;
         pool.shared.newest.store(state.number, Relaxed);
         state.has_panicked = false;
@@ -176,10 +185,10 @@ impl<'a> Turn<'a> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Round<'_> {
     fn drop(&mut self) {
         let mut state = self.0.shared.lock();
-        state.job = None;
+        state.work = None;
         if state.inside > 0 {
             drop(state);
             linger(|| self.0.shared.inside.load(Relaxed) == 0);
@@ -200,7 +209,7 @@ impl Drop for Pool {
         self.shared.lock().is_closing = true;
         self.shared.start.notify_all();
         for helper in self.helpers.drain(..) {
-            drop(helper.join()); // a helper that panicked has said so already
+            drop(helper.join()); // a helper that panicked has printed its message
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What this CPU can do, asked once at run time: one binary serves all, and all give the same bits.
+//! The instruction sets of this CPU, detected at run time: one binary serves all CPUs, and all give the same bits.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -8,7 +8,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 F; bf16 as on `Avx2`.
     Avx512,
-    /// And `vdpbf16ps`.
+    /// AVX-512 F and `vdpbf16ps`.
     Avx512Bf16,
 }
 
@@ -38,10 +38,28 @@ impl Level {
     }
 }
 
-/// Runs `work`, inlined into a function compiled for `level`: loops in it use that level's vectors. Rust contracts no
-/// multiply and add, and loops here fix the order of every sum, so the level shows in the time alone.
+/// A level that this CPU has, so that code compiled for it may run. Safe code can make no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Supported(Level);
+
+impl Supported {
+    pub(crate) const PORTABLE: Self = Self(Level::Portable);
+
+    /// Panics when this CPU lacks the level.
+    pub(crate) fn new(level: Level) -> Self {
+        assert!(level.is_supported(), "level: this CPU has no {level:?}");
+        Self(level)
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+}
+
+/// Runs `work`, inlined into a function compiled for `level`, so that loops in it use that level's vectors. Rust does
+/// not fuse multiply and add, and loops here fix the order of every sum: the level changes the time and no bit.
 #[inline(always)]
-pub(crate) fn wide<R>(level: Level, work: impl FnOnce() -> R) -> R {
+pub(crate) fn wide<R>(level: Supported, work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f")]
@@ -52,8 +70,8 @@ pub(crate) fn wide<R>(level: Level, work: impl FnOnce() -> R) -> R {
         unsafe fn avx2<R>(work: impl FnOnce() -> R) -> R {
             work()
         }
-        match level {
-            // SAFETY: `Gemm` holds supported levels only.
+        match level.0 {
+            // SAFETY: a `Supported` level.
             Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512(work) },
             // SAFETY: as above.
             Level::Avx2 => return unsafe { avx2(work) },

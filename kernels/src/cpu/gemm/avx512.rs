@@ -1,11 +1,10 @@
-//! AVX-512: 6 × 64 outputs in 24 of 32 registers, 4 for B, the rest for splats of A.
-//! Per k 10 loads feed 24 multiply-adds, few enough where a cycle takes as many of each (Zen 4 measured, Zen 5 not).
-//! And the transpose by which B is packed.
+//! AVX-512: 6 × 64 outputs in 24 of 32 registers, 4 for B, the rest for splats of A. Each k takes 10 loads and 24
+//! multiply-adds, so loads are no limit on a core that starts as many loads as multiply-adds per cycle (measured on Zen
+//! 4; not on Zen 5). Also the transpose that packs B.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one SAFETY comment speaks for a trait's methods")]
 
-use super::kernel::{Lanes, micro};
-use super::packed::NR;
+use super::kernel::{Lanes, NR, micro};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -15,7 +14,7 @@ struct F32(__m512);
 #[derive(Clone, Copy)]
 struct Pairs(__m512);
 
-/// As `Pairs`, for CPUs without the instruction; of E4M3 numbers nothing needs flushing.
+/// As `Pairs`, for CPUs without the instruction. Products of E4M3 numbers never need flushing.
 #[derive(Clone, Copy)]
 struct ExactPairs(__m512);
 
@@ -66,11 +65,12 @@ micro!(F32_TILES, F32, target_feature(enable = "avx512f"));
 micro!(BF16_TILES, Pairs, target_feature(enable = "avx512f,avx512bf16"));
 micro!(E4M3_TILES, ExactPairs, target_feature(enable = "avx512f"));
 
-/// Cells `depth` deep of up to 16 columns, each contiguous from a pointer in `columns`, as rows of 16, [`NR`] apart; rows of fewer than 16
-/// columns end in zeros.
+/// Transposes `depth` cells of each of up to 16 columns, which are contiguous from the pointers in `columns`, to rows
+/// of 16 cells, [`NR`] apart. With fewer than 16 columns the rows end in zeros.
 ///
 /// # Safety
-/// The CPU has AVX-512 F; `columns` have `depth` cells, `to` has room for 16 cells in each of `depth` rows, and `depth ≤ 16`.
+/// The CPU has AVX-512 F; `columns` have `depth` cells, `to` has room for 16 cells in each of `depth` rows, and
+/// `depth ≤ 16`.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn transpose(columns: &[*const u32], depth: usize, to: *mut u32) {
     let mask = ((1u32 << depth) - 1) as u16;
@@ -90,7 +90,7 @@ pub unsafe fn transpose(columns: &[*const u32], depth: usize, to: *mut u32) {
         y[b + 2] = _mm512_unpacklo_pd(double(high), double(next_high));
         y[b + 3] = _mm512_unpackhi_pd(double(high), double(next_high));
     }
-    // and of those blocks, of 128 bits, four by four
+    // then those blocks of 128 bits, four by four
     for c in 0..4 {
         let [p, q, r, s] = [y[c], y[c + 4], y[c + 8], y[c + 12]].map(|y| _mm512_castpd_ps(y));
         let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(p, q), _mm512_shuffle_f32x4::<0xdd>(p, q));

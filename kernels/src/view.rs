@@ -1,6 +1,6 @@
-//! A matrix somebody else owns, read through strides: transposing is free, so NT, NN and TN are one product.
+//! A borrowed matrix, read through strides. Transposing only swaps the strides, so NT, NN and TN are one product.
 
-use super::kernel::prefetch_run;
+use crate::prefetch::prefetch_run;
 
 /// `[rows, cols]`, element (i, j) at `data[i * row_stride + j * col_stride]`; one of the strides is 1.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ impl<'a, T: Copy> View<'a, T> {
         Self { data, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
-    /// The transpose; moves nothing.
+    /// The transpose, without a copy.
     pub fn t(self) -> Self {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
@@ -53,12 +53,13 @@ impl<'a, T: Copy> View<'a, T> {
         &self.data[start..start + len]
     }
 
-    /// Asks for a run that will be read soon.
+    /// Prefetches a run.
     pub(crate) fn prefetch(&self, i: usize, j: usize, len: usize) {
         prefetch_run(self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride), len);
     }
 
-    /// (i, j) and the distances between rows and columns, for a kernel that reads `[rows, cols]` from there where they lie.
+    /// Address of (i, j) and the strides of rows and columns, for a kernel that reads `[rows, cols]` from there without
+    /// a copy.
     pub(crate) fn in_place(&self, i: usize, j: usize, rows: usize, cols: usize) -> Option<(*const T, [usize; 2])> {
         let strides = [self.row_stride, self.col_stride];
         if rows == 0 || cols == 0 {
@@ -69,14 +70,16 @@ impl<'a, T: Copy> View<'a, T> {
         Some((all.as_ptr(), strides))
     }
 
-    /// (i, j) of `rows` contiguous rows from there, and the distance between them.
-    pub(crate) fn row_run(&self, i: usize, j: usize, rows: usize) -> (*const T, usize) {
-        let all = &self.data[i * self.row_stride + j..(i + rows.max(1) - 1) * self.row_stride + j + 1];
+    /// Address of (i, j) and the stride of rows, for a kernel that reads `width` elements of each of `rows` rows from
+    /// there.
+    pub(crate) fn row_run(&self, i: usize, j: usize, rows: usize, width: usize) -> (*const T, usize) {
+        let all = &self.data[i * self.row_stride + j..(i + rows.max(1) - 1) * self.row_stride + j + width];
         (all.as_ptr(), self.row_stride)
     }
 
-    /// Whether vectors of 16 elements can read rows as they lie: also the last one, of the last row, ends inside the memory, and rows do
-    /// not all fall into one set of the cache (distances of 4096 bytes do).
+    /// Whether a kernel can read rows in vectors of 16 elements without a copy: the last vector of the last row ends
+    /// inside the memory, and the stride is no multiple of 4096 bytes, which would put all rows into the same set of
+    /// the cache.
     pub(crate) fn has_whole_vectors(&self) -> bool {
         let width = self.cols.next_multiple_of(16);
         self.col_stride == 1
@@ -85,13 +88,13 @@ impl<'a, T: Copy> View<'a, T> {
             && !(self.row_stride * size_of::<T>()).is_multiple_of(4096)
     }
 
-    /// The same with rows up to the end of their last vector of 16, where that lies in the memory: products are faster without a rest.
-    /// What stands in the columns that are added is whatever is there.
+    /// The same with rows extended to whole vectors of 16, where the memory allows it: products are faster without a
+    /// partial vector. The added columns hold arbitrary values.
     pub(crate) fn whole_vectors(self) -> Self {
         if self.has_whole_vectors() { Self { cols: self.cols.next_multiple_of(16), ..self } } else { self }
     }
 
-    /// Whether a row is contiguous in memory (else a column is).
+    /// Whether rows are contiguous; otherwise columns are.
     pub(crate) fn is_row_major(&self) -> bool {
         self.col_stride == 1
     }

@@ -1,0 +1,228 @@
+//! The table of operations on the CPU: chooses the element type, and where each operation is implemented.
+
+use super::device::Cpu;
+use super::{attention, full_precision, grouped, head, latent, low_precision, optimizer, router, rows};
+use crate::backend::*;
+use crate::document_bounds::DocumentBounds;
+use crate::dtype::{DType, real};
+use crate::fp8::{Operand, Quantiser};
+use crate::segments::Segments;
+use crate::tensor::Tensor;
+
+impl Backend for Cpu {
+    fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
+        real!(a, T => full_precision::gemm::<T>(self, layout, a, b, c, write));
+    }
+
+    fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write) {
+        real!(a, T => full_precision::grouped_gemm::<T>(self, layout, a, w, segments, c, write));
+    }
+
+    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write) {
+        real!(dy, T => full_precision::grouped_gradient::<T>(self, dy, x, segments, dw, write));
+    }
+
+    fn prepare(&self, w: &Tensor) {
+        full_precision::prepare(self, w);
+    }
+
+    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+        low_precision::lower(self, x, how, segments)
+    }
+
+    fn low_gemm(
+        &self,
+        layout: Layout,
+        a: &Operand,
+        w: &Tensor,
+        segments: Option<&Segments>,
+        c: &mut Tensor,
+        write: Write,
+    ) {
+        match (a, segments) {
+            (Operand::Plain(a), None) if a.dtype() != DType::Bf16 => self.gemm(layout, a, w, c, write),
+            (Operand::Plain(a), Some(segments)) if a.dtype() != DType::Bf16 => {
+                self.grouped_gemm(layout, a, w, segments, c, write);
+            }
+            _ => low_precision::gemm(self, layout, a, w, segments, c, write),
+        }
+    }
+
+    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write) {
+        match (dy, x, segments) {
+            (Operand::Plain(dy), Operand::Plain(x), None) if x.dtype() != DType::Bf16 => {
+                self.gemm(Layout::Tn, dy, x, dw, write);
+            }
+            (Operand::Plain(dy), Operand::Plain(x), Some(segments)) if x.dtype() != DType::Bf16 => {
+                self.grouped_gradient(dy, x, segments, dw, write);
+            }
+            _ => low_precision::gradient(self, dy, x, segments, dw, write),
+        }
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+        real!(x, T => rows::rms_norm::<T>(self, x, gain, eps))
+    }
+
+    fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor {
+        real!(x, T => rows::rms_norm_backward::<T>(self, x, rstd, gain, dy, dgain))
+    }
+
+    fn swiglu(&self, h: &Tensor) -> Tensor {
+        real!(h, T => rows::swiglu::<T>(self, h))
+    }
+
+    fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor {
+        real!(h, T => rows::swiglu_backward::<T>(self, h, dy))
+    }
+
+    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool) {
+        real!(x, T => rows::rope::<T>(self, x, heads, offset, rope, positions, is_backward))
+    }
+
+    fn bias(&self, y: &mut Tensor, bias: &Tensor) {
+        real!(bias, T => rows::bias::<T>(self, y, bias))
+    }
+
+    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor) {
+        real!(dy, T => rows::bias_backward::<T>(self, dy, dbias))
+    }
+
+    fn add(&self, acc: &mut Tensor, x: &Tensor) {
+        real!(x, T => rows::add::<T>(self, acc, x))
+    }
+
+    fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor) {
+        real!(x, T => rows::split::<T>(self, x, at))
+    }
+
+    fn join(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        real!(a, T => rows::join::<T>(self, a, b))
+    }
+
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Softmax) {
+        real!(q, T => attention::forward::<T>(self, shape, q, kv, k_rope, documents))
+    }
+
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        o: &Tensor,
+        softmax: &Softmax,
+        d_o: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Tensor, Tensor) {
+        real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, softmax, d_o, documents))
+    }
+
+    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
+        latent::attention(self, shape, q, kv_b, requests)
+    }
+
+    fn grouped_attention(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Softmax) {
+        real!(q, T => grouped::forward::<T>(self, shape, q, k, v, documents))
+    }
+
+    fn grouped_attention_backward(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        softmax: &Softmax,
+        d_o: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Tensor, Tensor) {
+        real!(q, T => grouped::backward::<T>(self, shape, q, k, v, o, softmax, d_o, documents))
+    }
+
+    fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+        grouped::cached(self, shape, q, requests)
+    }
+
+    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor {
+        real!(w, T => rows::gather::<T>(self, w, ids))
+    }
+
+    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
+        real!(dx, T => rows::embedding_backward::<T>(ids, dx, dw))
+    }
+
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+        real!(x, T => head::forward::<T>(self, x, w, targets))
+    }
+
+    fn head_backward(
+        &self,
+        head: Head,
+        x: &Tensor,
+        w: &Tensor,
+        targets: &[u32],
+        dlogp: &[f64],
+        dlse: &[f64],
+        dw: &mut Tensor,
+    ) -> Tensor {
+        real!(x, T => head::backward::<T>(self, head, x, w, targets, dlogp, dlse, dw))
+    }
+
+    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+        real!(logits, T => head::rows::<T>(self, logits))
+    }
+
+    fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
+        real!(logits, T => router::route::<T>(self, router, logits, bias))
+    }
+
+    fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor {
+        real!(dweights, T => router::route_backward::<T>(self, router, r, dweights, dscores))
+    }
+
+    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor {
+        real!(x, T => rows::gather::<T>(self, x, rows))
+    }
+
+    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
+        real!(drows, T => router::gather_backward::<T>(self, drows, slots, dx))
+    }
+
+    fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor) {
+        real!(rows, T => router::combine::<T>(self, rows, r, y))
+    }
+
+    fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
+        real!(rows, T => router::combine_backward::<T>(self, rows, r, dy))
+    }
+
+    fn square_sum(&self, x: &Tensor) -> f64 {
+        real!(x, T => optimizer::square_sum::<T>(self, x))
+    }
+
+    fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64) {
+        real!(x, T => optimizer::average::<T>(self, acc, x, keep));
+    }
+
+    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+        if m.dtype() == DType::Bf16 {
+            return optimizer::adamw::<f32, half::bf16>(self, hyper, w, dw, m, v);
+        }
+        real!(dw, T => optimizer::adamw::<T, T>(self, hyper, w, dw, m, v))
+    }
+}

@@ -1,0 +1,218 @@
+//! The table of operations on the reference: chooses the element type.
+
+use super::{attention, head, optimizer, products, router, rows};
+use crate::backend::*;
+use crate::document_bounds::DocumentBounds;
+use crate::dtype::real;
+use crate::fp8::{Operand, Quantiser};
+use crate::segments::Segments;
+use crate::tensor::Tensor;
+
+/// The device of the tests: slow, and obvious.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
+        real!(a, T => products::gemm::<T>(layout, a, b, c, write));
+    }
+
+    fn grouped_gemm(&self, layout: Layout, a: &Tensor, w: &Tensor, segments: &Segments, c: &mut Tensor, write: Write) {
+        real!(a, T => products::grouped_gemm::<T>(layout, a, w, segments, c, write));
+    }
+
+    fn grouped_gradient(&self, dy: &Tensor, x: &Tensor, segments: &Segments, dw: &mut Tensor, write: Write) {
+        real!(dy, T => products::grouped_gradient::<T>(dy, x, segments, dw, write));
+    }
+
+    fn prepare(&self, _: &Tensor) {}
+
+    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+        products::lower(x, how, segments)
+    }
+
+    fn low_gemm(
+        &self,
+        layout: Layout,
+        a: &Operand,
+        w: &Tensor,
+        segments: Option<&Segments>,
+        c: &mut Tensor,
+        write: Write,
+    ) {
+        products::low_gemm(layout, a, w, segments, c, write);
+    }
+
+    fn low_gradient(&self, dy: &Operand, x: &Operand, segments: Option<&Segments>, dw: &mut Tensor, write: Write) {
+        products::low_gradient(dy, x, segments, dw, write);
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+        real!(x, T => rows::rms_norm::<T>(x, gain, eps))
+    }
+
+    fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor {
+        real!(x, T => rows::rms_norm_backward::<T>(x, rstd, gain, dy, dgain))
+    }
+
+    fn swiglu(&self, h: &Tensor) -> Tensor {
+        real!(h, T => rows::swiglu::<T>(h))
+    }
+
+    fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor {
+        real!(h, T => rows::swiglu_backward::<T>(h, dy))
+    }
+
+    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool) {
+        real!(x, T => rows::rope::<T>(x, heads, offset, rope, positions, is_backward))
+    }
+
+    fn bias(&self, y: &mut Tensor, bias: &Tensor) {
+        real!(bias, T => rows::bias::<T>(y, bias))
+    }
+
+    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor) {
+        real!(dy, T => rows::bias_backward::<T>(dy, dbias))
+    }
+
+    fn add(&self, acc: &mut Tensor, x: &Tensor) {
+        real!(x, T => rows::add::<T>(acc, x))
+    }
+
+    fn split(&self, x: &Tensor, at: usize) -> (Tensor, Tensor) {
+        real!(x, T => rows::split::<T>(x, at))
+    }
+
+    fn join(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        real!(a, T => rows::join::<T>(a, b))
+    }
+
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Softmax) {
+        (real!(q, T => attention::attention::<T>(shape, q, kv, k_rope, documents)), nothing(q))
+    }
+
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        _: &Tensor,
+        _: &Softmax,
+        d_o: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Tensor, Tensor) {
+        real!(q, T => attention::attention_backward::<T>(shape, q, kv, k_rope, d_o, documents))
+    }
+
+    fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
+        attention::latent_attention(shape, q, kv_b, requests)
+    }
+
+    fn grouped_attention(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Softmax) {
+        (real!(q, T => attention::grouped_attention::<T>(shape, q, k, v, documents)), nothing(q))
+    }
+
+    fn grouped_attention_backward(
+        &self,
+        shape: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        _: &Softmax,
+        d_o: &Tensor,
+        documents: &DocumentBounds,
+    ) -> (Tensor, Tensor, Tensor) {
+        real!(q, T => attention::grouped_attention_backward::<T>(shape, q, k, v, d_o, documents))
+    }
+
+    fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+        attention::cached_attention(shape, q, requests)
+    }
+
+    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor {
+        real!(w, T => rows::gather::<T>(w, ids))
+    }
+
+    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
+        real!(dx, T => rows::embedding_backward::<T>(ids, dx, dw))
+    }
+
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+        let (logp, lse) = real!(x, T => head::head::<T>(x, w, targets));
+        Head { logp, lse, kept: None }
+    }
+
+    fn head_backward(
+        &self,
+        _: Head,
+        x: &Tensor,
+        w: &Tensor,
+        targets: &[u32],
+        dlogp: &[f64],
+        dlse: &[f64],
+        dw: &mut Tensor,
+    ) -> Tensor {
+        real!(x, T => head::head_backward::<T>(x, w, targets, dlogp, dlse, dw))
+    }
+
+    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+        real!(logits, T => head::softmax::<T>(logits))
+    }
+
+    fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
+        real!(logits, T => router::route::<T>(router, logits, bias))
+    }
+
+    fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor {
+        real!(dweights, T => router::route_backward::<T>(router, r, dweights, dscores))
+    }
+
+    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor {
+        real!(x, T => rows::gather::<T>(x, rows))
+    }
+
+    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
+        real!(drows, T => router::gather_backward::<T>(drows, slots, dx))
+    }
+
+    fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor) {
+        real!(rows, T => router::combine::<T>(rows, r, y))
+    }
+
+    fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
+        real!(rows, T => router::combine_backward::<T>(rows, r, dy))
+    }
+
+    fn square_sum(&self, x: &Tensor) -> f64 {
+        optimizer::square_sum(x)
+    }
+
+    fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64) {
+        real!(x, T => optimizer::average::<T>(acc, x, keep));
+    }
+
+    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+        real!(dw, T => optimizer::adamw::<T>(hyper, w, dw, m, v))
+    }
+}
+
+/// Backward computes the softmax again.
+fn nothing(like: &Tensor) -> Softmax {
+    Softmax(Tensor::empty([0], like.dtype()))
+}

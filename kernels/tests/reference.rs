@@ -1,0 +1,640 @@
+//! Every operation of the CPU against the reference, over drawn shapes and values.
+//!
+//! A draw runs three times: on the CPU in f32, on the CPU in f64 and on the reference. What must be exact (routing,
+//! gather, embedding, quantisation, and f32 products, whose order of summation is promised) is compared to the bit with
+//! the reference in the same element type. Everything else is compared with the reference in f64: the norm of the
+//! difference may be [`ROUNDINGS`] units of rounding of the norm of the result. A chain of K operations errs by about
+//! √K such units (Higham 2002, §3.1) and sums here have up to 700 terms.
+
+use smelt_kernels::fp8::{Operand, Quantiser, Role, Scaled, Tile};
+use smelt_kernels::*;
+use std::sync::Arc;
+
+const ROUNDINGS: f64 = 64.0;
+const DRAWS: u64 = 12;
+
+/// Where the values of one draw come from, and what an operation made of them.
+struct Draw<'a> {
+    device: &'a dyn Backend,
+    dtype: DType,
+    seed: u64,
+    drawn: u64,
+    exact: Vec<(String, Vec<u64>)>,
+    near: Vec<(String, Vec<f64>, f64)>,
+}
+
+impl<'a> Draw<'a> {
+    fn run(device: &'a dyn Backend, dtype: DType, seed: u64, check: fn(&mut Draw)) -> Self {
+        let mut draw = Draw { device, dtype, seed, drawn: 0, exact: Vec::new(), near: Vec::new() };
+        check(&mut draw);
+        draw
+    }
+
+    fn next(&mut self) -> u64 {
+        self.drawn += 1;
+        self.drawn
+    }
+
+    /// One of 1..=n.
+    fn up_to(&mut self, n: usize) -> usize {
+        let index = self.next();
+        1 + random::below(self.seed, 0, index, n as u64) as usize
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.up_to(from.len()) - 1]
+    }
+
+    /// Standard normal; the same values in every element type.
+    fn tensor(&mut self, shape: &[usize]) -> Tensor {
+        let stream = self.next();
+        let values: Vec<f32> =
+            (0..shape.iter().product::<usize>()).map(|i| random::normal(self.seed, stream, i as u64) as f32).collect();
+        Tensor::new(shape, &values).cast(self.dtype)
+    }
+
+    fn ids(&mut self, count: usize, below: usize) -> Vec<u32> {
+        (0..count).map(|_| self.up_to(below) as u32 - 1).collect()
+    }
+
+    fn numbers(&mut self, count: usize) -> Vec<f64> {
+        self.tensor(&[count]).to_f64()
+    }
+
+    /// Up to four documents; now and then one so long that attention does not keep its exponentials.
+    fn documents(&mut self) -> DocumentBounds {
+        let longest = self.pick(&[60, 60, 60, 700]);
+        let count = if longest == 700 { 1 } else { self.up_to(4) };
+        let lengths: Vec<usize> = (0..count).map(|_| self.up_to(longest)).collect();
+        DocumentBounds::of_lengths(&lengths)
+    }
+
+    /// Up to five segments, some of them empty.
+    fn segments(&mut self, longest: usize) -> Segments {
+        let counts: Vec<usize> = (0..self.up_to(5)).map(|_| self.up_to(longest) - 1).collect();
+        Segments::of_counts(&counts)
+    }
+
+    fn same(&mut self, what: &str, values: impl IntoIterator<Item = u64>) {
+        self.exact.push((what.into(), values.into_iter().collect()));
+    }
+
+    fn same_tensor(&mut self, what: &str, x: &Tensor) {
+        self.same(what, x.to_f64().into_iter().map(f64::to_bits));
+    }
+
+    fn near(&mut self, what: &str, x: &Tensor) {
+        self.near_numbers(what, x.to_f64());
+    }
+
+    fn near_numbers(&mut self, what: &str, x: Vec<f64>) {
+        self.near.push((what.into(), x, ROUNDINGS));
+    }
+
+    /// f32 products have one order of summation; those of f64, for gradient checks, have not.
+    fn product(&mut self, what: &str, x: &Tensor) {
+        if self.dtype == DType::F32 {
+            self.same_tensor(what, x);
+        }
+        self.near(what, x);
+    }
+
+    fn expect_exact(&self, expected: &Draw, what: &str) {
+        for ((name, found), (_, expected)) in self.exact.iter().zip(&expected.exact) {
+            assert_eq!(found.len(), expected.len(), "{what}: {name}");
+            let differing = found.iter().zip(expected).position(|(a, b)| a != b);
+            assert!(differing.is_none(), "{what}: {name} differs first at {}", differing.unwrap_or(0));
+        }
+    }
+
+    fn expect_near(&self, expected: &Draw, unit: f64, what: &str) {
+        for ((name, found, roundings), (_, expected, _)) in self.near.iter().zip(&expected.near) {
+            assert_eq!(found.len(), expected.len(), "{what}: {name}");
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let off = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            let size = norm(&mut expected.iter().copied());
+            let allowed = roundings * unit * size;
+            assert!(off <= allowed, "{what}: {name} is off by {:.1} roundings of its norm", off / (unit * size));
+        }
+    }
+}
+
+/// In which element types an operation exists on the CPU.
+#[derive(PartialEq)]
+enum In {
+    F32,
+    F32AndF64,
+}
+
+fn run(operation: &str, types: In, check: fn(&mut Draw)) {
+    for seed in 0..DRAWS {
+        let cpu = Trace::new(Arc::new(Cpu::new(1 + seed as usize % 3)));
+        let what = format!("{operation}, draw {seed}");
+        let found = Draw::run(&cpu, DType::F32, seed, check);
+        let expected = Draw::run(&Reference, DType::F32, seed, check);
+        assert!(found.exact.len() + found.near.len() > 0, "{what}: nothing is compared");
+        found.expect_exact(&expected, &what);
+        let unit = 2f64.powi(-24);
+        if types == In::F32 {
+            found.expect_near(&expected, unit, &what);
+        } else {
+            let expected = Draw::run(&Reference, DType::F64, seed, check);
+            found.expect_near(&expected, unit, &what);
+            let found = Draw::run(&cpu, DType::F64, seed, check);
+            found.expect_exact(&expected, &format!("{what}, f64"));
+            found.expect_near(&expected, 2f64.powi(-53), &format!("{what}, f64"));
+        }
+        assert!(cpu.take().iter().any(|(name, _)| *name == operation), "{what}: it was not called");
+    }
+}
+
+/// A test for each operation, and one that every operation of the table has its test.
+macro_rules! checks {
+    ($($name:ident: $types:expr;)*) => {
+        $(#[test] fn $name() { run(stringify!($name), $types, checks::$name) })*
+
+        #[test]
+        fn every_operation_of_the_table_is_checked() {
+            let (mut checked, mut table) = (vec![$(stringify!($name)),*], OPERATIONS.to_vec());
+            checked.sort_unstable();
+            table.sort_unstable();
+            assert_eq!(checked, table);
+        }
+    };
+}
+
+checks! {
+    gemm: In::F32AndF64;
+    grouped_gemm: In::F32AndF64;
+    grouped_gradient: In::F32AndF64;
+    prepare: In::F32AndF64;
+    lower: In::F32;
+    low_gemm: In::F32;
+    low_gradient: In::F32;
+    rms_norm: In::F32AndF64;
+    rms_norm_backward: In::F32AndF64;
+    swiglu: In::F32AndF64;
+    swiglu_backward: In::F32AndF64;
+    rope: In::F32AndF64;
+    bias: In::F32AndF64;
+    bias_backward: In::F32AndF64;
+    add: In::F32AndF64;
+    split: In::F32AndF64;
+    join: In::F32AndF64;
+    attention: In::F32AndF64;
+    attention_backward: In::F32AndF64;
+    latent_attention: In::F32;
+    grouped_attention: In::F32AndF64;
+    grouped_attention_backward: In::F32AndF64;
+    cached_attention: In::F32;
+    embedding: In::F32AndF64;
+    embedding_backward: In::F32AndF64;
+    head: In::F32AndF64;
+    head_backward: In::F32AndF64;
+    softmax: In::F32AndF64;
+    route: In::F32AndF64;
+    route_backward: In::F32AndF64;
+    gather: In::F32AndF64;
+    gather_backward: In::F32AndF64;
+    combine: In::F32AndF64;
+    combine_backward: In::F32AndF64;
+    square_sum: In::F32AndF64;
+    average: In::F32AndF64;
+    adamw: In::F32AndF64;
+}
+
+/// Moments are rounded to bf16, and a value on the edge may go either way: one step of bf16 is 2⁻⁸, or 2¹⁶
+/// roundings of f32.
+#[test]
+fn adamw_with_moments_in_bf16() {
+    run("adamw", In::F32, |d| {
+        let n = d.up_to(3000);
+        let [mut m, mut v] = [(); 2].map(|_| d.tensor(&[n]));
+        v.write::<f32>().iter_mut().for_each(|v| *v = v.abs());
+        [m, v] = [m, v].map(|x| x.cast(DType::Bf16));
+        checks::adamw_step(d, m, v, f64::from(1 << 16));
+    });
+}
+
+mod checks {
+    use super::*;
+
+    const WRITES: [Write; 2] = [Write::Set, Write::Add];
+    const QUANTISER: Quantiser = Quantiser { tile: Tile::Row, role: Role::Activation, power_of_two: false };
+
+    pub fn gemm(d: &mut Draw) {
+        let layout = d.pick(&[Layout::Nt, Layout::Nn, Layout::Tn]);
+        let [m, n, k] = [60, 200, 500].map(|most| d.up_to(most));
+        let (a, b) = match layout {
+            Layout::Nt => ([m, k], [n, k]),
+            Layout::Nn => ([m, k], [k, n]),
+            Layout::Tn => ([k, m], [k, n]),
+        };
+        let (a, b, mut c) = (d.tensor(&a), d.tensor(&b), d.tensor(&[m, n]));
+        d.device.gemm(layout, &a, &b, &mut c, d.pick(&WRITES));
+        d.product("c", &c);
+    }
+
+    pub fn prepare(d: &mut Draw) {
+        let [m, n, k] = [60, 200, 300].map(|most| d.up_to(most));
+        let (a, b, mut c) = (d.tensor(&[m, k]), d.tensor(&[n, k]), d.tensor(&[m, n]));
+        d.device.prepare(&b);
+        d.device.gemm(Layout::Nt, &a, &b, &mut c, d.pick(&WRITES));
+        d.product("c", &c);
+    }
+
+    pub fn grouped_gemm(d: &mut Draw) {
+        let segments = d.segments(60);
+        let [out, inner] = [100, 100].map(|most| d.up_to(most));
+        let w = d.tensor(&[segments.count(), out, inner]);
+        let (layout, k, n) = d.pick(&[(Layout::Nt, inner, out), (Layout::Nn, out, inner)]);
+        let (a, mut c) = (d.tensor(&[segments.rows(), k]), d.tensor(&[segments.rows(), n]));
+        if d.pick(&[true, false]) {
+            d.device.prepare(&w);
+        }
+        d.device.grouped_gemm(layout, &a, &w, &segments, &mut c, d.pick(&WRITES));
+        d.product("c", &c);
+    }
+
+    pub fn grouped_gradient(d: &mut Draw) {
+        let segments = d.segments(60);
+        let [out, inner] = [100, 100].map(|most| d.up_to(most));
+        let (dy, x) = (d.tensor(&[segments.rows(), out]), d.tensor(&[segments.rows(), inner]));
+        let mut dw = d.tensor(&[segments.count(), out, inner]);
+        d.device.grouped_gradient(&dy, &x, &segments, &mut dw, d.pick(&WRITES));
+        d.product("dw", &dw);
+    }
+
+    pub fn lower(d: &mut Draw) {
+        let segments = d.segments(200);
+        let (n, cols) = (segments.rows(), d.up_to(300));
+        let mut x = d.tensor(&[n, cols]);
+        let special = [0.0, -0.0, 1e6, 1e-30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        for _ in 0..d.up_to(4) - 1 {
+            let (from, value) = (d.up_to((n * cols).max(1)) - 1, d.pick(&special));
+            let len = d.up_to(2 * cols);
+            x.write::<f32>().iter_mut().skip(from).take(len).for_each(|x| *x = value);
+        }
+        let tile = d.pick(&[Tile::Row, Tile::Column, Tile::Block, Tile::Tensor]);
+        let role = d.pick(&[Role::Activation, Role::Weight, Role::Gradient]);
+        let how = Quantiser { tile, role, power_of_two: d.pick(&[true, false]) };
+        let segments = d.pick(&[true, false]).then_some(&segments);
+        match d.device.lower(&x, Some(how), segments) {
+            Operand::Fp8(Scaled { q, scale, how: kept, is_finite }) => {
+                assert_eq!(kept, how);
+                d.same("bytes", q.read::<fp8::E4m3>().iter().map(|q| q.0.into()));
+                d.same_tensor("scale", &scale);
+                d.same("is_finite", [is_finite.into()]);
+            }
+            Operand::Plain(_) => panic!("not quantised"),
+        }
+        match d.device.lower(&x, None, segments) {
+            Operand::Plain(x) => d.same("bf16", x.read::<bf16>().iter().map(|x| x.to_bits().into())),
+            Operand::Fp8(_) => panic!("quantised"),
+        }
+    }
+
+    /// As it is, rounded to bf16, or in FP8 by one of `tiles`.
+    fn operand(
+        d: &mut Draw,
+        precision: usize,
+        x: Tensor,
+        tiles: &[Tile],
+        role: Role,
+        segments: Option<&Segments>,
+    ) -> Operand {
+        let how = Quantiser { tile: d.pick(tiles), role, power_of_two: d.pick(&[true, false]) };
+        match precision {
+            1 => Operand::Plain(x),
+            2 => d.device.lower(&x, None, segments),
+            _ => d.device.lower(&x, Some(how), segments),
+        }
+    }
+
+    pub fn low_gemm(d: &mut Draw) {
+        let segments = d.segments(150);
+        let (n, [out, inner]) = (segments.rows(), [200, 300].map(|most| d.up_to(most)));
+        let segments = d.pick(&[true, false]).then_some(&segments);
+        let w = match segments {
+            Some(segments) => d.tensor(&[segments.count(), out, inner]),
+            None => d.tensor(&[out, inner]),
+        };
+        let (layout, k, cols) = d.pick(&[(Layout::Nt, inner, out), (Layout::Nn, out, inner)]);
+        let (a, mut c, precision) = (d.tensor(&[n, k]), d.tensor(&[n, cols]), d.up_to(4));
+        let a = operand(d, precision, a, &[Tile::Row, Tile::Block, Tile::Tensor], QUANTISER.role, segments);
+        d.device.low_gemm(layout, &a, &w, segments, &mut c, d.pick(&WRITES));
+        d.near("c", &c);
+    }
+
+    pub fn low_gradient(d: &mut Draw) {
+        let segments = d.segments(150);
+        let (n, [out, inner]) = (segments.rows(), [200, 200].map(|most| d.up_to(most)));
+        let segments = d.pick(&[true, false]).then_some(&segments);
+        let (dy, x, precision) = (d.tensor(&[n, out]), d.tensor(&[n, inner]), d.up_to(4));
+        let tiles = [Tile::Column, Tile::Block, Tile::Tensor];
+        let dy = operand(d, precision, dy, &tiles, Role::Gradient, segments);
+        let x = operand(d, precision, x, &tiles, Role::Activation, segments);
+        let mut dw = match segments {
+            Some(segments) => d.tensor(&[segments.count(), out, inner]),
+            None => d.tensor(&[out, inner]),
+        };
+        d.device.low_gradient(&dy, &x, segments, &mut dw, d.pick(&WRITES));
+        d.near("dw", &dw);
+    }
+
+    pub fn rms_norm(d: &mut Draw) {
+        let [n, cols] = [300, 150].map(|most| d.up_to(most));
+        let (y, rstd) = d.device.rms_norm(&d.tensor(&[n, cols]), &d.tensor(&[cols]), 1e-6);
+        d.near("y", &y);
+        d.near("rstd", &rstd);
+    }
+
+    pub fn rms_norm_backward(d: &mut Draw) {
+        let [n, cols] = [300, 150].map(|most| d.up_to(most));
+        let (x, gain, dy, mut dgain) =
+            (d.tensor(&[n, cols]), d.tensor(&[cols]), d.tensor(&[n, cols]), d.tensor(&[cols]));
+        let (_, rstd) = d.device.rms_norm(&x, &gain, 1e-6);
+        let dx = d.device.rms_norm_backward(&x, &rstd, &gain, &dy, &mut dgain);
+        d.near("dx", &dx);
+        d.near("dgain", &dgain);
+    }
+
+    pub fn swiglu(d: &mut Draw) {
+        let [n, f] = [200, 100].map(|most| d.up_to(most));
+        let y = d.device.swiglu(&d.tensor(&[n, 2 * f]));
+        d.near("y", &y);
+    }
+
+    pub fn swiglu_backward(d: &mut Draw) {
+        let [n, f] = [200, 100].map(|most| d.up_to(most));
+        let dh = d.device.swiglu_backward(&d.tensor(&[n, 2 * f]), &d.tensor(&[n, f]));
+        d.near("dh", &dh);
+    }
+
+    pub fn rope(d: &mut Draw) {
+        let [n, heads, half, offset, rest] = [100, 4, 20, 5, 5].map(|most| d.up_to(most));
+        let frequencies: Vec<f32> = (0..half).map(|j| 0.9f32.powi(j as i32)).collect();
+        let rope = Rope::new(&frequencies, 300, 1.2, d.pick(&[true, false]));
+        let mut x = d.tensor(&[n, heads * (offset + 2 * half + rest)]);
+        d.device.rope(&mut x, heads, offset, &rope, &d.ids(n, 300), d.pick(&[true, false]));
+        d.near("x", &x);
+    }
+
+    pub fn bias(d: &mut Draw) {
+        let [n, cols] = [300, 150].map(|most| d.up_to(most));
+        let mut y = d.tensor(&[n, cols]);
+        d.device.bias(&mut y, &d.tensor(&[cols]));
+        d.same_tensor("y", &y);
+    }
+
+    pub fn bias_backward(d: &mut Draw) {
+        let [n, cols] = [600, 150].map(|most| d.up_to(most));
+        let (dy, mut dbias) = (d.tensor(&[n, cols]), d.tensor(&[cols]));
+        d.device.bias_backward(&dy, &mut dbias);
+        d.near("dbias", &dbias);
+    }
+
+    pub fn add(d: &mut Draw) {
+        let shape = [300, 200].map(|most| d.up_to(most));
+        let mut acc = d.tensor(&shape);
+        d.device.add(&mut acc, &d.tensor(&shape));
+        d.same_tensor("acc", &acc);
+    }
+
+    pub fn split(d: &mut Draw) {
+        let [n, p, q] = [300, 90, 90].map(|most| d.up_to(most));
+        let (a, b) = d.device.split(&d.tensor(&[n, p + q]), p);
+        d.same_tensor("a", &a);
+        d.same_tensor("b", &b);
+    }
+
+    pub fn join(d: &mut Draw) {
+        let [n, p, q] = [300, 90, 90].map(|most| d.up_to(most));
+        let x = d.device.join(&d.tensor(&[n, p]), &d.tensor(&[n, q]));
+        d.same_tensor("x", &x);
+    }
+
+    fn attention_inputs(d: &mut Draw) -> (AttentionShape, DocumentBounds, [Tensor; 3]) {
+        let [heads, nope, rope, value] = [3, 12, 6, 20].map(|most| d.up_to(most));
+        let (s, documents) = (AttentionShape { heads, nope, rope, value, scale: 0.3 }, d.documents());
+        let n = documents.rows();
+        let inputs = [heads * (nope + rope), heads * (nope + value), rope].map(|cols| d.tensor(&[n, cols]));
+        (s, documents, inputs)
+    }
+
+    pub fn attention(d: &mut Draw) {
+        let (s, documents, [q, kv, k_rope]) = attention_inputs(d);
+        let (o, _) = d.device.attention(&s, &q, &kv, &k_rope, &documents);
+        d.near("o", &o);
+    }
+
+    pub fn attention_backward(d: &mut Draw) {
+        let (s, documents, [q, kv, k_rope]) = attention_inputs(d);
+        let (o, softmax) = d.device.attention(&s, &q, &kv, &k_rope, &documents);
+        let d_o = d.tensor(o.shape().dims());
+        let (dq, dkv, dk_rope) = d.device.attention_backward(&s, &q, &kv, &k_rope, &o, &softmax, &d_o, &documents);
+        d.near("dq", &dq);
+        d.near("dkv", &dkv);
+        d.near("dk_rope", &dk_rope);
+    }
+
+    /// Rows of each request, and a cache of that many positions or more.
+    fn requests(d: &mut Draw, width: usize) -> Vec<(std::ops::Range<usize>, Tensor)> {
+        let mut next = 0;
+        let mut request = |d: &mut Draw| {
+            let rows = next..next + d.up_to(70);
+            next = rows.end;
+            let positions = rows.len() + d.up_to(40) - 1;
+            (rows, d.tensor(&[positions, width]))
+        };
+        (0..d.up_to(4)).map(|_| request(d)).collect()
+    }
+
+    fn cached(requests: &[(std::ops::Range<usize>, Tensor)]) -> (usize, Vec<CachedRows<'_>>) {
+        let rows = requests.last().map_or(0, |(rows, _)| rows.end);
+        (rows, requests.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache: cache.read() }).collect())
+    }
+
+    pub fn latent_attention(d: &mut Draw) {
+        let [heads, nope, rope, value, latent] = [3, 12, 6, 20, 20].map(|most| d.up_to(most));
+        let s = AttentionShape { heads, nope, rope, value, scale: 0.1 };
+        let requests = requests(d, latent + rope);
+        let (n, requests) = cached(&requests);
+        let (q, kv_b) = (d.tensor(&[n, heads * (nope + rope)]), d.tensor(&[heads * (nope + value), latent]));
+        let o = d.device.latent_attention(&s, &q, &kv_b, &requests);
+        d.near("o", &o);
+    }
+
+    fn grouped_shape(d: &mut Draw) -> GroupedShape {
+        let [kv_heads, queries, dim] = [3, 4, 20].map(|most| d.up_to(most));
+        GroupedShape { heads: kv_heads * queries, kv_heads, dim, scale: 0.3 }
+    }
+
+    fn grouped_inputs(d: &mut Draw) -> (GroupedShape, DocumentBounds, [Tensor; 3]) {
+        let (s, documents) = (grouped_shape(d), d.documents());
+        let n = documents.rows();
+        let inputs = [s.heads, s.kv_heads, s.kv_heads].map(|heads| d.tensor(&[n, heads * s.dim]));
+        (s, documents, inputs)
+    }
+
+    pub fn grouped_attention(d: &mut Draw) {
+        let (s, documents, [q, k, v]) = grouped_inputs(d);
+        let (o, _) = d.device.grouped_attention(&s, &q, &k, &v, &documents);
+        d.near("o", &o);
+    }
+
+    pub fn grouped_attention_backward(d: &mut Draw) {
+        let (s, documents, [q, k, v]) = grouped_inputs(d);
+        let (o, softmax) = d.device.grouped_attention(&s, &q, &k, &v, &documents);
+        let d_o = d.tensor(o.shape().dims());
+        let (dq, dk, dv) = d.device.grouped_attention_backward(&s, &q, &k, &v, &o, &softmax, &d_o, &documents);
+        d.near("dq", &dq);
+        d.near("dk", &dk);
+        d.near("dv", &dv);
+    }
+
+    pub fn cached_attention(d: &mut Draw) {
+        let s = grouped_shape(d);
+        let requests = requests(d, 2 * s.kv_heads * s.dim);
+        let (n, requests) = cached(&requests);
+        let o = d.device.cached_attention(&s, &d.tensor(&[n, s.heads * s.dim]), &requests);
+        d.near("o", &o);
+    }
+
+    pub fn embedding(d: &mut Draw) {
+        let [n, v, cols] = [300, 100, 50].map(|most| d.up_to(most));
+        let x = d.device.embedding(&d.ids(n, v), &d.tensor(&[v, cols]));
+        d.same_tensor("x", &x);
+    }
+
+    pub fn embedding_backward(d: &mut Draw) {
+        let [n, v, cols] = [300, 100, 50].map(|most| d.up_to(most));
+        let mut dw = d.tensor(&[v, cols]);
+        d.device.embedding_backward(&d.ids(n, v), &d.tensor(&[n, cols]), &mut dw);
+        d.same_tensor("dw", &dw);
+    }
+
+    pub fn head(d: &mut Draw) {
+        let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
+        let (x, w, targets) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v));
+        let head = d.device.head(&x, &w, &targets);
+        d.near_numbers("logp", head.logp);
+        d.near_numbers("lse", head.lse);
+    }
+
+    pub fn head_backward(d: &mut Draw) {
+        let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
+        let (x, w, targets, mut dw) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v), d.tensor(&[v, cols]));
+        let head = d.device.head(&x, &w, &targets);
+        let (dlogp, dlse) = (d.numbers(n), d.numbers(n));
+        let dx = d.device.head_backward(head, &x, &w, &targets, &dlogp, &dlse, &mut dw);
+        d.near("dx", &dx);
+        d.near("dw", &dw);
+    }
+
+    pub fn softmax(d: &mut Draw) {
+        let [n, v] = [100, 500].map(|most| d.up_to(most));
+        let mut logits = d.tensor(&[n, v]);
+        let (max, sum) = d.device.softmax(&mut logits);
+        d.near("exp", &logits);
+        d.near_numbers("sum", sum);
+        d.same("max", max.into_iter().map(f64::to_bits));
+    }
+
+    fn routed(d: &mut Draw) -> (Router, Routing) {
+        let (expert_groups, size) = (d.up_to(4), d.up_to(6));
+        let node_limit = d.up_to(expert_groups);
+        let top_k = d.up_to((node_limit * size).min(6));
+        let (normalise, experts) = (d.pick(&[true, false]), expert_groups * size);
+        let router = Router { experts, expert_groups, node_limit, top_k, normalise, scale: 2.5 };
+        let n = d.up_to(200);
+        let routing = d.device.route(&router, &d.tensor(&[n, experts]), &d.tensor(&[experts]));
+        (router, routing)
+    }
+
+    pub fn route(d: &mut Draw) {
+        let (_, r) = routed(d);
+        for (what, ids) in [("ids", &r.ids), ("tokens", &r.tokens), ("slots", &r.slots)] {
+            d.same(what, ids.iter().map(|&id| id.into()));
+        }
+        d.same("segments", r.segments.ends().iter().map(|&end| end as u64));
+        for (choice, (&id, &slot)) in r.ids.iter().zip(&r.slots).enumerate() {
+            let rows = r.segments.iter().nth(id as usize).expect("an expert");
+            assert!(rows.contains(&(slot as usize)), "choice {choice} has its row among those of another expert");
+            assert_eq!(r.tokens[slot as usize] as usize, choice / r.weights.cols());
+        }
+        d.same_tensor("scores", &r.scores);
+        d.near("weights", &r.weights);
+    }
+
+    pub fn route_backward(d: &mut Draw) {
+        let (router, r) = routed(d);
+        let (dweights, dscores) = (d.tensor(r.weights.shape().dims()), d.tensor(r.scores.shape().dims()));
+        // the one weight of a token is constant when normalised: its gradient is 0, and roundings cannot be compared
+        // with that
+        let dscores = (d.pick(&[true, false]) || router.top_k == 1).then_some(&dscores);
+        let dlogits = d.device.route_backward(&router, &r, &dweights, dscores);
+        d.near("dlogits", &dlogits);
+    }
+
+    pub fn gather(d: &mut Draw) {
+        let [n, rows, cols] = [300, 400, 50].map(|most| d.up_to(most));
+        let y = d.device.gather(&d.tensor(&[n, cols]), &d.ids(rows, n));
+        d.same_tensor("y", &y);
+    }
+
+    pub fn gather_backward(d: &mut Draw) {
+        let ((_, r), cols) = (routed(d), d.up_to(50));
+        let mut dx = d.tensor(&[r.weights.rows(), cols]);
+        d.device.gather_backward(&d.tensor(&[r.tokens.len(), cols]), &r.slots, &mut dx);
+        d.same_tensor("dx", &dx);
+    }
+
+    pub fn combine(d: &mut Draw) {
+        let ((_, r), cols) = (routed(d), d.up_to(50));
+        let mut y = d.tensor(&[r.weights.rows(), cols]);
+        d.device.combine(&d.tensor(&[r.tokens.len(), cols]), &r, &mut y);
+        d.near("y", &y);
+    }
+
+    pub fn combine_backward(d: &mut Draw) {
+        let ((_, r), cols) = (routed(d), d.up_to(50));
+        let (rows, dy) = (d.tensor(&[r.tokens.len(), cols]), d.tensor(&[r.weights.rows(), cols]));
+        let (drows, dweights) = d.device.combine_backward(&rows, &r, &dy);
+        d.near("drows", &drows);
+        d.near("dweights", &dweights);
+    }
+
+    pub fn square_sum(d: &mut Draw) {
+        let n = d.up_to(100_000);
+        let sum = d.device.square_sum(&d.tensor(&[n]));
+        d.near.push(("sum".into(), vec![sum], 1000.0)); // up to 100,000 terms, of which √ is 316
+    }
+
+    pub fn average(d: &mut Draw) {
+        let n = d.up_to(50_000);
+        let mut acc = d.tensor(&[n]);
+        d.device.average(&mut acc, &d.tensor(&[n]), 0.9);
+        d.near("acc", &acc);
+    }
+
+    pub fn adamw(d: &mut Draw) {
+        let n = d.up_to(20_000);
+        let (m, mut v) = (d.tensor(&[n]), d.tensor(&[n]));
+        match d.dtype {
+            DType::F64 => v.write::<f64>().iter_mut().for_each(|v| *v = v.abs()),
+            _ => v.write::<f32>().iter_mut().for_each(|v| *v = v.abs()),
+        }
+        adamw_step(d, m, v, ROUNDINGS);
+    }
+
+    pub fn adamw_step(d: &mut Draw, mut m: Tensor, mut v: Tensor, roundings_of_moments: f64) {
+        let (mut w, dw, step) = (d.tensor(&[m.len()]), d.tensor(&[m.len()]), d.up_to(1000) as u64);
+        let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step, gradient_scale: 0.5 };
+        d.device.adamw(&hyper, &mut w, &dw, &mut m, &mut v);
+        d.near("w", &w);
+        for (what, moment) in [("m", m), ("v", v)] {
+            d.near.push((what.into(), moment.to_f64(), roundings_of_moments));
+        }
+    }
+}
