@@ -60,7 +60,7 @@ pub struct GroupedShape {
 
 impl GroupedShape {
     /// Query heads per key-value head.
-    pub fn queries_per_kv_head(&self) -> usize {
+    pub(crate) fn queries_per_kv_head(&self) -> usize {
         self.heads / self.kv_heads
     }
 }
@@ -147,6 +147,7 @@ impl Routing {
 }
 
 /// What objectives see of the logits `[N, V]` of the output projection.
+#[derive(Debug)]
 pub struct Head {
     /// log p(target), `[N]`.
     pub logp: Vec<f64>,
@@ -158,9 +159,11 @@ pub struct Head {
 }
 
 /// What attention's forward keeps of the softmax for backward. Each device has its own format.
+#[derive(Debug)]
 pub struct Softmax(pub(crate) Tensor);
 
 /// Rows of one request in generation.
+#[derive(Debug)]
 pub struct CachedRows<'a> {
     /// Its rows of q, which stand at the last positions of the cache. Requests follow each other in the order of their
     /// rows.

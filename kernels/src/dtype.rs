@@ -58,7 +58,7 @@ element!(bf16, Bf16, bf16::NAN);
 element!(E4m3, E4m3, E4m3::NAN);
 
 /// An element type that operations compute in: each operation is written once, for f32 and f64.
-pub trait Real:
+pub(crate) trait Real:
     Element
     + PartialOrd
     + Add<Output = Self>

@@ -6,6 +6,8 @@
 //! On the CPU a result has the same bits for any thread count and vector width, and a row's result does not depend on
 //! the other rows of the batch: every sum has one fixed order, and `exp`, `ln`, `sin` and so on are our own ([`math`]).
 
+#![warn(unreachable_pub, missing_debug_implementations)]
+
 mod adapters;
 mod backend;
 mod cpu;
@@ -32,7 +34,7 @@ pub use backend::{
 };
 pub use cpu::{Cpu, gemm};
 pub use document_bounds::DocumentBounds;
-pub use dtype::{DType, Element, Real};
+pub use dtype::{DType, Element};
 pub use half::bf16;
 pub use reference::Reference;
 pub use segments::Segments;

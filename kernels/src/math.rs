@@ -27,14 +27,14 @@ fn exp_reduced(x: f32) -> f32 {
 /// eˣ for x up to 88. A softmax needs no more: its largest x is 0, up to rounding. The error is below 1.5 units in the
 /// last place (tested on 2²⁰ points); below −87.3 the result is 0.
 #[inline(always)]
-pub fn exp_below_f32(x: f32) -> f32 {
+pub(crate) fn exp_below_f32(x: f32) -> f32 {
     let y = exp_reduced(if x < -87.3 { -87.3 } else { x });
     if x < -87.3 { 0.0 } else { y }
 }
 
 /// 1/(1 + e⁻ˣ). Below −88 the result is that of −88, which is below the smallest normal number.
 #[inline(always)]
-pub fn sigmoid_f32(x: f32) -> f32 {
+pub(crate) fn sigmoid_f32(x: f32) -> f32 {
     1.0 / (1.0 + exp_below_f32(if x < -88.0 { 88.0 } else { -x }))
 }
 

@@ -11,6 +11,7 @@
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use memmap2::{MmapMut, MmapRaw};
 use std::collections::HashMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -30,7 +31,7 @@ const CUT: usize = 4096;
 /// A cache line; also the widest vector.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-pub struct Line(pub [u32; 16]);
+pub(crate) struct Line(pub [u32; 16]);
 
 /// A slice on the heap, aligned for vectors.
 pub struct Block<T> {
@@ -87,6 +88,12 @@ impl<T: Pod> Block<T> {
     }
 }
 
+impl<T> fmt::Debug for Block<T> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Block of {} bytes", self.bytes.len())
+    }
+}
+
 impl<T> Default for Block<T> {
     fn default() -> Self {
         Self { memory: Memory::Lines(Vec::new()), bytes: 0..0, element: PhantomData }
@@ -134,6 +141,12 @@ struct Lists<T> {
 fn class(len: usize) -> usize {
     let quarter = (len.next_power_of_two() / 8).max(1);
     len.next_multiple_of(quarter)
+}
+
+impl<T> fmt::Debug for Arena<T> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Arena").finish_non_exhaustive()
+    }
 }
 
 impl<T: Pod> Arena<T> {

@@ -40,7 +40,7 @@ pub struct Quantiser {
 
 impl Tile {
     /// Columns that share a scale, of `cols`.
-    pub fn width(self, cols: usize) -> usize {
+    pub(crate) fn width(self, cols: usize) -> usize {
         match self {
             Tile::Row | Tile::Block => TILE,
             Tile::Column => 1,
@@ -49,7 +49,7 @@ impl Tile {
     }
 
     /// Ranges of rows that share scales, in order. None spans two segments.
-    pub fn bands(self, rows: usize, segments: Option<&Segments>) -> Vec<Range<usize>> {
+    pub(crate) fn bands(self, rows: usize, segments: Option<&Segments>) -> Vec<Range<usize>> {
         let height = match self {
             Tile::Row => 1,
             Tile::Column | Tile::Block => TILE,
@@ -70,7 +70,7 @@ impl Tile {
 impl Quantiser {
     /// The scale of a tile whose largest finite magnitude is `amax`.
     #[inline(always)]
-    pub fn scale(&self, amax: f32) -> f32 {
+    pub(crate) fn scale(&self, amax: f32) -> f32 {
         const SMALLEST: f32 = f32::MIN_POSITIVE * MAX;
         let floor = if self.role == Role::Activation { 1e-4 } else { SMALLEST };
         let scale = if amax > floor { amax } else { floor } / MAX;

@@ -6,6 +6,7 @@ use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,12 @@ pub struct Spent {
 pub struct Trace {
     inner: Arc<dyn Backend>,
     spent: Mutex<BTreeMap<&'static str, Spent>>,
+}
+
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Trace").field("spent", &self.spent).finish_non_exhaustive()
+    }
 }
 
 impl Trace {

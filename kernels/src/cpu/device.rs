@@ -5,6 +5,7 @@ use super::gemm::{Gemm, Level, wide};
 /// Element operations below which an operation runs on one thread: waking another would cost more than it saves.
 const SERIAL: usize = 1 << 15;
 
+#[derive(Debug)]
 pub struct Cpu {
     pub(super) gemm: Gemm,
 }

@@ -72,7 +72,7 @@ micro!(E4M3_TILES, ExactPairs, target_feature(enable = "avx512f"));
 /// The CPU has AVX-512 F; `columns` have `depth` cells, `to` has room for 16 cells in each of `depth` rows, and
 /// `depth ≤ 16`.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn transpose(columns: &[*const u32], depth: usize, to: *mut u32) {
+pub(super) unsafe fn transpose(columns: &[*const u32], depth: usize, to: *mut u32) {
     let mask = ((1u32 << depth) - 1) as u16;
     let mut x = [_mm512_setzero_ps(); 16];
     for (x, &column) in x.iter_mut().zip(columns) {

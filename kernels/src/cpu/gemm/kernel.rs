@@ -11,6 +11,7 @@ use crate::prefetch::prefetch;
 pub(crate) const NR: usize = 64;
 
 /// One tile of work: C[rows, vectors·16] from A[rows, cells] and a panel of B.
+#[derive(Debug)]
 pub struct Tile<'a> {
     pub a: *const u32,
     /// Distance between rows of A, and between cells along k.
@@ -34,7 +35,7 @@ pub struct Tile<'a> {
 /// A loop for each height and width, indexed by rows − 1 and vectors − 1, so that none is computed at run time.
 ///
 /// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
-pub type Micro = [[unsafe fn(&Tile); NR / 16]; MAX_ROWS];
+pub(super) type Micro = [[unsafe fn(&Tile); NR / 16]; MAX_ROWS];
 
 impl Tile<'_> {
     /// # Safety
@@ -49,7 +50,7 @@ impl Tile<'_> {
 /// Defines the [`Micro`] of some [`Lanes`], compiled for CPU features.
 macro_rules! micro {
     ($name:ident, $lanes:ty $(, $features:meta)?) => {
-        pub static $name: $crate::cpu::gemm::kernel::Micro = {
+        pub(crate) static $name: $crate::cpu::gemm::kernel::Micro = {
             $(#[$features])?
             unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::cpu::gemm::kernel::Tile) {
                 // SAFETY: the caller's promise; the features are enabled here.
@@ -74,15 +75,15 @@ const AHEAD: usize = 20;
 /// What to prefetch of A, where hardware prefetchers are too late. Where A is read down columns, which leaves a page
 /// soon: the cells [`AHEAD`] steps on. Where it is read along rows: the rows of the next tile, `high` rows below, each
 /// of which is a new stream.
-pub fn ahead(a_row: usize, a_k: usize, high: usize) -> [usize; 8] {
+pub(super) fn ahead(a_row: usize, a_k: usize, high: usize) -> [usize; 8] {
     std::array::from_fn(|i| if a_row == 1 { AHEAD * a_k } else { (high + i % high) * a_row })
 }
 
 /// The most rows of any level's tile.
-pub const MAX_ROWS: usize = 6;
+pub(super) const MAX_ROWS: usize = 6;
 
 /// 16 accumulators and how to step them. An instruction set that implements it gets a kernel.
-pub trait Lanes: Copy {
+pub(super) trait Lanes: Copy {
     type Cells: Copy;
     /// Rows and vectors of the largest tile that stays in registers.
     const ROWS: usize;
@@ -139,7 +140,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
 
 /// Cuts a tile of R rows and V vectors into what the registers of `L` hold.
 #[inline(always)]
-pub unsafe fn whole<L: Lanes, const R: usize, const V: usize>(t: &Tile) {
+pub(super) unsafe fn whole<L: Lanes, const R: usize, const V: usize>(t: &Tile) {
     for vector in (0..V).step_by(L::VECTORS) {
         for row in (0..R).step_by(L::ROWS) {
             let (rows, vectors) = ((R - row).min(L::ROWS), (V - vector).min(L::VECTORS));

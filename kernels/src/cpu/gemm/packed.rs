@@ -10,6 +10,7 @@ use super::kernel::NR;
 use super::level::{Level, Supported};
 use crate::memory::Line;
 use crate::view::View;
+use std::fmt;
 use std::marker::PhantomData;
 
 const LINES: usize = NR / 16;
@@ -22,9 +23,15 @@ pub struct PackedB<T> {
     element: PhantomData<T>,
 }
 
+impl<T> fmt::Debug for PackedB<T> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "PackedB [{}, {}]", self.k, self.n)
+    }
+}
+
 impl<T: Cells> PackedB<T> {
     /// An empty matrix, for [`Gemm::pack`](super::Gemm::pack) to fill.
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self { lines: Vec::new(), k: 0, n: 0, element: PhantomData }
     }
 
@@ -45,7 +52,7 @@ impl<T: Cells> PackedB<T> {
 }
 
 /// The right side of a product.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum RightSide<'a, T> {
     Packed(&'a PackedB<T>),
     /// The first `k` rows and `n` columns of a packed matrix. Columns beyond its own, up to the end of the last panel,
@@ -74,7 +81,7 @@ impl<T: Cells> ReadyB<'_, T> {
     /// Address of the cells `k..k + depth` of a panel, and the stride of k. At each k `vectors` · 16 cells may be
     /// read.
     #[inline(always)]
-    pub fn cells(&self, panel: usize, k: usize, depth: usize, vectors: usize) -> (*const u32, usize) {
+    pub(super) fn cells(&self, panel: usize, k: usize, depth: usize, vectors: usize) -> (*const u32, usize) {
         match self {
             ReadyB::Panels { lines, cells } => {
                 (lines[(panel * cells + k) * LINES..][..depth * LINES].as_ptr().cast(), NR)
@@ -119,7 +126,7 @@ pub(crate) fn panels<'a, T: Cells>(lines: &'a mut [Line], b: View<'a, T>) -> imp
 
 impl<T: Cells> Panel<'_, T> {
     #[inline(always)] // into a function compiled for the CPU level, which makes these copies fast
-    pub fn fill(self, level: Supported) {
+    pub(crate) fn fill(self, level: Supported) {
         let columns = NR.min(self.b.cols - self.first);
         if self.b.is_row_major() { self.interleave(columns) } else { self.transpose(columns, level) }
     }

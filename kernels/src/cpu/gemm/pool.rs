@@ -11,13 +11,14 @@
 //! The caller works too and waits only for helpers that have begun, so a helper that wakes late costs nothing. When the
 //! pool is busy (nested use, several ranks) the caller works alone; the results are the same.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
-pub struct Pool {
+pub(crate) struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
     is_busy: AtomicBool,
@@ -119,9 +120,15 @@ impl Shared {
     }
 }
 
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+    }
+}
+
 impl Pool {
     /// `threads` counts the caller.
-    pub fn new(threads: usize) -> Self {
+    pub(super) fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let help = |thread| {
             spawn({
@@ -133,12 +140,12 @@ impl Pool {
         Self { shared, helpers, is_busy: AtomicBool::new(false) }
     }
 
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.helpers.len() + 1
     }
 
     /// Calls `work` once for each of `items`, in any order, on any thread.
-    pub fn each<I: Send>(&self, items: Vec<I>, work: impl Fn(I) + Sync) {
+    pub(crate) fn each<I: Send>(&self, items: Vec<I>, work: impl Fn(I) + Sync) {
         if items.len() < 2 || self.helpers.is_empty() || self.is_busy.swap(true, Acquire) {
             return items.into_iter().for_each(work);
         }

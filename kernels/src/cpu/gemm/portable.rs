@@ -7,7 +7,7 @@ use super::kernel::{self, micro};
 use std::marker::PhantomData;
 
 #[derive(Clone, Copy)]
-pub struct Lanes<T>([f32; 16], PhantomData<T>);
+pub(super) struct Lanes<T>([f32; 16], PhantomData<T>);
 
 impl<T: Cells> kernel::Lanes for Lanes<T> {
     type Cells = [u32; 16];

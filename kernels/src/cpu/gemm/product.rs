@@ -32,6 +32,7 @@ const TASKS_OF_GROUPED: usize = 16;
 const LOW: usize = 24;
 
 /// Threads and CPU level; neither changes a result.
+#[derive(Debug)]
 pub struct Gemm {
     pool: Pool,
     level: Supported,
@@ -62,7 +63,8 @@ impl<'a, T: Factor> Multiplication<'a, T> {
 }
 
 /// One product `c[M,N] = a[M,K]·b[K,N]` of FP8 operands, which are given as bf16 with their scales.
-pub struct Promoted<'a> {
+#[derive(Debug)]
+pub(crate) struct Promoted<'a> {
     pub a: View<'a, Bf16>,
     pub b: RightSide<'a, Bf16>,
     pub scales: Scales<'a>,
@@ -86,7 +88,7 @@ impl Gemm {
     }
 
     /// The threads, for work other than products.
-    pub fn pool(&self) -> &Pool {
+    pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }
 
@@ -95,7 +97,7 @@ impl Gemm {
     }
 
     /// [`multiply`](Self::multiply) on the calling thread only: for a product inside parallel work.
-    pub fn alone<'a, T: Factor>(&self, a: View<T>, b: impl Into<RightSide<'a, T>>, c: &mut [f32], write: Write) {
+    pub(crate) fn alone<'a, T: Factor>(&self, a: View<T>, b: impl Into<RightSide<'a, T>>, c: &mut [f32], write: Write) {
         let b = b.into();
         self.alone_into(a, b, c, b.shape().1, write, Causal::All);
     }
@@ -127,12 +129,12 @@ impl Gemm {
     }
 
     /// Packs `b`, reusing the memory of what was there.
-    pub fn pack<T: Factor>(&self, packed: &mut PackedB<T>, b: View<T>) {
+    pub(crate) fn pack<T: Factor>(&self, packed: &mut PackedB<T>, b: View<T>) {
         self.pack_all([(packed, b)]);
     }
 
     /// Packs many at once: a small one alone would not keep the threads busy.
-    pub fn pack_all<'a, T: Factor>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
+    pub(crate) fn pack_all<'a, T: Factor>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
         let panels = all.into_iter().flat_map(|(packed, b)| packed.reset(b)).collect();
         self.pool.each(panels, |panel| {
             wide(
@@ -187,7 +189,7 @@ impl Gemm {
     }
 
     /// Products whose sums are scaled every 128 of K: see [`Scales`].
-    pub fn promoted(&self, products: Vec<Promoted>, write: Write) {
+    pub(crate) fn promoted(&self, products: Vec<Promoted>, write: Write) {
         let products = products.into_iter().map(|Promoted { a, b, scales, c }| {
             let (blocks, n) = (a.cols.div_ceil(PROMOTION), b.shape().1);
             let found = ((scales.a.rows, scales.a.cols), scales.b.len());

@@ -3,11 +3,11 @@
 use crate::view::View;
 
 /// Elements of K that are summed before they are scaled.
-pub const PROMOTION: usize = 128;
+pub(super) const PROMOTION: usize = 128;
 
 /// Factors of the partial sums of one product.
 #[derive(Clone, Copy, Debug)]
-pub struct Scales<'a> {
+pub(crate) struct Scales<'a> {
     /// `[M, ⌈K/128⌉]`
     pub a: View<'a, f32>,
     /// `[⌈K/128⌉, N]`

@@ -97,7 +97,7 @@ impl<T: Factor> Task<'_, T> {
     }
 
     #[inline(always)] // as `Panel::fill`, because it copies A
-    pub fn run(mut self, level: Supported, write: Write) {
+    pub(super) fn run(mut self, level: Supported, write: Write) {
         self.check();
         let micro = T::micro(level.level());
         let cells = self.a.cols.div_ceil(T::PER_CELL);
