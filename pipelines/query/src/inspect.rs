@@ -16,10 +16,8 @@ pub fn answer(request: &[u8]) -> Result<(), Failure> {
     let rows = request.files.iter().map(|file| {
         rows(file, &schema).map_err(|what| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            let mut failure =
-                Failure::new(ExitCode::Data, format!("`{name}`, which should hold {}: {what}", request.kind));
-            failure.hint = Some(format!("`smelt schema {}` prints its columns", request.kind.name));
-            failure
+            Failure::new(ExitCode::Data, format!("`{name}`, which should hold {}: {what}", request.kind))
+                .hint(format!("`smelt schema {}` prints its columns", request.kind.name))
         })
     });
     let answer = InspectAnswer { rows: rows.collect::<Result<_, _>>()? };

@@ -7,7 +7,8 @@ mod answer;
 mod inspect;
 mod tables;
 
-use smelt_schemas::{ExitCode, QueryRequest};
+use smelt_schemas::{ExitCode, Fault, Problem, QueryRequest};
+use std::fmt;
 use std::io::Read;
 
 fn main() -> std::process::ExitCode {
@@ -16,26 +17,52 @@ fn main() -> std::process::ExitCode {
     match run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {}", e.message);
-            if let Some(hint) = e.hint {
-                eprintln!("hint: {hint}");
-            }
-            e.code.into()
+            eprintln!("{}", serde_json::to_string(&Problem::of(&e)).expect("a problem is plain data"));
+            e.exit_code().into()
         }
     }
 }
 
-/// What is wrong with a query, and the one thing to do.
+/// What is wrong with a query, where in it, and the one thing to do.
 #[derive(Debug)]
-pub struct Failure {
-    pub code: ExitCode,
-    pub message: String,
-    pub hint: Option<String>,
+struct Failure {
+    code: ExitCode,
+    message: String,
+    /// `line:column` in the query, from 1.
+    place: Option<String>,
+    hint: Option<String>,
 }
 
 impl Failure {
-    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None }
+    fn new(code: ExitCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), place: None, hint: None }
+    }
+    fn of(fault: &impl Fault) -> Self {
+        Self { code: fault.exit_code(), message: fault.to_string(), place: fault.place(), hint: fault.hint() }
+    }
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Fault for Failure {
+    fn exit_code(&self) -> ExitCode {
+        self.code
+    }
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
+    fn place(&self) -> Option<String> {
+        self.place.clone()
     }
 }
 
@@ -47,9 +74,8 @@ fn run() -> Result<(), Failure> {
         return inspect::answer(&text);
     }
     let request: QueryRequest = serde_json::from_slice(&text).map_err(|e| {
-        let mut failure = Failure::new(ExitCode::Pipeline, format!("this is no request: {e}"));
-        failure.hint = Some("people type `smelt sql \"select …\"`".into());
-        failure
+        Failure::new(ExitCode::Pipeline, format!("this is no request: {e}"))
+            .hint("people type `smelt sql \"select …\"`")
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(ExitCode::Machine, format!("no threads: {e}")))?;

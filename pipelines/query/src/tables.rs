@@ -13,7 +13,7 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, lit};
 use serde_json::Value;
-use smelt_schemas::{ExitCode, Fault, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
+use smelt_schemas::{ExitCode, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
 use smelt_store::Store;
 use std::sync::Arc;
 
@@ -23,11 +23,7 @@ pub fn failed(e: DataFusionError) -> Failure {
 
 /// A session that knows every table of the request.
 pub async fn register(request: &QueryRequest) -> Result<SessionContext, Failure> {
-    let store = Store::open(&request.store).map_err(|e| Failure {
-        code: e.exit_code(),
-        message: e.to_string(),
-        hint: e.hint(),
-    })?;
+    let store = Store::open(&request.store).map_err(|e| Failure::of(&e))?;
     let mut config = SessionConfig::new().with_information_schema(true);
     config.options_mut().execution.parquet.pushdown_filters = true;
     let context = SessionContext::new_with_config(config);
@@ -158,10 +154,8 @@ async fn scan(
             }
             let name = table.schema.as_ref().map_or(table.name.clone(), |schema| format!("{schema}.{}", table.name));
             let what = format!("table `{name}`: `{worst}` cannot be read: {}", error.strip_backtrace());
-            let mut failure = Failure::new(ExitCode::Data, what);
-            failure.hint =
-                Some("`smelt artifacts verify` lists what is damaged; `smelt rerun JOB` makes it anew".into());
-            Err(failure)
+            Err(Failure::new(ExitCode::Data, what)
+                .hint("`smelt artifacts verify` lists what is damaged; `smelt rerun JOB` makes it anew"))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Errors as people read them: what, where, with which values, and the one thing to do.
 
-use smelt_schemas::{ExitCode, Fault};
+use smelt_schemas::{ExitCode, Fault, Problem};
 use std::fmt;
 use std::io::IsTerminal;
 
@@ -32,6 +32,10 @@ pub type Result<T> = std::result::Result<T, Diagnostic>;
 impl Diagnostic {
     pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), place: None, hint: None }
+    }
+    /// What another program said went wrong.
+    pub fn of(code: ExitCode, problem: Problem) -> Self {
+        Self { code, message: problem.message, place: None, hint: problem.hint }
     }
     /// The pipeline file or the command line is wrong.
     pub fn pipeline(message: impl Into<String>) -> Self {
@@ -79,7 +83,7 @@ impl fmt::Display for Diagnostic {
 
 impl From<smelt_store::Error> for Diagnostic {
     fn from(e: smelt_store::Error) -> Self {
-        Self { code: e.exit_code(), message: e.to_string(), place: None, hint: e.hint() }
+        Self::of(e.exit_code(), Problem::of(&e))
     }
 }
 

@@ -147,9 +147,7 @@ fn work(
         let Some((code, problem)) = told else {
             return Err(Diagnostic::new(code, format!("stage `{}` ended with {status}", invocation.stage)));
         };
-        let mut error = Diagnostic::new(code, problem.message);
-        error.hint = problem.hint;
-        return Err(error);
+        return Err(Diagnostic::of(code, problem));
     }
     let mut written: BTreeMap<String, Vec<FileRecord>> = BTreeMap::new();
     for port in &description.outputs {

@@ -1,6 +1,6 @@
 //! Content addresses: the digest of bytes, and the fingerprint of a recipe.
 
-use crate::{InputRef, Source};
+use crate::{ExitCode, Fault, InputRef, Source};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,6 +15,12 @@ pub struct Digest(#[schemars(regex(pattern = "^[0-9a-f]{64}$"))] String);
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a digest: 64 lower-case hexadecimal digits are expected")]
 pub struct NotADigest(String);
+
+impl Fault for NotADigest {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Data
+    }
+}
 
 impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
@@ -81,7 +87,7 @@ pub fn canonical_json(value: &Value) -> String {
     order(value).to_string()
 }
 
-/// What a fingerprint is taken of, as one JSON value: `plan` compares two of these to name the changed field.
+/// What a fingerprint is taken of, as one JSON value. Of an input only the digest counts, not the job that made it.
 pub fn fingerprint_fields(
     stage: &str,
     version: u32,

@@ -1,6 +1,6 @@
 //! The record of what a job committed.
 
-use crate::{ArtifactRef, Digest, InputRef, Kind, Source};
+use crate::{ArtifactRef, Digest, ExitCode, Fault, InputRef, Kind, Source};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -115,6 +115,12 @@ pub struct UnbalancedBooks {
     derived: u64,
     written: u64,
     dropped: u64,
+}
+
+impl Fault for UnbalancedBooks {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Bug
+    }
 }
 
 impl Books {

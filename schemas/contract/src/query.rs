@@ -1,4 +1,8 @@
 //! What `smelt` asks of `smelt-query`.
+//!
+//! A request goes to its standard input, the answer to its standard output. What fails is told by the exit code and by
+//! a [`Problem`](crate::Problem) as JSON in one line on standard error; a fault of the SQL has the place `line:column`
+//! in the query, if the parser knows it. Other lines of standard error are words for people.
 
 use crate::Kind;
 use schemars::JsonSchema;

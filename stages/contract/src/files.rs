@@ -1,5 +1,6 @@
 //! Local files that a stage reads from outside the store: how they are named, and what they are.
 
+use smelt_schemas::{ExitCode, Fault};
 use std::io;
 use std::path::PathBuf;
 
@@ -8,23 +9,40 @@ pub use crate::hashes::{Memory, hash};
 /// What keeps a local file from being used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// A path in the config cannot be understood.
-    #[error("{0}")]
-    Config(String),
-    /// The machine does not give what is there.
-    #[error("cannot read `{name}`")]
+    #[error("`{pattern}` opens `${{` and does not close it")]
+    Unclosed { pattern: String },
+    #[error("`{pattern}` needs the variable `{name}`, which a stage does not see")]
+    Unset { pattern: String, name: String },
+    #[error("`{pattern}` begins with `~`, and the variable `HOME` is not set")]
+    NoHome { pattern: String },
+    /// The file is named well, and the machine does not let it be read.
+    #[error("cannot read `{name}`: {source}")]
     Read { name: String, source: io::Error },
+}
+
+impl Fault for FileError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unclosed { .. } | Self::Unset { .. } | Self::NoHome { .. } => ExitCode::Pipeline,
+            Self::Read { .. } => ExitCode::Machine,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        let Self::Unset { name, .. } = self else { return None };
+        Some(format!("set it and name it in the job, `run: {{ env: [{name}] }}`, or write `${{{name}:-DEFAULT}}`"))
+    }
+    fn place(&self) -> Option<String> {
+        let (Self::Unclosed { pattern: place }
+        | Self::Unset { pattern: place, .. }
+        | Self::NoHome { pattern: place }
+        | Self::Read { name: place, .. }) = self;
+        Some(place.clone())
+    }
 }
 
 impl From<FileError> for crate::Error {
     fn from(error: FileError) -> Self {
-        match error {
-            FileError::Config(text) => match text.split_once("\nhint: ") {
-                Some((what, hint)) => crate::Error::config("", what).hint(hint),
-                None => crate::Error::config("", text),
-            },
-            FileError::Read { name, source } => crate::Error::machine(format!("cannot read `{name}`: {source}")),
-        }
+        Self::of(&error)
     }
 }
 
@@ -44,26 +62,18 @@ pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Resul
     while let Some(at) = rest.find("${") {
         out.push_str(&rest[..at]);
         let inner = &rest[at + 2..];
-        let end = inner
-            .find('}')
-            .ok_or_else(|| FileError::Config(format!("`{pattern}` opens `${{` and does not close it")))?;
+        let end = inner.find('}').ok_or_else(|| FileError::Unclosed { pattern: pattern.into() })?;
         let (name, default) = match inner[..end].split_once(":-") {
             Some((name, default)) => (name, Some(default)),
             None => (&inner[..end], None),
         };
         let value = variable(name).filter(|value| !value.is_empty()).or(default.map(str::to_owned));
-        out.push_str(&value.ok_or_else(|| {
-            FileError::Config(format!(
-                "`{pattern}` needs the variable `{name}`, which a stage does not see\nhint: set it and name it in the job, `run: {{ env: [{name}] }}`, or write `${{{name}:-DEFAULT}}`"
-            ))
-        })?);
+        out.push_str(&value.ok_or_else(|| FileError::Unset { pattern: pattern.into(), name: name.into() })?);
         rest = &inner[end + 1..];
     }
     out.push_str(rest);
     if out == "~" || out.starts_with("~/") {
-        let home = variable("HOME").ok_or_else(|| {
-            FileError::Config(format!("`{pattern}` begins with `~`, and the variable `HOME` is not set"))
-        })?;
+        let home = variable("HOME").ok_or_else(|| FileError::NoHome { pattern: pattern.into() })?;
         out.replace_range(..1, home.trim_end_matches('/'));
     }
     Ok(out)
@@ -89,12 +99,13 @@ mod tests {
 
     #[test]
     fn an_unset_variable_is_named() {
-        let error = expand("${NOWHERE}/x", variables).unwrap_err().to_string();
+        let error = expand("${NOWHERE}/x", variables).unwrap_err();
+        assert_eq!(error.to_string(), "`${NOWHERE}/x` needs the variable `NOWHERE`, which a stage does not see");
         assert_eq!(
-            error,
-            "`${NOWHERE}/x` needs the variable `NOWHERE`, which a stage does not see\n\
-             hint: set it and name it in the job, `run: { env: [NOWHERE] }`, or write `${NOWHERE:-DEFAULT}`"
+            error.hint().unwrap(),
+            "set it and name it in the job, `run: { env: [NOWHERE] }`, or write `${NOWHERE:-DEFAULT}`"
         );
+        assert_eq!((error.place().unwrap(), error.exit_code()), ("${NOWHERE}/x".to_owned(), ExitCode::Pipeline));
         let error = expand("a${b", variables).unwrap_err().to_string();
         assert_eq!(error, "`a${b` opens `${` and does not close it");
     }

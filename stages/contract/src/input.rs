@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::kinds::{KindType, Table};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
 use smelt_schemas::{Arity, Digest, FileRecord, InputPort, InputRef, Manifest, PortRecord};
 use smelt_store::{LocalFile, Store};
 use std::collections::BTreeMap;
@@ -179,7 +180,7 @@ pub struct Rows<K: Table> {
 impl<K: Table> Rows<K> {
     fn open(file: LocalFile, what: &str) -> Result<Self, Error> {
         let opened = std::fs::File::open(file.path()).map_err(|e| Error::machine(format!("{what}: {e}")))?;
-        let unreadable = |e: parquet::errors::ParquetError| Error::data(format!("{what} is no readable Parquet: {e}"));
+        let unreadable = |e: ParquetError| Error::of_table(&format!("{what} is no readable Parquet"), &e);
         let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(unreadable)?;
         let batches = builder.with_batch_size(1024).build().map_err(unreadable)?;
         Ok(Self { batches, rows: Vec::new().into_iter(), what: what.into(), _file: file })
@@ -194,7 +195,7 @@ impl<K: Table> Iterator for Rows<K> {
                 return Some(Ok(row));
             }
             match self.batches.next()? {
-                Err(e) => return Some(Err(Error::data(format!("{} is no readable Parquet: {e}", self.what)))),
+                Err(e) => return Some(Err(Error::of_table(&format!("{} is no readable Parquet", self.what), &e))),
                 Ok(batch) => match K::rows(&batch) {
                     Ok(rows) => self.rows = rows.into_iter(),
                     Err(e) => return Some(Err(Error::data(format!("{}: {e}", self.what)))),

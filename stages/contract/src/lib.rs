@@ -76,7 +76,9 @@ pub use error::Error;
 pub use input::{Artifact, Connections, Inputs, Rows};
 pub use program::{Outputs, Port, Stage, main, run_invocation};
 pub use saves::Saved;
-pub use smelt_schemas::{Arity, Check, Cores, Digest, Doctor, Estimate, FileRecord, InputPort, OutputPort, Source};
+pub use smelt_schemas::{
+    Arity, Check, Cores, Digest, Doctor, Estimate, ExitCode, Fault, FileRecord, InputPort, OutputPort, Source,
+};
 pub use smelt_store::LocalFile;
 pub use unit::{PortFile, Unit};
 

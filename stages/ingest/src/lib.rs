@@ -145,25 +145,6 @@ impl Config {
     }
 }
 
-impl From<IngestError> for Error {
-    fn from(error: IngestError) -> Self {
-        let text = error.to_string();
-        let (what, hint) = match text.split_once("\nhint: ") {
-            Some((what, hint)) => (what.to_owned(), Some(hint.to_owned())),
-            None => (text, None),
-        };
-        let found = match error {
-            IngestError::Config(_) => Error::config("/paths", what),
-            IngestError::Data(_) => Error::data(what),
-            IngestError::Read { source, .. } => Error::machine(format!("{what}: {source}")),
-        };
-        match hint {
-            Some(hint) => found.hint(hint),
-            None => found,
-        }
-    }
-}
-
 smelt_stage::inputs! { pub struct Inputs {} }
 smelt_stage::outputs! {
     pub struct Outputs { documents: Port<Documents>, drops: Port<Drops> }

@@ -131,12 +131,12 @@ fn decode(name: &str, bytes: Vec<u8>, start: u64, invalid: InvalidUtf8) -> Resul
     };
     let at = error.utf8_error().valid_up_to();
     match invalid {
-        InvalidUtf8::Error => Err(IngestError::Data(format!(
-            "`{name}` is not UTF-8: byte 0x{:02x} at offset {}\n\
-             hint: convert the file, or set `invalid_utf8` to `drop` or `replace`",
-            error.as_bytes()[at],
-            start + at as u64
-        ))),
+        InvalidUtf8::Error => {
+            let (byte, offset) = (error.as_bytes()[at], start + at as u64);
+            let what = format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {offset}");
+            Err(IngestError::data(name, what)
+                .with_hint("convert the file, or set `invalid_utf8` to `drop` or `replace`"))
+        }
         InvalidUtf8::Drop => Ok(Err(at as u64)),
         InvalidUtf8::Replace => Ok(Ok(String::from_utf8_lossy(error.as_bytes()).into_owned())),
     }
@@ -183,9 +183,12 @@ impl Lines<'_> {
             Ok(line) => line,
             Err(offset) => return Ok(Outcome::InvalidUtf8 { id: format!("{}#{number}", self.name), offset }),
         };
-        let broken = |what: String| IngestError::Data(format!("`{}` line {}: {what}", self.name, self.line));
+        let broken = |what: String| {
+            let place = format!("{}:{}", self.name, self.line);
+            IngestError::data(place, format!("`{}` line {}: {what}", self.name, self.line))
+        };
         let record: Map<String, Value> = serde_json::from_str(line.trim_end()).map_err(|e| broken(json_error(&e)))?;
-        raw(self.name, number, record, self.fields).map_err(broken)
+        raw(self.name, number, record, self.fields, broken)
     }
 }
 
@@ -196,18 +199,24 @@ fn json_error(error: &serde_json::Error) -> String {
     format!("no JSON object: {what} at column {}", error.column())
 }
 
-/// A document from a record's fields; the error says what is missing.
-fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'_>) -> Result<Outcome, String> {
+/// A document from a record's fields; the error, made by `broken`, says what is missing.
+fn raw(
+    name: &str,
+    number: u64,
+    mut record: Map<String, Value>,
+    fields: Fields<'_>,
+    broken: impl Fn(String) -> IngestError,
+) -> Result<Outcome, IngestError> {
     let text = match record.shift_remove(fields.text) {
         Some(Value::String(text)) => text,
-        Some(other) => return Err(format!("field `{}` is {}, expected a string", fields.text, kind(&other))),
+        Some(other) => {
+            return Err(broken(format!("field `{}` is {}, expected a string", fields.text, type_of(&other))));
+        }
         None => {
             let known: Vec<String> = record.keys().map(|key| format!("`{key}`")).collect();
-            return Err(format!(
-                "no field `{}`\nhint: set `text_field`; the record has {}",
-                fields.text,
-                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-            ));
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(broken(format!("no field `{}`", fields.text))
+                .with_hint(format!("set `text_field`; the record has {known}")));
         }
     };
     let id = match fields.id {
@@ -215,8 +224,14 @@ fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'
         Some(field) => match record.shift_remove(field) {
             Some(Value::String(id)) => id,
             Some(Value::Number(id)) => id.to_string(),
-            Some(other) => return Err(format!("field `{field}` is {}, expected a string or a number", kind(&other))),
-            None => return Err(format!("no field `{field}`\nhint: set `id_field`, or leave it out to number records")),
+            Some(other) => {
+                let found = type_of(&other);
+                return Err(broken(format!("field `{field}` is {found}, expected a string or a number")));
+            }
+            None => {
+                return Err(broken(format!("no field `{field}`"))
+                    .with_hint("set `id_field`, or leave it out to number records"));
+            }
         },
     };
     let mut take = |field: &str| match record.get(field) {
@@ -229,7 +244,7 @@ fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'
     Ok(Outcome::Document(Raw { id: format!("{name}#{id}"), text, url, language, time, metadata }))
 }
 
-fn kind(value: &Value) -> &'static str {
+fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a truth value",

@@ -17,7 +17,7 @@ use smelt_stage::kinds::{Conversation, Conversations, Document, Documents, Messa
 use smelt_stage::{Context, Error, Source, Stage, Unit};
 
 use crate::family::{Family, Problem};
-use crate::make::{Draw, TooFew};
+use crate::make::Draw;
 
 /// What the system prompt of worked solutions says.
 pub const SYSTEM: &str = "Think step by step.";
@@ -187,12 +187,8 @@ impl Config {
     }
 
     fn distinct(&self, count: usize, field: &str) -> Result<Vec<Problem>, Error> {
-        self.draw().distinct(count).map_err(|e| too_few(&e, field))
+        self.draw().distinct(count).map_err(|e| Error::of(&e).field(&format!("/{field}")))
     }
-}
-
-fn too_few(error: &TooFew, field: &str) -> Error {
-    Error::config(&format!("/{field}"), error.to_string()).hint("ask for fewer, or allow more in `sizes` or `largest`")
 }
 
 fn messages(problem: &Problem, with_system: bool) -> Vec<Message> {
@@ -239,7 +235,7 @@ fn write_documents(config: &Config, out: &Outputs, unit: &mut Unit) -> Result<()
     }
     let draw = config.draw();
     let texts = draw.text(config.characters, config.document_characters.max(1), config.facts, config.documents_wrong);
-    let texts = texts.map_err(|e| too_few(&e, "characters"))?;
+    let texts = texts.map_err(|e| Error::of(&e).field("/characters"))?;
     let source = format!("{}/text", config.source());
     for (i, text) in texts.into_iter().enumerate() {
         unit.count_derived(1);

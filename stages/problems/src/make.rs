@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use smelt_stage::{ExitCode, Fault};
 use smelt_verify::Rng;
 
 use crate::family::{Family, Problem, lead_through_test};
@@ -33,6 +34,15 @@ pub struct TooFew {
     family: &'static str,
     found: usize,
     count: usize,
+}
+
+impl Fault for TooFew {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Pipeline
+    }
+    fn hint(&self) -> Option<String> {
+        Some("ask for fewer, or allow more in `sizes` or `largest`".into())
+    }
 }
 
 /// Draws in a row that may bring nothing new before the search ends.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use smelt_stage::{ExitCode, Fault};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -40,6 +41,12 @@ pub const FEWEST: usize = SPECIAL.len() + 256;
 pub struct BpeError {
     doing: &'static str,
     source: tokenizers::Error,
+}
+
+impl Fault for BpeError {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Bug
+    }
 }
 
 /// Tags an error with what was being done.

@@ -71,7 +71,7 @@ smelt_stage::outputs! {
 
 impl From<BpeError> for Error {
     fn from(error: BpeError) -> Self {
-        Error::bug(error.to_string())
+        Self::of(&error)
     }
 }
 
