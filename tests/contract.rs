@@ -99,7 +99,8 @@ fn a_killed_stage_goes_on_with_less_than_one_unit_redone() {
 fn a_saved_progress_is_taken_up_and_the_curve_is_whole() {
     let bench = Bench::new();
     bench.pipeline("p.yaml", "name: p\njobs: { a: { stage: STAGE(train), config: { steps: 20, save_every: 5 } } }\n");
-    // Lease, then per save two files and the progress, from the second on two deletions as well: killed in the third.
+    // Write 1 is the lease; a save is two files and the progress, from the second on also the deletion of the two files
+    // of the save before: 2 to 4, 5 to 9. The kill comes in the third save, before its second file.
     let mut command = bench.command(&["run", "p.yaml", "--retries", "0"]);
     assert!(!command.env("SMELT_KILL_AT_WRITE", "teststage-train:11").output().unwrap().status.success());
     bench.smelt(&["run", "p.yaml"]).ok();
@@ -127,7 +128,7 @@ fn a_rerun_of_other_bytes_redoes_what_hangs_on_them_and_nothing_else() {
     let bench = Bench::new();
     let text = "name: p\njobs:\n  a: { stage: STAGE(dice) }\n  b: { stage: STAGE(merge), input: a }\n  c: { stage: STAGE(count) }\n";
     bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
-    // Half of the throws are odd, and dropped: the digest of `documents` tells two throws apart only when both are even.
+    // The throw is the text of the document. Its id stays even, so `merge` keeps it and its digest tells two throws apart.
     let said = bench.smelt(&["rerun", "a", "p.yaml"]).ok().out;
     assert!(
         said.contains("other bytes than before") && said.contains("2 jobs in") && !said.contains("count"),

@@ -78,6 +78,7 @@ pub fn run(program: &Path, invocation: &Path) -> Result<()> {
             ..Provenance::default()
         },
     };
+    attempt.check()?; // whoever took it over commits it
     let (adopted, edition) = match store.commit(&manifest)? {
         Commit::Won => (false, manifest.edition),
         Commit::Adopted(theirs) => (true, theirs.edition),

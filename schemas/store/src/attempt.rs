@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smelt_schemas::{Books, Digest, FileRecord};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -146,7 +145,6 @@ pub struct Attempt {
     id: String,
     lease: Lease,
     started: f64,
-    lost: Arc<AtomicBool>,
     stop: Arc<(Mutex<bool>, Condvar)>,
     renewer: Option<JoinHandle<()>>,
 }
@@ -182,11 +180,10 @@ impl Attempt {
     }
 
     fn held(store: &Store, folder: String, id: String, lease: Lease) -> Self {
-        let lost = Arc::new(AtomicBool::new(false));
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let renewer = {
-            let (store, key, owner, lost, stop) =
-                (store.clone(), format!("{folder}/lease.json"), lease.owner.id.clone(), lost.clone(), stop.clone());
+            let (store, key, owner, stop) =
+                (store.clone(), format!("{folder}/lease.json"), lease.owner.id.clone(), stop.clone());
             std::thread::spawn(move || {
                 let (done, signal) = &*stop;
                 let mut done = done.lock().expect("nothing panics while it holds this lock");
@@ -195,15 +192,14 @@ impl Attempt {
                     if *done {
                         return;
                     }
-                    // A store that does not answer is asked again; a lease of somebody else's is the end.
+                    // A store that does not answer is asked again; a lease that somebody else holds is lost for good.
                     if let Ok(false) = renew(&store, &key, &owner, |l| l.renewed = crate::now()) {
-                        lost.store(true, Ordering::SeqCst);
                         return;
                     }
                 }
             })
         };
-        Self { store: store.clone(), folder, id, lease, started: crate::now(), lost, stop, renewer: Some(renewer) }
+        Self { store: store.clone(), folder, id, lease, started: crate::now(), stop, renewer: Some(renewer) }
     }
 
     pub fn id(&self) -> &str {
@@ -224,14 +220,9 @@ impl Attempt {
         self.lease.seconds + crate::now() - self.started
     }
 
-    /// An error once somebody else holds the lease: stop, and write nothing more.
+    /// An error once somebody else holds the lease: stop, and write nothing more. Reads the lease from the store.
     pub fn check(&self) -> Result<()> {
-        if !self.lost.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let lease: Option<Lease> = self.store.get_json(&format!("{}/lease.json", self.folder))?;
-        let holder = lease.map_or_else(|| "nobody".into(), |l| format!("process {} on {}", l.owner.pid, l.owner.host));
-        Err(Error::LeaseLost { attempt: self.id.clone(), holder })
+        check(&self.store, &self.folder, &self.id, &self.lease.owner.id)
     }
 
     /// The key of a file of this attempt: `files/<port>/<path>`, `saves/...`.
@@ -241,8 +232,16 @@ impl Attempt {
 
     /// A file of a port, in writing.
     pub fn upload(&self, port: &str, path: &str) -> Result<Upload> {
+        self.upload_at(&format!("files/{port}/{path}"))
+    }
+
+    /// A file of this attempt, in writing, by the path that `key` takes. It becomes visible only if the lease is still
+    /// held then.
+    pub fn upload_at(&self, path: &str) -> Result<Upload> {
         self.check()?;
-        self.store.upload(&self.key(&format!("files/{port}/{path}")))
+        let (store, folder) = (self.store.clone(), self.folder.clone());
+        let (id, owner) = (self.id.clone(), self.lease.owner.id.clone());
+        Ok(self.store.upload(&self.key(path))?.only_if(Box::new(move || check(&store, &folder, &id, &owner))))
     }
 
     pub fn progress(&self) -> Result<Option<Progress>> {
@@ -313,6 +312,18 @@ impl Drop for Attempt {
     }
 }
 
+/// An error if `owner` does not hold the lease of the attempt `id` in `folder`.
+fn check(store: &Store, folder: &str, id: &str, owner: &str) -> Result<()> {
+    let lease: Option<Lease> = store.get_json(&format!("{folder}/lease.json"))?;
+    match lease {
+        Some(lease) if lease.owner.id == owner => Ok(()),
+        other => {
+            let name = |l: Lease| format!("process {} on {}", l.owner.pid, l.owner.host);
+            Err(Error::LeaseLost { attempt: id.into(), holder: other.map_or_else(|| "nobody".into(), name) })
+        }
+    }
+}
+
 /// Changes the lease if `owner` still holds it; false if not.
 fn renew(store: &Store, key: &str, owner: &str, change: impl FnOnce(&mut Lease)) -> Result<bool> {
     let Some((bytes, version)) = store.get_versioned(key)? else { return Ok(false) };
@@ -370,9 +381,43 @@ mod tests {
         lease.owner = Owner { id: "other".into(), host: "elsewhere".into(), pid: 7, ..lease.owner };
         store.put(&key, &to_json(&lease)).unwrap();
         assert!(!renew(&store, &key, &attempt.lease.owner.id, |l| l.renewed = 0.0).unwrap());
-        attempt.lost.store(true, Ordering::SeqCst); // what the renewing thread does with that answer
         let error = attempt.save_progress(&Progress { cursor: 1, ..Progress::default() });
         assert!(error.unwrap_err().to_string().ends_with("lost its lease to process 7 on elsewhere"));
+    }
+
+    #[test]
+    fn an_upload_becomes_visible_only_while_the_lease_is_held() {
+        let folder = std::env::temp_dir().join(format!("smelt-lease-{}", crate::unique()));
+        for address in [folder.to_str().unwrap(), "memory:lease"] {
+            let store = Store::open(address).unwrap();
+            let attempt = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+            // One small enough for a single put, one that S3 takes in parts.
+            let mut uploads = [1usize, 9 << 20].map(|bytes| {
+                let mut upload = attempt.upload("documents", &format!("{bytes}.parquet")).unwrap();
+                upload.write_all(&vec![7; bytes]).unwrap();
+                Some(upload)
+            });
+            let mut before = attempt.upload("documents", "before.parquet").unwrap();
+            before.write_all(b"rows").unwrap();
+            before.finish("before.parquet").unwrap();
+
+            let key = attempt.key("lease.json");
+            let mut lease: Lease = store.get_json(&key).unwrap().unwrap();
+            lease.owner = Owner { id: "other".into(), host: "elsewhere".into(), pid: 7, ..lease.owner };
+            store.put(&key, &to_json(&lease)).unwrap();
+            for upload in uploads.iter_mut().filter_map(Option::take) {
+                let error = upload.finish("late.parquet").unwrap_err();
+                assert!(matches!(error, Error::LeaseLost { .. }), "{error}");
+            }
+            assert!(matches!(attempt.upload("documents", "later.parquet"), Err(Error::LeaseLost { .. })));
+            let files: Vec<String> = store.list(&attempt.key("files")).unwrap().into_iter().map(|e| e.key).collect();
+            assert_eq!(files, [attempt.key("files/documents/before.parquet")]);
+            if let Some(root) = store.directory() {
+                let left = std::fs::read_dir(root.join(attempt.key("files/documents"))).unwrap().count();
+                assert_eq!(left, 1, "a refused upload leaves no temporary file");
+            }
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -30,9 +30,8 @@ impl Directory {
         Ok((OpenOptions::new().write(true).create_new(true).open(&path)?, path))
     }
 
-    /// Makes a finished temporary file visible as `key`, replacing what was there.
-    pub fn publish(&self, file: &File, temporary: &Path, key: &str) -> io::Result<()> {
-        file.sync_all()?;
+    /// Makes a finished and synced temporary file visible as `key`, replacing what was there.
+    pub fn publish(&self, temporary: &Path, key: &str) -> io::Result<()> {
         let target = self.path(key);
         fs::rename(temporary, &target)?;
         sync_folder(&target)
@@ -40,7 +39,7 @@ impl Directory {
 
     pub fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
         let (mut file, temporary) = self.temporary(key)?;
-        let done = file.write_all(bytes).and_then(|()| self.publish(&file, &temporary, key));
+        let done = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| self.publish(&temporary, key));
         if done.is_err() {
             remove_quietly(&temporary);
         }

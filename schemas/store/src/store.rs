@@ -77,8 +77,9 @@ fn kill_at(text: &str) -> Option<u64> {
     (own.file_name()?.to_str()? == program).then(|| n.parse().ok())?
 }
 
-/// Every change to a store passes here first. `SMELT_KILL_AT_WRITE=n` ends the process right before its n-th one, so
-/// that tests can kill a stage, or the runner, at each of its writes.
+/// Every change that others can see passes here first: put, create, swap, delete, and the end of an upload.
+/// `SMELT_KILL_AT_WRITE=n` ends the process right before its n-th one, so that tests can kill a stage, or the runner,
+/// at each of its writes. Temporary files and parts of an upload are seen by nobody and not counted.
 pub(crate) fn before_write() {
     let n = WRITES.fetch_add(1, Ordering::SeqCst) + 1;
     if *KILL_AT == Some(n) {
@@ -243,6 +244,7 @@ impl Store {
 
     /// Replaces `key` if it still is what was read as `expected`; false if not.
     pub fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
+        before_write();
         let what = || format!("replacing `{key}`");
         match &*self.place {
             Place::Directory(d) => d.swap(key, expected, bytes).map_err(self.io(what)),

@@ -15,9 +15,14 @@ const PART: usize = 8 << 20;
 /// Parts in flight at once.
 const PARALLEL: usize = 4;
 
+/// Says whether the writer still may write: an error if not.
+pub(crate) type Permit = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// Visible only after `finish`; dropped before, it leaves nothing behind.
 pub struct Upload {
     store: Store,
+    /// Asked right before the file becomes visible.
+    permit: Option<Permit>,
     key: String,
     hasher: blake3::Hasher,
     bytes: u64,
@@ -41,7 +46,13 @@ impl Upload {
             }
             Place::Objects(_) => Sink::Small(Vec::new()),
         };
-        Ok(Self { store, key: key.into(), hasher: blake3::Hasher::new(), bytes: 0, sink })
+        Ok(Self { store, permit: None, key: key.into(), hasher: blake3::Hasher::new(), bytes: 0, sink })
+    }
+
+    /// The same, and nothing becomes visible unless `permit` allows it at the end.
+    pub(crate) fn only_if(mut self, permit: Permit) -> Self {
+        self.permit = Some(permit);
+        self
     }
 
     pub fn bytes(&self) -> u64 {
@@ -92,15 +103,19 @@ impl Upload {
 
     /// Makes the file visible and returns its record, under the name `path`.
     pub fn finish(mut self, path: &str) -> Result<FileRecord> {
+        // Whatever takes long comes before the permit is asked; an error lets `drop` remove what was written.
+        if let Sink::File { file, .. } = &mut self.sink {
+            let synced = file.flush().and_then(|()| file.get_ref().sync_all());
+            synced.map_err(|e| of_io(self.store.address(), self.what(), e))?;
+        }
+        if let Some(permit) = &self.permit {
+            permit()?;
+        }
         before_write();
         match std::mem::replace(&mut self.sink, Sink::Done) {
-            Sink::File { file, temporary } => {
+            Sink::File { temporary, .. } => {
                 let Place::Directory(d) = &*self.store.place else { unreachable!("a file is written to a directory") };
-                let published = file
-                    .into_inner()
-                    .map_err(io::IntoInnerError::into_error)
-                    .and_then(|file| d.publish(&file, &temporary, &self.key));
-                if let Err(e) = published {
+                if let Err(e) = d.publish(&temporary, &self.key) {
                     remove_quietly(&temporary);
                     return Err(of_io(self.store.address(), self.what(), e));
                 }

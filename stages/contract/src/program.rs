@@ -236,6 +236,7 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     }
     write_curve::<S>(&cx)?;
     let manifest = manifest::<S>(invocation, &cx, started)?;
+    cx.attempt.check()?; // whoever took it over commits it
     let (adopted, manifest) = match store.commit(&manifest)? {
         Commit::Won => (false, manifest),
         Commit::Adopted(theirs) => (true, *theirs),
@@ -277,13 +278,17 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
     books.check().map_err(|e| {
         Error::bug(format!("stage `{}`: {e}", S::NAME)).hint("this is a bug of the stage: nothing was committed")
     })?;
-    let port = |spec: OutputPort| {
-        let mut record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
-        // A table without rows is an empty file list: then `rows` is 0, not unknown.
-        record.files.dedup_by(|a, b| a.path == b.path);
-        (spec.name, record)
-    };
-    let ports: IndexMap<String, PortRecord> = S::Outputs::specs().into_iter().map(port).collect();
+    let mut ports: IndexMap<String, PortRecord> = IndexMap::new();
+    for spec in S::Outputs::specs() {
+        let record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
+        // Sorted by path. The second file has replaced the first, so one of the two records is false.
+        if let Some(pair) = record.files.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            let path = &pair[0].path;
+            return Err(Error::bug(format!("stage `{}` wrote `{path}` of port `{}` twice", S::NAME, spec.name))
+                .hint("this is a bug of the stage: nothing was committed"));
+        }
+        ports.insert(spec.name, record);
+    }
     if let Some(drops) = ports.get("drops").filter(|p| p.kind == smelt_schemas::kind::drops()) {
         let (rows, counted) = (drops.rows().unwrap_or(0), books.dropped_total());
         if rows > counted {
@@ -352,5 +357,58 @@ pub(crate) fn cpu_level() -> &'static str {
 impl<K: Table> Port<K> {
     pub fn kind(&self) -> Kind {
         K::kind()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smelt_schemas::SavePolicy;
+
+    #[derive(Default, Serialize, serde::Deserialize, JsonSchema)]
+    struct Config {}
+
+    crate::inputs! { struct None {} }
+    crate::outputs! { struct Outputs { model: Port<crate::kinds::Checkpoint> } }
+
+    struct Twice;
+
+    impl Stage for Twice {
+        const NAME: &'static str = "twice";
+        const VERSION: u32 = 1;
+        const ABOUT: &'static str = "Writes one file in two units";
+        type Config = Config;
+        type Inputs = None;
+        type Outputs = Outputs;
+
+        fn run(_: Config, _: None, out: Outputs, cx: &Context) -> Result<(), Error> {
+            cx.units("parts", 2, |i, unit| unit.put(&out.model, "part.bin", &[i as u8]))?;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_twice_is_a_bug_of_the_stage_and_commits_nothing() {
+        let invocation = Invocation {
+            protocol: PROTOCOL,
+            run: "r".into(),
+            job: "j".into(),
+            stage: "twice".into(),
+            version: 1,
+            fingerprint: Digest::of(b"recipe"),
+            config: serde_json::json!({}),
+            sources: Vec::new(),
+            inputs: BTreeMap::new(),
+            store: "memory:twice".into(),
+            edition: 0,
+            threads: 1,
+            save: SavePolicy::default(),
+            scratch: std::env::temp_dir(),
+        };
+        let error = run_invocation::<Twice>(&invocation).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Bug);
+        assert_eq!(error.to_string(), "stage `twice` wrote `part.bin` of port `model` twice");
+        assert_eq!(error.problem().hint.as_deref(), Some("this is a bug of the stage: nothing was committed"));
+        assert_eq!(Store::open("memory:twice").unwrap().artifacts().unwrap(), []);
     }
 }

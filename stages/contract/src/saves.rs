@@ -93,7 +93,7 @@ fn write(
     let mut records = BTreeMap::new();
     for (name, bytes) in files {
         let path = format!("saves/{cursor}/{name}");
-        let mut upload = attempt.store().upload(&attempt.key(&path))?;
+        let mut upload = attempt.upload_at(&path)?;
         upload.write_all(bytes).map_err(|e| smelt_store::Error::from_write(e, attempt.store(), &path))?;
         records.insert((*name).to_owned(), upload.finish(&path)?);
     }
