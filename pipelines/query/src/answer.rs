@@ -1,6 +1,6 @@
 //! One query, answered as a table, JSON, CSV or Parquet.
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::tables::failed;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;

@@ -1,6 +1,6 @@
 //! What Parquet files hold that a program left which smelt does not know: their columns against a kind, their rows.
 
-use crate::Failure;
+use crate::failure::Failure;
 use datafusion::arrow::datatypes::{DataType, Schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use smelt_schemas::{ExitCode, InspectAnswer, InspectRequest};

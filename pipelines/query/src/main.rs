@@ -4,11 +4,12 @@
 //! scanned in place with projection and predicates pushed down; a listing of a folder is never trusted.
 
 mod answer;
+mod failure;
 mod inspect;
 mod tables;
 
+use failure::Failure;
 use smelt_schemas::{ExitCode, Fault, Problem, QueryRequest};
-use std::fmt;
 use std::io::Read;
 
 fn main() -> std::process::ExitCode {
@@ -20,49 +21,6 @@ fn main() -> std::process::ExitCode {
             eprintln!("{}", serde_json::to_string(&Problem::of(&e)).expect("a problem is plain data"));
             e.exit_code().into()
         }
-    }
-}
-
-/// What is wrong with a query, where in it, and the one thing to do.
-#[derive(Debug)]
-struct Failure {
-    code: ExitCode,
-    message: String,
-    /// `line:column` in the query, from 1.
-    place: Option<String>,
-    hint: Option<String>,
-}
-
-impl Failure {
-    fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), place: None, hint: None }
-    }
-    fn of(fault: &impl Fault) -> Self {
-        Self { code: fault.exit_code(), message: fault.to_string(), place: fault.place(), hint: fault.hint() }
-    }
-    fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Failure {}
-
-impl Fault for Failure {
-    fn exit_code(&self) -> ExitCode {
-        self.code
-    }
-    fn hint(&self) -> Option<String> {
-        self.hint.clone()
-    }
-    fn place(&self) -> Option<String> {
-        self.place.clone()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tables of a request: ports as scans of their files, records as small tables in memory.
 
-use crate::Failure;
+use crate::failure::Failure;
 use datafusion::arrow::array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };

@@ -1,5 +1,6 @@
 //! The verbs of `smelt` but for `artifacts`.
 
+use crate::cli::{PipelineArgs, RunArgs, SqlFormat};
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
@@ -7,7 +8,7 @@ use crate::programs::{self, Program};
 use crate::run::{self, summarise};
 use crate::table::{Form, Format, Listing, duration, time};
 use crate::view::Mode;
-use crate::{PipelineArgs, RunArgs, job, query};
+use crate::{job, query};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::Store;
@@ -50,14 +51,6 @@ impl Target {
         }
         self.load()
     }
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum SqlFormat {
-    Table,
-    Json,
-    Csv,
-    Parquet,
 }
 
 pub fn check(target: &Target) -> Result<()> {

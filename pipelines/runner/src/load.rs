@@ -1,10 +1,13 @@
 //! A pipeline file to checked jobs: variables, `--set`, instances, stages, inputs, configs. Everything that can be
 //! wrong before a job runs is said here, with its place in the file.
 
+mod draft;
 mod inputs;
 mod shape;
 mod values;
 
+use self::draft::Draft;
+pub use self::draft::Input;
 use self::inputs::{main_port, resolve_reference, unknown_port};
 use self::shape::{check_schema, wrong_type};
 use self::values::{Set, substitute, unfilled};
@@ -13,7 +16,7 @@ use crate::programs::Program;
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use smelt_schemas::{Arity, InputRef, Job as JobText, Pipeline, ResolveRequest, Resolved, RunOptions};
+use smelt_schemas::{Arity, Job as JobText, Pipeline, ResolveRequest, Resolved, RunOptions};
 use smelt_store::Store;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -114,14 +117,6 @@ pub struct Job {
     pub place: Option<Place>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub enum Input {
-    /// A port of another job, by its place in `Plan::jobs`.
-    Job { job: usize, port: String },
-    /// A committed artifact: `tag:NAME`, `artifact:DIGEST`.
-    Fixed(InputRef),
-}
-
 /// What the command line says about a pipeline.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -132,33 +127,6 @@ pub struct Options {
 
 /// Where artifacts are kept unless somebody says otherwise.
 pub const DEFAULT_STORE: &str = "artifacts";
-
-/// An instance before its stage and inputs are known.
-struct Draft {
-    name: String,
-    base: String,
-    axes: IndexMap<String, Value>,
-    text: JobText,
-    /// What `--set` changed in this instance alone: pointers in the job, and the words.
-    set: Vec<(String, String)>,
-}
-
-impl Draft {
-    /// Where the value at `pointer` inside this job stands, or what is around it.
-    fn place(&self, tree: &Tree, pointer: &str) -> Option<Place> {
-        self.given(pointer).or_else(|| tree.place(&format!("/jobs/{}{pointer}", self.base)))
-    }
-    /// Where the key of the entry at `pointer` inside this job stands.
-    fn key_place(&self, tree: &Tree, pointer: &str) -> Option<Place> {
-        self.given(pointer).or_else(|| tree.key_place(&format!("/jobs/{}{pointer}", self.base)))
-    }
-    fn given(&self, pointer: &str) -> Option<Place> {
-        let around = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
-        let found =
-            self.set.iter().rfind(|(at, _)| around(pointer, at) || (!pointer.is_empty() && around(at, pointer)));
-        found.map(|(_, words)| Place::named(format!("--set {words}")))
-    }
-}
 
 /// A pipeline's name, and the store that its file names.
 pub struct Head {

@@ -1,6 +1,9 @@
 //! What a running stage says: JSON lines on standard output.
 
-use crate::{Books, Digest, ExitCode, Problem};
+use crate::digest::Digest;
+use crate::exit::ExitCode;
+use crate::fault::Problem;
+use crate::manifest::Books;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

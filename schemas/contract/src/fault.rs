@@ -3,7 +3,7 @@
 //! Every error type of smelt's libraries is a [`Fault`]; a program turns one into a [`Problem`] and an exit code. Nobody
 //! reads a hint or a code back out of prose.
 
-use crate::ExitCode;
+use crate::exit::ExitCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

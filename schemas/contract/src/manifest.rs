@@ -1,6 +1,11 @@
 //! The record of what a job committed.
 
-use crate::{ArtifactRef, Digest, ExitCode, Fault, InputRef, Kind, Source};
+use crate::digest::Digest;
+use crate::exit::ExitCode;
+use crate::fault::Fault;
+use crate::invocation::{ArtifactRef, InputRef};
+use crate::kind::Kind;
+use crate::stage::Source;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

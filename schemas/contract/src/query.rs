@@ -1,10 +1,10 @@
 //! What `smelt` asks of `smelt-query`.
 //!
 //! A request goes to its standard input, the answer to its standard output. What fails is told by the exit code and by
-//! a [`Problem`](crate::Problem) as JSON in one line on standard error; a fault of the SQL has the place `line:column`
+//! a [`Problem`](crate::fault::Problem) as JSON in one line on standard error; a fault of the SQL has the place `line:column`
 //! in the query, if the parser knows it. Other lines of standard error are words for people.
 
-use crate::Kind;
+use crate::kind::Kind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

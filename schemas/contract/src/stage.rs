@@ -1,6 +1,6 @@
 //! What a stage tells about itself: the answers of `describe`, `resolve`, `estimate` and `doctor`.
 
-use crate::Kind;
+use crate::kind::Kind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

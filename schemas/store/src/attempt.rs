@@ -4,8 +4,10 @@
 //! Files that no unit and no progress names are ignored; who loses the lease stops.
 
 use crate::artifacts::{artifact_key, safe_name, to_json};
+use crate::clock::now;
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::unique::unique;
 use crate::upload::Upload;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -38,7 +40,7 @@ impl Owner {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let pid = std::process::id();
         Self {
-            id: crate::unique(),
+            id: unique(),
             host: read("/proc/sys/kernel/hostname"),
             boot: read("/proc/sys/kernel/random/boot_id"),
             pid,
@@ -161,18 +163,17 @@ impl Attempt {
             let key = format!("{folder}/lease.json");
             let Some((bytes, version)) = store.get_versioned(&key)? else { continue };
             let Ok(old) = serde_json::from_slice::<Lease>(&bytes) else { continue };
-            if old.edition != edition || !old.has_lapsed(crate::now(), &me) {
+            if old.edition != edition || !old.has_lapsed(now(), &me) {
                 continue;
             }
-            let lease =
-                Lease { owner: me.clone(), renewed: crate::now(), released: false, resumed: old.resumed + 1, ..old };
+            let lease = Lease { owner: me.clone(), renewed: now(), released: false, resumed: old.resumed + 1, ..old };
             if store.swap(&key, &version, &to_json(&lease))? {
                 return Ok(Self::held(store, folder, id, lease));
             }
         }
-        let id = format!("{:012x}-{}", (crate::now() * 1e3) as u64, crate::unique());
+        let id = format!("{:012x}-{}", (now() * 1e3) as u64, unique());
         let folder = format!("{recipe}/{id}");
-        let lease = Lease { owner: me, edition, renewed: crate::now(), released: false, resumed: 0, seconds: 0.0 };
+        let lease = Lease { owner: me, edition, renewed: now(), released: false, resumed: 0, seconds: 0.0 };
         if !store.create(&format!("{folder}/lease.json"), &to_json(&lease))? {
             return Err(store.corrupt(&folder, "exists already, though its name was just drawn"));
         }
@@ -193,13 +194,13 @@ impl Attempt {
                         return;
                     }
                     // A store that does not answer is asked again; a lease that somebody else holds is lost for good.
-                    if let Ok(false) = renew(&store, &key, &owner, |l| l.renewed = crate::now()) {
+                    if let Ok(false) = renew(&store, &key, &owner, |l| l.renewed = now()) {
                         return;
                     }
                 }
             })
         };
-        Self { store: store.clone(), folder, id, lease, started: crate::now(), stop, renewer: Some(renewer) }
+        Self { store: store.clone(), folder, id, lease, started: now(), stop, renewer: Some(renewer) }
     }
 
     pub fn id(&self) -> &str {
@@ -217,7 +218,7 @@ impl Attempt {
 
     /// Seconds worked on it, by all its owners.
     pub fn seconds(&self) -> f64 {
-        self.lease.seconds + crate::now() - self.started
+        self.lease.seconds + now() - self.started
     }
 
     /// An error once somebody else holds the lease: stop, and write nothing more. Reads the lease from the store.
@@ -387,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_upload_becomes_visible_only_while_the_lease_is_held() {
-        let folder = std::env::temp_dir().join(format!("smelt-lease-{}", crate::unique()));
+        let folder = std::env::temp_dir().join(format!("smelt-lease-{}", unique()));
         for address in [folder.to_str().unwrap(), "memory:lease"] {
             let store = Store::open(address).unwrap();
             let attempt = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();

@@ -3,7 +3,8 @@
 //! `object_store` has a local file system of its own, but it syncs nothing and cannot compare and swap; a commit must
 //! survive a power cut, so files are written here: to a temporary name, synced, linked or renamed, folder synced.
 
-use crate::store::{Entry, Version};
+use crate::entry::{Entry, Version};
+use crate::unique::unique;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -26,7 +27,7 @@ impl Directory {
         let target = self.path(key);
         fs::create_dir_all(folder(&target))?;
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let path = target.with_file_name(format!(".{name}.{}{TEMPORARY}", crate::unique()));
+        let path = target.with_file_name(format!(".{name}.{}{TEMPORARY}", unique()));
         Ok((OpenOptions::new().write(true).create_new(true).open(&path)?, path))
     }
 

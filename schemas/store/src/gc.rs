@@ -2,6 +2,7 @@
 
 use crate::artifacts::artifact_key;
 use crate::attempt::{Lease, Owner};
+use crate::clock::now;
 use crate::error::{Error, Result};
 use crate::run::{RunRecord, RunState};
 use crate::store::Store;
@@ -36,7 +37,7 @@ impl Store {
     /// reach; an attempt when it has lapsed and is a day old. Where a manifest is damaged nobody can say which files
     /// are its own, so it and the attempts of its recipe stay.
     pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
-        let now = crate::now();
+        let now = now();
         // The runs first: what one of them commits from here on is too young to go, or held by its record.
         let running: Vec<RunRecord> = self.runs()?.into_iter().filter(|r| r.state == RunState::Running).collect();
         let (found, damaged) = self.manifests()?;

@@ -1,6 +1,6 @@
 //! A store behind `object_store`: S3, and memory for tests.
 
-use crate::store::{Entry, Version};
+use crate::entry::{Entry, Version};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;

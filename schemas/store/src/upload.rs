@@ -2,8 +2,9 @@
 
 use crate::directory::remove_quietly;
 use crate::error::{Error, Result, of_io, of_objects};
+use crate::kill::before_write;
 use crate::objects::runtime;
-use crate::store::{Place, Store, before_write};
+use crate::store::{Backing, Store};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use smelt_schemas::{Digest, FileRecord};
 use std::fs::File;
@@ -36,15 +37,22 @@ enum Sink {
     Done,
 }
 
+impl Store {
+    /// A stream into `key`, hashed while it is written. Nothing is visible before `finish`.
+    pub fn upload(&self, key: &str) -> Result<Upload> {
+        Upload::start(self.clone(), key)
+    }
+}
+
 impl Upload {
-    pub(crate) fn start(store: Store, key: &str) -> Result<Self> {
-        let sink = match &*store.place {
-            Place::Directory(d) => {
+    fn start(store: Store, key: &str) -> Result<Self> {
+        let sink = match &*store.backing {
+            Backing::Directory(d) => {
                 let opened = d.temporary(key);
                 let (file, temporary) = opened.map_err(|e| of_io(store.address(), format!("writing `{key}`"), e))?;
                 Sink::File { file: BufWriter::with_capacity(1 << 18, file), temporary }
             }
-            Place::Objects(_) => Sink::Small(Vec::new()),
+            Backing::Objects(_) => Sink::Small(Vec::new()),
         };
         Ok(Self { store, permit: None, key: key.into(), hasher: blake3::Hasher::new(), bytes: 0, sink })
     }
@@ -64,7 +72,7 @@ impl Upload {
     }
 
     fn start_parts(&mut self) -> Result<()> {
-        let Place::Objects(objects) = &*self.store.place else { return Ok(()) };
+        let Backing::Objects(objects) = &*self.store.backing else { return Ok(()) };
         let started = runtime().block_on(objects.objects.put_multipart(&objects.path(&self.key)));
         let upload = started.map_err(|e| of_objects(self.store.address(), self.what(), e))?;
         let _guard = runtime().enter();
@@ -114,14 +122,16 @@ impl Upload {
         before_write();
         match std::mem::replace(&mut self.sink, Sink::Done) {
             Sink::File { temporary, .. } => {
-                let Place::Directory(d) = &*self.store.place else { unreachable!("a file is written to a directory") };
+                let Backing::Directory(d) = &*self.store.backing else {
+                    unreachable!("a file is written to a directory")
+                };
                 if let Err(e) = d.publish(&temporary, &self.key) {
                     remove_quietly(&temporary);
                     return Err(of_io(self.store.address(), self.what(), e));
                 }
             }
             Sink::Small(bytes) => {
-                let Place::Objects(o) = &*self.store.place else { unreachable!("a buffer is put to objects") };
+                let Backing::Objects(o) = &*self.store.backing else { unreachable!("a buffer is put to objects") };
                 o.put(&self.key, &bytes).map_err(|e| of_objects(self.store.address(), self.what(), e))?;
             }
             Sink::Parts(parts) => {

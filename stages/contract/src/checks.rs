@@ -1,6 +1,6 @@
 //! What a stage asks of its machine: the checks of `doctor`.
 
-use crate::hashes::Memory;
+use crate::files::Memory;
 use smelt_schemas::{Check, Doctor};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -41,7 +41,7 @@ fn gigabytes(bytes: u64) -> String {
 
 fn cores() -> Check {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    check("cores", true, format!("{cores}, {}", crate::program::cpu_level()), "")
+    check("cores", true, format!("{cores}, {}", crate::machine::cpu_level()), "")
 }
 
 fn memory(free: Option<u64>, needed: Option<u64>) -> Check {

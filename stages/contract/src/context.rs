@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::kinds::Metric;
+use crate::lock::lock;
 use crate::saves::{Saved, Saves, newest};
 use crate::unit::Unit;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// One running job: its threads, its attempt, its voice.
@@ -246,8 +247,4 @@ pub(crate) fn emit(seq: u64, body: EventBody) {
     line.push(b'\n');
     // Nobody reads any more when the runner is gone; then it also ends this process.
     drop(std::io::stdout().lock().write_all(&line));
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

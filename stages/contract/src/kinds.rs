@@ -1,6 +1,5 @@
 //! Kinds as types: what an `Artifact<K>` or a `Port<K>` holds, and the rows of those that are tables.
 
-pub use crate::input::Connected;
 use crate::rows::Cell;
 pub use crate::rows::{Message, Micros};
 use arrow::array::{Array, ArrayRef, RecordBatch};

@@ -61,10 +61,12 @@ mod context;
 mod error;
 pub mod estimates;
 pub mod files;
-mod hashes;
 mod help;
 mod input;
 pub mod kinds;
+mod lock;
+mod machine;
+mod port;
 mod program;
 mod rows;
 mod saves;
@@ -73,8 +75,9 @@ mod unit;
 
 pub use context::Context;
 pub use error::Error;
-pub use input::{Artifact, Connections, Inputs, Rows};
-pub use program::{Outputs, Port, Stage, main, run_invocation};
+pub use input::{Artifact, Connected, Connections, Inputs, Rows};
+pub use port::{Outputs, Port};
+pub use program::{Stage, main, run_invocation};
 pub use saves::Saved;
 pub use smelt_schemas::{
     Arity, Check, Cores, Digest, Doctor, Estimate, ExitCode, Fault, FileRecord, InputPort, OutputPort, Source,
@@ -94,11 +97,11 @@ macro_rules! inputs {
         $(#[$meta])* $vis struct $name { $($(#[$doc])* pub $field: $ty),* }
         impl $crate::Inputs for $name {
             fn specs() -> Vec<$crate::InputPort> {
-                vec![$(<$ty as $crate::kinds::Connected>::spec(stringify!($field))),*]
+                vec![$(<$ty as $crate::Connected>::spec(stringify!($field))),*]
             }
             #[allow(unused_variables, clippy::unnecessary_wraps)]
             fn connect(from: &$crate::Connections) -> Result<Self, $crate::Error> {
-                Ok(Self { $($field: <$ty as $crate::kinds::Connected>::connect(stringify!($field), from)?),* })
+                Ok(Self { $($field: <$ty as $crate::Connected>::connect(stringify!($field), from)?),* })
             }
         }
     };

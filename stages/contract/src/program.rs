@@ -1,23 +1,25 @@
 //! The five verbs, and a job from its invocation to its manifest.
 
-use crate::context::{Context, emit, lock};
+use crate::context::{Context, emit};
 use crate::error::Error;
 use crate::help;
 use crate::input::{Connections, Inputs};
-use crate::kinds::{KindType, Metrics, Table};
+use crate::kinds::{KindType, Metrics};
+use crate::lock::lock;
+use crate::machine;
+use crate::port::Outputs;
 use crate::shard::Shard;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smelt_schemas::{
-    Books, Cores, Description, Digest, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Kind,
-    Manifest, OutputPort, PROTOCOL, PortRecord, Problem, Provenance, ResolveRequest, Resolved, Source,
+    Books, Cores, Description, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Manifest, PROTOCOL,
+    PortRecord, Problem, Provenance, ResolveRequest, Resolved, Source,
 };
 use smelt_store::{Attempt, Commit, Store};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
-use std::marker::PhantomData;
 use std::process::ExitCode as ProcessExit;
 
 /// A program that turns artifacts into artifacts.
@@ -56,27 +58,6 @@ pub trait Stage {
     fn doctor() -> Doctor {
         let defaults = serde_json::from_value::<Self::Config>(serde_json::json!({})).ok();
         crate::checks::machine(defaults.and_then(|config| Self::estimate(&config).memory_bytes))
-    }
-}
-
-/// The output ports of a stage; `outputs!` writes it.
-pub trait Outputs: Sized + Send + Sync {
-    fn specs() -> Vec<OutputPort>;
-    fn bind() -> Self;
-}
-
-/// A named output of one kind. Rows and files go to it through a `Unit`.
-pub struct Port<K> {
-    pub(crate) name: &'static str,
-    kind: PhantomData<fn() -> K>,
-}
-
-impl<K: KindType> Port<K> {
-    pub fn named(name: &'static str) -> Self {
-        Self { name, kind: PhantomData }
-    }
-    pub fn spec(name: &str) -> OutputPort {
-        OutputPort { name: name.into(), kind: K::kind() }
     }
 }
 
@@ -312,64 +293,28 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
             run: invocation.run.clone(),
             job: invocation.job.clone(),
             smelt: env!("CARGO_PKG_VERSION").into(),
-            binary: own_digest(),
-            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().into(),
+            binary: machine::own_digest(),
+            host: machine::host(),
             started,
             seconds: cx.attempt.seconds(),
-            peak_memory_bytes: peak_memory(),
+            peak_memory_bytes: machine::peak_memory(),
             threads: cx.threads,
-            cpu: cpu_level().into(),
+            cpu: machine::cpu_level().into(),
             resumed: cx.attempt.resumed(),
         },
     })
 }
 
-fn own_digest() -> Option<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    std::io::copy(&mut std::fs::File::open(std::env::current_exe().ok()?).ok()?, &mut hasher).ok()?;
-    Some(hasher.finalize().into())
-}
-
-fn peak_memory() -> u64 {
-    // SAFETY: zeroed is a valid value of this plain struct, and the call only writes into it.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    usage.ru_maxrss as u64 * 1024
-}
-
-pub(crate) fn cpu_level() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "avx2";
-        }
-    }
-    "portable"
-}
-
-/// The kind of a port, for those who only have its type.
-impl<K: Table> Port<K> {
-    pub fn kind(&self) -> Kind {
-        K::kind()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smelt_schemas::SavePolicy;
+    use smelt_schemas::{Digest, SavePolicy};
 
     #[derive(Default, Serialize, serde::Deserialize, JsonSchema)]
     struct Config {}
 
-    crate::inputs! { struct None {} }
-    crate::outputs! { struct Outputs { model: Port<crate::kinds::Checkpoint> } }
+    crate::inputs! { struct Nothing {} }
+    crate::outputs! { struct Model { model: Port<crate::kinds::Checkpoint> } }
 
     struct Twice;
 
@@ -378,10 +323,10 @@ mod tests {
         const VERSION: u32 = 1;
         const ABOUT: &'static str = "Writes one file in two units";
         type Config = Config;
-        type Inputs = None;
-        type Outputs = Outputs;
+        type Inputs = Nothing;
+        type Outputs = Model;
 
-        fn run(_: Config, _: None, out: Outputs, cx: &Context) -> Result<(), Error> {
+        fn run(_: Config, _: Nothing, out: Model, cx: &Context) -> Result<(), Error> {
             cx.units("parts", 2, |i, unit| unit.put(&out.model, "part.bin", &[i as u8]))?;
             Ok(())
         }

@@ -3,8 +3,8 @@
 //! First the files, then the progress that names them, then older saves go: a kill at any moment leaves a complete save behind. The
 //! caller hands over bytes, so the training goes on while they are hashed and written.
 
-use crate::context::lock;
 use crate::error::Error;
+use crate::lock::lock;
 use serde_json::Value;
 use smelt_schemas::{ExitCode, FileRecord, SavePolicy};
 use smelt_store::{Attempt, Kept, Progress};

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::kinds::{Drop as DropRow, Drops, KindType, Table};
-use crate::program::Port;
+use crate::port::Port;
 use crate::shard::{AnyShard, Shard};
 use smelt_schemas::Books;
 use smelt_store::{Attempt, Store, UnitRecord, Upload};

@@ -10,6 +10,7 @@ pub mod error;
 mod parquet;
 pub mod paths;
 pub mod read;
+mod record;
 pub mod select;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use smelt_stage::kinds::Micros;
 
 use crate::error::IngestError;
-use crate::read::{Fields, Raw, TIME_FIELDS, time};
+use crate::record::{Fields, Raw, TIME_FIELDS, time};
 
 /// Iterator over the rows of one file. Columns that a document has no place for go into its metadata, as with JSON lines.
 pub(crate) struct ParquetRows<'a> {

@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 use serde_json::{Map, Value};
-use smelt_stage::kinds::Micros;
 
 use crate::error::IngestError;
 use crate::parquet::ParquetRows;
+use crate::record::time;
+pub use crate::record::{Fields, Raw, TIME_FIELDS};
 
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,38 +42,6 @@ pub enum InvalidUtf8 {
     Error,
     Drop,
     Replace,
-}
-
-/// Which fields of a record are what.
-#[derive(Clone, Copy, Debug)]
-pub struct Fields<'a> {
-    pub text: &'a str,
-    /// Without one a record is called by its number, from 0.
-    pub id: Option<&'a str>,
-}
-
-/// A document as the file gives it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Raw {
-    /// Unique in the dataset: the file's name, and for records `#` and the record's id or number.
-    pub id: String,
-    pub text: String,
-    pub url: Option<String>,
-    pub language: Option<String>,
-    /// Of the first of [`TIME_FIELDS`] that the record has as a time.
-    pub time: Option<Micros>,
-    /// The record's other fields, as a JSON object; a field that `time` comes from stays in it as it was written.
-    pub metadata: Option<String>,
-}
-
-/// Fields of records that may say when a document was written, in the order in which they are asked.
-pub const TIME_FIELDS: [&str; 3] = ["time", "timestamp", "date"];
-
-/// ISO 8601: `2024-05-01`, `2024-05-01T12:30:00Z`, `2024-05-01 12:30:00.5+02:00`; without an offset it is UTC. Anything else is no time,
-/// and neither is a bare number, whose unit nobody knows.
-pub(crate) fn time(text: &str) -> Option<Micros> {
-    let nanos = string_to_timestamp_nanos(text.trim()).ok()?;
-    Some(Micros(nanos.div_euclid(1000)))
 }
 
 /// A document, or why it was left out.

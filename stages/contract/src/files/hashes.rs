@@ -4,6 +4,9 @@
 //! seconds are not remembered, for a second change within one tick of the clock would not show; and the job that reads a
 //! file hashes what it reads, so a wrong memory stops a job and never enters a dataset. Small files are not worth a line.
 
+use crate::files::error::FileError;
+use crate::lock::lock;
+use smelt_schemas::Source;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
@@ -13,8 +16,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::files::{FileError, Found};
-use smelt_schemas::Source;
+/// A file and what it is called in the dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Relative name with `/` between its components.
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
 
 /// Files below this are hashed each time.
 const WORTH_BYTES: u64 = 256 << 10;
@@ -99,10 +108,6 @@ impl Memory {
         };
         append().unwrap_or_default();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn key(meta: &Metadata) -> String {
