@@ -56,6 +56,7 @@ pub fn fingerprint(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn equal_values_have_one_canonical_text() {
@@ -63,6 +64,52 @@ mod tests {
         let b: Value = serde_json::from_str(r#"{"a": [1.0, 2.5, {"x": true, "y": null}], "b": 1}"#).unwrap();
         assert_eq!(canonical_json(&a), r#"{"a":[1,2.5,{"x":true,"y":null}],"b":1}"#);
         assert_eq!(canonical_json(&a), canonical_json(&b));
+    }
+
+    /// JSON without numbers beyond what both forms hold, a few levels deep.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (-1e300..1e300f64).prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..6)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The same value with the keys of every object the other way round.
+    fn reversed(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => Value::Object(map.iter().rev().map(|(k, v)| (k.clone(), reversed(v))).collect()),
+            Value::Array(items) => items.iter().map(reversed).collect(),
+            other => other.clone(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_keys_changes_no_canonical_text_and_no_fingerprint(value in json()) {
+            let none = BTreeMap::new();
+            prop_assert_eq!(canonical_json(&value), canonical_json(&reversed(&value)));
+            prop_assert_eq!(
+                fingerprint("clean", 1, &value, &none, &[]),
+                fingerprint("clean", 1, &reversed(&value), &none, &[])
+            );
+        }
+
+        #[test]
+        fn canonical_text_reads_back_as_a_value_of_the_same_text(value in json()) {
+            let text = canonical_json(&value);
+            let back: Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(canonical_json(&back), text);
+        }
     }
 
     #[test]
