@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::Path;
 
 /// Reads an [`InspectRequest`] and prints its [`InspectAnswer`].
-pub fn answer(request: &[u8]) -> Result<(), Failure> {
+pub(crate) fn answer(request: &[u8]) -> Result<(), Failure> {
     let request: InspectRequest = serde_json::from_slice(request)
         .map_err(|e| Failure::new(ExitCode::Pipeline, format!("this is no request: {e}")))?;
     let schema = request.kind.schema();

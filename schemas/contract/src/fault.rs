@@ -1,7 +1,7 @@
 //! What went wrong, as data: who has to act, what, where, and the one thing to do.
 //!
-//! Every error type of smelt's libraries is a [`Fault`]; a program turns one into a [`Problem`] and an exit code. Nobody
-//! reads a hint or a code back out of prose.
+//! Every error type of smelt's libraries is a [`Fault`]; a program turns one into a [`Problem`] and an exit code.
+//! Nobody reads a hint or a code back out of prose.
 
 use crate::exit::ExitCode;
 use schemars::JsonSchema;

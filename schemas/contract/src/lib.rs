@@ -1,6 +1,8 @@
-//! Every type that crosses a process boundary: what a pipeline file says, what a stage is told, what it tells, what
-//! it leaves behind. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
+//! Every type that crosses a process boundary: pipeline files, what a stage reads and prints, the records it leaves in
+//! the store. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
 //! `schemas/generated/` are printed from here.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 mod digest;
 mod event;

@@ -19,13 +19,13 @@ use std::time::Duration;
 
 /// A lease that is not renewed for this long has lapsed.
 const LEASE_SECONDS: f64 = 120.0;
-/// Who holds a claim renews it this often.
+/// The holder of a claim renews it this often.
 pub const RENEW: Duration = Duration::from_secs(30);
 
 /// Who works on an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// Drawn by each process anew.
+    /// Random, another one for each process.
     pub id: String,
     pub host: String,
     /// Changes when the host restarts.
@@ -48,7 +48,7 @@ impl Owner {
         }
     }
 
-    /// True if this owner ran on this boot of this host and runs no more.
+    /// True if this owner ran on this boot of this host and has ended.
     pub fn is_gone(&self, me: &Owner) -> bool {
         let here = !self.boot.is_empty() && self.boot == me.boot && self.host == me.host;
         here && pid_start(self.pid) != Some(self.pid_start)
@@ -61,7 +61,7 @@ fn pid_start(pid: u32) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     if fields.first() == Some(&"Z") {
-        return None; // ended, and its parent has not looked yet
+        return None; // ended, but its parent has not waited for it yet
     }
     fields.get(19)?.parse().ok()
 }
@@ -76,7 +76,7 @@ pub struct Lease {
     /// Given back, or finished.
     #[serde(default)]
     pub released: bool,
-    /// Times that somebody took the attempt over.
+    /// How often the attempt was taken over.
     #[serde(default)]
     pub resumed: u32,
     /// Seconds worked by earlier owners.
@@ -90,15 +90,15 @@ impl Lease {
     }
 }
 
-/// Whether the claim of an owner that was last renewed at `renewed` is void: of an attempt, or of a run.
+/// Whether an owner's claim on an attempt or a run, last renewed at `renewed`, is void.
 pub fn has_lapsed(owner: &Owner, renewed: f64, now: f64, me: &Owner) -> bool {
     now - renewed > LEASE_SECONDS || owner.is_gone(me)
 }
 
-/// Where a running job stands, written after the files that it names: the newest save, and older ones that are kept.
+/// How far a running job is: the newest save, and older ones that are kept. Written after the files that it names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Where to go on, such as the next training step.
+    /// Where to continue, such as the next training step.
     pub cursor: u64,
     /// Files of the save, by name; keys are relative to the attempt's folder.
     pub files: BTreeMap<String, FileRecord>,
@@ -141,6 +141,7 @@ pub struct UnitRecord {
 }
 
 /// A held attempt. A thread of its own renews the lease until this is dropped.
+#[derive(Debug)]
 pub struct Attempt {
     store: Store,
     folder: String,
@@ -211,7 +212,7 @@ impl Attempt {
         &self.store
     }
 
-    /// Times that an earlier process had begun this work.
+    /// How many earlier processes worked on it.
     pub fn resumed(&self) -> u32 {
         self.lease.resumed
     }
@@ -294,7 +295,7 @@ impl Attempt {
         self.stop_renewing();
         let seconds = self.seconds();
         let key = format!("{}/lease.json", self.folder);
-        // Best effort: a lease that stays lapses by itself.
+        // Best effort: a lease that is not given back lapses by itself.
         drop(renew(&self.store, &key, &self.lease.owner.id, |l| (l.released, l.seconds) = (true, seconds)));
     }
 

@@ -1,4 +1,4 @@
-//! What nobody reaches any more.
+//! Garbage collection: artifacts and attempts that nothing refers to any more.
 
 use crate::artifacts::artifact_key;
 use crate::attempt::{Lease, Owner};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct GcRules {
     /// Attempts younger than this stay, in seconds.
     pub attempt_age: f64,
-    /// Artifacts younger than this stay: a run that is under way may need them.
+    /// Artifacts younger than this stay, in seconds: a run that is under way may need them.
     pub artifact_age: f64,
 }
 
@@ -84,7 +84,7 @@ impl Store {
                     }
                     let lease = self.get_json::<Lease>(&format!("{attempt}/lease.json"));
                     let lease = match lease {
-                        Err(Error::Corrupt { .. }) => None, // renewed by nobody any more
+                        Err(Error::Corrupt { .. }) => None, // nobody can renew it any more
                         other => other?,
                     };
                     if lease.is_none_or(|l| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age) {

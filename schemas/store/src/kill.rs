@@ -1,4 +1,4 @@
-//! Kills for tests: a process ends at one of its writes, and what it left must be enough to go on from.
+//! Kills for tests: a process ends before one of its writes, and the next one must be able to continue.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ fn kill_at(text: &str) -> Option<u64> {
 
 /// Every change that others can see passes here first: put, create, swap, delete, and the end of an upload.
 /// `SMELT_KILL_AT_WRITE=n` ends the process right before its n-th one, so that tests can kill a stage, or the runner,
-/// at each of its writes. Temporary files and parts of an upload are seen by nobody and not counted.
+/// at each of its writes. Temporary files and parts of an upload are invisible and not counted.
 pub(crate) fn before_write() {
     let n = WRITES.fetch_add(1, Ordering::SeqCst) + 1;
     if *KILL_AT == Some(n) {

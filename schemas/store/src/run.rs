@@ -1,7 +1,7 @@
 //! The record of one run: what it is of, who runs it, what it holds, how it ended.
 //!
-//! Rewritten by its runner alone, as jobs end and every half minute, so that a record that says `running` and is
-//! renewed no more tells of a runner that was killed.
+//! Only its runner rewrites it: when a job ends, and every half minute. So a record that says `running` but is no
+//! longer renewed belongs to a runner that was killed.
 
 use crate::artifacts::to_json;
 use crate::attempt::{Owner, has_lapsed};
@@ -20,7 +20,7 @@ pub enum RunState {
     Failed,
     /// By Ctrl-C or SIGTERM.
     Stopped,
-    /// Its runner vanished: never written, for nobody is left to write it.
+    /// Its runner vanished. Never stored, because nobody is left to write it: `runs` works it out.
     Interrupted,
 }
 
@@ -71,7 +71,7 @@ impl RunRecord {
         format!("runs/{run}/run.json")
     }
 
-    /// Whether its runner still goes on, as far as this host can know.
+    /// Whether its runner is still alive, as far as this host can know.
     fn is_live(&self, now: f64, me: &Owner) -> bool {
         let owned = |owner: &Owner| !has_lapsed(owner, self.renewed, now, me);
         self.state == RunState::Running && self.owner.as_ref().is_some_and(owned)

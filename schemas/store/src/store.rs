@@ -10,6 +10,7 @@ use bytes::Bytes;
 use object_store::ObjectStore;
 use smelt_schemas::{Digest, FileRecord};
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -45,6 +46,12 @@ impl Drop for LocalFile {
         if self.copy {
             crate::directory::remove_quietly(&self.path);
         }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Store({})", self.address)
     }
 }
 

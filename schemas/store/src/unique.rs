@@ -1,4 +1,4 @@
-//! Names that nobody else draws.
+//! Unique names.
 
 use crate::clock::now;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -7,6 +7,7 @@ use crate::objects::runtime;
 use crate::store::{Backing, Store};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use smelt_schemas::{Digest, FileRecord};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -35,6 +36,12 @@ enum Sink {
     Small(Vec<u8>),
     Parts(WriteMultipart),
     Done,
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Upload({}, {} bytes)", self.key, self.bytes)
+    }
 }
 
 impl Store {

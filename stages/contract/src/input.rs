@@ -7,6 +7,7 @@ use parquet::errors::ParquetError;
 use smelt_schemas::{Arity, Digest, FileRecord, InputPort, InputRef, Manifest, PortRecord};
 use smelt_store::{LocalFile, Store};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub trait Inputs: Sized + Send + Sync {
 }
 
 /// What an invocation connects to each port.
+#[derive(Debug)]
 pub struct Connections {
     pub(crate) store: Store,
     pub(crate) scratch: PathBuf,
@@ -81,6 +83,12 @@ impl<K: KindType> Connected for Vec<Artifact<K>> {
     }
 }
 
+impl<K> fmt::Debug for Artifact<K> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Artifact({} {} port {})", self.manifest.stage, self.manifest.fingerprint.short(), self.port)
+    }
+}
+
 impl<K: KindType> Artifact<K> {
     fn open(name: &str, input: &InputRef, from: &Connections) -> Result<Self, Error> {
         let manifest = from.store.manifest(&input.artifact)?.ok_or_else(|| {
@@ -92,7 +100,7 @@ impl<K: KindType> Artifact<K> {
                 a.fingerprint.short(),
                 from.store.address()
             ))
-            .hint("run the pipeline again: what is missing is made anew")
+            .hint("run the pipeline again: missing parts are recomputed")
         })?;
         let record =
             manifest.ports.get(&input.port).cloned().ok_or_else(|| {
@@ -175,6 +183,12 @@ pub struct Rows<K: Table> {
     rows: std::vec::IntoIter<K::Row>,
     what: String,
     _file: LocalFile,
+}
+
+impl<K: Table> fmt::Debug for Rows<K> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Rows of {}", self.what)
+    }
 }
 
 impl<K: Table> Rows<K> {

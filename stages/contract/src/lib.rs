@@ -2,12 +2,12 @@
 //!
 //! A stage names its config, its ports and a `run`; this crate does the rest: it answers `describe`, `resolve`,
 //! `estimate` and `doctor`, opens inputs and verifies them, writes shards with digests, keeps the books, commits
-//! units, takes up the work of a process that was killed, and commits the manifest last.
+//! units, resumes the work of a process that was killed, and commits the manifest last.
 //!
 //! ```no_run
 //! use smelt_stage::{Artifact, Context, Error, Stage, kinds::{Documents, Drops}};
 //!
-//! /// Keeps documents of a least length.
+//! /// Keeps documents of a minimum length.
 //! #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 //! #[serde(deny_unknown_fields, default)]
 //! pub struct Config {
@@ -28,7 +28,7 @@
 //! impl Stage for Long {
 //!     const NAME: &'static str = "long";
 //!     const VERSION: u32 = 1;
-//!     const ABOUT: &'static str = "Keeps documents of a least length";
+//!     const ABOUT: &'static str = "Keeps documents of a minimum length";
 //!     type Config = Config;
 //!     type Inputs = Inputs;
 //!     type Outputs = Outputs;
@@ -55,6 +55,8 @@
 //!     smelt_stage::main::<Long>()
 //! }
 //! ```
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 pub mod checks;
 mod context;
@@ -94,7 +96,9 @@ pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[macro_export]
 macro_rules! inputs {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident : $ty:ty),* $(,)? }) => {
-        $(#[$meta])* $vis struct $name { $($(#[$doc])* pub $field: $ty),* }
+        $(#[$meta])*
+        #[derive(Debug)]
+        $vis struct $name { $($(#[$doc])* pub $field: $ty),* }
         impl $crate::Inputs for $name {
             fn specs() -> Vec<$crate::InputPort> {
                 vec![$(<$ty as $crate::Connected>::spec(stringify!($field))),*]
@@ -111,7 +115,9 @@ macro_rules! inputs {
 #[macro_export]
 macro_rules! outputs {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident : Port<$kind:ty>),* $(,)? }) => {
-        $(#[$meta])* $vis struct $name { $($(#[$doc])* pub $field: $crate::Port<$kind>),* }
+        $(#[$meta])*
+        #[derive(Debug)]
+        $vis struct $name { $($(#[$doc])* pub $field: $crate::Port<$kind>),* }
         impl $crate::Outputs for $name {
             fn specs() -> Vec<$crate::OutputPort> {
                 vec![$($crate::Port::<$kind>::spec(stringify!($field))),*]

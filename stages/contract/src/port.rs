@@ -2,6 +2,7 @@
 
 use crate::kinds::{KindType, Table};
 use smelt_schemas::{Kind, OutputPort};
+use std::fmt;
 use std::marker::PhantomData;
 
 /// The output ports of a stage; `outputs!` writes it.
@@ -16,6 +17,12 @@ pub struct Port<K> {
     kind: PhantomData<fn() -> K>,
 }
 
+impl<K> fmt::Debug for Port<K> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Port({})", self.name)
+    }
+}
+
 impl<K: KindType> Port<K> {
     pub fn named(name: &'static str) -> Self {
         Self { name, kind: PhantomData }
@@ -25,7 +32,6 @@ impl<K: KindType> Port<K> {
     }
 }
 
-/// The kind of a port, for those who only have its type.
 impl<K: Table> Port<K> {
     pub fn kind(&self) -> Kind {
         K::kind()

@@ -34,7 +34,7 @@ pub trait Stage {
     const CORES: Cores = Cores::One;
 
     /// A field that is added later must be left out of the serialized form while it has its default, so that old
-    /// artifacts keep their address. A field `seed: u64` is filled from the pipeline's.
+    /// artifacts keep their fingerprint. A field `seed: u64` is filled from the pipeline's.
     type Config: Serialize + DeserializeOwned + JsonSchema;
     type Inputs: Inputs;
     type Outputs: Outputs;
@@ -171,7 +171,7 @@ fn complain(problem: &Problem) {
     }
 }
 
-/// A stage that a runner started must not outlive it.
+/// A stage must not outlive the runner that started it.
 fn die_with_parent() {
     if let Some(parent) = std::env::var("SMELT_RUNNER_PID").ok().and_then(|p| p.parse::<i32>().ok()) {
         // SAFETY: plain system calls on this process; the second look closes the gap before the first.
@@ -184,7 +184,7 @@ fn die_with_parent() {
     }
 }
 
-/// Does a job, from taking up an attempt to the commit of its manifest. Tests call it without a process of its own.
+/// Does a job, from the start of its attempt to the commit of its manifest. Tests call it inside their own process.
 pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     if invocation.protocol != PROTOCOL {
         return Err(Error::config(

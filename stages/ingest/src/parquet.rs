@@ -14,7 +14,8 @@ use smelt_stage::kinds::Micros;
 use crate::error::IngestError;
 use crate::record::{Fields, Raw, TIME_FIELDS, time};
 
-/// Iterator over the rows of one file. Columns that a document has no place for go into its metadata, as with JSON lines.
+/// Iterator over the rows of one file. Columns that are not columns of `documents` go into `metadata`, as with JSON
+/// lines.
 pub(crate) struct ParquetRows<'a> {
     name: &'a str,
     fields: Fields<'a>,

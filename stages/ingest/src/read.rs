@@ -1,6 +1,6 @@
 //! From a file to its documents: plain text, JSON lines and Parquet, packed with gzip or Zstandard or not.
 //!
-//! Files are read as streams, a document at a time; what is wrong with one is told with the file's name and the place.
+//! Files are read as streams, one document at a time. Errors name the file and the line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// By the name's ending, `.gz` and `.zst` looked through.
+    /// By the ending of the name, before `.gz` and `.zst`.
     pub fn of_name(name: &str) -> Self {
         let inner = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
         match inner.rsplit_once('.').map(|(_, ending)| ending) {

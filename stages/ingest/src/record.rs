@@ -19,17 +19,17 @@ pub struct Raw {
     pub text: String,
     pub url: Option<String>,
     pub language: Option<String>,
-    /// Of the first of [`TIME_FIELDS`] that the record has as a time.
+    /// From the first of [`TIME_FIELDS`] in which the record has a time.
     pub time: Option<Micros>,
     /// The record's other fields, as a JSON object; a field that `time` comes from stays in it as it was written.
     pub metadata: Option<String>,
 }
 
-/// Fields of records that may say when a document was written, in the order in which they are asked.
+/// Fields of records that may say when a document was written, in the order in which they are tried.
 pub const TIME_FIELDS: [&str; 3] = ["time", "timestamp", "date"];
 
-/// ISO 8601: `2024-05-01`, `2024-05-01T12:30:00Z`, `2024-05-01 12:30:00.5+02:00`; without an offset it is UTC. Anything else is no time,
-/// and neither is a bare number, whose unit nobody knows.
+/// Reads ISO 8601: `2024-05-01`, `2024-05-01T12:30:00Z`, `2024-05-01 12:30:00.5+02:00`; without an offset it is UTC.
+/// Anything else is not a time, a bare number included: its unit is not known.
 pub(crate) fn time(text: &str) -> Option<Micros> {
     let nanos = string_to_timestamp_nanos(text.trim()).ok()?;
     Some(Micros(nanos.div_euclid(1000)))
