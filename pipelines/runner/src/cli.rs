@@ -12,7 +12,8 @@ use std::path::PathBuf;
     name = "smelt",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 2 fix the pipeline, 3 fix the data, 4 try again, 5 a bug of smelt, 6 fix the machine."
+    after_help = "Exit codes: 0 done, 2 fix the pipeline, 3 fix the data, 4 try again, 5 a bug of smelt, 6 fix the \
+        machine."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -28,7 +29,8 @@ pub(crate) struct StoreArg {
 
 #[derive(Args, Clone)]
 pub(crate) struct PipelineArgs {
-    /// The pipeline's YAML file; may be left out where there is only one, and `status` and `report` take the one that ran last
+    /// The pipeline's YAML file; may be left out where there is only one, and `status` and `report` take the one that
+    /// ran last
     pub(crate) pipeline: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) store: StoreArg,

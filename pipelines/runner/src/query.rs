@@ -23,7 +23,7 @@ struct JobRecord {
 }
 
 /// The pipeline that a query is about: as named, by its file or its name, else the one that ran last in this store.
-pub fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
+pub(crate) fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
     let pointers = store.pointers()?;
     let known: BTreeSet<&str> = pointers.iter().map(|(p, _, _)| p.as_str()).collect();
     if let Some(given) = given {
@@ -158,7 +158,7 @@ fn tables_to_be(plan: &Plan) -> Vec<QueryTable> {
 }
 
 /// Says what is wrong with a pipeline's report before the jobs run that it will tell of.
-pub fn check_report(store: &Store, plan: &Plan) -> Result<()> {
+pub(crate) fn check_report(store: &Store, plan: &Plan) -> Result<()> {
     let Some(report) = &plan.report else { return Ok(()) };
     let mut request = request(store, &plan.name, &report.sql)?;
     (request.check, request.tables) = (true, tables_to_be(plan));
@@ -175,7 +175,7 @@ pub fn check_report(store: &Store, plan: &Plan) -> Result<()> {
 }
 
 /// Rows of each of `files`, which must hold `kind`.
-pub fn inspect(kind: Kind, files: Vec<PathBuf>) -> Result<Vec<u64>> {
+pub(crate) fn inspect(kind: Kind, files: Vec<PathBuf>) -> Result<Vec<u64>> {
     let mut command = Command::new(crate::programs::helper("query")?);
     command.arg("inspect").stdout(Stdio::piped());
     let answer = send(command, &InspectRequest { kind, files })?.map_err(|(code, p)| Diagnostic::of(code, p))?;
@@ -207,7 +207,7 @@ fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::R
         ExitCode::Done => Ok(answer.stdout),
         code => {
             let message = match answer.status.signal() {
-                Some(libc::SIGPIPE) => String::new(), // nobody reads the answer any more, nor what is wrong
+                Some(libc::SIGPIPE) => String::new(), // the reader has gone: nobody would read the error either
                 _ => format!("`smelt-query` ended with {} and did not say why", answer.status),
             };
             Err((code, problem.unwrap_or(Problem { message, ..Problem::default() })))
@@ -312,7 +312,13 @@ fn artifacts_table(store: &Store) -> Result<RecordTable> {
 }
 
 /// Asks one query; its answer goes to standard output, or Parquet to `output`.
-pub fn ask(store: &Store, pipeline: &str, sql: &str, format: QueryFormat, output: Option<PathBuf>) -> Result<()> {
+pub(crate) fn ask(
+    store: &Store,
+    pipeline: &str,
+    sql: &str,
+    format: QueryFormat,
+    output: Option<PathBuf>,
+) -> Result<()> {
     let mut request = request(store, pipeline, sql)?;
     request.format = format;
     request.output = output;
@@ -321,7 +327,7 @@ pub fn ask(store: &Store, pipeline: &str, sql: &str, format: QueryFormat, output
 }
 
 /// A prompt that answers queries, with a history.
-pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
+pub(crate) fn shell(store: &Store, pipeline: &str) -> Result<()> {
     let failed = |e: rustyline::error::ReadlineError| {
         Diagnostic::new(ExitCode::Machine, format!("the terminal cannot be read: {e}"))
     };
@@ -342,7 +348,11 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
                 let command = line.trim();
                 match command {
                     "\\q" | "exit" | "quit" if text.is_empty() => break,
-                    "\\d" if text.is_empty() => text = "select table_schema, table_name from information_schema.tables where table_schema <> 'information_schema' order by 1, 2;".into(),
+                    "\\d" if text.is_empty() => {
+                        text = "select table_schema, table_name from \
+                        information_schema.tables where table_schema <> 'information_schema' order by 1, 2;"
+                            .into()
+                    }
                     "" => continue,
                     _ => {
                         text += &line;
@@ -351,7 +361,7 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
                 }
                 if let Some(sql) = text.trim_end().strip_suffix(';') {
                     drop(editor.add_history_entry(text.trim_end()));
-                    // What is wrong with a query is told, and the shell goes on.
+                    // The shell prints what is wrong with a query and continues.
                     if let Err(e) = ask(store, pipeline, sql, QueryFormat::Table, None)
                         && !e.message.is_empty()
                     {
@@ -372,7 +382,7 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
 }
 
 /// Opens the store that the command line, the environment or the pipeline file names.
-pub fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
+pub(crate) fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
     let file = pipeline.map(Path::new).filter(|file| file.is_file());
     let in_file = file.map(load::head).transpose()?.and_then(|head| head.store);
     let (address, by) = load::store_address(given, in_file.as_deref());

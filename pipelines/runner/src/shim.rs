@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// `smelt shim PROGRAM run INVOCATION.json`: what the runner starts in place of the program.
-pub fn run(program: &Path, invocation: &Path) -> Result<()> {
+pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
     let unreadable =
         |e: String| Diagnostic::new(ExitCode::Bug, format!("`{}` cannot be read: {e}", invocation.display()));
     let text = std::fs::read(invocation).map_err(|e| unreadable(e.to_string()))?;

@@ -4,14 +4,14 @@ use crate::diagnostic::Place;
 use crate::yaml::Tree;
 use indexmap::IndexMap;
 use serde_json::Value;
-use smelt_schemas::{InputRef, Job as JobText};
+use smelt_schemas::{InputRef, Job};
 
 /// An instance before its stage and inputs are known.
 pub(super) struct Draft {
     pub(super) name: String,
     pub(super) base: String,
     pub(super) axes: IndexMap<String, Value>,
-    pub(super) text: JobText,
+    pub(super) text: Job,
     /// What `--set` changed in this instance alone: pointers in the job, and the words.
     pub(super) set: Vec<(String, String)>,
 }
@@ -34,7 +34,7 @@ impl Draft {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Input {
+pub(crate) enum Input {
     /// A port of another job, by its place in `Plan::jobs`.
     Job { job: usize, port: String },
     /// A committed artifact: `tag:NAME`, `artifact:DIGEST`.
