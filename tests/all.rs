@@ -1,5 +1,7 @@
 //! Every test of the whole, in one program: for each of several, everything would be linked again.
 
+#![warn(unreachable_pub, missing_debug_implementations)]
+
 mod architecture;
 mod cli;
 mod contract;

@@ -21,16 +21,22 @@ fn tiny() -> Bench {
 fn plan_of_tiny_names_the_changed_field() {
     let bench = tiny();
     let first = bench.smelt(&["plan", "tiny.yaml"]).ok().out;
-    assert_eq!(
-        first,
-        "  raw     new      first run\n  even    after raw\n  beside  new      first run\n  2 new, 0 cached, 1 after them; nothing was run\n"
-    );
+    let expected = [
+        "  raw     new      first run",
+        "  even    after raw",
+        "  beside  new      first run",
+        "  2 new, 0 cached, 1 after them; nothing was run\n",
+    ];
+    assert_eq!(first, expected.join("\n"));
     bench.smelt(&["run", "tiny.yaml"]).ok();
     let changed = bench.smelt(&["plan", "tiny.yaml", "--set", "raw.config.rows=14"]).ok().out;
-    assert_eq!(
-        changed,
-        "  raw     new      config.rows: 12 -> 14\n  even    after raw\n  beside  cached\n  1 new, 1 cached, 1 after them; nothing was run\n"
-    );
+    let expected = [
+        "  raw     new      config.rows: 12 -> 14",
+        "  even    after raw",
+        "  beside  cached",
+        "  1 new, 1 cached, 1 after them; nothing was run\n",
+    ];
+    assert_eq!(changed, expected.join("\n"));
     let seeded = bench.smelt(&["plan", "tiny.yaml", "--set", "seed=4"]).ok().out;
     assert!(seeded.contains("config.seed: 3 -> 4") && seeded.contains("beside  cached"), "{seeded}");
 }
@@ -134,8 +140,10 @@ fn a_wrong_pipeline_says_what_where_and_what_to_do() {
 #[test]
 fn each_makes_instances_and_equal_axes_join() {
     let bench = Bench::new();
-    let text = "name: e\njobs:\n  raw: { stage: STAGE(count), each: { seed: [1, 2], rows: [4, 6] }, config: { seed: \"${seed}\", rows: \"${rows}\" } }
-  even: { stage: STAGE(merge), each: { seed: [1, 2], rows: [4, 6] }, input: raw }\n  all: { stage: STAGE(merge), input: \"even[*]\" }\n  one: { stage: STAGE(merge), input: \"raw[seed=2,rows=6]\" }\n";
+    let text = "name: e\njobs:\n  raw: { stage: STAGE(count), each: { seed: [1, 2], rows: [4, 6] }, config: { seed: \
+        \"${seed}\", rows: \"${rows}\" } }
+  even: { stage: STAGE(merge), each: { seed: [1, 2], rows: [4, 6] }, input: raw }\n  all: { stage: STAGE(merge), \
+  input: \"even[*]\" }\n  one: { stage: STAGE(merge), input: \"raw[seed=2,rows=6]\" }\n";
     bench.pipeline("e.yaml", text).smelt(&["run", "e.yaml"]).ok();
     let store = bench.store();
     let rows =
@@ -146,7 +154,8 @@ fn each_makes_instances_and_equal_axes_join() {
         .ok()
         .out;
     assert_eq!(said, "seed,rows,n\n1,4,2\n1,6,3\n2,4,2\n2,6,3\n");
-    let text = "name: e\njobs:\n  raw: { stage: STAGE(count), each: { seed: [1, 2] }, config: { seed: \"${seed}\" } }\n  even:\n    stage: STAGE(merge)\n    input: raw\n";
+    let text = "name: e\njobs:\n  raw: { stage: STAGE(count), each: { seed: [1, 2] }, config: { seed: \"${seed}\" } \
+        }\n  even:\n    stage: STAGE(merge)\n    input: raw\n";
     let said = bench.pipeline("f.yaml", text).smelt(&["check", "f.yaml"]).fails(2).err;
     assert!(said.contains("read all with `raw[*]`, or give `even` the same axis"), "{said}");
 }
@@ -165,7 +174,13 @@ fn sql_reads_ports_and_records_and_lists_the_tables_it_knows() {
     assert_eq!(sql("select job, count(*) n from smelt.drops group by 1").ok().out, "job,n\neven,6\n");
     assert_eq!(sql("select state, jobs from smelt.runs").ok().out, "state,jobs\ndone,3\n");
     let unknown = sql("select * from evn").fails(2).err;
-    assert!(unknown.starts_with("error: there is no table `evn`\nhint: tables: beside, beside.documents, even, even.documents, even.drops, raw"), "{unknown}");
+    assert!(
+        unknown.starts_with(
+            "error: there is no table `evn`\nhint: tables: beside, beside.documents, even, \
+        even.documents, even.drops, raw"
+        ),
+        "{unknown}"
+    );
     let refused = sql("drop table even").fails(2).err;
     assert!(refused.contains("DDL not supported"), "{refused}");
     let parquet = bench.smelt(&["sql", "select id from even", "--format", "parquet", "--output", "ids.parquet"]).ok();
@@ -209,9 +224,13 @@ fn artifacts_are_listed_shown_traced_verified_tagged_and_collected() {
     std::fs::write(&path, &bytes[..bytes.len() - 7]).unwrap();
     let said = bench.smelt(&["artifacts", "verify"]).fails(3);
     assert!(said.out.contains("its manifest says") && said.err.contains("1 files are damaged"), "{said:?}");
-    bench.pipeline("u.yaml", "name: u\nvars: { rows: 20 }\nseed: 3\njobs:\n  raw: { stage: STAGE(count), config: { rows: 20 } }\n  even: { stage: STAGE(merge), input: raw }\n  more: { stage: STAGE(merge), input: even }\n");
+    bench.pipeline(
+        "u.yaml",
+        "name: u\nvars: { rows: 20 }\nseed: 3\njobs:\n  raw: { stage: STAGE(count), config: { \
+        rows: 20 } }\n  even: { stage: STAGE(merge), input: raw }\n  more: { stage: STAGE(merge), input: even }\n",
+    );
     let said = bench.smelt(&["run", "u.yaml"]).fails(3).err;
-    assert!(said.contains("its manifest says") && said.contains("`smelt rerun` makes it anew"), "{said}");
+    assert!(said.contains("its manifest says") && said.contains("`smelt rerun` recomputes it"), "{said}");
     bench.smelt(&["rerun", "even", "u.yaml"]).ok();
 }
 
@@ -286,7 +305,8 @@ fn the_pipeline_that_ran_last_is_meant_where_none_is_named() {
 fn a_report_is_checked_before_the_jobs_run_that_it_tells_of() {
     let report = |sql: &str| {
         format!(
-            "name: p\nreport: |\n  {sql}\njobs: {{ a: {{ stage: STAGE(merge), input: b }}, b: {{ stage: STAGE(count) }} }}\n"
+            "name: p\nreport: |\n  {sql}\njobs: {{ a: {{ stage: STAGE(merge), input: b }}, b: {{ stage: STAGE(count) \
+                }} }}\n"
         )
     };
     for (sql, place, words) in [
@@ -302,7 +322,8 @@ fn a_report_is_checked_before_the_jobs_run_that_it_tells_of() {
         assert!(bench.store().artifacts().unwrap().is_empty(), "{sql}");
     }
     let bench = Bench::new();
-    let sql = "select count(*) n, sum(d.value) v from a join a.documents b on a.id = b.id left join smelt.drops d on d.id = a.id";
+    let sql = "select count(*) n, sum(d.value) v from a join a.documents b on a.id = b.id left join smelt.drops d on \
+        d.id = a.id";
     let said = bench.pipeline("p.yaml", &report(sql)).smelt(&["run", "p.yaml"]).ok().out;
     assert!(said.contains("| n"), "{said}");
 }
@@ -360,8 +381,10 @@ fn listings_give_programs_numbers_and_csv_holds_lists() {
 fn files_stage(bench: &Bench, run: &str) {
     use std::os::unix::fs::PermissionsExt;
     let text = format!(
-        "#!/bin/sh\nif [ \"$1\" = describe ]; then echo '{{\"protocol\": 1, \"name\": \"sh\", \"version\": 1, \"about\": \"a test\", \
-         \"io\": \"files\", \"inputs\": [{{\"name\": \"documents\", \"kind\": \"documents@1.0\", \"arity\": \"one\"}}], \"outputs\": \
+        "#!/bin/sh\nif [ \"$1\" = describe ]; then echo '{{\"protocol\": 1, \"name\": \"sh\", \"version\": 1, \
+            \"about\": \"a test\", \
+         \"io\": \"files\", \"inputs\": [{{\"name\": \"documents\", \"kind\": \"documents@1.0\", \"arity\": \
+         \"one\"}}], \"outputs\": \
          [{{\"name\": \"documents\", \"kind\": \"documents@1.0\"}}], \"config\": {{}}}}'; exit 0; fi\n{run}\n"
     );
     let path = bench.path("stage.sh");
@@ -381,7 +404,8 @@ fn what_a_stage_of_files_says_and_leaves_is_believed_after_a_look() {
     let bench = Bench::new();
     files_stage(
         &bench,
-        "echo '{\"type\": \"error\", \"code\": \"data\", \"message\": \"row 7 is no row\", \"hint\": \"look at row 7\"}'; exit 3",
+        "echo '{\"type\": \"error\", \"code\": \"data\", \"message\": \"row 7 is no row\", \"hint\": \"look at row \
+            7\"}'; exit 3",
     );
     let said = bench.smelt(&["run", "p.yaml"]).fails(3).err;
     assert!(said.contains("job `b` failed: row 7 is no row") && said.contains("hint: look at row 7"), "{said}");

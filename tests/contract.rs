@@ -1,7 +1,6 @@
 //! The stage contract, by stages that were written to try it.
 
-use crate::support::{Bench, digests, leftovers};
-use std::time::Duration;
+use crate::support::{Bench, digests, leftovers, wait_until};
 
 const TWO: &str = "
 name: two
@@ -99,7 +98,8 @@ fn a_killed_stage_goes_on_with_less_than_one_unit_redone() {
 fn a_saved_progress_is_taken_up_and_the_curve_is_whole() {
     let bench = Bench::new();
     bench.pipeline("p.yaml", "name: p\njobs: { a: { stage: STAGE(train), config: { steps: 20, save_every: 5 } } }\n");
-    // Lease, then per save two files and the progress, from the second on two deletions as well: killed in the third.
+    // Write 1 is the lease; a save is two files and the progress, from the second on also the deletion of the two files
+    // of the save before: 2 to 4, 5 to 9. The kill comes in the third save, before its second file.
     let mut command = bench.command(&["run", "p.yaml", "--retries", "0"]);
     assert!(!command.env("SMELT_KILL_AT_WRITE", "teststage-train:11").output().unwrap().status.success());
     bench.smelt(&["run", "p.yaml"]).ok();
@@ -125,9 +125,11 @@ fn a_rerun_of_equal_bytes_is_reported_and_makes_nothing_stale() {
 #[test]
 fn a_rerun_of_other_bytes_redoes_what_hangs_on_them_and_nothing_else() {
     let bench = Bench::new();
-    let text = "name: p\njobs:\n  a: { stage: STAGE(dice) }\n  b: { stage: STAGE(merge), input: a }\n  c: { stage: STAGE(count) }\n";
+    let text = "name: p\njobs:\n  a: { stage: STAGE(dice) }\n  b: { stage: STAGE(merge), input: a }\n  c: { stage: \
+        STAGE(count) }\n";
     bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
-    // Half of the throws are odd, and dropped: the digest of `documents` tells two throws apart only when both are even.
+    // The throw is the text of the document. Its id stays even, so `merge` keeps it and its digest tells two throws
+    // apart.
     let said = bench.smelt(&["rerun", "a", "p.yaml"]).ok().out;
     assert!(
         said.contains("other bytes than before") && said.contains("2 jobs in") && !said.contains("count"),
@@ -138,9 +140,17 @@ fn a_rerun_of_other_bytes_redoes_what_hangs_on_them_and_nothing_else() {
 #[test]
 fn unbalanced_books_do_not_commit() {
     let bench = Bench::new();
-    let text = "name: p\njobs:\n  a: { stage: STAGE(count) }\n  b: { stage: STAGE(merge), input: a, config: { lose_one: true } }\n";
+    let text = "name: p\njobs:\n  a: { stage: STAGE(count) }\n  b: { stage: STAGE(merge), input: a, config: { \
+        lose_one: true } }\n";
     let said = bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).fails(5);
-    assert!(said.err.contains("stage `merge`: 10 rows were read and 0 derived, but 5 were written and 4 dropped: 1 were neither written nor dropped"), "{}", said.err);
+    assert!(
+        said.err.contains(
+            "stage `merge`: 10 rows were read and 0 derived, but 5 were written and 4 dropped: 1 \
+        were neither written nor dropped"
+        ),
+        "{}",
+        said.err
+    );
     assert_eq!(bench.store().pointer("p", "b").unwrap(), None);
 }
 
@@ -159,7 +169,8 @@ fn only_exit_code_4_is_tried_again() {
 #[test]
 fn a_job_that_takes_too_long_is_ended_and_says_so() {
     let bench = Bench::new();
-    let text = "name: p\njobs: { a: { stage: STAGE(count), config: { delay_ms: 20000 }, run: { timeout: 0.3s, retries: 0 } } }\n";
+    let text = "name: p\njobs: { a: { stage: STAGE(count), config: { delay_ms: 20000 }, run: { timeout: 0.3s, \
+        retries: 0 } } }\n";
     let said = bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).fails(4);
     assert!(said.err.contains("it took longer than its timeout of 0.3 s"), "{}", said.err);
 }
@@ -177,7 +188,8 @@ fn ctrl_c_stops_in_order_and_the_next_call_goes_on() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(1200));
+    let is_unit = |entry: &smelt_store::Entry| entry.key.contains("/units/");
+    wait_until("the first unit is committed", || bench.store().list("artifacts").unwrap().iter().any(is_unit));
     // SAFETY: signals a child of this test that has not been waited for.
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
     let said: crate::support::Said = child.wait_with_output().unwrap().into();
@@ -225,21 +237,22 @@ fn a_killed_runner_leaves_no_process_and_is_told_as_interrupted() {
         };
         all.filter(|pid| parent(pid) == Some(of)).collect::<Vec<u32>>()
     };
-    let started = std::time::Instant::now();
     let mut stages = Vec::new();
-    while (stages.is_empty() || scratch() == 0) && started.elapsed() < Duration::from_secs(30) {
-        std::thread::sleep(Duration::from_millis(50));
+    wait_until("the stage holds its lease", || {
         stages = children(runner.id());
-    }
-    std::thread::sleep(Duration::from_millis(500)); // its lease and the record of the run are written
+        let store = bench.store();
+        let is_lease = |entry: &smelt_store::Entry| entry.key.ends_with("/lease.json");
+        !stages.is_empty() && scratch() > 0 && store.list("artifacts").unwrap().iter().any(is_lease)
+    });
     let said = bench.smelt(&["sql", "select state from smelt.runs", "--format", "csv", "--pipeline", "p.yaml"]);
     assert_eq!(said.ok().out, "state\nrunning\n");
     runner.kill().unwrap();
     runner.wait().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
     for stage in stages {
-        let state = std::fs::read_to_string(format!("/proc/{stage}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z "), "stage {stage} lives on: {state}");
+        wait_until("a stage ends with its runner", || {
+            let state = std::fs::read_to_string(format!("/proc/{stage}/stat")).unwrap_or_default();
+            state.is_empty() || state.contains(") Z ")
+        });
     }
     let said = bench.smelt(&["sql", "select state from smelt.runs", "--format", "csv", "--pipeline", "p.yaml"]);
     assert_eq!(said.ok().out, "state\ninterrupted\n");

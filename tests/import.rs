@@ -7,8 +7,9 @@ use smelt_model::{Config, Init, Model, save};
 use smelt_store::Store;
 use std::path::{Path, PathBuf};
 
-/// A folder as a hub has it: a random model of `family`, a byte-level tokenizer whose texts begin with no token of their own, and a chat
-/// template in a file beside it, with a token for the end of a turn that is not the end of a text.
+/// A folder as a hub has it: a random model of `family`, a byte-level tokenizer whose texts begin with no token of
+/// their own, and a chat template in a file beside it, with a token for the end of a turn that is not the end of a
+/// text.
 fn folder(bench: &Bench, family: &str, sizes: serde_json::Value) -> PathBuf {
     let folder = bench.path(family);
     std::fs::create_dir_all(&folder).unwrap();
@@ -41,9 +42,12 @@ fn files(store: &Path, manifest: &smelt_schemas::Manifest) -> PathBuf {
 const PIPELINE: &str = "name: hub
 jobs:
   hub: { stage: import, config: { path: FOLDER } }
-  talks: { stage: problems, config: { stream: 1, conversations: 24, answers: long, characters: 40000, prompts: 4, sizes: [2] } }
-  tuned: { stage: sft, input: { model: hub, conversations: talks.conversations }, config: { epochs: 1, batch: 8, warmup: 1, storage: bf16 } }
-  text: { stage: tokenize, input: { documents: talks.documents, tokenizer: hub.tokenizer }, config: { validation: 0.3 } }
+  talks: { stage: problems, config: { stream: 1, conversations: 24, answers: long, characters: 40000, prompts: 4, \
+  sizes: [2] } }
+  tuned: { stage: sft, input: { model: hub, conversations: talks.conversations }, config: { epochs: 1, batch: 8, \
+  warmup: 1, storage: bf16 } }
+  text: { stage: tokenize, input: { documents: talks.documents, tokenizer: hub.tokenizer }, config: { validation: 0.3 \
+  } }
   longer:
     stage: pretrain
     input: { tokens: text, tokenizer: hub.tokenizer, init: tuned }

@@ -1,4 +1,4 @@
-//! The store over a real S3 protocol: a server in this process, on 127.0.0.1 and a port of its own.
+//! The store over a real S3 protocol: a server in this process, on a free port of 127.0.0.1.
 
 use crate::support::{Bench, Said, digests};
 use hyper_util::rt::{TokioExecutor, TokioIo};

@@ -1,4 +1,4 @@
-//! The published schemas are what the types say. `SMELT_BLESS=1` writes them anew.
+//! The published schemas are what the types say. `SMELT_BLESS=1` rewrites them.
 
 use smelt_schemas::{kind, published_json_schemas};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The smoke pipeline: every real stage and the runner, killed and taken up again.
+//! The smoke pipeline: every real stage and the runner, killed and resumed.
 
 use crate::support::{Bench, Said, digests};
 use smelt_store::Store;
@@ -9,12 +9,13 @@ use std::sync::OnceLock;
 use std::time::Instant;
 use tempfile::TempDir;
 
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// `smelt` with a store, in the repository's folder: the pipeline reads documents from there. A training saves after every step.
-pub fn command(store: &Path, args: &[&str]) -> Command {
+/// `smelt` with a store, in the repository's folder: the pipeline reads documents from there. A training saves after
+/// every step.
+pub(crate) fn command(store: &Path, args: &[&str]) -> Command {
     let mut command = Bench::bare(&repository(), args);
     command.arg("--store").arg(store).env("SMELT_SAVE_SECONDS", "0");
     command
@@ -24,12 +25,12 @@ fn smelt(store: &Path, args: &[&str]) -> Said {
     command(store, args).output().expect("smelt starts").into()
 }
 
-pub fn open(folder: &Path) -> Store {
+pub(crate) fn open(folder: &Path) -> Store {
     Store::open(folder.to_str().expect("a test's path is text")).expect("a directory is a store")
 }
 
 /// The store of an undisturbed run, made once and never changed.
-pub fn undisturbed() -> &'static Path {
+pub(crate) fn undisturbed() -> &'static Path {
     static STORE: OnceLock<TempDir> = OnceLock::new();
     let folder = STORE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder for a test");
@@ -39,7 +40,7 @@ pub fn undisturbed() -> &'static Path {
     folder.path()
 }
 
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -65,8 +66,8 @@ enum Saving {
     Beside,
 }
 
-/// Kills `program` right before each of its writes in turn, while it does `job` alone, and lets a second run go on. A `training` saves
-/// after every step, or beside them.
+/// Kills `program` right before each of its writes in turn, while it does `job` alone, and lets a second run go on. A
+/// `training` saves after every step, or beside them.
 #[track_caller]
 fn killed_at_each_write(job: &str, program: &str, training: Option<Saving>) {
     let expected = digests(&open(undisturbed()), "smoke");
@@ -105,8 +106,8 @@ fn killed_at_each_write(job: &str, program: &str, training: Option<Saving>) {
     println!("{program}: killed at each of {kills} writes");
 }
 
-/// A line for every port of every job: `port stage version fingerprint digest`. The fingerprint stands for stage, version, effective
-/// config, digests of the inputs and sources; so the digest may change only when it does.
+/// A line for every port of every job: `port stage version fingerprint digest`. The fingerprint stands for stage,
+/// version, effective config, digests of the inputs and sources; so the digest may change only when it does.
 fn published(store: &Store, pipeline: &str) -> String {
     let mut lines = BTreeMap::new();
     for (of, job, pointer) in store.pointers().unwrap() {
@@ -119,7 +120,8 @@ fn published(store: &Store, pipeline: &str) -> String {
     lines.into_values().collect()
 }
 
-/// Ports whose bytes are others although their recipe, its stage's version included, is the same: what nobody may bless.
+/// Ports whose bytes are others although their recipe, its stage's version included, is the same: what nobody may
+/// bless.
 fn broken_promises(published: &str, found: &str) -> Vec<String> {
     let split = |line: &str| line.rsplit_once(' ').map(|(recipe, digest)| (recipe.to_owned(), digest.to_owned()));
     let before: BTreeMap<String, String> = published.lines().filter_map(split).collect();
@@ -150,7 +152,8 @@ fn the_digests_are_the_published_ones() {
     let changed: Vec<&str> = found.lines().filter(|line| !before.lines().any(|l| l == *line)).collect();
     assert_eq!(
         found, before,
-        "other recipes than published: {changed:#?}\nif each is meant, SMELT_BLESS=1 cargo test --release -p smelt-tests the_digests"
+        "other recipes than published: {changed:#?}\nif each is meant, SMELT_BLESS=1 cargo test --release -p \
+            smelt-tests the_digests"
     );
 }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The folder of the programs: where this test's own program lies, wherever the target folder is. `cargo test` builds
 /// no program of other packages, so the first test that asks builds them.
-pub fn programs() -> &'static Path {
+pub(crate) fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let own = std::env::current_exe().expect("a test has a program");
@@ -18,8 +19,8 @@ pub fn programs() -> &'static Path {
         build
             .args(["build", "--workspace", "--bins", "--quiet"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-        // What cargo tells a test of its package would reach the build scripts, some of which then run again, and half of
-        // the workspace would be compiled anew.
+        // The variables that cargo sets for a test would reach the build scripts; some of these would run again, and
+        // half of the workspace would be compiled again.
         let of_package =
             |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|p| name.starts_with(p));
         for (name, _) in std::env::vars().filter(|(name, _)| of_package(name)) {
@@ -35,13 +36,13 @@ pub fn programs() -> &'static Path {
 }
 
 /// A folder with a store, to run pipelines in.
-pub struct Bench {
+pub(crate) struct Bench {
     pub folder: TempDir,
 }
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
-pub struct Said {
+pub(crate) struct Said {
     pub out: String,
     pub err: String,
     pub code: Option<i32>,
@@ -56,28 +57,28 @@ impl From<Output> for Said {
 
 impl Said {
     #[track_caller]
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{self:#?}");
         self
     }
     #[track_caller]
-    pub fn fails(self, code: i32) -> Self {
+    pub(crate) fn fails(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:#?}");
         self
     }
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a folder for a test") }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Writes `name`; `STAGE(x)` becomes the path of the test's stage `x`.
-    pub fn pipeline(&self, name: &str, text: &str) -> &Self {
+    pub(crate) fn pipeline(&self, name: &str, text: &str) -> &Self {
         let programs = programs().display().to_string();
         let mut out = String::new();
         let mut rest = text;
@@ -91,12 +92,12 @@ impl Bench {
     }
 
     /// `smelt` in this folder.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         Self::bare(self.folder.path(), args)
     }
 
     /// `smelt` in any folder. Nothing of this machine's settings reaches it.
-    pub fn bare(folder: &Path, args: &[&str]) -> Command {
+    pub(crate) fn bare(folder: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(programs().join("smelt"));
         command.args(args).current_dir(folder);
         for (name, _) in std::env::vars() {
@@ -107,17 +108,27 @@ impl Bench {
         command
     }
 
-    pub fn smelt(&self, args: &[&str]) -> Said {
+    pub(crate) fn smelt(&self, args: &[&str]) -> Said {
         self.command(args).output().expect("smelt starts").into()
     }
 
-    pub fn store(&self) -> Store {
+    pub(crate) fn store(&self) -> Store {
         Store::open(self.path("artifacts").to_str().expect("a test's path is text")).expect("a directory is a store")
     }
 }
 
+/// Waits until something is so; a test that waits for ever says for what.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(60), "waited a minute for this: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Digest of every port of every job that a pipeline points at.
-pub fn digests(store: &Store, pipeline: &str) -> BTreeMap<String, String> {
+pub(crate) fn digests(store: &Store, pipeline: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for (of, job, pointer) in store.pointers().expect("pointers are read") {
         if of == pipeline {
@@ -131,7 +142,7 @@ pub fn digests(store: &Store, pipeline: &str) -> BTreeMap<String, String> {
 }
 
 /// Names of files below a folder that nobody should see.
-pub fn leftovers(folder: &Path) -> Vec<String> {
+pub(crate) fn leftovers(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(folder) = open.pop() {

@@ -1,6 +1,6 @@
 //! One query, answered as a table, JSON, CSV or Parquet.
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::tables::failed;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;
@@ -17,7 +17,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-pub async fn give(context: &SessionContext, request: &QueryRequest) -> Result<(), Failure> {
+pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Result<(), Failure> {
     // A query reads; artifacts are immutable, and nothing else is here to be changed.
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let frame = context.sql_with_options(&request.sql, options).await.map_err(|e| explain(&e, request))?;
@@ -119,11 +119,19 @@ fn explain(error: &DataFusionError, request: &QueryRequest) -> Failure {
             .collect();
         known.sort();
         known.dedup();
-        let mut failure = Failure::new(ExitCode::Pipeline, format!("there is no table `{name}`"));
-        failure.hint = Some(format!("tables: {}", known.join(", ")));
-        return failure;
+        return Failure::new(ExitCode::Pipeline, format!("there is no table `{name}`"))
+            .hint(format!("tables: {}", known.join(", ")));
     }
-    Failure::new(ExitCode::Pipeline, plain(&text))
+    Failure { place: place(&text), ..Failure::new(ExitCode::Pipeline, plain(&text)) }
+}
+
+/// Where in the query, as `line:column`: the parser has it in its text only, as ` at Line: 1, Column: 8`.
+fn place(text: &str) -> Option<String> {
+    let number = |name: &str| {
+        let digits: String = text.split_once(name)?.1.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u64>().ok()
+    };
+    Some(format!("{}:{}", number("Line: ")?, number("Column: ")?))
 }
 
 /// The library's words without the names of its types: `SQL error: ParserError("…")` is `…`.
@@ -156,6 +164,8 @@ mod tests {
     fn an_error_of_the_parser_is_told_in_its_own_words() {
         let text = "SQL error: ParserError(\"Expected: an expression, found: EOF at Line: 1, Column: 8\")";
         assert_eq!(plain(text), "Expected: an expression, found: EOF at Line: 1, Column: 8");
+        assert_eq!(place(text).as_deref(), Some("1:8"));
+        assert_eq!(place("Schema error: No field named nam."), None);
         assert_eq!(plain("Schema error: No field named nam."), "No field named nam.");
     }
 

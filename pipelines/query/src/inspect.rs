@@ -1,6 +1,6 @@
 //! What Parquet files hold that a program left which smelt does not know: their columns against a kind, their rows.
 
-use crate::Failure;
+use crate::failure::Failure;
 use datafusion::arrow::datatypes::{DataType, Schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use smelt_schemas::{ExitCode, InspectAnswer, InspectRequest};
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::Path;
 
 /// Reads an [`InspectRequest`] and prints its [`InspectAnswer`].
-pub fn answer(request: &[u8]) -> Result<(), Failure> {
+pub(crate) fn answer(request: &[u8]) -> Result<(), Failure> {
     let request: InspectRequest = serde_json::from_slice(request)
         .map_err(|e| Failure::new(ExitCode::Pipeline, format!("this is no request: {e}")))?;
     let schema = request.kind.schema();
@@ -16,10 +16,8 @@ pub fn answer(request: &[u8]) -> Result<(), Failure> {
     let rows = request.files.iter().map(|file| {
         rows(file, &schema).map_err(|what| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            let mut failure =
-                Failure::new(ExitCode::Data, format!("`{name}`, which should hold {}: {what}", request.kind));
-            failure.hint = Some(format!("`smelt schema {}` prints its columns", request.kind.name));
-            failure
+            Failure::new(ExitCode::Data, format!("`{name}`, which should hold {}: {what}", request.kind))
+                .hint(format!("`smelt schema {}` prints its columns", request.kind.name))
         })
     });
     let answer = InspectAnswer { rows: rows.collect::<Result<_, _>>()? };

@@ -3,11 +3,15 @@
 //! The only program that links DataFusion, which is most of the build. Tables are the files that manifests name,
 //! scanned in place with projection and predicates pushed down; a listing of a folder is never trusted.
 
+#![warn(unreachable_pub, missing_debug_implementations)]
+
 mod answer;
+mod failure;
 mod inspect;
 mod tables;
 
-use smelt_schemas::{ExitCode, QueryRequest};
+use failure::Failure;
+use smelt_schemas::{ExitCode, Fault, Problem, QueryRequest};
 use std::io::Read;
 
 fn main() -> std::process::ExitCode {
@@ -16,26 +20,9 @@ fn main() -> std::process::ExitCode {
     match run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {}", e.message);
-            if let Some(hint) = e.hint {
-                eprintln!("hint: {hint}");
-            }
-            e.code.into()
+            eprintln!("{}", serde_json::to_string(&Problem::of(&e)).expect("a problem is plain data"));
+            e.exit_code().into()
         }
-    }
-}
-
-/// What is wrong with a query, and the one thing to do.
-#[derive(Debug)]
-pub struct Failure {
-    pub code: ExitCode,
-    pub message: String,
-    pub hint: Option<String>,
-}
-
-impl Failure {
-    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None }
     }
 }
 
@@ -47,9 +34,8 @@ fn run() -> Result<(), Failure> {
         return inspect::answer(&text);
     }
     let request: QueryRequest = serde_json::from_slice(&text).map_err(|e| {
-        let mut failure = Failure::new(ExitCode::Pipeline, format!("this is no request: {e}"));
-        failure.hint = Some("people type `smelt sql \"select …\"`".into());
-        failure
+        Failure::new(ExitCode::Pipeline, format!("this is no request: {e}"))
+            .hint("people type `smelt sql \"select …\"`")
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(ExitCode::Machine, format!("no threads: {e}")))?;

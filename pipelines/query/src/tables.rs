@@ -1,6 +1,6 @@
 //! Tables of a request: ports as scans of their files, records as small tables in memory.
 
-use crate::Failure;
+use crate::failure::Failure;
 use datafusion::arrow::array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
@@ -13,21 +13,17 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, lit};
 use serde_json::Value;
-use smelt_schemas::{ExitCode, Fault, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
+use smelt_schemas::{ExitCode, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
 use smelt_store::Store;
 use std::sync::Arc;
 
-pub fn failed(e: DataFusionError) -> Failure {
+pub(crate) fn failed(e: DataFusionError) -> Failure {
     Failure::new(ExitCode::Data, e.strip_backtrace())
 }
 
 /// A session that knows every table of the request.
-pub async fn register(request: &QueryRequest) -> Result<SessionContext, Failure> {
-    let store = Store::open(&request.store).map_err(|e| Failure {
-        code: e.exit_code(),
-        message: e.to_string(),
-        hint: e.hint(),
-    })?;
+pub(crate) async fn register(request: &QueryRequest) -> Result<SessionContext, Failure> {
+    let store = Store::open(&request.store).map_err(|e| Failure::of(&e))?;
     let mut config = SessionConfig::new().with_information_schema(true);
     config.options_mut().execution.parquet.pushdown_filters = true;
     let context = SessionContext::new_with_config(config);
@@ -48,7 +44,7 @@ pub async fn register(request: &QueryRequest) -> Result<SessionContext, Failure>
             catalog.register_schema(schema, Arc::new(MemorySchemaProvider::new())).map_err(failed)?;
         }
     }
-    // Files are opened only of tables that the query names: one that is damaged stands in nobody else's way.
+    // Only files of tables that the query names are opened: a damaged file does not block queries of other tables.
     let named = named(&context, &request.sql);
     for table in &request.tables {
         let name = match &table.schema {
@@ -78,8 +74,8 @@ fn named(context: &SessionContext, sql: &str) -> Vec<TableReference> {
     statement.and_then(|statement| state.resolve_table_references(&statement)).unwrap_or_default()
 }
 
-/// A table without rows that has the columns of all tables of its name: a job's own name means the first of its ports that has rows,
-/// which is not known before it has run.
+/// A table without rows that has the columns of all tables of its name: a job's own name means the first of its ports
+/// that has rows, which is not known before the job has run.
 fn promised(table: &QueryTable, all: &[QueryTable]) -> Result<Arc<dyn TableProvider>, Failure> {
     let mut fields: Vec<Field> = Vec::new();
     for of in all.iter().filter(|t| (&t.schema, &t.name) == (&table.schema, &table.name)) {
@@ -158,10 +154,8 @@ async fn scan(
             }
             let name = table.schema.as_ref().map_or(table.name.clone(), |schema| format!("{schema}.{}", table.name));
             let what = format!("table `{name}`: `{worst}` cannot be read: {}", error.strip_backtrace());
-            let mut failure = Failure::new(ExitCode::Data, what);
-            failure.hint =
-                Some("`smelt artifacts verify` lists what is damaged; `smelt rerun JOB` makes it anew".into());
-            Err(failure)
+            Err(Failure::new(ExitCode::Data, what)
+                .hint("`smelt artifacts verify` lists what is damaged; `smelt rerun JOB` recomputes it"))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::query;
-use crate::table::{Form, Format, Listing, bytes, duration, time};
+use crate::table::{Format, Listing, Measure, bytes, duration, time};
 use clap::Subcommand;
 use serde_json::json;
 use smelt_schemas::{ArtifactRef, Books, ExitCode, Manifest};
@@ -10,7 +10,7 @@ use smelt_store::{GcRules, Store, Tag, now};
 use std::collections::BTreeMap;
 
 #[derive(clap::Args, Clone)]
-pub struct Where {
+pub(crate) struct Where {
     /// A directory or s3://bucket/prefix; overrides SMELT_STORE
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
@@ -20,7 +20,7 @@ pub struct Where {
 }
 
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Every committed artifact
     List {
         #[command(flatten)]
@@ -76,7 +76,7 @@ pub enum Command {
     },
 }
 
-pub fn run(command: Command) -> Result<()> {
+pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::List { at, format } => list(&open(&at)?, format),
         Command::Show { artifact, at, format } => show(&find(&open(&at)?, &at, &artifact)?, format),
@@ -132,12 +132,12 @@ fn list(store: &Store, format: Format) -> Result<()> {
         names.entry(t.artifact).or_default().push(format!("tag:{tag}"));
     }
     let mut listing = Listing::new(&[
-        ("stage", Form::Plain),
-        ("artifact", Form::Plain),
-        ("made", Form::Time),
-        ("size", Form::Bytes),
-        ("rows", Form::Plain),
-        ("named", Form::Plain),
+        ("stage", Measure::Plain),
+        ("artifact", Measure::Plain),
+        ("made", Measure::Time),
+        ("size", Measure::Bytes),
+        ("rows", Measure::Plain),
+        ("named", Measure::Plain),
     ]);
     let (mut found, damaged) = store.manifests()?;
     for (_, error) in &damaged {
@@ -300,7 +300,8 @@ fn gc(store: &Store, dry_run: bool, age: f64) -> Result<()> {
 }
 
 fn tags(store: &Store, format: Format) -> Result<()> {
-    let columns = [("tag", Form::Plain), ("stage", Form::Plain), ("artifact", Form::Plain), ("set", Form::Time)];
+    let columns =
+        [("tag", Measure::Plain), ("stage", Measure::Plain), ("artifact", Measure::Plain), ("set", Measure::Time)];
     let mut listing = Listing::new(&columns);
     for (name, t) in store.tags()? {
         let artifact = format!("{}/{}", t.artifact.fingerprint.short(), t.artifact.edition);

@@ -1,13 +1,14 @@
 //! The verbs of `smelt` but for `artifacts`.
 
+use crate::cli::{PipelineArgs, RunArgs, SqlFormat};
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
 use crate::programs::{self, Program};
 use crate::run::{self, summarise};
-use crate::table::{Form, Format, Listing, duration, time};
+use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{PipelineArgs, RunArgs, job, query};
+use crate::{job, query};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::Store;
@@ -17,7 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// A pipeline as the command line names it.
-pub struct Target {
+pub(crate) struct Target {
     file: Option<PathBuf>,
     options: load::Options,
 }
@@ -52,26 +53,18 @@ impl Target {
     }
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum SqlFormat {
-    Table,
-    Json,
-    Csv,
-    Parquet,
-}
-
-pub fn check(target: &Target) -> Result<()> {
+pub(crate) fn check(target: &Target) -> Result<()> {
     let (plan, store) = target.load()?;
     query::check_report(&store, &plan)?;
     println!("{}: {} jobs, no fault found; `smelt plan {}` says what would run", plan.name, plan.jobs.len(), plan.file);
     Ok(())
 }
 
-pub fn plan(target: &Target, format: Format) -> Result<()> {
+pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
     let (plan, store) = target.load()?;
     let (states, _) = plan::states(&store, &plan)?;
     let width = plan.jobs.iter().map(|j| j.name.chars().count()).max().unwrap_or(0);
-    let columns = ["job", "stage", "state", "why", "seconds"].map(|name| (name, Form::Plain));
+    let columns = ["job", "stage", "state", "why", "seconds"].map(|name| (name, Measure::Plain));
     let mut listing = Listing::new(&columns);
     let mut counts = [0usize; 3];
     let mut text = String::new();
@@ -104,7 +97,7 @@ pub fn plan(target: &Target, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub fn run(args: RunArgs, only: &[String], from: &[String], again: Option<String>) -> Result<()> {
+pub(crate) fn run(args: RunArgs, only: &[String], from: &[String], again: Option<String>) -> Result<()> {
     run::catch_signals();
     let mode = match (args.quiet, args.format) {
         (true, _) => Mode::Quiet,
@@ -129,13 +122,14 @@ pub fn run(args: RunArgs, only: &[String], from: &[String], again: Option<String
         query::ask(&store, &plan.name, &sql.sql, QueryFormat::Table, None)?;
         let store = plan.store_flag();
         println!(
-            "\nNext: `smelt report{store}`, `smelt status{store}`, `smelt sql{store}`, `smelt artifacts show JOB{store}`"
+            "\nNext: `smelt report{store}`, `smelt status{store}`, `smelt sql{store}`, `smelt artifacts show \
+                JOB{store}`"
         );
     }
     Ok(())
 }
 
-pub fn report(target: Target) -> Result<()> {
+pub(crate) fn report(target: Target) -> Result<()> {
     let (plan, store) = target.load_last()?;
     let Some(report) = &plan.report else {
         return Err(Diagnostic::pipeline(format!("{} has no report", plan.file)).hint("add `report: select …`"));
@@ -143,17 +137,17 @@ pub fn report(target: Target) -> Result<()> {
     query::ask(&store, &plan.name, &report.sql, QueryFormat::Table, None)
 }
 
-pub fn status(target: Target, format: Format) -> Result<()> {
+pub(crate) fn status(target: Target, format: Format) -> Result<()> {
     let (plan, store) = target.load_last()?;
     let (states, _) = plan::states(&store, &plan)?;
     let mut listing = Listing::new(&[
-        ("job", Form::Plain),
-        ("stage", Form::Plain),
-        ("state", Form::Plain),
-        ("artifact", Form::Plain),
-        ("made", Form::Time),
-        ("took", Form::Seconds),
-        ("holds", Form::Plain),
+        ("job", Measure::Plain),
+        ("stage", Measure::Plain),
+        ("state", Measure::Plain),
+        ("artifact", Measure::Plain),
+        ("made", Measure::Time),
+        ("took", Measure::Seconds),
+        ("holds", Measure::Plain),
     ]);
     for (job, state) in plan.jobs.iter().zip(&states) {
         let stage = json!(job.program.description.name);
@@ -187,7 +181,13 @@ pub fn status(target: Target, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub fn logs(store: Option<&str>, pipeline: Option<&str>, name: &str, run: Option<&str>, events: bool) -> Result<()> {
+pub(crate) fn logs(
+    store: Option<&str>,
+    pipeline: Option<&str>,
+    name: &str,
+    run: Option<&str>,
+    events: bool,
+) -> Result<()> {
     let store = query::store_of(store, pipeline)?;
     let of = pipeline.map(|given| query::pipeline_name(&store, Some(given))).transpose()?;
     let runs: Vec<String> = match (run, of) {
@@ -216,7 +216,7 @@ pub fn logs(store: Option<&str>, pipeline: Option<&str>, name: &str, run: Option
         .hint("a cached job runs, and speaks, only once; `--run` names a run"))
 }
 
-pub fn sql(
+pub(crate) fn sql(
     store: Option<&str>,
     pipeline: Option<&str>,
     sql: Option<&str>,
@@ -240,7 +240,7 @@ pub fn sql(
     }
 }
 
-pub fn schema(name: Option<&str>) -> Result<()> {
+pub(crate) fn schema(name: Option<&str>) -> Result<()> {
     let published = smelt_schemas::published_json_schemas();
     let short = |file: &str| file.trim_end_matches(".schema.json").to_owned();
     let tables = kind::tables();
@@ -275,7 +275,7 @@ pub fn schema(name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-pub fn doctor(store: Option<&str>) -> Result<()> {
+pub(crate) fn doctor(store: Option<&str>) -> Result<()> {
     let mut failed = 0;
     let mut line = |ok: bool, name: &str, found: &str, hint: Option<&str>| {
         println!("  {}  {name:<22} {found}", if ok { "ok  " } else { "FAIL" });
@@ -323,7 +323,7 @@ pub fn doctor(store: Option<&str>) -> Result<()> {
 }
 
 /// Hands over to `smelt-bench`.
-pub fn bench(args: &[OsString]) -> Result<()> {
+pub(crate) fn bench(args: &[OsString]) -> Result<()> {
     let error = std::process::Command::new(programs::helper("bench")?).args(args).exec();
     Err(Diagnostic::new(ExitCode::Machine, format!("`smelt-bench` cannot be started: {error}")))
 }

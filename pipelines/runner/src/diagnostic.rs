@@ -1,12 +1,12 @@
 //! Errors as people read them: what, where, with which values, and the one thing to do.
 
-use smelt_schemas::{ExitCode, Fault};
+use smelt_schemas::{ExitCode, Fault, Problem};
 use std::fmt;
 use std::io::IsTerminal;
 
 /// A place in a pipeline file; 1-based.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     pub file: String,
     pub line: u64,
     pub column: u64,
@@ -14,41 +14,45 @@ pub struct Place {
 
 impl Place {
     /// What is no file: `--store`, `--set job.config.field=value`, a variable.
-    pub fn named(what: impl Into<String>) -> Self {
+    pub(crate) fn named(what: impl Into<String>) -> Self {
         Self { file: what.into(), line: 0, column: 0 }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diagnostic {
+pub(crate) struct Diagnostic {
     pub code: ExitCode,
     pub message: String,
     pub place: Option<Place>,
     pub hint: Option<String>,
 }
 
-pub type Result<T> = std::result::Result<T, Diagnostic>;
+pub(crate) type Result<T> = std::result::Result<T, Diagnostic>;
 
 impl Diagnostic {
-    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ExitCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), place: None, hint: None }
     }
+    /// What another program said went wrong.
+    pub(crate) fn of(code: ExitCode, problem: Problem) -> Self {
+        Self { code, message: problem.message, place: None, hint: problem.hint }
+    }
     /// The pipeline file or the command line is wrong.
-    pub fn pipeline(message: impl Into<String>) -> Self {
+    pub(crate) fn pipeline(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Pipeline, message)
     }
     #[must_use]
-    pub fn at(mut self, place: Option<Place>) -> Self {
+    pub(crate) fn at(mut self, place: Option<Place>) -> Self {
         self.place = self.place.or(place);
         self
     }
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
     /// To standard error, coloured on a terminal.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let text = self.to_string();
         if std::io::stderr().is_terminal() {
             eprintln!(
@@ -79,12 +83,12 @@ impl fmt::Display for Diagnostic {
 
 impl From<smelt_store::Error> for Diagnostic {
     fn from(e: smelt_store::Error) -> Self {
-        Self { code: e.exit_code(), message: e.to_string(), place: None, hint: e.hint() }
+        Self::of(e.exit_code(), Problem::of(&e))
     }
 }
 
 /// The candidate that `name` is most likely meant to be.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let best = candidates.into_iter().map(|c| (distance(name, c), c)).min()?;
     (best.0 <= 1 + name.len() / 3).then_some(best.1)
 }

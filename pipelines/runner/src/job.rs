@@ -1,7 +1,7 @@
 //! One job as a process: its environment, events, logs, time limit and retries.
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::load::Job;
+use crate::load::Instance;
 use crate::plan::Recipe;
 use crate::programs;
 use crate::view::{Progress, View};
@@ -17,10 +17,10 @@ use std::sync::{Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
 /// Set by Ctrl-C or SIGTERM: start nothing more, end what runs.
-pub static STOP: AtomicBool = AtomicBool::new(false);
+pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
-pub struct Work<'a> {
-    pub job: &'a Job,
+pub(crate) struct Work<'a> {
+    pub job: &'a Instance,
     pub recipe: &'a Recipe,
     pub store: &'a Store,
     pub run: &'a str,
@@ -46,7 +46,7 @@ const DEFAULT_RETRIES: u32 = 2;
 
 impl Work<'_> {
     /// Runs the job to its manifest, trying again what may pass.
-    pub fn run(&self) -> Result<Manifest> {
+    pub(crate) fn run(&self) -> Result<Manifest> {
         let logs = Logs::new(self.store, self.run, &self.job.name);
         let result = std::thread::scope(|scope| {
             // What was said reaches the store soon, whether or not anything follows it.
@@ -99,7 +99,7 @@ impl Work<'_> {
                 let mut error =
                     Diagnostic::new(ended.code, format!("job `{name}` failed: {message}")).at(self.job.place.clone());
                 error.hint = hint.or_else(|| match ended.late {
-                    true => Some("give it more with `run: { timeout: … }`; what it had saved is taken up".into()),
+                    true => Some("give it more with `run: { timeout: … }`; saved work is kept".into()),
                     false => Some(format!("`smelt logs {name}{}` shows what it said", self.store_flag)),
                 });
                 return Err(error);
@@ -149,7 +149,7 @@ impl Work<'_> {
         programs::environment(&mut command, &self.job.run.env);
         command.env("SMELT_RUNNER_PID", std::process::id().to_string());
         programs::end_with_me(&mut command);
-        // A group of its own: Ctrl-C reaches the runner alone, which ends its jobs in order.
+        // A separate process group: Ctrl-C reaches only the runner, which then ends its jobs in order.
         command.process_group(0);
         let start_failed =
             |e| Diagnostic::new(ExitCode::Machine, format!("job `{}` cannot be started: {e}", self.job.name));
@@ -198,7 +198,7 @@ impl Work<'_> {
         });
     }
 
-    /// Waits for the process; ends it at its time limit, or when the run is stopped. The second value says why it was ended.
+    /// Waits for the process; ends it at its time limit, or when the run is stopped. The second value says why.
     fn wait(&self, child: &mut Child) -> (Option<std::process::ExitStatus>, Option<String>) {
         let started = Instant::now();
         let mut pause = Duration::from_millis(1);
@@ -222,16 +222,16 @@ impl Work<'_> {
     }
 }
 
-pub fn stopped() -> Diagnostic {
+pub(crate) fn stopped() -> Diagnostic {
     Diagnostic::new(ExitCode::Again, "stopped").hint("what is finished is kept; the same command goes on from there")
 }
 
-/// Asks a process group to end, and after two seconds makes it.
+/// Asks a process group to end, and kills it after two seconds.
 fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
-    let group = -(child.id() as i32);
+    let process_group = -(child.id() as i32);
     for signal in [libc::SIGTERM, libc::SIGKILL] {
         // SAFETY: signals the group of a child that has not been waited for, so its number is still its own.
-        unsafe { libc::kill(group, signal) };
+        unsafe { libc::kill(process_group, signal) };
         let until = Instant::now() + Duration::from_secs(2);
         while Instant::now() < until {
             if let Ok(Some(status)) = child.try_wait() {
@@ -243,7 +243,7 @@ fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
     child.wait().ok()
 }
 
-/// A local folder that goes with the process; `sweep` finds it if the process could not take it along.
+/// A local folder that is deleted with this value; if the process is killed, `sweep` of a later run deletes it.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -272,7 +272,7 @@ impl Drop for Scratch {
 }
 
 /// Removes the scratch folders of runners that were killed.
-pub fn sweep() {
+pub(crate) fn sweep() {
     let me = Owner::this_process();
     for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(Scratch::PREFIX) {
@@ -287,7 +287,7 @@ pub fn sweep() {
 
 /// A job's log and events on their way into the store, in parts: S3 cannot append. The last part is written again as it
 /// grows, so that there are few, until it is large.
-pub struct Logs {
+pub(crate) struct Logs {
     store: Store,
     folder: String,
     buffers: Mutex<Buffers>,
@@ -361,7 +361,7 @@ impl Logs {
 }
 
 /// Everything a job said in a run: its log, or its events.
-pub fn read_logs(store: &Store, run: &str, job: &str, kind: &str) -> Result<Option<String>> {
+pub(crate) fn read_logs(store: &Store, run: &str, job: &str, kind: &str) -> Result<Option<String>> {
     let folder = format!("runs/{run}/jobs/{}", safe_name(job));
     let mut text = String::new();
     let mut found = false;
@@ -373,7 +373,7 @@ pub fn read_logs(store: &Store, run: &str, job: &str, kind: &str) -> Result<Opti
 }
 
 /// The facts of a finished job for the record of its run.
-pub fn facts(manifest: &Manifest) -> Value {
+pub(crate) fn facts(manifest: &Manifest) -> Value {
     serde_json::json!({
         "stage": manifest.stage, "fingerprint": manifest.fingerprint, "edition": manifest.edition,
         "seconds": manifest.provenance.seconds, "peak_memory_bytes": manifest.provenance.peak_memory_bytes,

@@ -1,10 +1,13 @@
 //! A pipeline file to checked jobs: variables, `--set`, instances, stages, inputs, configs. Everything that can be
 //! wrong before a job runs is said here, with its place in the file.
 
+mod draft;
 mod inputs;
 mod shape;
 mod values;
 
+use self::draft::Draft;
+pub(crate) use self::draft::Input;
 use self::inputs::{main_port, resolve_reference, unknown_port};
 use self::shape::{check_schema, wrong_type};
 use self::values::{Set, substitute, unfilled};
@@ -13,13 +16,13 @@ use crate::programs::Program;
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use smelt_schemas::{Arity, InputRef, Job as JobText, Pipeline, ResolveRequest, Resolved, RunOptions};
+use smelt_schemas::{Arity, Job, Pipeline, ResolveRequest, Resolved, RunOptions};
 use smelt_store::Store;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// A checked pipeline: jobs in an order in which each comes after its inputs.
-pub struct Plan {
+pub(crate) struct Plan {
     pub name: String,
     pub file: String,
     pub store: String,
@@ -28,12 +31,12 @@ pub struct Plan {
     /// What `--set` changed.
     pub set: Vec<String>,
     pub report: Option<Report>,
-    pub jobs: Vec<Job>,
+    pub jobs: Vec<Instance>,
 }
 
 impl Plan {
     /// What a command about this pipeline's store has to say; nothing where it finds the store by itself.
-    pub fn store_flag(&self) -> String {
+    pub(crate) fn store_flag(&self) -> String {
         match self.store_by {
             StoreBy::CommandLine | StoreBy::File if self.store != DEFAULT_STORE => format!(" --store {}", self.store),
             _ => String::new(),
@@ -42,7 +45,7 @@ impl Plan {
 }
 
 /// SQL that is printed last, and where it stands.
-pub struct Report {
+pub(crate) struct Report {
     pub sql: String,
     place: Option<Place>,
     /// The text of the pipeline file.
@@ -51,7 +54,7 @@ pub struct Report {
 
 impl Report {
     /// The place in the file of a place in the query, both counted from 1; the query's own where it cannot be found.
-    pub fn place(&self, line: u64, column: u64) -> Option<Place> {
+    pub(crate) fn place(&self, line: u64, column: u64) -> Option<Place> {
         let of_query = self.place.clone()?;
         let exact = || {
             let wanted = self.sql.lines().nth(line.checked_sub(1)? as usize)?.trim_end();
@@ -68,7 +71,7 @@ impl Report {
 
 /// Who said where artifacts are kept; the first of these that does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreBy {
+pub(crate) enum StoreBy {
     CommandLine,
     Environment,
     File,
@@ -76,7 +79,7 @@ pub enum StoreBy {
 }
 
 /// Where artifacts are kept, and who said so. `in_file`: the pipeline's own `store:`.
-pub fn store_address(given: Option<&str>, in_file: Option<&str>) -> (String, StoreBy) {
+pub(crate) fn store_address(given: Option<&str>, in_file: Option<&str>) -> (String, StoreBy) {
     let environment = std::env::var("SMELT_STORE").ok().filter(|s| !s.is_empty());
     match (given, environment, in_file) {
         (Some(given), _, _) => (given.into(), StoreBy::CommandLine),
@@ -87,7 +90,7 @@ pub fn store_address(given: Option<&str>, in_file: Option<&str>) -> (String, Sto
 }
 
 /// Opens a store; a bad address is blamed on who gave it. `place`: that of the pipeline's own `store:`.
-pub fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<Store> {
+pub(crate) fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<Store> {
     Store::open(address).map_err(|e| {
         let error = Diagnostic::from(e);
         error.at(match by {
@@ -100,7 +103,7 @@ pub fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<St
 }
 
 /// One instance of a job.
-pub struct Job {
+pub(crate) struct Instance {
     /// `score`, or `score[seed=1]`.
     pub name: String,
     pub base: String,
@@ -114,60 +117,25 @@ pub struct Job {
     pub place: Option<Place>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub enum Input {
-    /// A port of another job, by its place in `Plan::jobs`.
-    Job { job: usize, port: String },
-    /// A committed artifact: `tag:NAME`, `artifact:DIGEST`.
-    Fixed(InputRef),
-}
-
 /// What the command line says about a pipeline.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     pub store: Option<String>,
     /// `path=value`
     pub set: Vec<String>,
 }
 
 /// Where artifacts are kept unless somebody says otherwise.
-pub const DEFAULT_STORE: &str = "artifacts";
-
-/// An instance before its stage and inputs are known.
-struct Draft {
-    name: String,
-    base: String,
-    axes: IndexMap<String, Value>,
-    text: JobText,
-    /// What `--set` changed in this instance alone: pointers in the job, and the words.
-    set: Vec<(String, String)>,
-}
-
-impl Draft {
-    /// Where the value at `pointer` inside this job stands, or what is around it.
-    fn place(&self, tree: &Tree, pointer: &str) -> Option<Place> {
-        self.given(pointer).or_else(|| tree.place(&format!("/jobs/{}{pointer}", self.base)))
-    }
-    /// Where the key of the entry at `pointer` inside this job stands.
-    fn key_place(&self, tree: &Tree, pointer: &str) -> Option<Place> {
-        self.given(pointer).or_else(|| tree.key_place(&format!("/jobs/{}{pointer}", self.base)))
-    }
-    fn given(&self, pointer: &str) -> Option<Place> {
-        let around = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
-        let found =
-            self.set.iter().rfind(|(at, _)| around(pointer, at) || (!pointer.is_empty() && around(at, pointer)));
-        found.map(|(_, words)| Place::named(format!("--set {words}")))
-    }
-}
+pub(crate) const DEFAULT_STORE: &str = "artifacts";
 
 /// A pipeline's name, and the store that its file names.
-pub struct Head {
+pub(crate) struct Head {
     pub name: String,
     pub store: Option<String>,
 }
 
-/// Reads what a file says of itself, and checks no more of it.
-pub fn head(file: &Path) -> Result<Head> {
+/// Reads the name and the store of a file, and checks nothing else.
+pub(crate) fn head(file: &Path) -> Result<Head> {
     let (mut tree, _) = read(file)?;
     let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
     substitute(&mut tree.value, &|name| vars.get(name).cloned());
@@ -194,7 +162,7 @@ fn read(file: &Path) -> Result<(Tree, String)> {
     Ok((tree, text))
 }
 
-pub fn load(file: &Path, options: &Options) -> Result<Plan> {
+pub(crate) fn load(file: &Path, options: &Options) -> Result<Plan> {
     let (mut tree, text) = read(file)?;
     let sets = options.set.iter().map(|words| Set::parse(words, &tree)).collect::<Result<Vec<_>>>()?;
     // Variables first, so that a set inside an object that one of them gave changes that field and no other.
@@ -289,7 +257,7 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
             return refuse("save/seconds", &what, "say 0 to save after every step, or more");
         }
         if job.run.save.last == 0 {
-            return refuse("save/last", "0 saves are none to go on from", "say 1 or more");
+            return refuse("save/last", "with 0 saves there is nothing to continue from", "say 1 or more");
         }
     }
     if pipeline.jobs.is_empty() {
@@ -354,7 +322,7 @@ fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft
                     .at(tree.place(&pointer))
                     .hint("add it under `vars:`, or write an environment variable in capitals"));
             }
-            let text: JobText = serde_path_to_error::deserialize(value).map_err(|e| {
+            let text: Job = serde_path_to_error::deserialize(value).map_err(|e| {
                 let given = set.last().map(|(_, words)| Place::named(format!("--set {words}")));
                 wrong_type(&format!("{name}.{}", e.path()), &e.inner().to_string())
                     .at(given)
@@ -390,7 +358,7 @@ fn connect(
     drafts: Vec<Draft>,
     programs: &HashMap<String, Program>,
     store: &Store,
-) -> Result<Vec<Job>> {
+) -> Result<Vec<Instance>> {
     // 1. What each reference means: other drafts, or committed artifacts.
     let mut all_inputs: Vec<BTreeMap<String, Vec<Input>>> = Vec::new();
     for draft in &drafts {
@@ -433,7 +401,7 @@ fn connect(
     // 2. An order in which every job comes after its inputs; ties keep the file's order.
     let order = sort(tree, &drafts, &all_inputs)?;
     let place_of: HashMap<usize, usize> = order.iter().enumerate().map(|(new, &old)| (old, new)).collect();
-    // 3. Configs, checked by the schema first, for its errors name the field, then by the stage.
+    // 3. Configs: checked by the schema first, because its errors name the field, then by the stage.
     let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
     let mut jobs = Vec::new();
     for &old in &order {
@@ -453,7 +421,7 @@ fn connect(
                     .hint("write `90s`, `30m` or `2h`")
             })
         });
-        jobs.push(Job {
+        jobs.push(Instance {
             place: tree.key_place(&format!("/jobs/{}", draft.base)),
             timeout: timeout.transpose()?,
             name: draft.name,
@@ -536,7 +504,7 @@ fn resolve_config(
 }
 
 /// YAML files here and under `pipelines/`.
-pub fn pipeline_files() -> Vec<PathBuf> {
+pub(crate) fn pipeline_files() -> Vec<PathBuf> {
     let found = |folder: &str| {
         let items = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
         let mut files: Vec<PathBuf> =
@@ -548,7 +516,7 @@ pub fn pipeline_files() -> Vec<PathBuf> {
 }
 
 /// The file a person means: as given, or the one YAML file here or under `pipelines/`.
-pub fn pipeline_file(given: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn pipeline_file(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = given {
         return Ok(path.to_path_buf());
     }

@@ -1,7 +1,7 @@
 //! What would run, and why: each job is cached, new, or after another.
 
 use crate::diagnostic::Result;
-use crate::load::{Input, Job, Plan};
+use crate::load::{Input, Instance, Plan};
 use serde_json::Value;
 use smelt_schemas::{Digest, InputRef, Manifest, Source, fingerprint};
 use smelt_store::{Error, Store};
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// Whether a job's work is there already.
 #[derive(Debug)]
-pub enum State {
+pub(crate) enum State {
     Cached(Box<Manifest>),
     /// Must run; says what made it so.
     New(String),
@@ -21,7 +21,7 @@ pub enum State {
 
 impl State {
     /// In a word, and why.
-    pub fn words(&self) -> (&'static str, &str) {
+    pub(crate) fn words(&self) -> (&'static str, &str) {
         match self {
             Self::Cached(_) => ("cached", ""),
             Self::New(why) => ("new", why),
@@ -33,16 +33,16 @@ impl State {
 
 /// A job's inputs and address, once they are known.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     pub inputs: BTreeMap<String, Vec<InputRef>>,
     pub fingerprint: Digest,
 }
 
-/// Which manifest each finished job stands for; `None` for those that are not done.
-pub type Done = Vec<Option<Manifest>>;
+/// The manifest of each finished job; `None` for those that are not done.
+pub(crate) type Done = Vec<Option<Manifest>>;
 
 /// The recipe of `job`, or the name of the first input that is not there yet.
-pub fn recipe(plan: &Plan, job: &Job, done: &Done) -> std::result::Result<Recipe, String> {
+pub(crate) fn recipe(plan: &Plan, job: &Instance, done: &Done) -> std::result::Result<Recipe, String> {
     let mut inputs = BTreeMap::new();
     for (port, list) in &job.inputs {
         let mut refs = Vec::new();
@@ -71,7 +71,7 @@ pub fn recipe(plan: &Plan, job: &Job, done: &Done) -> std::result::Result<Recipe
 /// There is a manifest, and it cannot be read.
 struct Damaged;
 
-/// A manifest that cannot be read is no manifest: its job is done anew. Any other trouble of the store stays one.
+/// A manifest that cannot be read does not count: its job runs again. Any other error of the store is returned.
 fn readable(found: smelt_store::Result<Option<Manifest>>) -> Result<std::result::Result<Option<Manifest>, Damaged>> {
     match found {
         Ok(found) => Ok(Ok(found)),
@@ -81,7 +81,7 @@ fn readable(found: smelt_store::Result<Option<Manifest>>) -> Result<std::result:
 }
 
 /// Looks a recipe up: the edition that the pipeline's pointer names, else the newest.
-pub fn look_up(store: &Store, plan: &Plan, job: &Job, recipe: &Recipe) -> Result<State> {
+pub(crate) fn look_up(store: &Store, plan: &Plan, job: &Instance, recipe: &Recipe) -> Result<State> {
     let pointer = store.pointer(&plan.name, &job.name)?;
     let stage = &job.program.description.name;
     if let Some(pointer) = &pointer
@@ -107,7 +107,7 @@ pub fn look_up(store: &Store, plan: &Plan, job: &Job, recipe: &Recipe) -> Result
 }
 
 /// What differs between a job's last manifest and its recipe now.
-fn difference(before: &Manifest, job: &Job, now: &Recipe) -> String {
+fn difference(before: &Manifest, job: &Instance, now: &Recipe) -> String {
     let d = &job.program.description;
     if before.stage != d.name {
         return format!("stage: {} -> {}", before.stage, d.name);
@@ -162,7 +162,7 @@ fn sources(before: &[Source], now: &[Source]) -> Option<String> {
 }
 
 /// The state of every job as things are now.
-pub fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
+pub(crate) fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
     let mut done: Done = vec![None; plan.jobs.len()];
     let mut states = Vec::new();
     for (i, job) in plan.jobs.iter().enumerate() {
@@ -179,13 +179,13 @@ pub fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
 }
 
 /// Seconds that this job took the last time, if the store remembers.
-pub fn last_seconds(store: &Store, plan: &Plan, job: &Job) -> Option<f64> {
+pub(crate) fn last_seconds(store: &Store, plan: &Plan, job: &Instance) -> Option<f64> {
     let pointer = store.pointer(&plan.name, &job.name).ok()??;
     Some(store.manifest(&pointer.artifact).ok()??.provenance.seconds)
 }
 
 /// Jobs that `wanted` needs, itself included; `wanted` names a job or an instance.
-pub fn needed(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
+pub(crate) fn needed(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
     let mut keep = vec![false; plan.jobs.len()];
     let mut open: Vec<usize> = named(plan, wanted)?;
     while let Some(i) = open.pop() {
@@ -196,9 +196,9 @@ pub fn needed(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
     Ok(keep)
 }
 
-/// Jobs that `again` and what it made stale stand for: these, what they need, and of those that read them the ones that are done by
-/// now. What never ran stays so.
-pub fn redone(store: &Store, plan: &Plan, again: &[usize]) -> Result<Vec<bool>> {
+/// The jobs that a rerun of `again` concerns: these, what they need, and of the jobs that read their results those that
+/// are done. Jobs that never ran are left alone.
+pub(crate) fn redone(store: &Store, plan: &Plan, again: &[usize]) -> Result<Vec<bool>> {
     let (states, _) = states(store, plan)?;
     let mut below = vec![false; plan.jobs.len()];
     again.iter().for_each(|&i| below[i] = true);
@@ -209,8 +209,8 @@ pub fn redone(store: &Store, plan: &Plan, again: &[usize]) -> Result<Vec<bool>> 
     needed(plan, &names)
 }
 
-/// Jobs that need one of `wanted`, these included, and whatever those need.
-pub fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
+/// Jobs that need one of `wanted`, including these, and everything that those need.
+pub(crate) fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
     let mut keep = vec![false; plan.jobs.len()];
     for i in named(plan, wanted)? {
         keep[i] = true;
@@ -222,12 +222,12 @@ pub fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
     needed(plan, &names)
 }
 
-fn inputs_of(job: &Job) -> impl Iterator<Item = usize> + '_ {
+fn inputs_of(job: &Instance) -> impl Iterator<Item = usize> + '_ {
     job.inputs.values().flatten().filter_map(|i| if let Input::Job { job, .. } = i { Some(*job) } else { None })
 }
 
 /// Places of the jobs that `wanted` names: an instance, or all instances of a job.
-pub fn named(plan: &Plan, wanted: &[String]) -> Result<Vec<usize>> {
+pub(crate) fn named(plan: &Plan, wanted: &[String]) -> Result<Vec<usize>> {
     let mut found = Vec::new();
     for name in wanted {
         let these: Vec<usize> = (0..plan.jobs.len())

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 /// A stage program that answered `describe`.
 #[derive(Clone, Debug)]
-pub struct Program {
+pub(crate) struct Program {
     pub path: PathBuf,
     pub description: Description,
 }
@@ -25,7 +25,7 @@ fn folders() -> Vec<PathBuf> {
 }
 
 /// Finds `smelt-NAME`. With a `/` in it, `name` is a file relative to `base`.
-pub fn locate(name: &str, base: &Path) -> Result<PathBuf> {
+pub(crate) fn locate(name: &str, base: &Path) -> Result<PathBuf> {
     if name.contains('/') {
         let path = base.join(name);
         return match path.is_file() {
@@ -51,7 +51,7 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf> {
 const HELPERS: [&str; 2] = ["query", "bench"];
 
 /// Where a helper lies.
-pub fn helper(name: &str) -> Result<PathBuf> {
+pub(crate) fn helper(name: &str) -> Result<PathBuf> {
     locate(name, Path::new(".")).map_err(|_| {
         Diagnostic::new(ExitCode::Machine, format!("`smelt-{name}` is not beside `smelt` or in PATH"))
             .hint("build all programs: `cargo build --release`")
@@ -59,7 +59,7 @@ pub fn helper(name: &str) -> Result<PathBuf> {
 }
 
 /// Names of the stages beside this program.
-pub fn known() -> BTreeSet<String> {
+pub(crate) fn known() -> BTreeSet<String> {
     let own = folders().into_iter().next();
     let names = own.and_then(|f| std::fs::read_dir(f).ok()).into_iter().flatten().flatten();
     names
@@ -70,7 +70,7 @@ pub fn known() -> BTreeSet<String> {
 
 /// Gives a stage's process the variables that it may see, the same at every verb, so that what `resolve` found `run`
 /// finds too; secrets that it has no use for do not reach it. `named`: the job's `run.env`.
-pub fn environment(command: &mut Command, named: &[String]) {
+pub(crate) fn environment(command: &mut Command, named: &[String]) {
     const NAMES: [&str; 10] = [
         "PATH",
         "HOME",
@@ -94,7 +94,7 @@ pub fn environment(command: &mut Command, named: &[String]) {
 }
 
 /// Makes the process that `command` starts end with this one, however this one ends.
-pub fn end_with_me(command: &mut Command) {
+pub(crate) fn end_with_me(command: &mut Command) {
     let me = std::process::id() as i32;
     // SAFETY: the closure makes plain system calls only; the second look closes the gap before the first.
     unsafe {
@@ -117,7 +117,7 @@ impl Program {
         command
     }
 
-    pub fn load(name: &str, base: &Path) -> Result<Self> {
+    pub(crate) fn load(name: &str, base: &Path) -> Result<Self> {
         let path = locate(name, base)?;
         let bug = |what: String| Diagnostic::new(ExitCode::Bug, format!("stage `{name}` ({}) {what}", path.display()));
         let mut describe = Command::new(&path);
@@ -138,7 +138,7 @@ impl Program {
     }
 
     /// The effective config. A problem of the config comes as `Err(Ok(problem))`. `named`: the job's `run.env`.
-    pub fn resolve(
+    pub(crate) fn resolve(
         &self,
         request: &ResolveRequest,
         named: &[String],
@@ -173,14 +173,14 @@ impl Program {
         }
     }
 
-    pub fn doctor(&self) -> Doctor {
+    pub(crate) fn doctor(&self) -> Doctor {
         let answer = self.verb("doctor", &[]).stdin(Stdio::null()).output();
         answer.ok().and_then(|a| serde_json::from_slice(&a.stdout).ok()).unwrap_or_default()
     }
 }
 
 /// Lines of a pipe, whatever bytes they hold.
-pub fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
+pub(crate) fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
     let Some(pipe) = pipe else { return };
     let mut reader = BufReader::new(pipe);
     let mut line = Vec::new();

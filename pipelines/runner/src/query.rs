@@ -5,13 +5,14 @@ use crate::load::{self, Plan};
 use serde::Serialize;
 use serde_json::{Value, json};
 use smelt_schemas::{
-    ExitCode, InspectAnswer, InspectRequest, Kind, Manifest, QueryFormat, QueryPart, QueryRequest, QueryTable,
+    ExitCode, InspectAnswer, InspectRequest, Kind, Manifest, Problem, QueryFormat, QueryPart, QueryRequest, QueryTable,
     RecordTable, RecordType, kind,
 };
 use smelt_store::{Error, Pointer, RunRecord, Store};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 /// A job of a pipeline and the artifact that it means.
 struct JobRecord {
@@ -22,7 +23,7 @@ struct JobRecord {
 }
 
 /// The pipeline that a query is about: as named, by its file or its name, else the one that ran last in this store.
-pub fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
+pub(crate) fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String> {
     let pointers = store.pointers()?;
     let known: BTreeSet<&str> = pointers.iter().map(|(p, _, _)| p.as_str()).collect();
     if let Some(given) = given {
@@ -157,61 +158,61 @@ fn tables_to_be(plan: &Plan) -> Vec<QueryTable> {
 }
 
 /// Says what is wrong with a pipeline's report before the jobs run that it will tell of.
-pub fn check_report(store: &Store, plan: &Plan) -> Result<()> {
+pub(crate) fn check_report(store: &Store, plan: &Plan) -> Result<()> {
     let Some(report) = &plan.report else { return Ok(()) };
     let mut request = request(store, &plan.name, &report.sql)?;
     (request.check, request.tables) = (true, tables_to_be(plan));
-    let mut command = Command::new(crate::programs::helper("query")?);
-    command.stderr(Stdio::piped());
-    let answer = send(command, &request)?;
-    if answer.status.success() {
+    let Err((code, problem)) = send(Command::new(crate::programs::helper("query")?), &request)? else {
         return Ok(());
-    }
-    let mut error = told(&answer);
-    // the parser says where, in the query
-    let number = |name: &str| {
-        let digits: String = error.message.split_once(name)?.1.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse::<u64>().ok()
     };
-    let place = report.place(number("Line: ").unwrap_or(0), number("Column: ").unwrap_or(0));
-    error.message = format!("`report`: {}", error.message);
-    Err(error.at(place))
+    let in_query = || {
+        let (line, column) = problem.place.as_deref()?.split_once(':')?;
+        Some((line.parse().ok()?, column.parse().ok()?))
+    };
+    let (line, column) = in_query().unwrap_or((0, 0));
+    let problem = Problem { message: format!("`report`: {}", problem.message), ..problem };
+    Err(Diagnostic::of(code, problem).at(report.place(line, column)))
 }
 
 /// Rows of each of `files`, which must hold `kind`.
-pub fn inspect(kind: Kind, files: Vec<PathBuf>) -> Result<Vec<u64>> {
+pub(crate) fn inspect(kind: Kind, files: Vec<PathBuf>) -> Result<Vec<u64>> {
     let mut command = Command::new(crate::programs::helper("query")?);
-    command.arg("inspect").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let answer = send(command, &InspectRequest { kind, files })?;
-    if !answer.status.success() {
-        return Err(told(&answer));
-    }
-    let read = serde_json::from_slice::<InspectAnswer>(&answer.stdout);
+    command.arg("inspect").stdout(Stdio::piped());
+    let answer = send(command, &InspectRequest { kind, files })?.map_err(|(code, p)| Diagnostic::of(code, p))?;
+    let read = serde_json::from_slice::<InspectAnswer>(&answer);
     read.map(|answer| answer.rows)
         .map_err(|e| Diagnostic::new(ExitCode::Bug, format!("`smelt-query inspect` gave no answer: {e}")))
 }
 
-/// What the query program said on standard error, as it says it: `error: …`, `hint: …`.
-fn told(answer: &Output) -> Diagnostic {
-    let said = String::from_utf8_lossy(&answer.stderr);
-    let said = said.trim().trim_start_matches("error: ");
-    let (message, hint) = said.split_once("\nhint: ").map_or((said, None), |(message, hint)| (message, Some(hint)));
-    let mut error = Diagnostic::new(ExitCode::of_process(answer.status.code()), message);
-    error.hint = hint.map(str::to_owned);
-    error
-}
-
-/// Starts the query program with a request, and waits until it has ended.
-fn send(mut command: Command, request: &impl Serialize) -> Result<Output> {
+/// Starts the query program with a request, and waits until it has ended. Gives its standard output, if that was
+/// piped, or what it says went wrong.
+fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::Result<Vec<u8>, (ExitCode, Problem)>> {
     let lost = |what: &str, e: std::io::Error| Diagnostic::new(ExitCode::Machine, format!("`smelt-query` {what}: {e}"));
-    command.stdin(Stdio::piped());
+    command.stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| lost("cannot be started", e))?;
     let text = serde_json::to_vec(request).expect("a request is plain data");
     if let Some(mut pipe) = child.stdin.take() {
         // A query program that ended early says why itself.
         drop(std::io::Write::write_all(&mut pipe, &text));
     }
-    child.wait_with_output().map_err(|e| lost("was lost", e))
+    let answer = child.wait_with_output().map_err(|e| lost("was lost", e))?;
+    let mut problem = None;
+    for line in String::from_utf8_lossy(&answer.stderr).lines() {
+        match serde_json::from_str::<Problem>(line) {
+            Ok(told) => problem = Some(told),
+            Err(_) => eprintln!("{line}"), // words for people
+        }
+    }
+    Ok(match ExitCode::of_process(answer.status.code()) {
+        ExitCode::Done => Ok(answer.stdout),
+        code => {
+            let message = match answer.status.signal() {
+                Some(libc::SIGPIPE) => String::new(), // the reader has gone: nobody would read the error either
+                _ => format!("`smelt-query` ended with {} and did not say why", answer.status),
+            };
+            Err((code, problem.unwrap_or(Problem { message, ..Problem::default() })))
+        }
+    })
 }
 
 fn record_table(name: &str, columns: &[(&str, RecordType)], rows: Vec<Vec<Value>>) -> RecordTable {
@@ -311,20 +312,22 @@ fn artifacts_table(store: &Store) -> Result<RecordTable> {
 }
 
 /// Asks one query; its answer goes to standard output, or Parquet to `output`.
-pub fn ask(store: &Store, pipeline: &str, sql: &str, format: QueryFormat, output: Option<PathBuf>) -> Result<()> {
+pub(crate) fn ask(
+    store: &Store,
+    pipeline: &str,
+    sql: &str,
+    format: QueryFormat,
+    output: Option<PathBuf>,
+) -> Result<()> {
     let mut request = request(store, pipeline, sql)?;
     request.format = format;
     request.output = output;
     let answer = send(Command::new(crate::programs::helper("query")?), &request)?;
-    match ExitCode::of_process(answer.status.code()) {
-        ExitCode::Done => Ok(()),
-        // It has said why on standard error.
-        code => Err(Diagnostic::new(code, String::new())),
-    }
+    answer.map(drop).map_err(|(code, problem)| Diagnostic::of(code, problem))
 }
 
 /// A prompt that answers queries, with a history.
-pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
+pub(crate) fn shell(store: &Store, pipeline: &str) -> Result<()> {
     let failed = |e: rustyline::error::ReadlineError| {
         Diagnostic::new(ExitCode::Machine, format!("the terminal cannot be read: {e}"))
     };
@@ -345,7 +348,11 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
                 let command = line.trim();
                 match command {
                     "\\q" | "exit" | "quit" if text.is_empty() => break,
-                    "\\d" if text.is_empty() => text = "select table_schema, table_name from information_schema.tables where table_schema <> 'information_schema' order by 1, 2;".into(),
+                    "\\d" if text.is_empty() => {
+                        text = "select table_schema, table_name from \
+                        information_schema.tables where table_schema <> 'information_schema' order by 1, 2;"
+                            .into()
+                    }
                     "" => continue,
                     _ => {
                         text += &line;
@@ -354,7 +361,7 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
                 }
                 if let Some(sql) = text.trim_end().strip_suffix(';') {
                     drop(editor.add_history_entry(text.trim_end()));
-                    // The query program has said what is wrong; the shell goes on.
+                    // The shell prints what is wrong with a query and continues.
                     if let Err(e) = ask(store, pipeline, sql, QueryFormat::Table, None)
                         && !e.message.is_empty()
                     {
@@ -375,7 +382,7 @@ pub fn shell(store: &Store, pipeline: &str) -> Result<()> {
 }
 
 /// Opens the store that the command line, the environment or the pipeline file names.
-pub fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
+pub(crate) fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
     let file = pipeline.map(Path::new).filter(|file| file.is_file());
     let in_file = file.map(load::head).transpose()?.and_then(|head| head.store);
     let (address, by) = load::store_address(given, in_file.as_deref());

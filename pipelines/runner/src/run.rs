@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// Which jobs may run; all when empty.
     pub wanted: Option<Vec<bool>>,
     /// Jobs to run again though they are cached: each commits its next edition.
@@ -27,14 +27,14 @@ pub struct Options {
 
 /// What a run did.
 #[derive(Debug, Default)]
-pub struct Summary {
+pub(crate) struct Summary {
     pub ran: usize,
     pub cached: usize,
     pub reproduced: Vec<String>,
 }
 
-/// On a terminal's Ctrl-C and on SIGTERM, jobs are ended and their work is kept; a second Ctrl-C ends the runner.
-pub fn catch_signals() {
+/// Ctrl-C and SIGTERM end the jobs and keep their work; a second Ctrl-C ends the runner at once.
+pub(crate) fn catch_signals() {
     extern "C" fn stop(signal: libc::c_int) {
         if STOP.swap(true, Ordering::SeqCst) {
             // SAFETY: `_exit` may be called from a signal handler.
@@ -71,7 +71,7 @@ struct Runner<'a> {
     summary: Summary,
 }
 
-pub fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summary> {
+pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summary> {
     let clock = Instant::now();
     let view =
         View::new(options.mode, plan.jobs.iter().map(|j| (j.name.chars().count(), j.program.description.name.len())));
@@ -162,7 +162,7 @@ impl Runner<'_> {
                 let (i, threads, result) = match receive.recv_timeout(RENEW) {
                     Ok(ended) => ended,
                     Err(mpsc::RecvTimeoutError::Timeout) => {
-                        // Says that the runner lives. A store that does not answer now is told the next time.
+                        // Shows that the runner is alive. If the store does not answer now, the next record does it.
                         drop(self.record(RunState::Running));
                         continue;
                     }
@@ -330,7 +330,7 @@ impl Runner<'_> {
 }
 
 /// One line about what a job made.
-pub fn summarise(manifest: &Manifest) -> String {
+pub(crate) fn summarise(manifest: &Manifest) -> String {
     if manifest.books != Default::default() {
         return format!("{}, {}", manifest.books.summary("rows"), crate::table::bytes(manifest.bytes()));
     }

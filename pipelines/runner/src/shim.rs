@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// `smelt shim PROGRAM run INVOCATION.json`: what the runner starts in place of the program.
-pub fn run(program: &Path, invocation: &Path) -> Result<()> {
+pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
     let unreadable =
         |e: String| Diagnostic::new(ExitCode::Bug, format!("`{}` cannot be read: {e}", invocation.display()));
     let text = std::fs::read(invocation).map_err(|e| unreadable(e.to_string()))?;
@@ -78,6 +78,7 @@ pub fn run(program: &Path, invocation: &Path) -> Result<()> {
             ..Provenance::default()
         },
     };
+    attempt.check()?; // whoever took it over commits it
     let (adopted, edition) = match store.commit(&manifest)? {
         Commit::Won => (false, manifest.edition),
         Commit::Adopted(theirs) => (true, theirs.edition),
@@ -147,9 +148,7 @@ fn work(
         let Some((code, problem)) = told else {
             return Err(Diagnostic::new(code, format!("stage `{}` ended with {status}", invocation.stage)));
         };
-        let mut error = Diagnostic::new(code, problem.message);
-        error.hint = problem.hint;
-        return Err(error);
+        return Err(Diagnostic::of(code, problem));
     }
     let mut written: BTreeMap<String, Vec<FileRecord>> = BTreeMap::new();
     for port in &description.outputs {

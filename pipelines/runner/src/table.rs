@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     #[default]
     Table,
     Json,
@@ -12,7 +12,7 @@ pub enum Format {
 
 /// What the numbers of a column are, for people; programs get them as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Measure {
     Plain,
     Bytes,
     Seconds,
@@ -21,28 +21,28 @@ pub enum Form {
 }
 
 /// Rows of a listing. Plain numbers go to the right.
-pub struct Listing {
+pub(crate) struct Listing {
     columns: Vec<&'static str>,
-    forms: Vec<Form>,
+    measures: Vec<Measure>,
     rows: Vec<Vec<Value>>,
 }
 
 impl Listing {
-    pub fn new(columns: &[(&'static str, Form)]) -> Self {
-        let (columns, forms) = columns.iter().copied().unzip();
-        Self { columns, forms, rows: Vec::new() }
+    pub(crate) fn new(columns: &[(&'static str, Measure)]) -> Self {
+        let (columns, measures) = columns.iter().copied().unzip();
+        Self { columns, measures, rows: Vec::new() }
     }
 
-    pub fn row(&mut self, cells: Vec<Value>) {
+    pub(crate) fn row(&mut self, cells: Vec<Value>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push(cells);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    pub fn text(&self, format: Format) -> String {
+    pub(crate) fn text(&self, format: Format) -> String {
         match format {
             Format::Json => {
                 let object = |row: &Vec<Value>| {
@@ -61,17 +61,18 @@ impl Listing {
     }
 
     fn table(&self) -> String {
-        let form = |(cell, form): (&Value, &Form)| match (form, cell.as_f64()) {
-            (Form::Bytes, Some(n)) => bytes(n as u64),
-            (Form::Seconds, Some(n)) => duration(n),
-            (Form::Time, Some(n)) => time(n),
+        let shown = |(cell, measure): (&Value, &Measure)| match (measure, cell.as_f64()) {
+            (Measure::Bytes, Some(n)) => bytes(n as u64),
+            (Measure::Seconds, Some(n)) => duration(n),
+            (Measure::Time, Some(n)) => time(n),
             _ => show(cell),
         };
-        let cells: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().zip(&self.forms).map(form).collect()).collect();
+        let cells: Vec<Vec<String>> =
+            self.rows.iter().map(|r| r.iter().zip(&self.measures).map(shown).collect()).collect();
         let width = |i: usize| cells.iter().map(|r| chars(&r[i])).chain([chars(self.columns[i])]).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let right = |i: usize| {
-            self.forms[i] == Form::Plain
+            self.measures[i] == Measure::Plain
                 && self.rows.iter().any(|r| r[i].is_number())
                 && self.rows.iter().all(|r| r[i].is_number() || r[i].is_null())
         };
@@ -111,7 +112,7 @@ fn quote(cell: &str) -> String {
 }
 
 /// `4.1 MB`
-pub fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     if n < 1000 {
         return format!("{n} B");
@@ -126,7 +127,7 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// `1.2 s`, `5 min 12 s`, `3 h 20 min`
-pub fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 9.95 => format!("{s:.1} s"),
         s if s < 59.5 => format!("{s:.0} s"),
@@ -136,14 +137,14 @@ pub fn duration(seconds: f64) -> String {
 }
 
 /// `61,000`
-pub fn thousands(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
-    groups.join(",")
+    let parts: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    parts.join(",")
 }
 
 /// `2026-11-23 22:14:05`, UTC.
-pub fn time(seconds: f64) -> String {
+pub(crate) fn time(seconds: f64) -> String {
     let (days, rest) = ((seconds as i64).div_euclid(86_400), (seconds as i64).rem_euclid(86_400));
     // Civil date from days since 1970 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
     let z = days + 719_468;
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_listing_has_three_forms() {
-        let mut listing = Listing::new(&[("job", Form::Plain), ("rows", Form::Plain), ("size", Form::Bytes)]);
+        let mut listing = Listing::new(&[("job", Measure::Plain), ("rows", Measure::Plain), ("size", Measure::Bytes)]);
         listing.row(vec![json!("clean"), json!(548), json!(4100)]);
         listing.row(vec![json!("a,b"), json!(7), Value::Null]);
         assert_eq!(listing.text(Format::Table), "job    rows  size\nclean   548  4.1 kB\na,b       7\n");

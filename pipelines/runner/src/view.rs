@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     #[default]
     Auto,
     /// Errors only.
@@ -18,13 +18,13 @@ pub enum Mode {
     Json,
 }
 
-pub struct View {
-    kind: Kind,
+pub(crate) struct View {
+    look: Look,
     widths: (usize, usize),
     running: Mutex<HashMap<String, Running>>,
 }
 
-enum Kind {
+enum Look {
     Terminal(MultiProgress),
     Plain,
     Quiet,
@@ -43,7 +43,7 @@ struct Running {
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// `done` of `total` `unit`s of a phase.
-pub struct Progress<'a> {
+pub(crate) struct Progress<'a> {
     pub phase: &'a str,
     pub done: u64,
     pub total: Option<u64>,
@@ -52,15 +52,15 @@ pub struct Progress<'a> {
 }
 
 impl View {
-    pub fn new(mode: Mode, jobs: impl Iterator<Item = (usize, usize)>) -> Self {
-        let kind = match mode {
-            Mode::Quiet => Kind::Quiet,
-            Mode::Json => Kind::Json,
-            Mode::Auto if std::io::stdout().is_terminal() => Kind::Terminal(MultiProgress::new()),
-            Mode::Auto => Kind::Plain,
+    pub(crate) fn new(mode: Mode, jobs: impl Iterator<Item = (usize, usize)>) -> Self {
+        let look = match mode {
+            Mode::Quiet => Look::Quiet,
+            Mode::Json => Look::Json,
+            Mode::Auto if std::io::stdout().is_terminal() => Look::Terminal(MultiProgress::new()),
+            Mode::Auto => Look::Plain,
         };
         let widths = jobs.fold((4, 5), |(a, b), (name, stage)| (a.max(name), b.max(stage)));
-        Self { kind, widths, running: Mutex::default() }
+        Self { look, widths, running: Mutex::default() }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<String, Running>> {
@@ -68,11 +68,11 @@ impl View {
     }
 
     fn say(&self, line: &str, facts: serde_json::Value) {
-        match &self.kind {
-            Kind::Quiet => {}
-            Kind::Json => write_line(&facts.to_string()),
-            Kind::Plain => write_line(line),
-            Kind::Terminal(block) => {
+        match &self.look {
+            Look::Quiet => {}
+            Look::Json => write_line(&facts.to_string()),
+            Look::Plain => write_line(line),
+            Look::Terminal(block) => {
                 if block.println(line).is_err() {
                     write_line(line);
                 }
@@ -84,14 +84,14 @@ impl View {
         format!("  {state:<8} {name:<0$} {stage:<1$}", self.widths.0, self.widths.1)
     }
 
-    pub fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         self.say(text, json!({ "event": "note", "text": text }));
     }
 
-    pub fn started(&self, name: &str, stage: &str, why: &str) {
+    pub(crate) fn started(&self, name: &str, stage: &str, why: &str) {
         let (bar, now) = (self.bar(name, stage), Instant::now());
         self.running().insert(name.into(), Running { bar, started: now, shown: now, first: None });
-        if !matches!(self.kind, Kind::Terminal(_)) {
+        if !matches!(self.look, Look::Terminal(_)) {
             self.say(
                 &format!("{}  {why}", self.columns("start", name, stage)),
                 json!({ "event": "started", "job": name, "stage": stage, "why": why }),
@@ -100,7 +100,7 @@ impl View {
     }
 
     fn bar(&self, name: &str, stage: &str) -> Option<ProgressBar> {
-        let Kind::Terminal(block) = &self.kind else { return None };
+        let Look::Terminal(block) = &self.look else { return None };
         let bar = block.add(ProgressBar::new_spinner());
         let style = ProgressStyle::with_template("{prefix}  {spinner} {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner());
@@ -111,7 +111,7 @@ impl View {
     }
 
     /// How far a job is; the rate is since this process began.
-    pub fn progress(&self, name: &str, stage: &str, Progress { phase, done, total, unit, note }: Progress) {
+    pub(crate) fn progress(&self, name: &str, stage: &str, Progress { phase, done, total, unit, note }: Progress) {
         let mut running = self.running();
         let Some(job) = running.get_mut(name) else { return };
         let first = match &job.first {
@@ -142,10 +142,13 @@ impl View {
             Some(bar) => bar.set_message(text),
             None => {
                 let due = job.shown.elapsed() >= PLAIN_EVERY;
-                if matches!(self.kind, Kind::Json) || due {
+                if matches!(self.look, Look::Json) || due {
                     job.shown = Instant::now();
                     drop(running);
-                    let facts = json!({ "event": "progress", "job": name, "phase": phase, "done": done, "total": total, "unit": unit, "note": note });
+                    let facts = json!({
+                        "event": "progress", "job": name, "phase": phase, "done": done, "total": total, "unit": unit,
+                        "note": note
+                    });
                     self.say(&format!("{}  {text}", self.columns("running", name, stage)), facts);
                 }
             }
@@ -160,7 +163,7 @@ impl View {
         job.started.elapsed().as_secs_f64()
     }
 
-    pub fn done(&self, name: &str, stage: &str, summary: &str, seconds: f64) {
+    pub(crate) fn done(&self, name: &str, stage: &str, summary: &str, seconds: f64) {
         self.end(name);
         let line = format!("{}  {summary}  {}", self.columns("done", name, stage), duration(seconds));
         self.say(
@@ -169,23 +172,23 @@ impl View {
         );
     }
 
-    pub fn cached(&self, name: &str, stage: &str, summary: &str) {
+    pub(crate) fn cached(&self, name: &str, stage: &str, summary: &str) {
         let line = format!("{}  {summary}", self.columns("cached", name, stage));
         self.say(&line, json!({ "event": "cached", "job": name, "stage": stage, "summary": summary }));
     }
 
-    pub fn failed(&self, name: &str, stage: &str, why: &str) {
+    pub(crate) fn failed(&self, name: &str, stage: &str, why: &str) {
         self.end(name);
         let line = format!("{}  {why}", self.columns("failed", name, stage));
         self.say(&line, json!({ "event": "failed", "job": name, "stage": stage, "why": why }));
     }
 
-    pub fn again(&self, name: &str, stage: &str, why: &str, wait: f64) {
+    pub(crate) fn again(&self, name: &str, stage: &str, why: &str, wait: f64) {
         let line = format!("{}  {why}; trying again in {}", self.columns("again", name, stage), duration(wait));
         self.say(&line, json!({ "event": "again", "job": name, "why": why, "seconds": wait }));
     }
 
-    pub fn warning(&self, name: &str, stage: &str, message: &str) {
+    pub(crate) fn warning(&self, name: &str, stage: &str, message: &str) {
         let line = format!("{}  {message}", self.columns("warning", name, stage));
         self.say(&line, json!({ "event": "warning", "job": name, "message": message }));
     }

@@ -9,7 +9,7 @@ use std::fmt;
 
 /// A document, with the place of every value and key by its JSON pointer.
 #[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     pub value: Value,
     file: String,
     values: HashMap<String, (u64, u64)>,
@@ -20,15 +20,15 @@ pub struct Tree {
 
 impl Tree {
     /// A value that stands nowhere.
-    pub fn of(value: Value) -> Self {
+    pub(crate) fn of(value: Value) -> Self {
         Self { value, file: String::new(), values: HashMap::new(), keys: HashMap::new(), given: Vec::new() }
     }
     /// Where the value at `pointer` stands, or what is around it.
-    pub fn place(&self, pointer: &str) -> Option<Place> {
+    pub(crate) fn place(&self, pointer: &str) -> Option<Place> {
         self.find(&self.values, pointer)
     }
     /// Where the key of the entry at `pointer` stands.
-    pub fn key_place(&self, pointer: &str) -> Option<Place> {
+    pub(crate) fn key_place(&self, pointer: &str) -> Option<Place> {
         self.find(&self.keys, pointer).filter(|_| self.keys.contains_key(pointer)).or_else(|| self.place(pointer))
     }
     fn find(&self, places: &HashMap<String, (u64, u64)>, pointer: &str) -> Option<Place> {
@@ -44,7 +44,7 @@ impl Tree {
         }
     }
     /// Puts `value` at `pointer`, in place of what the file says. `said`: the words after `--set`.
-    pub fn set(&mut self, pointer: &str, value: Value, said: &str) {
+    pub(crate) fn set(&mut self, pointer: &str, value: Value, said: &str) {
         let below = format!("{pointer}/");
         self.values.retain(|p, _| p != pointer && !p.starts_with(&below));
         self.keys.retain(|p, _| !p.starts_with(&below));
@@ -132,7 +132,7 @@ impl<'de> Deserialize<'de> for Node {
 }
 
 /// Reads a document. `file` is how its name is shown.
-pub fn parse(text: &str, file: &str) -> Result<Tree> {
+pub(crate) fn parse(text: &str, file: &str) -> Result<Tree> {
     let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
     let root: Spanned<Node> = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let e = e.without_snippet();
@@ -163,8 +163,8 @@ fn refused(message: &str, line: &str) -> Diagnostic {
     } else if message.contains("bracket") || message.contains("flow") {
         "close every `{`, `[` and quote that is opened, with `,` between items"
     } else {
-        "indent the keys of one map alike, write `key: value` with a blank after `:`, and put text that holds `: `, `#`, \
-         `{` or `*` in quotes"
+        "indent the keys of one map alike, write `key: value` with a blank after `:`, and put text that holds `: `, \
+         `#`, `{` or `*` in quotes"
     };
     Diagnostic::pipeline(message.to_owned()).hint(hint)
 }
@@ -189,7 +189,7 @@ fn flatten(node: Spanned<Node>, pointer: String, tree: &mut Tree) -> Value {
 }
 
 /// A value on the command line: YAML, so `0.5`, `[a, b]` and `true` are what they look like.
-pub fn parse_value(text: &str) -> Value {
+pub(crate) fn parse_value(text: &str) -> Value {
     match parse(text, "--set") {
         Ok(tree) if !text.trim().is_empty() => tree.value,
         _ => Value::String(text.into()),
@@ -199,6 +199,7 @@ pub fn parse_value(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn every_value_and_key_keeps_its_place() {
@@ -208,6 +209,37 @@ mod tests {
         assert_eq!(place(tree.place("/jobs/a/stage")), Some((3, 15)));
         assert_eq!(place(tree.key_place("/jobs/a/config/n")), Some((3, 28)));
         assert_eq!(place(tree.place("/jobs/a/missing")), Some((3, 6)));
+    }
+
+    proptest! {
+        /// Blocks of jobs with fields, at any indent, with blank lines and comments between them.
+        #[test]
+        fn a_key_is_where_it_was_written(
+            indent in 1..5usize,
+            blocks in prop::collection::vec((prop::collection::vec("[a-z]{1,5}", 0..4), 0..3usize), 1..6),
+        ) {
+            let (mut text, mut line, mut expected) = (String::new(), 1u64, Vec::new());
+            for (number, (fields, blank)) in blocks.iter().enumerate() {
+                let pointer = format!("/job{number}");
+                text += &format!("job{number}: # é\n");
+                expected.push((pointer.clone(), line, 1));
+                line += 1;
+                for (i, name) in fields.iter().enumerate() {
+                    text += &format!("{:indent$}{name}{i}: {{ deep: {i} }}\n", "");
+                    expected.push((format!("{pointer}/{name}{i}"), line, 1 + indent as u64));
+                    let column = (indent + name.len() + format!("{i}: {{ ").len()) as u64 + 1;
+                    expected.push((format!("{pointer}/{name}{i}/deep"), line, column));
+                    line += 1;
+                }
+                text += &"\n".repeat(*blank);
+                line += *blank as u64;
+            }
+            let tree = parse(&text, "p.yaml").unwrap();
+            for (pointer, line, column) in expected {
+                let place = Place { file: "p.yaml".into(), line, column };
+                prop_assert_eq!(tree.key_place(&pointer), Some(place), "{} in\n{}", pointer, text);
+            }
+        }
     }
 
     #[test]

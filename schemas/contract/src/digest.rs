@@ -1,10 +1,9 @@
-//! Content addresses: the digest of bytes, and the fingerprint of a recipe.
+//! The digest of bytes: a content address.
 
-use crate::{InputRef, Source};
+use crate::exit::ExitCode;
+use crate::fault::Fault;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::fmt;
 
 /// A blake3 hash as 64 lower-case hexadecimal digits.
@@ -15,6 +14,12 @@ pub struct Digest(#[schemars(regex(pattern = "^[0-9a-f]{64}$"))] String);
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a digest: 64 lower-case hexadecimal digits are expected")]
 pub struct NotADigest(String);
+
+impl Fault for NotADigest {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Data
+    }
+}
 
 impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
@@ -61,64 +66,9 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// JSON with sorted keys and no white space: equal values have equal text. A number that is whole is written
-/// without a fraction, so `1.0` and `1` are one recipe.
-pub fn canonical_json(value: &Value) -> String {
-    fn order(value: &Value) -> Value {
-        match value {
-            Value::Object(map) => {
-                let sorted: BTreeMap<_, _> = map.iter().map(|(k, v)| (k.clone(), order(v))).collect();
-                Value::Object(Map::from_iter(sorted))
-            }
-            Value::Array(items) => Value::Array(items.iter().map(order).collect()),
-            Value::Number(n) => match n.as_f64() {
-                Some(x) if n.is_f64() && x.fract() == 0.0 && x.abs() < 9e15 => json!(x as i64),
-                _ => value.clone(),
-            },
-            _ => value.clone(),
-        }
-    }
-    order(value).to_string()
-}
-
-/// What a fingerprint is taken of, as one JSON value: `plan` compares two of these to name the changed field.
-pub fn fingerprint_fields(
-    stage: &str,
-    version: u32,
-    config: &Value,
-    inputs: &BTreeMap<String, Vec<InputRef>>,
-    sources: &[Source],
-) -> Value {
-    let inputs: Map<String, Value> = inputs
-        .iter()
-        .map(|(port, refs)| (port.clone(), refs.iter().map(|r| json!(r.digest)).collect::<Vec<_>>().into()))
-        .collect();
-    json!({ "stage": stage, "version": version, "config": config, "inputs": inputs, "sources": sources })
-}
-
-/// The identity of a recipe: stage, version, effective config, digests of the inputs and sources. Threads, machine,
-/// store and time are no part of it.
-pub fn fingerprint(
-    stage: &str,
-    version: u32,
-    config: &Value,
-    inputs: &BTreeMap<String, Vec<InputRef>>,
-    sources: &[Source],
-) -> Digest {
-    Digest::of(canonical_json(&fingerprint_fields(stage, version, config, inputs, sources)).as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn equal_values_have_one_canonical_text() {
-        let a: Value = serde_json::from_str(r#"{"b": 1.0, "a": [1, 2.5, {"y": null, "x": true}]}"#).unwrap();
-        let b: Value = serde_json::from_str(r#"{"a": [1.0, 2.5, {"x": true, "y": null}], "b": 1}"#).unwrap();
-        assert_eq!(canonical_json(&a), r#"{"a":[1,2.5,{"x":true,"y":null}],"b":1}"#);
-        assert_eq!(canonical_json(&a), canonical_json(&b));
-    }
 
     #[test]
     fn a_digest_is_64_hexadecimal_digits_and_nothing_else() {
@@ -127,16 +77,5 @@ mod tests {
         for bad in ["\"\"", "\"ABC\"", &good.to_uppercase()] {
             assert!(serde_json::from_str::<Digest>(bad).unwrap_err().to_string().contains("is not a digest"));
         }
-    }
-
-    #[test]
-    fn any_part_of_a_recipe_changes_its_fingerprint() {
-        let none = BTreeMap::new();
-        let base = fingerprint("dedup", 1, &json!({"jaccard": 0.8}), &none, &[]);
-        assert_ne!(base, fingerprint("clean", 1, &json!({"jaccard": 0.8}), &none, &[]));
-        assert_ne!(base, fingerprint("dedup", 2, &json!({"jaccard": 0.8}), &none, &[]));
-        assert_ne!(base, fingerprint("dedup", 1, &json!({"jaccard": 0.7}), &none, &[]));
-        let source = Source { name: "a.md".into(), bytes: 3, version: "x".into() };
-        assert_ne!(base, fingerprint("dedup", 1, &json!({"jaccard": 0.8}), &none, &[source]));
     }
 }

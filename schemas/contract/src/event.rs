@@ -1,6 +1,9 @@
-//! What a running stage says: JSON lines on standard output.
+//! Events of a running stage: JSON lines on its standard output.
 
-use crate::{Books, Digest, ExitCode, Problem};
+use crate::digest::Digest;
+use crate::exit::ExitCode;
+use crate::fault::Problem;
+use crate::manifest::Books;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -8,7 +11,7 @@ use std::collections::BTreeMap;
 /// The version of the five verbs, of invocations and of events.
 pub const PROTOCOL: u32 = 1;
 
-/// One line. A line of standard output that is no event is log text.
+/// One line. Any other line of standard output is log text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     #[serde(default)]
@@ -28,13 +31,13 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventBody {
-    /// Work begins, or goes on where an earlier process stopped.
+    /// Work begins, or continues where an earlier process stopped.
     Started {
         attempt: String,
-        /// Times that an earlier process had begun this attempt.
+        /// How many earlier processes worked on this attempt.
         #[serde(default)]
         resumed: u32,
-        /// Where a saved progress goes on, such as a training step.
+        /// Where the saved progress continues, such as a training step.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resumed_at: Option<u64>,
     },
@@ -47,7 +50,7 @@ pub enum EventBody {
         total: Option<u64>,
         /// What is counted: documents, bytes, tokens, steps.
         unit: String,
-        /// What a person would like to read beside it: `loss 2.913`.
+        /// Shown to people beside the numbers: `loss 2.913`.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         note: String,
     },
@@ -58,7 +61,7 @@ pub enum EventBody {
     Warning {
         message: String,
     },
-    /// Where every row went; from programs with `io: files`, whose rows nobody else can count.
+    /// Where every row went. Only programs with `io: files` send it: the runner cannot count their rows itself.
     Books(Books),
     Error {
         code: ExitCode,

@@ -12,16 +12,16 @@ pub enum ExitCode {
     Pipeline = 2,
     /// The data are wrong.
     Data = 3,
-    /// A passing trouble: connection, preemption, a lost lease, a signal.
+    /// A temporary failure: connection, preemption, a lost lease, a signal.
     Again = 4,
     /// A bug of smelt; a panic counts too.
     Bug = 5,
-    /// The machine is wrong: full disk, permission, credentials, driver.
+    /// The machine is at fault: full disk, permission, credentials, driver.
     Machine = 6,
 }
 
 impl ExitCode {
-    /// Reads a process's end: `None` is death by a signal, 101 is a Rust panic.
+    /// The meaning of a process's exit status: `None` was killed by a signal, 101 is a Rust panic.
     pub fn of_process(code: Option<i32>) -> Self {
         match code {
             None => Self::Again,

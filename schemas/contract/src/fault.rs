@@ -1,9 +1,9 @@
 //! What went wrong, as data: who has to act, what, where, and the one thing to do.
 //!
-//! Every error type of smelt's libraries is a [`Fault`]; a stage program turns one into a [`Problem`] and an exit code. Nobody reads a
-//! hint or a code back out of prose.
+//! Every error type of smelt's libraries is a [`Fault`]; a program turns one into a [`Problem`] and an exit code.
+//! Nobody reads a hint or a code back out of prose.
 
-use crate::ExitCode;
+use crate::exit::ExitCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,8 @@ pub trait Fault: std::error::Error {
     }
 }
 
-/// What is wrong, where, and the one thing to do. Printed by `resolve` when it refuses a config.
+/// What is wrong, where, and the one thing to do. A stage's `resolve` prints it when it refuses a config, its `run` as
+/// part of an event; `smelt-query` prints it for every failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     pub message: String,

@@ -1,6 +1,9 @@
 //! What the runner hands to a stage.
 
-use crate::{Digest, Kind, SavePolicy, Source};
+use crate::digest::Digest;
+use crate::kind::Kind;
+use crate::pipeline::SavePolicy;
+use crate::stage::Source;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

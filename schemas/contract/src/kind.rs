@@ -2,7 +2,7 @@
 //!
 //! A kind has required columns and may have others: readers ignore them, map-like stages pass them on. A new optional
 //! column is a minor version, anything else a major one. The tables are plain Parquet and safetensors, so pandas,
-//! DuckDB, `datasets` and `transformers` read them with no word of ours.
+//! DuckDB, `datasets` and `transformers` read them without our code.
 
 use arrow_schema::{DataType, Field, Schema, TimeUnit};
 use schemars::{JsonSchema, Schema as JsonSchemaValue, SchemaGenerator, json_schema};
@@ -29,7 +29,7 @@ impl Kind {
     pub fn fits(&self, wanted: &Kind) -> bool {
         self.name == wanted.name && self.major == wanted.major
     }
-    /// Curves of a training say how a job went; they are no part of what it made.
+    /// Curves of a training record how a job went; they are not part of its output.
     pub fn counts_as_output(&self) -> bool {
         self.name != "metrics"
     }
@@ -100,7 +100,12 @@ pub fn tables() -> Vec<(Kind, Schema)> {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => { $($(#[$doc])* pub fn $name() -> Kind { Kind::v1(stringify!($name)) })* };
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => { $(
+        $(#[$doc])*
+        pub fn $name() -> Kind {
+            Kind::v1(stringify!($name))
+        }
+    )* };
 }
 
 kinds! {

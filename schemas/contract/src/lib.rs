@@ -1,11 +1,14 @@
-//! Every type that crosses a process boundary: what a pipeline file says, what a stage is told, what it tells, what
-//! it leaves behind. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
+//! Every type that crosses a process boundary: pipeline files, what a stage reads and prints, the records it leaves in
+//! the store. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
 //! `schemas/generated/` are printed from here.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 mod digest;
 mod event;
 mod exit;
 mod fault;
+mod fingerprint;
 mod invocation;
 pub mod kind;
 mod manifest;
@@ -13,10 +16,11 @@ mod pipeline;
 mod query;
 mod stage;
 
-pub use digest::{Digest, NotADigest, canonical_json, fingerprint, fingerprint_fields};
+pub use digest::{Digest, NotADigest};
 pub use event::{Event, EventBody, PROTOCOL};
 pub use exit::ExitCode;
 pub use fault::{Fault, Problem};
+pub use fingerprint::{canonical_json, fingerprint};
 pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, ResolveRequest};
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};

@@ -1,6 +1,11 @@
 //! The record of what a job committed.
 
-use crate::{ArtifactRef, Digest, InputRef, Kind, Source};
+use crate::digest::Digest;
+use crate::exit::ExitCode;
+use crate::fault::Fault;
+use crate::invocation::{ArtifactRef, InputRef};
+use crate::kind::Kind;
+use crate::stage::Source;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,7 +87,7 @@ pub struct FileRecord {
 }
 
 /// blake3 over kind, major version and the sorted (path, bytes, blake3) of the files. Rows, attempts and times are
-/// no part of it; nor is the minor version, for an optional column that is there changes the bytes.
+/// no part of it; nor is the minor version: an optional column changes the bytes anyway.
 pub fn port_digest(kind: &Kind, files: &[FileRecord]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("{} {}\n", kind.name, kind.major).as_bytes());
@@ -96,7 +101,7 @@ pub fn port_digest(kind: &Kind, files: &[FileRecord]) -> Digest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Books {
     pub read: u64,
-    /// Rows that came into being here.
+    /// Rows that this job created.
     #[serde(default)]
     pub derived: u64,
     pub written: u64,
@@ -115,6 +120,12 @@ pub struct UnbalancedBooks {
     derived: u64,
     written: u64,
     dropped: u64,
+}
+
+impl Fault for UnbalancedBooks {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Bug
+    }
 }
 
 impl Books {
@@ -163,13 +174,13 @@ pub struct Provenance {
     pub host: String,
     /// Seconds since 1970, UTC.
     pub started: f64,
-    /// Work of all processes of this attempt.
+    /// Time that all processes of this attempt worked.
     pub seconds: f64,
     pub peak_memory_bytes: u64,
     pub threads: usize,
     /// Vector level of the CPU: `avx512`, `avx2`, `portable`.
     pub cpu: String,
-    /// Times the attempt was taken up again.
+    /// How often the attempt was resumed.
     #[serde(default)]
     pub resumed: u32,
 }
@@ -177,6 +188,7 @@ pub struct Provenance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn unbalanced_books_say_how_many_rows_are_missing() {
@@ -185,11 +197,36 @@ mod tests {
         let text = books.check().unwrap_err().to_string();
         assert_eq!(
             text,
-            "10240 rows were read and 0 derived, but 10000 were written and 239 dropped: 1 were neither written nor dropped"
+            "10240 rows were read and 0 derived, but 10000 were written and 239 dropped: 1 were neither written nor \
+                dropped"
         );
         books.dropped.insert("too_short".into(), 1);
         assert_eq!(books.check(), Ok(()));
         assert_eq!(books.summary("documents"), "10000 documents kept, 240 dropped: 239 language, 1 too_short");
+    }
+
+    /// Books of a unit that loses no row.
+    fn balanced() -> impl Strategy<Value = Books> {
+        let dropped = prop::collection::btree_map("[a-z]{1,3}", 0..1000u64, 0..5);
+        (0..1000u64, 0..1000u64, dropped).prop_map(|(written, derived, dropped)| {
+            let out: u64 = written + dropped.values().sum::<u64>();
+            let derived = derived.min(out);
+            Books { read: out - derived, derived, written, dropped }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn books_that_balance_balance_in_sum_and_one_lost_row_shows(units in prop::collection::vec(balanced(), 1..8)) {
+            let mut sum = Books::default();
+            for books in &units {
+                prop_assert_eq!(books.check(), Ok(()));
+                sum.add(books);
+            }
+            prop_assert_eq!(sum.check(), Ok(()));
+            let lost = Books { read: sum.read + 1, ..sum };
+            prop_assert!(lost.check().unwrap_err().to_string().ends_with(": 1 were neither written nor dropped"));
+        }
     }
 
     #[test]

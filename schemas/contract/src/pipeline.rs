@@ -50,37 +50,39 @@ pub type Each = IndexMap<String, Vec<Value>>;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunOptions {
-    /// Cores this job may use; all of them, or one, by what its stage says.
+    /// Cores this job may use; by default all or one, as its stage declares.
     #[serde(default)]
     pub threads: Option<usize>,
-    /// How often exit code 4 is tried again; 2 when not said.
+    /// How often the job is tried again after exit code 4; 2 by default.
     #[serde(default)]
     pub retries: Option<u32>,
     /// Such as `90s`, `30m`, `2h`.
     #[serde(default)]
     pub timeout: Option<String>,
-    /// Names of environment variables that the stage may see, beside PATH, HOME, the AWS_*, SMELT_*, CARGO_* and locale ones.
+    /// Names of environment variables that the stage may see, beside PATH, HOME, the AWS_*, SMELT_*, CARGO_* and locale
+    /// ones.
     #[serde(default)]
     pub env: Vec<String>,
-    /// How often a training saves its state, and how many saves stay.
+    /// How often a training saves its state, and how many saves are kept.
     #[serde(default)]
     pub save: SavePolicy,
 }
 
-/// Saves of a running training. They change no byte of what it makes.
+/// Saves of a running training. They change no byte of its output.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SavePolicy {
-    /// From the start of one save to the next; a thread writes it while the training goes on. 0 saves after every step, before the next.
+    /// From the start of one save to the start of the next. A background thread writes them; with 0 the training saves
+    /// after every step and waits for it.
     pub seconds: f64,
-    /// Saves that stay, at least 1: a damaged one is passed over for the one before.
+    /// How many saves are kept, at least 1: if the newest is damaged, the one before it is used.
     pub last: usize,
-    /// A save is made before every so many steps as well, whatever the time, and stays beside the last ones. 0 makes none.
+    /// Also save before every step that is a multiple of this, and keep these saves. 0 makes none.
     pub every: u64,
 }
 
 impl SavePolicy {
-    /// Whether the save before step `next` stays for good.
+    /// Whether the save before step `next` is kept for good.
     pub fn stays(&self, next: u64) -> bool {
         self.every > 0 && next.is_multiple_of(self.every)
     }

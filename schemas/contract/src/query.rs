@@ -1,6 +1,10 @@
 //! What `smelt` asks of `smelt-query`.
+//!
+//! A request goes to its standard input, the answer to its standard output. What fails is told by the exit code and by
+//! a [`Problem`](crate::fault::Problem) as JSON in one line on standard error; a fault of the SQL has the place
+//! `line:column` in the query, if the parser knows it. Other lines of standard error are words for people.
 
-use crate::Kind;
+use crate::kind::Kind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,7 +22,7 @@ pub struct QueryRequest {
     /// Where Parquet goes; the other formats go to standard output.
     #[serde(default)]
     pub output: Option<PathBuf>,
-    /// Plan it against what the tables will be, and answer nothing.
+    /// Only plan the query, against tables that may not exist yet; answer nothing.
     #[serde(default)]
     pub check: bool,
     pub tables: Vec<QueryTable>,
@@ -73,7 +77,8 @@ pub enum RecordType {
     Time,
 }
 
-/// Asks what local Parquet files hold, on standard input of `smelt-query inspect`: files that a program left which smelt does not know.
+/// The question of `smelt-query inspect`, on its standard input: what do these local Parquet files hold? Programs with
+/// `io: files` wrote them.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct InspectRequest {
     /// Its columns must be there, of its types.

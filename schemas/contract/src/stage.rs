@@ -1,6 +1,6 @@
 //! What a stage tells about itself: the answers of `describe`, `resolve`, `estimate` and `doctor`.
 
-use crate::Kind;
+use crate::kind::Kind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct Description {
     pub protocol: u32,
     pub name: String,
-    /// Bumped when the same config and inputs would give other bytes.
+    /// Raised when the same config and inputs would give different bytes.
     pub version: u32,
     /// One sentence.
     pub about: String,
@@ -84,7 +84,7 @@ pub struct OutputPort {
     pub kind: Kind,
 }
 
-/// Something read from outside the store, by what it is: never by where it lies on this machine.
+/// Something read from outside the store, identified by its content, never by its path on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Source {
     /// Relative name, the same on every machine.
@@ -105,7 +105,7 @@ pub struct Resolved {
     pub sources: Vec<Source>,
 }
 
-/// The answer of `estimate`. What a config alone does not tell is left out, and `notes` say why.
+/// The answer of `estimate`. What the config alone does not determine is left out, and `notes` say why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,7 +115,7 @@ pub struct Estimate {
     /// On this machine, with all its cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
-    /// What the figures are made of, units in the names.
+    /// The parts of these figures; their names hold the units.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub details: BTreeMap<String, f64>,
     /// What was assumed, and what is not known.

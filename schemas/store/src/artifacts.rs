@@ -240,6 +240,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_damaged_manifest_hides_no_other_edition() {
@@ -270,11 +271,20 @@ mod tests {
         assert_eq!((whole, damaged.len()), (vec![manifest], 1));
     }
 
-    #[test]
-    fn any_name_survives_as_part_of_a_key() {
-        for name in ["clean", "train[seed=1,rate=3e-4]", "a/b é!", "!5B", "..", ".hidden"] {
-            assert_eq!(unsafe_name(&safe_name(name)), name);
-            assert!(!safe_name(name).contains(['/', '[', ']', ' ']) && !safe_name(name).starts_with('.'));
+    proptest! {
+        #[test]
+        fn any_name_survives_as_part_of_a_key(name in "[ -~é]{0,12}|\\PC*") {
+            let key = safe_name(&name);
+            prop_assert_eq!(unsafe_name(&key), name);
+            let is_safe = |c: char| c.is_ascii_alphanumeric() || "-_=,.!".contains(c);
+            prop_assert!(key.chars().all(is_safe) && !key.starts_with('.'), "{}", key);
         }
+    }
+
+    #[test]
+    fn names_of_instances_stay_readable_in_keys() {
+        let instance = safe_name("train[seed=1,rate=3e-4]");
+        assert_eq!(instance, "train!5Bseed=1,rate=3e-4!5D");
+        assert_eq!([safe_name(".."), safe_name("!5B")], ["!2E.", "!215B"]);
     }
 }

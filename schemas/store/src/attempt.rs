@@ -4,27 +4,28 @@
 //! Files that no unit and no progress names are ignored; who loses the lease stops.
 
 use crate::artifacts::{artifact_key, safe_name, to_json};
+use crate::clock::now;
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::unique::unique;
 use crate::upload::Upload;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smelt_schemas::{Books, Digest, FileRecord};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A lease that is not renewed for this long has lapsed.
 const LEASE_SECONDS: f64 = 120.0;
-/// Who holds a claim renews it this often.
+/// The holder of a claim renews it this often.
 pub const RENEW: Duration = Duration::from_secs(30);
 
 /// Who works on an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// Drawn by each process anew.
+    /// Random, another one for each process.
     pub id: String,
     pub host: String,
     /// Changes when the host restarts.
@@ -39,7 +40,7 @@ impl Owner {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let pid = std::process::id();
         Self {
-            id: crate::unique(),
+            id: unique(),
             host: read("/proc/sys/kernel/hostname"),
             boot: read("/proc/sys/kernel/random/boot_id"),
             pid,
@@ -47,7 +48,7 @@ impl Owner {
         }
     }
 
-    /// True if this owner ran on this boot of this host and runs no more.
+    /// True if this owner ran on this boot of this host and has ended.
     pub fn is_gone(&self, me: &Owner) -> bool {
         let here = !self.boot.is_empty() && self.boot == me.boot && self.host == me.host;
         here && pid_start(self.pid) != Some(self.pid_start)
@@ -60,7 +61,7 @@ fn pid_start(pid: u32) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     if fields.first() == Some(&"Z") {
-        return None; // ended, and its parent has not looked yet
+        return None; // ended, but its parent has not waited for it yet
     }
     fields.get(19)?.parse().ok()
 }
@@ -75,7 +76,7 @@ pub struct Lease {
     /// Given back, or finished.
     #[serde(default)]
     pub released: bool,
-    /// Times that somebody took the attempt over.
+    /// How often the attempt was taken over.
     #[serde(default)]
     pub resumed: u32,
     /// Seconds worked by earlier owners.
@@ -89,15 +90,15 @@ impl Lease {
     }
 }
 
-/// Whether the claim of an owner that was last renewed at `renewed` is void: of an attempt, or of a run.
+/// Whether an owner's claim on an attempt or a run, last renewed at `renewed`, is void.
 pub fn has_lapsed(owner: &Owner, renewed: f64, now: f64, me: &Owner) -> bool {
     now - renewed > LEASE_SECONDS || owner.is_gone(me)
 }
 
-/// Where a running job stands, written after the files that it names: the newest save, and older ones that are kept.
+/// How far a running job is: the newest save, and older ones that are kept. Written after the files that it names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Where to go on, such as the next training step.
+    /// Where to continue, such as the next training step.
     pub cursor: u64,
     /// Files of the save, by name; keys are relative to the attempt's folder.
     pub files: BTreeMap<String, FileRecord>,
@@ -140,13 +141,13 @@ pub struct UnitRecord {
 }
 
 /// A held attempt. A thread of its own renews the lease until this is dropped.
+#[derive(Debug)]
 pub struct Attempt {
     store: Store,
     folder: String,
     id: String,
     lease: Lease,
     started: f64,
-    lost: Arc<AtomicBool>,
     stop: Arc<(Mutex<bool>, Condvar)>,
     renewer: Option<JoinHandle<()>>,
 }
@@ -163,18 +164,17 @@ impl Attempt {
             let key = format!("{folder}/lease.json");
             let Some((bytes, version)) = store.get_versioned(&key)? else { continue };
             let Ok(old) = serde_json::from_slice::<Lease>(&bytes) else { continue };
-            if old.edition != edition || !old.has_lapsed(crate::now(), &me) {
+            if old.edition != edition || !old.has_lapsed(now(), &me) {
                 continue;
             }
-            let lease =
-                Lease { owner: me.clone(), renewed: crate::now(), released: false, resumed: old.resumed + 1, ..old };
+            let lease = Lease { owner: me.clone(), renewed: now(), released: false, resumed: old.resumed + 1, ..old };
             if store.swap(&key, &version, &to_json(&lease))? {
                 return Ok(Self::held(store, folder, id, lease));
             }
         }
-        let id = format!("{:012x}-{}", (crate::now() * 1e3) as u64, crate::unique());
+        let id = format!("{:012x}-{}", (now() * 1e3) as u64, unique());
         let folder = format!("{recipe}/{id}");
-        let lease = Lease { owner: me, edition, renewed: crate::now(), released: false, resumed: 0, seconds: 0.0 };
+        let lease = Lease { owner: me, edition, renewed: now(), released: false, resumed: 0, seconds: 0.0 };
         if !store.create(&format!("{folder}/lease.json"), &to_json(&lease))? {
             return Err(store.corrupt(&folder, "exists already, though its name was just drawn"));
         }
@@ -182,11 +182,10 @@ impl Attempt {
     }
 
     fn held(store: &Store, folder: String, id: String, lease: Lease) -> Self {
-        let lost = Arc::new(AtomicBool::new(false));
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let renewer = {
-            let (store, key, owner, lost, stop) =
-                (store.clone(), format!("{folder}/lease.json"), lease.owner.id.clone(), lost.clone(), stop.clone());
+            let (store, key, owner, stop) =
+                (store.clone(), format!("{folder}/lease.json"), lease.owner.id.clone(), stop.clone());
             std::thread::spawn(move || {
                 let (done, signal) = &*stop;
                 let mut done = done.lock().expect("nothing panics while it holds this lock");
@@ -195,15 +194,14 @@ impl Attempt {
                     if *done {
                         return;
                     }
-                    // A store that does not answer is asked again; a lease of somebody else's is the end.
-                    if let Ok(false) = renew(&store, &key, &owner, |l| l.renewed = crate::now()) {
-                        lost.store(true, Ordering::SeqCst);
+                    // A store that does not answer is asked again; a lease that somebody else holds is lost for good.
+                    if let Ok(false) = renew(&store, &key, &owner, |l| l.renewed = now()) {
                         return;
                     }
                 }
             })
         };
-        Self { store: store.clone(), folder, id, lease, started: crate::now(), lost, stop, renewer: Some(renewer) }
+        Self { store: store.clone(), folder, id, lease, started: now(), stop, renewer: Some(renewer) }
     }
 
     pub fn id(&self) -> &str {
@@ -214,24 +212,19 @@ impl Attempt {
         &self.store
     }
 
-    /// Times that an earlier process had begun this work.
+    /// How many earlier processes worked on it.
     pub fn resumed(&self) -> u32 {
         self.lease.resumed
     }
 
     /// Seconds worked on it, by all its owners.
     pub fn seconds(&self) -> f64 {
-        self.lease.seconds + crate::now() - self.started
+        self.lease.seconds + now() - self.started
     }
 
-    /// An error once somebody else holds the lease: stop, and write nothing more.
+    /// An error once somebody else holds the lease: stop, and write nothing more. Reads the lease from the store.
     pub fn check(&self) -> Result<()> {
-        if !self.lost.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let lease: Option<Lease> = self.store.get_json(&format!("{}/lease.json", self.folder))?;
-        let holder = lease.map_or_else(|| "nobody".into(), |l| format!("process {} on {}", l.owner.pid, l.owner.host));
-        Err(Error::LeaseLost { attempt: self.id.clone(), holder })
+        check(&self.store, &self.folder, &self.id, &self.lease.owner.id)
     }
 
     /// The key of a file of this attempt: `files/<port>/<path>`, `saves/...`.
@@ -241,8 +234,16 @@ impl Attempt {
 
     /// A file of a port, in writing.
     pub fn upload(&self, port: &str, path: &str) -> Result<Upload> {
+        self.upload_at(&format!("files/{port}/{path}"))
+    }
+
+    /// A file of this attempt, in writing, by the path that `key` takes. It becomes visible only if the lease is still
+    /// held then.
+    pub fn upload_at(&self, path: &str) -> Result<Upload> {
         self.check()?;
-        self.store.upload(&self.key(&format!("files/{port}/{path}")))
+        let (store, folder) = (self.store.clone(), self.folder.clone());
+        let (id, owner) = (self.id.clone(), self.lease.owner.id.clone());
+        Ok(self.store.upload(&self.key(path))?.only_if(Box::new(move || check(&store, &folder, &id, &owner))))
     }
 
     pub fn progress(&self) -> Result<Option<Progress>> {
@@ -294,7 +295,7 @@ impl Attempt {
         self.stop_renewing();
         let seconds = self.seconds();
         let key = format!("{}/lease.json", self.folder);
-        // Best effort: a lease that stays lapses by itself.
+        // Best effort: a lease that is not given back lapses by itself.
         drop(renew(&self.store, &key, &self.lease.owner.id, |l| (l.released, l.seconds) = (true, seconds)));
     }
 
@@ -310,6 +311,18 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.stop_renewing();
+    }
+}
+
+/// An error if `owner` does not hold the lease of the attempt `id` in `folder`.
+fn check(store: &Store, folder: &str, id: &str, owner: &str) -> Result<()> {
+    let lease: Option<Lease> = store.get_json(&format!("{folder}/lease.json"))?;
+    match lease {
+        Some(lease) if lease.owner.id == owner => Ok(()),
+        other => {
+            let name = |l: Lease| format!("process {} on {}", l.owner.pid, l.owner.host);
+            Err(Error::LeaseLost { attempt: id.into(), holder: other.map_or_else(|| "nobody".into(), name) })
+        }
     }
 }
 
@@ -370,9 +383,43 @@ mod tests {
         lease.owner = Owner { id: "other".into(), host: "elsewhere".into(), pid: 7, ..lease.owner };
         store.put(&key, &to_json(&lease)).unwrap();
         assert!(!renew(&store, &key, &attempt.lease.owner.id, |l| l.renewed = 0.0).unwrap());
-        attempt.lost.store(true, Ordering::SeqCst); // what the renewing thread does with that answer
         let error = attempt.save_progress(&Progress { cursor: 1, ..Progress::default() });
         assert!(error.unwrap_err().to_string().ends_with("lost its lease to process 7 on elsewhere"));
+    }
+
+    #[test]
+    fn an_upload_becomes_visible_only_while_the_lease_is_held() {
+        let folder = std::env::temp_dir().join(format!("smelt-lease-{}", unique()));
+        for address in [folder.to_str().unwrap(), "memory:lease"] {
+            let store = Store::open(address).unwrap();
+            let attempt = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+            // One small enough for a single put, one that S3 takes in parts.
+            let mut uploads = [1usize, 9 << 20].map(|bytes| {
+                let mut upload = attempt.upload("documents", &format!("{bytes}.parquet")).unwrap();
+                upload.write_all(&vec![7; bytes]).unwrap();
+                Some(upload)
+            });
+            let mut before = attempt.upload("documents", "before.parquet").unwrap();
+            before.write_all(b"rows").unwrap();
+            before.finish("before.parquet").unwrap();
+
+            let key = attempt.key("lease.json");
+            let mut lease: Lease = store.get_json(&key).unwrap().unwrap();
+            lease.owner = Owner { id: "other".into(), host: "elsewhere".into(), pid: 7, ..lease.owner };
+            store.put(&key, &to_json(&lease)).unwrap();
+            for upload in uploads.iter_mut().filter_map(Option::take) {
+                let error = upload.finish("late.parquet").unwrap_err();
+                assert!(matches!(error, Error::LeaseLost { .. }), "{error}");
+            }
+            assert!(matches!(attempt.upload("documents", "later.parquet"), Err(Error::LeaseLost { .. })));
+            let files: Vec<String> = store.list(&attempt.key("files")).unwrap().into_iter().map(|e| e.key).collect();
+            assert_eq!(files, [attempt.key("files/documents/before.parquet")]);
+            if let Some(root) = store.directory() {
+                let left = std::fs::read_dir(root.join(attempt.key("files/documents"))).unwrap().count();
+                assert_eq!(left, 1, "a refused upload leaves no temporary file");
+            }
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

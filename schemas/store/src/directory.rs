@@ -1,46 +1,47 @@
 //! A store that is a directory.
 //!
-//! `object_store` has a local file system of its own, but it syncs nothing and cannot compare and swap; a commit must
-//! survive a power cut, so files are written here: to a temporary name, synced, linked or renamed, folder synced.
+//! `object_store` also offers a local file system, but it syncs nothing and cannot compare and swap. A commit must
+//! survive a power cut, so a file is written here in four steps: to a temporary name, sync, link or rename, sync of the
+//! folder.
 
-use crate::store::{Entry, Version};
+use crate::entry::{Entry, Version};
+use crate::unique::unique;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-pub struct Directory {
+pub(crate) struct Directory {
     pub root: PathBuf,
 }
 
 /// Ends the names of files that are still being written. No listing shows them.
-pub const TEMPORARY: &str = ".smelt-tmp";
+pub(crate) const TEMPORARY: &str = ".smelt-tmp";
 
 impl Directory {
-    pub fn path(&self, key: &str) -> PathBuf {
+    pub(crate) fn path(&self, key: &str) -> PathBuf {
         self.root.join(key)
     }
 
     /// A new file beside `key`, under a name that no listing shows.
-    pub fn temporary(&self, key: &str) -> io::Result<(File, PathBuf)> {
+    pub(crate) fn temporary(&self, key: &str) -> io::Result<(File, PathBuf)> {
         let target = self.path(key);
         fs::create_dir_all(folder(&target))?;
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let path = target.with_file_name(format!(".{name}.{}{TEMPORARY}", crate::unique()));
+        let path = target.with_file_name(format!(".{name}.{}{TEMPORARY}", unique()));
         Ok((OpenOptions::new().write(true).create_new(true).open(&path)?, path))
     }
 
-    /// Makes a finished temporary file visible as `key`, replacing what was there.
-    pub fn publish(&self, file: &File, temporary: &Path, key: &str) -> io::Result<()> {
-        file.sync_all()?;
+    /// Makes a finished and synced temporary file visible as `key`, replacing what was there.
+    pub(crate) fn publish(&self, temporary: &Path, key: &str) -> io::Result<()> {
         let target = self.path(key);
         fs::rename(temporary, &target)?;
         sync_folder(&target)
     }
 
-    pub fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
         let (mut file, temporary) = self.temporary(key)?;
-        let done = file.write_all(bytes).and_then(|()| self.publish(&file, &temporary, key));
+        let done = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| self.publish(&temporary, key));
         if done.is_err() {
             remove_quietly(&temporary);
         }
@@ -48,7 +49,7 @@ impl Directory {
     }
 
     /// False if `key` exists.
-    pub fn create(&self, key: &str, bytes: &[u8]) -> io::Result<bool> {
+    pub(crate) fn create(&self, key: &str, bytes: &[u8]) -> io::Result<bool> {
         let (mut file, temporary) = self.temporary(key)?;
         let target = self.path(key);
         let done =
@@ -62,7 +63,7 @@ impl Directory {
     }
 
     /// Replaces `key` if it still is `expected`. A lock on the folder makes it one step among processes of one host.
-    pub fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> io::Result<bool> {
+    pub(crate) fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> io::Result<bool> {
         let lock = File::open(folder(&self.path(key)))?;
         // SAFETY: the descriptor is open for as long as `lock` lives; the lock ends with it.
         if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
@@ -77,7 +78,7 @@ impl Directory {
     }
 
     /// Files below `prefix`, at any depth; sorted.
-    pub fn list(&self, prefix: &str) -> io::Result<Vec<Entry>> {
+    pub(crate) fn list(&self, prefix: &str) -> io::Result<Vec<Entry>> {
         fn walk(folder: &Path, key: &str, out: &mut Vec<Entry>) -> io::Result<()> {
             let items = match fs::read_dir(folder) {
                 Ok(items) => items,
@@ -106,7 +107,7 @@ impl Directory {
     }
 
     /// Names of the files and of the folders right below `prefix`; sorted.
-    pub fn list_here(&self, prefix: &str) -> io::Result<(Vec<String>, Vec<String>)> {
+    pub(crate) fn list_here(&self, prefix: &str) -> io::Result<(Vec<String>, Vec<String>)> {
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         match fs::read_dir(self.path(prefix)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -129,14 +130,14 @@ impl Directory {
     }
 
     /// Removes everything below `prefix`, temporary files too.
-    pub fn delete_all(&self, prefix: &str) -> io::Result<()> {
+    pub(crate) fn delete_all(&self, prefix: &str) -> io::Result<()> {
         match fs::remove_dir_all(self.path(prefix)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
     }
 
-    pub fn delete(&self, key: &str) -> io::Result<()> {
+    pub(crate) fn delete(&self, key: &str) -> io::Result<()> {
         match fs::remove_file(self.path(key)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -152,7 +153,7 @@ fn sync_folder(target: &Path) -> io::Result<()> {
     File::open(folder(target))?.sync_all()
 }
 
-/// For files nobody can see: what stays behind costs space, and `gc` finds it.
-pub fn remove_quietly(path: &Path) {
+/// For files that nobody can see: one that stays behind only costs space, until `gc` deletes its folder.
+pub(crate) fn remove_quietly(path: &Path) {
     drop(fs::remove_file(path));
 }

@@ -31,7 +31,7 @@ pub enum Error {
     LeaseLost { attempt: String, holder: String },
 }
 
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Fault for Error {
     fn exit_code(&self) -> ExitCode {
@@ -71,7 +71,7 @@ impl Fault for Error {
                 "check AWS_ENDPOINT_URL and the network".into()
             }
             Self::Corrupt { .. } => {
-                "`smelt artifacts verify` lists what is damaged; `smelt rerun` makes it anew".into()
+                "`smelt artifacts verify` lists what is damaged; `smelt rerun` recomputes it".into()
             }
             Self::Overwrites { .. } => {
                 "use a server that honours If-None-Match, or set SMELT_SINGLE_WRITER=1 and start one run at a time"
@@ -83,7 +83,7 @@ impl Fault for Error {
 }
 
 /// Sorts a failure of the file system by who has to act.
-pub fn of_io(store: &str, what: String, error: io::Error) -> Error {
+pub(crate) fn of_io(store: &str, what: String, error: io::Error) -> Error {
     let (store, kind) = (store.to_owned(), error.kind());
     let source = Box::new(error);
     match kind {
@@ -97,7 +97,7 @@ pub fn of_io(store: &str, what: String, error: io::Error) -> Error {
 
 /// Sorts a failure of an object store by who has to act. Addresses inside the cause may carry a signed query, so only
 /// the innermost cause is kept, and of its addresses neither user nor query.
-pub fn of_objects(store: &str, what: String, error: object_store::Error) -> Error {
+pub(crate) fn of_objects(store: &str, what: String, error: object_store::Error) -> Error {
     use object_store::Error as E;
     let text = innermost(&error);
     let store = store.to_owned();
@@ -120,7 +120,7 @@ pub fn of_objects(store: &str, what: String, error: object_store::Error) -> Erro
 }
 
 /// Whether a "not found" is the bucket's, not the object's.
-pub fn is_missing_bucket(error: &object_store::Error) -> bool {
+pub(crate) fn is_missing_bucket(error: &object_store::Error) -> bool {
     code(&innermost(error)) == Some("NoSuchBucket")
 }
 
@@ -147,19 +147,19 @@ fn without_secrets(text: &str) -> String {
     out + rest
 }
 
-/// The text of an element of the XML that S3 answers with.
-fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+/// The text inside the tag `name` of the XML that S3 answers with.
+fn inside<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     Some(rest.split_once(&format!("</{name}>"))?.0)
 }
 
 fn code(text: &str) -> Option<&str> {
-    element(text, "Code")
+    inside(text, "Code")
 }
 
 /// What the server said, in words: `AccessDenied: Access Denied`, not the XML around it.
 fn said(text: &str) -> String {
-    match (code(text), element(text, "Message")) {
+    match (code(text), inside(text, "Message")) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
         (Some(code), None) => code.to_owned(),
         _ => text.to_owned(),

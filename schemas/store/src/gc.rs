@@ -1,7 +1,8 @@
-//! What nobody reaches any more.
+//! Garbage collection: artifacts and attempts that nothing refers to any more.
 
 use crate::artifacts::artifact_key;
 use crate::attempt::{Lease, Owner};
+use crate::clock::now;
 use crate::error::{Error, Result};
 use crate::run::{RunRecord, RunState};
 use crate::store::Store;
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct GcRules {
     /// Attempts younger than this stay, in seconds.
     pub attempt_age: f64,
-    /// Artifacts younger than this stay: a run that is under way may need them.
+    /// Artifacts younger than this stay, in seconds: a run that is under way may need them.
     pub artifact_age: f64,
 }
 
@@ -36,7 +37,7 @@ impl Store {
     /// reach; an attempt when it has lapsed and is a day old. Where a manifest is damaged nobody can say which files
     /// are its own, so it and the attempts of its recipe stay.
     pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
-        let now = crate::now();
+        let now = now();
         // The runs first: what one of them commits from here on is too young to go, or held by its record.
         let running: Vec<RunRecord> = self.runs()?.into_iter().filter(|r| r.state == RunState::Running).collect();
         let (found, damaged) = self.manifests()?;
@@ -83,7 +84,7 @@ impl Store {
                     }
                     let lease = self.get_json::<Lease>(&format!("{attempt}/lease.json"));
                     let lease = match lease {
-                        Err(Error::Corrupt { .. }) => None, // renewed by nobody any more
+                        Err(Error::Corrupt { .. }) => None, // nobody can renew it any more
                         other => other?,
                     };
                     if lease.is_none_or(|l| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age) {

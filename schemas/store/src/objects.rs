@@ -1,6 +1,6 @@
 //! A store behind `object_store`: S3, and memory for tests.
 
-use crate::store::{Entry, Version};
+use crate::entry::{Entry, Version};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
@@ -13,13 +13,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-pub struct Objects {
+pub(crate) struct Objects {
     pub objects: Arc<dyn ObjectStore>,
     pub prefix: String,
 }
 
 /// The one runtime that waits for networks. Never dropped, so it may be used from anywhere but from inside itself.
-pub fn runtime() -> &'static Runtime {
+pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread()
@@ -33,7 +33,7 @@ pub fn runtime() -> &'static Runtime {
 
 /// What is missing to sign a request, if nothing names credentials. Asking the cloud's metadata service, as the client
 /// would do last, is an address that hangs for minutes anywhere else: it takes a variable that says so.
-pub fn missing_credentials(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+pub(crate) fn missing_credentials(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     const ELSEWHERE: [&str; 5] = [
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -52,7 +52,7 @@ pub fn missing_credentials(variable: impl Fn(&str) -> Option<String>) -> Option<
 }
 
 /// A client of `bucket`, from the usual AWS_* variables: endpoint, region, path style, credentials.
-pub fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
+pub(crate) fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
     let endpoint =
         ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().find_map(|v| std::env::var(v).ok());
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(RetryConfig {
@@ -71,7 +71,7 @@ pub fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
 }
 
 impl Objects {
-    pub fn path(&self, key: &str) -> Path {
+    pub(crate) fn path(&self, key: &str) -> Path {
         let full = if self.prefix.is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) };
         Path::parse(&full).unwrap_or_else(|_| Path::from(full))
     }
@@ -81,7 +81,7 @@ impl Objects {
         full.strip_prefix(&self.prefix).map_or(full, |k| k.trim_start_matches('/')).to_owned()
     }
 
-    pub fn get(&self, key: &str) -> Result<(Bytes, Version)> {
+    pub(crate) fn get(&self, key: &str) -> Result<(Bytes, Version)> {
         runtime().block_on(async {
             let found = self.objects.get(&self.path(key)).await?;
             let version = Version { etag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
@@ -89,12 +89,12 @@ impl Objects {
         })
     }
 
-    pub fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+    pub(crate) fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         runtime().block_on(self.objects.get_range(&self.path(key), range))
     }
 
     /// Calls `take` with each piece of `key` as it arrives.
-    pub fn stream(&self, key: &str, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<()> {
+    pub(crate) fn stream(&self, key: &str, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<()> {
         runtime().block_on(async {
             let mut pieces = self.objects.get(&self.path(key)).await?.into_stream();
             while let Some(piece) = pieces.next().await {
@@ -109,12 +109,12 @@ impl Objects {
         runtime().block_on(self.objects.put_opts(&self.path(key), payload, PutOptions::from(mode)))
     }
 
-    pub fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
         self.put_with(key, bytes, PutMode::Overwrite).map(drop)
     }
 
     /// False if `key` exists. An error may hide a success whose reply was lost: the caller reads back.
-    pub fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
+    pub(crate) fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
         match self.put_with(key, bytes, PutMode::Create) {
             Ok(_) => Ok(true),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
@@ -123,7 +123,7 @@ impl Objects {
     }
 
     /// Replaces `key` if it still is `expected`.
-    pub fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
+    pub(crate) fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
         let update = UpdateVersion { e_tag: expected.etag.clone(), version: expected.version.clone() };
         match self.put_with(key, bytes, PutMode::Update(update)) {
             Ok(_) => Ok(true),
@@ -132,7 +132,7 @@ impl Objects {
         }
     }
 
-    pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
+    pub(crate) fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
         let found = runtime().block_on(self.objects.list(Some(&self.path(prefix))).try_collect::<Vec<_>>())?;
         let mut entries: Vec<_> = found
             .into_iter()
@@ -146,7 +146,7 @@ impl Objects {
         Ok(entries)
     }
 
-    pub fn list_here(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>)> {
+    pub(crate) fn list_here(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>)> {
         let found = runtime().block_on(self.objects.list_with_delimiter(Some(&self.path(prefix))))?;
         let name = |p: &Path| p.filename().unwrap_or_default().to_owned();
         let mut files: Vec<_> = found.objects.iter().map(|m| name(&m.location)).collect();
@@ -156,14 +156,14 @@ impl Objects {
         Ok((files, folders))
     }
 
-    pub fn delete(&self, key: &str) -> Result<()> {
+    pub(crate) fn delete(&self, key: &str) -> Result<()> {
         match runtime().block_on(self.objects.delete(&self.path(key))) {
             Err(Error::NotFound { .. }) => Ok(()),
             other => other,
         }
     }
 
-    pub fn delete_all(&self, prefix: &str) -> Result<()> {
+    pub(crate) fn delete_all(&self, prefix: &str) -> Result<()> {
         runtime().block_on(async {
             let paths = self.objects.list(Some(&self.path(prefix))).map_ok(|m| m.location).boxed();
             self.objects.delete_stream(paths).try_for_each(|_| async { Ok(()) }).await

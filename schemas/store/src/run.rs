@@ -1,9 +1,11 @@
 //! The record of one run: what it is of, who runs it, what it holds, how it ended.
 //!
-//! Rewritten by its runner alone, as jobs end and every half minute, so that a record that says `running` and is
-//! renewed no more tells of a runner that was killed.
+//! Only its runner rewrites it: when a job ends, and every half minute. So a record that says `running` but is no
+//! longer renewed belongs to a runner that was killed.
 
+use crate::artifacts::to_json;
 use crate::attempt::{Owner, has_lapsed};
+use crate::clock::now;
 use crate::error::Result;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,7 @@ pub enum RunState {
     Failed,
     /// By Ctrl-C or SIGTERM.
     Stopped,
-    /// Its runner vanished: never written, for nobody is left to write it.
+    /// Its runner vanished. Never stored, because nobody is left to write it: `runs` works it out.
     Interrupted,
 }
 
@@ -69,7 +71,7 @@ impl RunRecord {
         format!("runs/{run}/run.json")
     }
 
-    /// Whether its runner still goes on, as far as this host can know.
+    /// Whether its runner is still alive, as far as this host can know.
     fn is_live(&self, now: f64, me: &Owner) -> bool {
         let owned = |owner: &Owner| !has_lapsed(owner, self.renewed, now, me);
         self.state == RunState::Running && self.owner.as_ref().is_some_and(owned)
@@ -78,12 +80,12 @@ impl RunRecord {
 
 impl Store {
     pub fn record_run(&self, record: &RunRecord) -> Result<()> {
-        self.put(&RunRecord::key(&record.run), &crate::artifacts::to_json(record))
+        self.put(&RunRecord::key(&record.run), &to_json(record))
     }
 
     /// The record of each run, newest last. One that cannot be read tells nothing and is left out.
     pub fn runs(&self) -> Result<Vec<RunRecord>> {
-        let (me, now) = (Owner::this_process(), crate::now());
+        let (me, now) = (Owner::this_process(), now());
         let mut found = Vec::new();
         for run in self.list_here("runs")?.1 {
             let Some(bytes) = self.get_opt(&RunRecord::key(&run))? else { continue };
@@ -119,7 +121,7 @@ mod tests {
             holds: Vec::new(),
             jobs: Vec::new(),
         };
-        let now = crate::now();
+        let now = now();
         let gone = Owner { pid_start: me.pid_start + 1, ..me.clone() };
         let elsewhere = Owner { host: "elsewhere".into(), ..gone.clone() };
         store.record_run(&record("a", Some(me), now)).unwrap();

@@ -1,49 +1,31 @@
 //! One store: keys to bytes, with create-only puts, compare and swap, and digests on the way in and out.
 
 use crate::directory::Directory;
+use crate::entry::{Entry, Version};
 use crate::error::{Error, Result, is_missing_bucket, of_io, of_objects};
+use crate::kill::before_write;
 use crate::objects::{self, Objects};
-use crate::upload::Upload;
+use crate::unique::unique;
 use bytes::Bytes;
 use object_store::ObjectStore;
 use smelt_schemas::{Digest, FileRecord};
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
 /// A handle; clones talk to the same store.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) place: Arc<Place>,
+    pub(crate) backing: Arc<Backing>,
     address: Arc<str>,
 }
 
-pub(crate) enum Place {
+/// Where the bytes are.
+pub(crate) enum Backing {
     Directory(Directory),
     Objects(Objects),
-}
-
-/// What `list` tells of one object. `modified`: seconds since 1970, UTC.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    pub key: String,
-    pub bytes: u64,
-    pub modified: f64,
-}
-
-/// Which bytes of a key were read: what `swap` expects to find again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    pub(crate) etag: Option<String>,
-    pub(crate) version: Option<String>,
-}
-
-impl Version {
-    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
-        Self { etag: Some(Digest::of(bytes).into()), version: None }
-    }
 }
 
 /// A verified file on this machine: the store's own, or a copy that vanishes with this value.
@@ -67,24 +49,9 @@ impl Drop for LocalFile {
     }
 }
 
-static WRITES: AtomicU64 = AtomicU64::new(0);
-static KILL_AT: LazyLock<Option<u64>> = LazyLock::new(|| kill_at(&std::env::var("SMELT_KILL_AT_WRITE").ok()?));
-
-/// `3`, or `smelt-dedup:3` for one program alone.
-fn kill_at(text: &str) -> Option<u64> {
-    let Some((program, n)) = text.split_once(':') else { return text.parse().ok() };
-    let own = std::env::current_exe().ok()?;
-    (own.file_name()?.to_str()? == program).then(|| n.parse().ok())?
-}
-
-/// Every change to a store passes here first. `SMELT_KILL_AT_WRITE=n` ends the process right before its n-th one, so
-/// that tests can kill a stage, or the runner, at each of its writes.
-pub(crate) fn before_write() {
-    let n = WRITES.fetch_add(1, Ordering::SeqCst) + 1;
-    if *KILL_AT == Some(n) {
-        // SAFETY: ends this process and nothing else.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-        std::process::abort();
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Store({})", self.address)
     }
 }
 
@@ -127,12 +94,12 @@ impl Store {
         if root.exists() && !root.is_dir() {
             return Err(bad("it is a file, not a directory"));
         }
-        Ok(Self { place: Arc::new(Place::Directory(Directory { root })), address: path.into() })
+        Ok(Self { backing: Arc::new(Backing::Directory(Directory { root })), address: path.into() })
     }
 
     fn of_objects(objects: Arc<dyn ObjectStore>, prefix: &str, address: &str) -> Self {
-        let place = Place::Objects(Objects { objects, prefix: prefix.into() });
-        Self { place: Arc::new(place), address: address.into() }
+        let backing = Backing::Objects(Objects { objects, prefix: prefix.into() });
+        Self { backing: Arc::new(backing), address: address.into() }
     }
 
     /// As given, less user and query.
@@ -142,17 +109,17 @@ impl Store {
 
     /// The directory, if the store is one.
     pub fn directory(&self) -> Option<&Path> {
-        match &*self.place {
-            Place::Directory(d) => Some(&d.root),
-            Place::Objects(_) => None,
+        match &*self.backing {
+            Backing::Directory(d) => Some(&d.root),
+            Backing::Objects(_) => None,
         }
     }
 
     /// The client and the prefix of all keys, if the store is not a directory: for readers with their own runtime.
     pub fn objects(&self) -> Option<(Arc<dyn ObjectStore>, &str)> {
-        match &*self.place {
-            Place::Directory(_) => None,
-            Place::Objects(o) => Some((o.objects.clone(), &o.prefix)),
+        match &*self.backing {
+            Backing::Directory(_) => None,
+            Backing::Objects(o) => Some((o.objects.clone(), &o.prefix)),
         }
     }
 
@@ -183,8 +150,8 @@ impl Store {
 
     pub fn get_versioned(&self, key: &str) -> Result<Option<(Bytes, Version)>> {
         let what = || format!("reading `{key}`");
-        match &*self.place {
-            Place::Directory(d) => match std::fs::read(d.path(key)) {
+        match &*self.backing {
+            Backing::Directory(d) => match std::fs::read(d.path(key)) {
                 Ok(bytes) => {
                     let version = Version::of_bytes(&bytes);
                     Ok(Some((bytes.into(), version)))
@@ -192,7 +159,7 @@ impl Store {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(e) => Err(self.io(what)(e)),
             },
-            Place::Objects(o) => match o.get(key) {
+            Backing::Objects(o) => match o.get(key) {
                 Ok(found) => Ok(Some(found)),
                 Err(e @ object_store::Error::NotFound { .. }) if !is_missing_bucket(&e) => Ok(None),
                 Err(e) => Err(self.remote(what)(e)),
@@ -202,8 +169,8 @@ impl Store {
 
     pub fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         let what = || format!("reading bytes {} to {} of `{key}`", range.start, range.end);
-        match &*self.place {
-            Place::Directory(d) => {
+        match &*self.backing {
+            Backing::Directory(d) => {
                 let read = || {
                     use std::os::unix::fs::FileExt;
                     let file = std::fs::File::open(d.path(key))?;
@@ -216,7 +183,7 @@ impl Store {
                     other => other.map_err(self.io(what)),
                 }
             }
-            Place::Objects(o) => o.get_range(key, range.clone()).map_err(self.remote(what)),
+            Backing::Objects(o) => o.get_range(key, range.clone()).map_err(self.remote(what)),
         }
     }
 
@@ -224,9 +191,9 @@ impl Store {
     pub fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
         before_write();
         let what = || format!("writing `{key}`");
-        match &*self.place {
-            Place::Directory(d) => d.put(key, bytes).map_err(self.io(what)),
-            Place::Objects(o) => o.put(key, bytes).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.put(key, bytes).map_err(self.io(what)),
+            Backing::Objects(o) => o.put(key, bytes).map_err(self.remote(what)),
         }
     }
 
@@ -235,50 +202,46 @@ impl Store {
     pub fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
         before_write();
         let what = || format!("creating `{key}`");
-        match &*self.place {
-            Place::Directory(d) => d.create(key, bytes).map_err(self.io(what)),
-            Place::Objects(o) => o.create(key, bytes).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.create(key, bytes).map_err(self.io(what)),
+            Backing::Objects(o) => o.create(key, bytes).map_err(self.remote(what)),
         }
     }
 
     /// Replaces `key` if it still is what was read as `expected`; false if not.
     pub fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
+        before_write();
         let what = || format!("replacing `{key}`");
-        match &*self.place {
-            Place::Directory(d) => d.swap(key, expected, bytes).map_err(self.io(what)),
-            Place::Objects(o) => o.swap(key, expected, bytes).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.swap(key, expected, bytes).map_err(self.io(what)),
+            Backing::Objects(o) => o.swap(key, expected, bytes).map_err(self.remote(what)),
         }
-    }
-
-    /// A stream into `key`, hashed while it is written. Nothing is visible before `finish`.
-    pub fn upload(&self, key: &str) -> Result<Upload> {
-        Upload::start(self.clone(), key)
     }
 
     /// Everything below `prefix`, at any depth, sorted by key.
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
         let what = || format!("listing `{prefix}`");
-        match &*self.place {
-            Place::Directory(d) => d.list(prefix).map_err(self.io(what)),
-            Place::Objects(o) => o.list(prefix).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.list(prefix).map_err(self.io(what)),
+            Backing::Objects(o) => o.list(prefix).map_err(self.remote(what)),
         }
     }
 
     /// Names of the files and of the folders right below `prefix`, each sorted.
     pub fn list_here(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>)> {
         let what = || format!("listing `{prefix}`");
-        match &*self.place {
-            Place::Directory(d) => d.list_here(prefix).map_err(self.io(what)),
-            Place::Objects(o) => o.list_here(prefix).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.list_here(prefix).map_err(self.io(what)),
+            Backing::Objects(o) => o.list_here(prefix).map_err(self.remote(what)),
         }
     }
 
     pub fn delete(&self, key: &str) -> Result<()> {
         before_write();
         let what = || format!("deleting `{key}`");
-        match &*self.place {
-            Place::Directory(d) => d.delete(key).map_err(self.io(what)),
-            Place::Objects(o) => o.delete(key).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.delete(key).map_err(self.io(what)),
+            Backing::Objects(o) => o.delete(key).map_err(self.remote(what)),
         }
     }
 
@@ -286,9 +249,9 @@ impl Store {
     pub fn delete_all(&self, prefix: &str) -> Result<()> {
         before_write();
         let what = || format!("deleting `{prefix}`");
-        match &*self.place {
-            Place::Directory(d) => d.delete_all(prefix).map_err(self.io(what)),
-            Place::Objects(o) => o.delete_all(prefix).map_err(self.remote(what)),
+        match &*self.backing {
+            Backing::Directory(d) => d.delete_all(prefix).map_err(self.io(what)),
+            Backing::Objects(o) => o.delete_all(prefix).map_err(self.remote(what)),
         }
     }
 
@@ -297,8 +260,8 @@ impl Store {
     pub fn fetch(&self, key: &str, record: &FileRecord, scratch: &Path) -> Result<LocalFile> {
         let mut hasher = blake3::Hasher::new();
         let mut bytes = 0u64;
-        let file = match &*self.place {
-            Place::Directory(d) => {
+        let file = match &*self.backing {
+            Backing::Directory(d) => {
                 let path = d.path(key);
                 let mut source = match std::fs::File::open(&path) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(self.missing(key)),
@@ -316,10 +279,10 @@ impl Store {
                 }
                 LocalFile { path, copy: false }
             }
-            Place::Objects(o) => {
+            Backing::Objects(o) => {
                 let local = |e| of_io(&scratch.display().to_string(), format!("copying `{key}` to it"), e);
                 std::fs::create_dir_all(scratch).map_err(local)?;
-                let path = scratch.join(format!("{}{}", crate::unique(), crate::directory::TEMPORARY));
+                let path = scratch.join(format!("{}{}", unique(), crate::directory::TEMPORARY));
                 let mut copy = std::fs::File::create_new(&path).map_err(local)?;
                 let file = LocalFile { path, copy: true };
                 let mut trouble = None;
@@ -357,7 +320,7 @@ impl Store {
         if self.directory().is_none() && self.get_opt(PROBE)?.is_some() {
             return Ok(()); // an earlier run has seen the second put refused: the key is written last
         }
-        if let Place::Directory(d) = &*self.place {
+        if let Backing::Directory(d) = &*self.backing {
             // A directory's own create-new needs no probe; that it can be written does.
             let probe = d.temporary("probe").and_then(|(file, path)| {
                 drop(file);
@@ -365,7 +328,7 @@ impl Store {
             });
             return probe.map_err(self.io(|| "writing to it".into()));
         }
-        let key = format!("probes/{}.json", crate::unique());
+        let key = format!("probes/{}.json", unique());
         let (first, second) = (self.create(&key, b"1")?, self.create(&key, b"2")?);
         self.delete(&key)?;
         let single_writer = std::env::var("SMELT_SINGLE_WRITER").is_ok_and(|v| v == "1");
@@ -405,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_second_create_and_a_stale_swap_change_nothing() {
-        let folder = std::env::temp_dir().join(format!("smelt-store-{}", crate::unique()));
+        let folder = std::env::temp_dir().join(format!("smelt-store-{}", unique()));
         for address in [folder.to_str().unwrap(), "memory:second-create"] {
             let store = Store::open(address).unwrap();
             assert!(store.create("a/b.json", b"1").unwrap());
@@ -432,9 +395,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_what_its_record_says_is_refused() {
-        for address in
-            [std::env::temp_dir().join(format!("smelt-{}", crate::unique())).to_str().unwrap(), "memory:lies"]
-        {
+        for address in [std::env::temp_dir().join(format!("smelt-{}", unique())).to_str().unwrap(), "memory:lies"] {
             let store = Store::open(address).unwrap();
             let scratch = std::env::temp_dir();
             let mut upload = store.upload("x.bin").unwrap();

@@ -2,10 +2,12 @@
 
 use crate::directory::remove_quietly;
 use crate::error::{Error, Result, of_io, of_objects};
+use crate::kill::before_write;
 use crate::objects::runtime;
-use crate::store::{Place, Store, before_write};
+use crate::store::{Backing, Store};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use smelt_schemas::{Digest, FileRecord};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -15,9 +17,14 @@ const PART: usize = 8 << 20;
 /// Parts in flight at once.
 const PARALLEL: usize = 4;
 
+/// Says whether the writer still may write: an error if not.
+pub(crate) type Permit = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// Visible only after `finish`; dropped before, it leaves nothing behind.
 pub struct Upload {
     store: Store,
+    /// Asked right before the file becomes visible.
+    permit: Option<Permit>,
     key: String,
     hasher: blake3::Hasher,
     bytes: u64,
@@ -31,17 +38,36 @@ enum Sink {
     Done,
 }
 
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Upload({}, {} bytes)", self.key, self.bytes)
+    }
+}
+
+impl Store {
+    /// A stream into `key`, hashed while it is written. Nothing is visible before `finish`.
+    pub fn upload(&self, key: &str) -> Result<Upload> {
+        Upload::start(self.clone(), key)
+    }
+}
+
 impl Upload {
-    pub(crate) fn start(store: Store, key: &str) -> Result<Self> {
-        let sink = match &*store.place {
-            Place::Directory(d) => {
+    fn start(store: Store, key: &str) -> Result<Self> {
+        let sink = match &*store.backing {
+            Backing::Directory(d) => {
                 let opened = d.temporary(key);
                 let (file, temporary) = opened.map_err(|e| of_io(store.address(), format!("writing `{key}`"), e))?;
                 Sink::File { file: BufWriter::with_capacity(1 << 18, file), temporary }
             }
-            Place::Objects(_) => Sink::Small(Vec::new()),
+            Backing::Objects(_) => Sink::Small(Vec::new()),
         };
-        Ok(Self { store, key: key.into(), hasher: blake3::Hasher::new(), bytes: 0, sink })
+        Ok(Self { store, permit: None, key: key.into(), hasher: blake3::Hasher::new(), bytes: 0, sink })
+    }
+
+    /// The same, and nothing becomes visible unless `permit` allows it at the end.
+    pub(crate) fn only_if(mut self, permit: Permit) -> Self {
+        self.permit = Some(permit);
+        self
     }
 
     pub fn bytes(&self) -> u64 {
@@ -53,7 +79,7 @@ impl Upload {
     }
 
     fn start_parts(&mut self) -> Result<()> {
-        let Place::Objects(objects) = &*self.store.place else { return Ok(()) };
+        let Backing::Objects(objects) = &*self.store.backing else { return Ok(()) };
         let started = runtime().block_on(objects.objects.put_multipart(&objects.path(&self.key)));
         let upload = started.map_err(|e| of_objects(self.store.address(), self.what(), e))?;
         let _guard = runtime().enter();
@@ -92,21 +118,27 @@ impl Upload {
 
     /// Makes the file visible and returns its record, under the name `path`.
     pub fn finish(mut self, path: &str) -> Result<FileRecord> {
+        // Whatever takes long comes before the permit is asked; an error lets `drop` remove what was written.
+        if let Sink::File { file, .. } = &mut self.sink {
+            let synced = file.flush().and_then(|()| file.get_ref().sync_all());
+            synced.map_err(|e| of_io(self.store.address(), self.what(), e))?;
+        }
+        if let Some(permit) = &self.permit {
+            permit()?;
+        }
         before_write();
         match std::mem::replace(&mut self.sink, Sink::Done) {
-            Sink::File { file, temporary } => {
-                let Place::Directory(d) = &*self.store.place else { unreachable!("a file is written to a directory") };
-                let published = file
-                    .into_inner()
-                    .map_err(io::IntoInnerError::into_error)
-                    .and_then(|file| d.publish(&file, &temporary, &self.key));
-                if let Err(e) = published {
+            Sink::File { temporary, .. } => {
+                let Backing::Directory(d) = &*self.store.backing else {
+                    unreachable!("a file is written to a directory")
+                };
+                if let Err(e) = d.publish(&temporary, &self.key) {
                     remove_quietly(&temporary);
                     return Err(of_io(self.store.address(), self.what(), e));
                 }
             }
             Sink::Small(bytes) => {
-                let Place::Objects(o) = &*self.store.place else { unreachable!("a buffer is put to objects") };
+                let Backing::Objects(o) = &*self.store.backing else { unreachable!("a buffer is put to objects") };
                 o.put(&self.key, &bytes).map_err(|e| of_objects(self.store.address(), self.what(), e))?;
             }
             Sink::Parts(parts) => {

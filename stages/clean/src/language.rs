@@ -1,7 +1,7 @@
 //! Which language a text is in, without any download: trigrams, corrected by a vote of the scripts.
 //!
-//! whatlang's trigrams are right on running text and wrong on manuals that mix Chinese or Japanese with much English: it
-//! takes the script of most characters, and one Han character says about as much as four Latin letters. So the
+//! whatlang's trigrams are right on running text and wrong on manuals that mix Chinese or Japanese with much English:
+//! it takes the script of most characters, and one Han character says about as much as four Latin letters. So the
 //! scripts vote first, weighted by that, and only texts that no such script wins go to the trigrams.
 
 use whatlang::Lang;

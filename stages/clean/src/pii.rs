@@ -11,7 +11,7 @@ use regex::{Captures, Regex};
 
 /// What stands in for what was found; several take turns, from the first on in every document. An empty list leaves
 /// that kind of data alone.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct StandIns<'a> {
     pub emails: &'a [String],
     pub ipv4: &'a [String],

@@ -54,6 +54,7 @@ pub fn split_runs(text: &str, feeds: usize) -> impl Iterator<Item = &str> {
 
 /// The words of a text, prepared to compare runs of them: a run's hash comes from two prefixes (Karp & Rabin 1987),
 /// modulo 2⁶¹ − 1. Of 100,000 runs two different ones look equal with a chance of 2 in a billion.
+#[derive(Debug)]
 pub struct Runs {
     /// Of the first i words, joined without blanks: hash, bytes, code points.
     joined: Vec<(u64, usize, usize)>,
@@ -121,7 +122,8 @@ impl Runs {
         })
     }
 
-    /// Characters that the most frequent run of `n` words takes: its length, words joined by one blank, times its count.
+    /// Characters that the most frequent run of `n` words takes: its length, words joined by one blank, times its
+    /// count.
     ///
     /// Runs overlap; of several equally frequent ones the first seen counts. 0 for a text of fewer than `n` words.
     pub fn top(&self, n: usize) -> usize {

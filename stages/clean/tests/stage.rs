@@ -9,12 +9,15 @@ use smelt_stage::kinds::{Documents, Drops};
 use workshop::{Workshop, digests, told};
 
 const PROSE: &str = "The compiler checks every borrow before the program may run, and it tells with some care what is \
-                     wrong and where. Write to jane@example.net about it, or look at 8.8.8.8 for the notes of the team.";
+                     wrong and where. Write to jane@example.net about it, or look at 8.8.8.8 for the notes of the \
+                     team.";
 
 fn documents() -> Vec<(String, String)> {
-    let german = "Der Übersetzer prüft jede Ausleihe, bevor das Programm laufen darf, und er sagt mit einiger Sorgfalt, \
+    let german = "Der Übersetzer prüft jede Ausleihe, bevor das Programm laufen darf, und er sagt mit einiger \
+                  Sorgfalt, \
                   was falsch ist und an welcher Stelle es steht, damit man es leicht finden und verbessern kann.";
-    let code = "/// Adds.\npub fn add(a: u32, b: u32) -> u32 {\n    let sum = a.checked_add(b);\n    sum.unwrap_or(u32::MAX)\n}\n\n\
+    let code = "/// Adds.\npub fn add(a: u32, b: u32) -> u32 {\n    let sum = a.checked_add(b);\n    \
+        sum.unwrap_or(u32::MAX)\n}\n\n\
                 #[test]\nfn adds() {\n    assert_eq!(add(1, 2), 3);\n}\n";
     [
         ("prose", PROSE),

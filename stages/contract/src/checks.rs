@@ -1,6 +1,6 @@
-//! What a stage asks of its machine: the checks of `doctor`.
+//! What a stage needs from its machine: the checks of `doctor`.
 
-use crate::hashes::Memory;
+use crate::files::Memory;
 use smelt_schemas::{Check, Doctor};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +9,7 @@ use std::path::Path;
 /// Scratch space below which a job may not get far.
 const SCRATCH_BYTES: u64 = 1 << 30;
 
-/// What every stage asks: cores, memory for a job that needs `memory_bytes` if that is known, scratch space.
+/// What every stage needs: cores, memory for a job that needs `memory_bytes` if that is known, scratch space.
 pub fn machine(memory_bytes: Option<u64>) -> Doctor {
     Doctor { checks: vec![cores(), memory(free_memory(), memory_bytes), scratch(&std::env::temp_dir())] }
 }
@@ -41,7 +41,7 @@ fn gigabytes(bytes: u64) -> String {
 
 fn cores() -> Check {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    check("cores", true, format!("{cores}, {}", crate::program::cpu_level()), "")
+    check("cores", true, format!("{cores}, {}", crate::machine::cpu_level()), "")
 }
 
 fn memory(free: Option<u64>, needed: Option<u64>) -> Check {
@@ -51,7 +51,7 @@ fn memory(free: Option<u64>, needed: Option<u64>) -> Check {
     check("memory", ok, free + &needed, "end other programs, or compute fewer tokens at once")
 }
 
-/// Of the machine, or of the control group this process is in when that has less.
+/// Free memory of the machine, or of the cgroup of this process if that has less.
 fn free_memory() -> Option<u64> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -78,7 +78,8 @@ fn try_write(folder: &Path) -> std::io::Result<()> {
 fn free_space(folder: &Path) -> std::io::Result<u64> {
     let path = CString::new(folder.as_os_str().as_bytes())?;
     let mut about = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `path` ends with a zero byte, and the call writes no more than the struct it is given; zeroed is a valid value of it.
+    // SAFETY: `path` ends with a zero byte; the call writes only into the struct, for which all zeros are a valid
+    // value.
     let (failed, about) = unsafe {
         let failed = libc::statvfs(path.as_ptr(), about.as_mut_ptr()) != 0;
         (failed, about.assume_init())

@@ -1,21 +1,23 @@
-//! What a running stage may ask for and say.
+//! What a running stage can ask for and report.
 
 use crate::Mapped;
 use crate::error::Error;
 use crate::kinds::Metric;
+use crate::lock::lock;
 use crate::saves::{Saved, Saves, newest};
 use crate::unit::Unit;
 use serde_json::Value;
 use smelt_schemas::{Event, EventBody, Invocation, PROTOCOL, Source};
 use smelt_store::{Attempt, UnitRecord};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// One running job: its threads, its attempt, its voice.
+/// One running job: its threads, its attempt, its events.
 pub struct Context {
     pub(crate) attempt: Arc<Attempt>,
     pub(crate) threads: usize,
@@ -35,6 +37,12 @@ const CURVE: &str = "curve.json";
 
 /// Names a training's state among the files of a save.
 const STATE: &str = "state";
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Context({:?}, {} threads)", self.attempt.id(), self.threads)
+    }
+}
 
 impl Context {
     pub(crate) fn new(attempt: Attempt, invocation: &Invocation) -> Self {
@@ -59,7 +67,7 @@ impl Context {
         self.threads
     }
 
-    /// What `resolve` listed as read from outside the store, and the fingerprint stands for. Whoever reads it checks it.
+    /// The sources that `resolve` listed; the fingerprint covers them. The stage checks what it reads against them.
     pub fn sources(&self) -> &[Source] {
         &self.sources
     }
@@ -69,8 +77,8 @@ impl Context {
         &self.scratch
     }
 
-    /// Does units `0..count` of a phase, in parallel, each once: those that an earlier process committed are left out.
-    /// Returns the record of each, in order. The first error stops all workers after the unit they are at.
+    /// Does units `0..count` of a phase, in parallel, each once: those that an earlier process committed are skipped.
+    /// Returns the record of each, in order. After the first error every worker stops when its unit is done.
     pub fn units<F>(&self, phase: &str, count: usize, work: F) -> Result<Vec<UnitRecord>, Error>
     where
         F: Fn(usize, &mut Unit) -> Result<(), Error> + Sync,
@@ -137,7 +145,7 @@ impl Context {
         self.units("all", 1, |_, unit| work(unit)).map(drop)
     }
 
-    /// The newest save of an earlier process, its files verified. A damaged one is passed over, with a warning.
+    /// The newest save of an earlier process, its files verified. A damaged one is skipped, with a warning.
     pub fn saved(&self) -> Result<Option<Saved>, Error> {
         let (saved, faults) = newest(&self.attempt, &self.scratch)?;
         faults.iter().for_each(|fault| self.warn(fault));
@@ -150,7 +158,8 @@ impl Context {
         Ok(Some(saved))
     }
 
-    /// Saves where a running job stands: first the files, then the progress that names them, then older saves go.
+    /// Saves the progress of a running job: first the files, then the progress that names them; then it deletes older
+    /// saves.
     pub fn save(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
         let curve = self.curve_so_far()?;
         let files: Vec<(&str, &[u8])> = files.iter().copied().chain([(CURVE, curve.as_slice())]).collect();
@@ -162,8 +171,9 @@ impl Context {
         serde_json::to_vec(&curve).map_err(|e| Error::bug(format!("a curve holds what JSON cannot: {e}")))
     }
 
-    /// Saves a training that is about to do step `next`, if the last save is long enough ago and written: by a thread of its own, while
-    /// the training goes on. `detail`: what the stage itself has to remember beside the trainer's state, such as what a guard counts.
+    /// Saves a training before step `next`, if the last save is long enough ago and completely written. A background
+    /// thread writes it while the training continues. `detail`: what the stage itself has to remember beside the
+    /// trainer's state, such as what a guard counts.
     pub fn save_when_due(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
         if !self.saves.are_due(next) {
             return Ok(());
@@ -178,7 +188,7 @@ impl Context {
         Ok(Some((saved.cursor, saved.detail, state)))
     }
 
-    /// How far the job is. At most ten a second are sent; the last one always is.
+    /// How far the job is. At most ten events a second are sent, and always the last one.
     pub fn progress(&self, phase: &str, done: u64, total: Option<u64>, unit: &str, note: &str) {
         {
             let mut last = lock(&self.last_progress);
@@ -190,8 +200,8 @@ impl Context {
         self.emit(EventBody::Progress { phase: phase.into(), done, total, unit: unit.into(), note: note.into() });
     }
 
-    /// Points of curves: into the event stream, the port `metrics` if the stage has one, and, the last of each name,
-    /// the manifest. Values that are no numbers are left out, with a warning.
+    /// Points of curves. They go into the event stream and into the port `metrics` if the stage has one; the last value
+    /// of each name goes into the manifest. NaN and infinity are left out, with a warning.
     pub fn metrics(&self, step: u64, values: &[(&str, f64)]) {
         let (good, bad): (Vec<_>, Vec<_>) = values.iter().partition(|(_, v)| v.is_finite());
         for (name, value) in bad {
@@ -212,12 +222,12 @@ impl Context {
         lock(&self.results).insert(name.into(), value);
     }
 
-    /// Something a person should know, though work goes on.
+    /// Something a person should know, although work continues.
     pub fn warn(&self, message: &str) {
         self.emit(EventBody::Warning { message: message.into() });
     }
 
-    /// Ends the job's hold on its attempt, once nothing is written any more.
+    /// Gives the attempt back, after the last write.
     pub(crate) fn release(self) {
         drop(self.saves);
         if let Some(attempt) = Arc::into_inner(self.attempt) {
@@ -235,10 +245,6 @@ pub(crate) fn emit(seq: u64, body: EventBody) {
     let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank: 0, body };
     let mut line = serde_json::to_vec(&event).expect("events are plain data");
     line.push(b'\n');
-    // Nobody reads any more when the runner is gone; then it also ends this process.
+    // A failed write means that the runner is gone, and its end also ends this process.
     drop(std::io::stdout().lock().write_all(&line));
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! Why a stage stopped, by who has to act.
 
 use smelt_schemas::{ExitCode, Fault, Problem};
-use std::fmt;
+use std::{fmt, io};
 
 /// What, where, with which values; and the one thing to do.
 #[derive(Debug)]
@@ -44,6 +44,11 @@ impl Error {
     pub fn in_config(field: &str, fault: &(impl Fault + ?Sized)) -> Self {
         Self { code: ExitCode::Pipeline, problem: Problem::of(fault) }.field(field)
     }
+    /// What Parquet or Arrow reports of `what`, with the exit code of its cause.
+    pub(crate) fn of_table(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let found = from_table(error);
+        Self { problem: Problem { message: format!("{what}: {}", found.problem.message), ..found.problem }, ..found }
+    }
     /// Names the field of the config that is wrong, as a JSON pointer.
     #[must_use]
     pub fn field(mut self, field: &str) -> Self {
@@ -77,22 +82,29 @@ impl From<smelt_store::Error> for Error {
     }
 }
 
-/// A store's error may lie deep inside what Parquet's writer reports; it says who has to act, Parquet does not.
+/// Parquet does not say who has to act. Its cause does: a store's error that an `Upload` gave to the writer, or a
+/// failed read. Without a cause the bytes are not what they should be.
 fn from_table(error: &(dyn std::error::Error + 'static)) -> Error {
     let mut cause = Some(error);
     while let Some(e) = cause {
         if let Some(store) = e.downcast_ref::<smelt_store::Error>() {
             return Error::of(store);
         }
-        if let Some(io) = e.downcast_ref::<std::io::Error>()
-            && let Some(inner) = io.get_ref()
-        {
-            cause = Some(inner);
-            continue;
-        }
-        cause = e.source();
+        cause = match e.downcast_ref::<io::Error>() {
+            Some(failed) => match failed.get_ref() {
+                Some(inner) => Some(inner),
+                None if is_of_the_bytes(failed) => None,
+                None => return Error::machine(error.to_string()),
+            },
+            None => e.source(),
+        };
     }
     Error::data(error.to_string())
+}
+
+/// A file that ends too early, or holds what cannot be unpacked, was read well.
+fn is_of_the_bytes(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
 }
 
 impl From<parquet::errors::ParquetError> for Error {
@@ -104,5 +116,71 @@ impl From<parquet::errors::ParquetError> for Error {
 impl From<arrow::error::ArrowError> for Error {
     fn from(error: arrow::error::ArrowError) -> Self {
         from_table(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
+    use parquet::arrow::ArrowWriter;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use std::sync::Arc;
+
+    fn batch() -> RecordBatch {
+        let column = Arc::new(UInt64Array::from_iter_values((0..10_000).map(|i| i * i))) as ArrayRef;
+        RecordBatch::try_from_iter([("n", column)]).unwrap()
+    }
+
+    /// Takes a few bytes, then fails as a store's upload does.
+    struct FullDisk(usize);
+
+    impl io::Write for FullDisk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let full = || smelt_store::Error::Full {
+                store: "artifacts".into(),
+                what: "writing `k`".into(),
+                source: Box::new(io::Error::from(io::ErrorKind::StorageFull)),
+            };
+            self.0 = self.0.checked_sub(bytes.len()).ok_or_else(|| io::Error::other(full()))?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_under_parquet_is_the_machines_fault() {
+        let write = || -> Result<(), Error> {
+            let mut writer = ArrowWriter::try_new(FullDisk(100), batch().schema(), None)?;
+            writer.write(&batch())?;
+            writer.close()?;
+            Ok(())
+        };
+        let error = write().unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Machine, "{error}");
+        assert_eq!(error.to_string(), "store artifacts is full: writing `k` failed");
+        assert!(error.problem().hint.is_some());
+    }
+
+    #[test]
+    fn parquet_that_ends_too_early_is_the_datas_fault() {
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch().schema(), None).unwrap();
+        writer.write(&batch()).unwrap();
+        let whole = writer.into_inner().unwrap();
+        let read = |bytes: Vec<u8>| -> Result<usize, Error> {
+            let batches = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes))?.build()?;
+            batches.map(|batch| Ok(batch?.num_rows())).sum()
+        };
+        assert_eq!(read(whole.clone()).unwrap(), 10_000);
+        for cut in [0, 4, whole.len() / 2, whole.len() - 1] {
+            let error = read(whole[..cut].to_vec()).unwrap_err();
+            assert_eq!(error.exit_code(), ExitCode::Data, "cut at {cut}: {error}");
+        }
+        let short = parquet::errors::ParquetError::from(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert_eq!(Error::from(short).exit_code(), ExitCode::Data);
+        let denied = parquet::errors::ParquetError::from(io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(Error::from(denied).exit_code(), ExitCode::Machine);
     }
 }

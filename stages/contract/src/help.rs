@@ -4,7 +4,7 @@ use serde_json::Value;
 use smelt_schemas::{Arity, Description};
 use std::fmt::Write;
 
-pub fn text(d: &Description) -> String {
+pub(crate) fn text(d: &Description) -> String {
     let mut out = format!("{}: {}.\n\n", d.name, d.about.trim_end_matches('.'));
     out += &format!("A stage of smelt (version {}). A pipeline uses it as `stage: {}`.\n", d.version, d.name);
     if !d.inputs.is_empty() {
@@ -32,7 +32,8 @@ pub fn text(d: &Description) -> String {
             estimate REQUEST.json    memory, FLOPs and time of a config\n  \
             doctor                   what it needs from this machine\n  \
             A file may be `-`, for standard input.\n\n\
-            Exit codes: 0 done, 2 fix the pipeline, 3 fix the data, 4 try again, 5 a bug of smelt, 6 fix the machine.\n";
+            Exit codes: 0 done, 2 fix the pipeline, 3 fix the data, 4 try again, 5 a bug of smelt, 6 fix the \
+            machine.\n";
     out
 }
 

@@ -4,9 +4,11 @@ use crate::Mapped;
 use crate::error::Error;
 use crate::kinds::{KindType, Table};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
 use smelt_schemas::{Arity, Digest, FileRecord, InputPort, InputRef, Manifest, PortRecord};
 use smelt_store::{LocalFile, Store};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ pub trait Inputs: Sized + Send + Sync {
 }
 
 /// What an invocation connects to each port.
+#[derive(Debug)]
 pub struct Connections {
     pub(crate) store: Store,
     pub(crate) scratch: PathBuf,
@@ -81,6 +84,12 @@ impl<K: KindType> Connected for Vec<Artifact<K>> {
     }
 }
 
+impl<K> fmt::Debug for Artifact<K> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Artifact({} {} port {})", self.manifest.stage, self.manifest.fingerprint.short(), self.port)
+    }
+}
+
 impl<K: KindType> Artifact<K> {
     fn open(name: &str, input: &InputRef, from: &Connections) -> Result<Self, Error> {
         let manifest = from.store.manifest(&input.artifact)?.ok_or_else(|| {
@@ -92,7 +101,7 @@ impl<K: KindType> Artifact<K> {
                 a.fingerprint.short(),
                 from.store.address()
             ))
-            .hint("run the pipeline again: what is missing is made anew")
+            .hint("run the pipeline again: missing parts are recomputed")
         })?;
         let record =
             manifest.ports.get(&input.port).cloned().ok_or_else(|| {
@@ -181,10 +190,16 @@ pub struct Rows<K: Table> {
     _file: LocalFile,
 }
 
+impl<K: Table> fmt::Debug for Rows<K> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Rows of {}", self.what)
+    }
+}
+
 impl<K: Table> Rows<K> {
     fn open(file: LocalFile, what: &str) -> Result<Self, Error> {
         let opened = std::fs::File::open(file.path()).map_err(|e| Error::machine(format!("{what}: {e}")))?;
-        let unreadable = |e: parquet::errors::ParquetError| Error::data(format!("{what} is no readable Parquet: {e}"));
+        let unreadable = |e: ParquetError| Error::of_table(&format!("{what} is no readable Parquet"), &e);
         let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(unreadable)?;
         let batches = builder.with_batch_size(1024).build().map_err(unreadable)?;
         Ok(Self { batches, rows: Vec::new().into_iter(), what: what.into(), _file: file })
@@ -199,7 +214,7 @@ impl<K: Table> Iterator for Rows<K> {
                 return Some(Ok(row));
             }
             match self.batches.next()? {
-                Err(e) => return Some(Err(Error::data(format!("{} is no readable Parquet: {e}", self.what)))),
+                Err(e) => return Some(Err(Error::of_table(&format!("{} is no readable Parquet", self.what), &e))),
                 Ok(batch) => match K::rows(&batch) {
                     Ok(rows) => self.rows = rows.into_iter(),
                     Err(e) => return Some(Err(Error::data(format!("{}: {e}", self.what)))),

@@ -1,6 +1,5 @@
 //! Kinds as types: what an `Artifact<K>` or a `Port<K>` holds, and the rows of those that are tables.
 
-pub use crate::input::Connected;
 use crate::rows::Cell;
 pub use crate::rows::{Message, Micros};
 use arrow::array::{Array, ArrayRef, RecordBatch};
@@ -51,7 +50,7 @@ impl Extra {
         if others.is_empty() { None } else { batch.project(&others).ok().map(Arc::new) }
     }
 
-    /// The columns that `rows` carry: those of the first row that has any; null where another row has them not.
+    /// The columns that `rows` carry: those of the first row that has any. They are null in rows that lack them.
     pub(crate) fn fields<'a>(rows: impl Iterator<Item = &'a Extra>) -> Vec<Field> {
         let first = rows.filter_map(|e| e.0.as_ref()).next();
         let fields =
@@ -86,7 +85,9 @@ impl Extra {
 
 macro_rules! kind_types {
     ($($(#[$doc:meta])* $name:ident = $kind:ident;)*) => { $(
-        $(#[$doc])* pub struct $name;
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name;
         impl KindType for $name {
             fn kind() -> Kind { kind::$kind() }
         }
@@ -105,7 +106,10 @@ kind_types! {
 }
 
 macro_rules! tables {
-    ($($(#[$doc:meta])* $kind:ident, $row:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty),* $(,)? } $(extra $extra:ident)? weight $weight:expr;)*) => { $(
+    ($(
+        $(#[$doc:meta])* $kind:ident, $row:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty),* $(,)? }
+        $(extra $extra:ident)? weight $weight:expr;
+    )*) => { $(
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $row { $($(#[$fdoc])* pub $field: $ty,)* $(pub $extra: Extra,)? }
@@ -141,7 +145,7 @@ fn column<C: Cell>(batch: &RecordBatch, name: &str, schema: &Schema) -> Result<V
             0 => format!("column `{name}` has type {}, expected {}", found.data_type(), field.data_type()),
             n => format!("column `{name}` has {n} nulls, expected none"),
         }),
-        // An optional column that a writer left out is null everywhere.
+        // An optional column that the file lacks is null everywhere.
         None if field.is_nullable() => C::read(&arrow::array::new_null_array(field.data_type(), batch.num_rows()))
             .ok_or_else(|| format!("column `{name}` is missing")),
         None => Err(format!("column `{name}` is missing")),

@@ -2,12 +2,12 @@
 //!
 //! A stage names its config, its ports and a `run`; this crate does the rest: it answers `describe`, `resolve`,
 //! `estimate` and `doctor`, opens inputs and verifies them, writes shards with digests, keeps the books, commits
-//! units, takes up the work of a process that was killed, and commits the manifest last.
+//! units, resumes the work of a process that was killed, and commits the manifest last.
 //!
 //! ```no_run
 //! use smelt_stage::{Artifact, Context, Error, Stage, kinds::{Documents, Drops}};
 //!
-//! /// Keeps documents of a least length.
+//! /// Keeps documents of a minimum length.
 //! #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 //! #[serde(deny_unknown_fields, default)]
 //! pub struct Config {
@@ -28,7 +28,7 @@
 //! impl Stage for Long {
 //!     const NAME: &'static str = "long";
 //!     const VERSION: u32 = 1;
-//!     const ABOUT: &'static str = "Keeps documents of a least length";
+//!     const ABOUT: &'static str = "Keeps documents of a minimum length";
 //!     type Config = Config;
 //!     type Inputs = Inputs;
 //!     type Outputs = Outputs;
@@ -56,16 +56,20 @@
 //! }
 //! ```
 
+#![warn(unreachable_pub, missing_debug_implementations)]
+
 pub mod checks;
 mod context;
 mod error;
 pub mod estimates;
 pub mod files;
-mod hashes;
 mod help;
 mod input;
 pub mod kinds;
+mod lock;
+mod machine;
 mod mapped;
+mod port;
 mod program;
 mod rows;
 mod saves;
@@ -74,11 +78,14 @@ mod unit;
 
 pub use context::Context;
 pub use error::Error;
-pub use input::{Artifact, Connections, Inputs, Rows};
+pub use input::{Artifact, Connected, Connections, Inputs, Rows};
 pub use mapped::Mapped;
-pub use program::{Outputs, Port, Stage, main, run_invocation};
+pub use port::{Outputs, Port};
+pub use program::{Stage, main, run_invocation};
 pub use saves::Saved;
-pub use smelt_schemas::{Arity, Check, Cores, Digest, Doctor, Estimate, FileRecord, InputPort, OutputPort, Source};
+pub use smelt_schemas::{
+    Arity, Check, Cores, Digest, Doctor, Estimate, ExitCode, Fault, FileRecord, InputPort, OutputPort, Source,
+};
 pub use smelt_store::LocalFile;
 pub use unit::{PortFile, Unit};
 
@@ -91,14 +98,16 @@ pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[macro_export]
 macro_rules! inputs {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident : $ty:ty),* $(,)? }) => {
-        $(#[$meta])* $vis struct $name { $($(#[$doc])* pub $field: $ty),* }
+        $(#[$meta])*
+        #[derive(Debug)]
+        $vis struct $name { $($(#[$doc])* pub $field: $ty),* }
         impl $crate::Inputs for $name {
             fn specs() -> Vec<$crate::InputPort> {
-                vec![$(<$ty as $crate::kinds::Connected>::spec(stringify!($field))),*]
+                vec![$(<$ty as $crate::Connected>::spec(stringify!($field))),*]
             }
             #[allow(unused_variables, clippy::unnecessary_wraps)]
             fn connect(from: &$crate::Connections) -> Result<Self, $crate::Error> {
-                Ok(Self { $($field: <$ty as $crate::kinds::Connected>::connect(stringify!($field), from)?),* })
+                Ok(Self { $($field: <$ty as $crate::Connected>::connect(stringify!($field), from)?),* })
             }
         }
     };
@@ -108,7 +117,9 @@ macro_rules! inputs {
 #[macro_export]
 macro_rules! outputs {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident : Port<$kind:ty>),* $(,)? }) => {
-        $(#[$meta])* $vis struct $name { $($(#[$doc])* pub $field: $crate::Port<$kind>),* }
+        $(#[$meta])*
+        #[derive(Debug)]
+        $vis struct $name { $($(#[$doc])* pub $field: $crate::Port<$kind>),* }
         impl $crate::Outputs for $name {
             fn specs() -> Vec<$crate::OutputPort> {
                 vec![$($crate::Port::<$kind>::spec(stringify!($field))),*]

@@ -1,23 +1,25 @@
 //! The five verbs, and a job from its invocation to its manifest.
 
-use crate::context::{Context, emit, lock};
+use crate::context::{Context, emit};
 use crate::error::Error;
 use crate::help;
 use crate::input::{Connections, Inputs};
-use crate::kinds::{KindType, Metrics, Table};
+use crate::kinds::{KindType, Metrics};
+use crate::lock::lock;
+use crate::machine;
+use crate::port::Outputs;
 use crate::shard::Shard;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smelt_schemas::{
-    Books, Cores, Description, Digest, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Kind,
-    Manifest, OutputPort, PROTOCOL, PortRecord, Problem, Provenance, ResolveRequest, Resolved, Source,
+    Books, Cores, Description, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Manifest, PROTOCOL,
+    PortRecord, Problem, Provenance, ResolveRequest, Resolved, Source,
 };
 use smelt_store::{Attempt, Commit, Store};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
-use std::marker::PhantomData;
 use std::process::ExitCode as ProcessExit;
 
 /// A program that turns artifacts into artifacts.
@@ -32,7 +34,7 @@ pub trait Stage {
     const CORES: Cores = Cores::One;
 
     /// A field that is added later must be left out of the serialized form while it has its default, so that old
-    /// artifacts keep their address. A field `seed: u64` is filled from the pipeline's.
+    /// artifacts keep their fingerprint. A field `seed: u64` is filled from the pipeline's.
     type Config: Serialize + DeserializeOwned + JsonSchema;
     type Inputs: Inputs;
     type Outputs: Outputs;
@@ -56,27 +58,6 @@ pub trait Stage {
     fn doctor() -> Doctor {
         let defaults = serde_json::from_value::<Self::Config>(serde_json::json!({})).ok();
         crate::checks::machine(defaults.and_then(|config| Self::estimate(&config).memory_bytes))
-    }
-}
-
-/// The output ports of a stage; `outputs!` writes it.
-pub trait Outputs: Sized + Send + Sync {
-    fn specs() -> Vec<OutputPort>;
-    fn bind() -> Self;
-}
-
-/// A named output of one kind. Rows and files go to it through a `Unit`.
-pub struct Port<K> {
-    pub(crate) name: &'static str,
-    kind: PhantomData<fn() -> K>,
-}
-
-impl<K: KindType> Port<K> {
-    pub fn named(name: &'static str) -> Self {
-        Self { name, kind: PhantomData }
-    }
-    pub fn spec(name: &str) -> OutputPort {
-        OutputPort { name: name.into(), kind: K::kind() }
     }
 }
 
@@ -190,7 +171,7 @@ fn complain(problem: &Problem) {
     }
 }
 
-/// A stage that a runner started must not outlive it.
+/// A stage must not outlive the runner that started it.
 fn die_with_parent() {
     if let Some(parent) = std::env::var("SMELT_RUNNER_PID").ok().and_then(|p| p.parse::<i32>().ok()) {
         // SAFETY: plain system calls on this process; the second look closes the gap before the first.
@@ -203,7 +184,7 @@ fn die_with_parent() {
     }
 }
 
-/// Does a job, from taking up an attempt to the commit of its manifest. Tests call it without a process of its own.
+/// Does a job, from the start of its attempt to the commit of its manifest. Tests call it inside their own process.
 pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     if invocation.protocol != PROTOCOL {
         return Err(Error::config(
@@ -236,6 +217,7 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     }
     write_curve::<S>(&cx)?;
     let manifest = manifest::<S>(invocation, &cx, started)?;
+    cx.attempt.check()?; // whoever took it over commits it
     let (adopted, manifest) = match store.commit(&manifest)? {
         Commit::Won => (false, manifest),
         Commit::Adopted(theirs) => (true, *theirs),
@@ -277,13 +259,17 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
     books.check().map_err(|e| {
         Error::bug(format!("stage `{}`: {e}", S::NAME)).hint("this is a bug of the stage: nothing was committed")
     })?;
-    let port = |spec: OutputPort| {
-        let mut record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
-        // A table without rows is an empty file list: then `rows` is 0, not unknown.
-        record.files.dedup_by(|a, b| a.path == b.path);
-        (spec.name, record)
-    };
-    let ports: IndexMap<String, PortRecord> = S::Outputs::specs().into_iter().map(port).collect();
+    let mut ports: IndexMap<String, PortRecord> = IndexMap::new();
+    for spec in S::Outputs::specs() {
+        let record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
+        // Sorted by path. The second file has replaced the first, so one of the two records is false.
+        if let Some(pair) = record.files.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            let path = &pair[0].path;
+            return Err(Error::bug(format!("stage `{}` wrote `{path}` of port `{}` twice", S::NAME, spec.name))
+                .hint("this is a bug of the stage: nothing was committed"));
+        }
+        ports.insert(spec.name, record);
+    }
     if let Some(drops) = ports.get("drops").filter(|p| p.kind == smelt_schemas::kind::drops()) {
         let (rows, counted) = (drops.rows().unwrap_or(0), books.dropped_total());
         if rows > counted {
@@ -307,50 +293,67 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
             run: invocation.run.clone(),
             job: invocation.job.clone(),
             smelt: env!("CARGO_PKG_VERSION").into(),
-            binary: own_digest(),
-            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().into(),
+            binary: machine::own_digest(),
+            host: machine::host(),
             started,
             seconds: cx.attempt.seconds(),
-            peak_memory_bytes: peak_memory(),
+            peak_memory_bytes: machine::peak_memory(),
             threads: cx.threads,
-            cpu: cpu_level().into(),
+            cpu: machine::cpu_level().into(),
             resumed: cx.attempt.resumed(),
         },
     })
 }
 
-fn own_digest() -> Option<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    std::io::copy(&mut std::fs::File::open(std::env::current_exe().ok()?).ok()?, &mut hasher).ok()?;
-    Some(hasher.finalize().into())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smelt_schemas::{Digest, SavePolicy};
 
-fn peak_memory() -> u64 {
-    // SAFETY: zeroed is a valid value of this plain struct, and the call only writes into it.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    usage.ru_maxrss as u64 * 1024
-}
+    #[derive(Default, Serialize, serde::Deserialize, JsonSchema)]
+    struct Config {}
 
-pub(crate) fn cpu_level() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "avx2";
+    crate::inputs! { struct Nothing {} }
+    crate::outputs! { struct Model { model: Port<crate::kinds::Checkpoint> } }
+
+    struct Twice;
+
+    impl Stage for Twice {
+        const NAME: &'static str = "twice";
+        const VERSION: u32 = 1;
+        const ABOUT: &'static str = "Writes one file in two units";
+        type Config = Config;
+        type Inputs = Nothing;
+        type Outputs = Model;
+
+        fn run(_: Config, _: Nothing, out: Model, cx: &Context) -> Result<(), Error> {
+            cx.units("parts", 2, |i, unit| unit.put(&out.model, "part.bin", &[i as u8]))?;
+            Ok(())
         }
     }
-    "portable"
-}
 
-/// The kind of a port, for those who only have its type.
-impl<K: Table> Port<K> {
-    pub fn kind(&self) -> Kind {
-        K::kind()
+    #[test]
+    fn a_file_that_is_written_twice_is_a_bug_of_the_stage_and_commits_nothing() {
+        let invocation = Invocation {
+            protocol: PROTOCOL,
+            run: "r".into(),
+            job: "j".into(),
+            stage: "twice".into(),
+            version: 1,
+            fingerprint: Digest::of(b"recipe"),
+            config: serde_json::json!({}),
+            sources: Vec::new(),
+            inputs: BTreeMap::new(),
+            store: "memory:twice".into(),
+            edition: 0,
+            threads: 1,
+            save: SavePolicy::default(),
+            scratch: std::env::temp_dir(),
+        };
+        let error = run_invocation::<Twice>(&invocation).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Bug);
+        assert_eq!(error.to_string(), "stage `twice` wrote `part.bin` of port `model` twice");
+        assert_eq!(error.problem().hint.as_deref(), Some("this is a bug of the stage: nothing was committed"));
+        assert_eq!(Store::open("memory:twice").unwrap().artifacts().unwrap(), []);
     }
 }

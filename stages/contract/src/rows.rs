@@ -26,7 +26,7 @@ impl Message {
 pub struct Micros(pub i64);
 
 /// A type that is a column. `read` gives `None` when the column has another type, or a null where none may be.
-pub trait Cell: Sized {
+pub(crate) trait Cell: Sized {
     fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef
     where
         Self: 'a;
@@ -90,7 +90,8 @@ numbers! {
     f64, Float64Array, Float64Type, |v| v, |v: f64| v, |a| a;
     u64, UInt64Array, UInt64Type, |v| v, |v: u64| v, |a| a;
     u32, UInt32Array, UInt32Type, |v| v, |v: u32| v, |a| a;
-    Micros, TimestampMicrosecondArray, TimestampMicrosecondType, Micros, |v: Micros| v.0, |a: TimestampMicrosecondArray| a.with_timezone("UTC");
+    Micros, TimestampMicrosecondArray, TimestampMicrosecondType, Micros, |v: Micros| v.0,
+        |a: TimestampMicrosecondArray| a.with_timezone("UTC");
 }
 
 fn item(data_type: DataType) -> Field {

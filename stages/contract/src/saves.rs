@@ -1,11 +1,11 @@
-//! Saves of a running training: written by a thread of their own, the last few kept.
+//! Saves of a running training: a background thread writes them, and the last few are kept.
 //!
-//! First the files, then the progress that names them, then older saves go: a kill at any moment leaves a complete save behind. The
-//! caller hands over bytes, so the training goes on while they are hashed and written.
+//! Order: the files, then the progress that names them, then the deletion of older saves. So a kill at any moment
+//! leaves a complete save. The caller hands over bytes, so the training continues while they are hashed and written.
 
 use crate::Mapped;
-use crate::context::lock;
 use crate::error::Error;
+use crate::lock::lock;
 use serde_json::Value;
 use smelt_schemas::{ExitCode, FileRecord, SavePolicy};
 use smelt_store::{Attempt, Kept, Progress};
@@ -16,9 +16,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A save of an earlier process, to go on from.
+/// A save of an earlier process, to continue from.
+#[derive(Debug)]
 pub struct Saved {
-    /// As it was given to `save`, such as the next training step.
+    /// As given to `save`, such as the next training step.
     pub cursor: u64,
     pub detail: Value,
     /// Verified contents, by name.
@@ -33,15 +34,16 @@ pub(crate) struct Saves {
 }
 
 impl Saves {
-    /// `SMELT_SAVE_SECONDS` overrides the interval: a save changes no byte of the output, so it is part of no fingerprint.
-    pub fn new(attempt: Arc<Attempt>, mut policy: SavePolicy) -> Self {
+    /// `SMELT_SAVE_SECONDS` overrides the interval. Saves change no byte of the output and are not in the fingerprint.
+    pub(crate) fn new(attempt: Arc<Attempt>, mut policy: SavePolicy) -> Self {
         let seconds = std::env::var("SMELT_SAVE_SECONDS").ok().and_then(|s| s.parse().ok());
         policy.seconds = seconds.filter(|s: &f64| s.is_finite() && *s >= 0.0).unwrap_or(policy.seconds);
         Self { attempt, policy, last: Mutex::new(Instant::now()), writing: Mutex::default() }
     }
 
-    /// Whether the one before step `next` is to stay; or the last began long enough ago, and is written.
-    pub fn are_due(&self, next: u64) -> bool {
+    /// Whether to save before step `next`: this save is to be kept for good, or the last one began long enough ago and
+    /// is written.
+    pub(crate) fn are_due(&self, next: u64) -> bool {
         if self.policy.stays(next) {
             return true;
         }
@@ -49,8 +51,8 @@ impl Saves {
         is_time && lock(&self.writing).as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Writes a save beside the caller's work, or before it goes on if the interval is 0. An error of the one before is told here.
-    pub fn begin(&self, cursor: u64, detail: Value, files: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    /// Writes a save in the background; if the interval is 0, in the foreground. Returns the error of the save before.
+    pub(crate) fn begin(&self, cursor: u64, detail: Value, files: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
         self.wait()?;
         *lock(&self.last) = Instant::now();
         if self.policy.seconds == 0.0 {
@@ -68,13 +70,13 @@ impl Saves {
     }
 
     /// Writes a save now.
-    pub fn write(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+    pub(crate) fn write(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
         self.wait()?;
         write(&self.attempt, &self.policy, cursor, detail, files)
     }
 
-    /// Until nothing is being written.
-    pub fn wait(&self) -> Result<(), Error> {
+    /// Waits until nothing is being written.
+    pub(crate) fn wait(&self) -> Result<(), Error> {
         match lock(&self.writing).take().map(JoinHandle::join) {
             None => Ok(()),
             Some(Ok(result)) => result,
@@ -94,7 +96,7 @@ fn write(
     let mut records = BTreeMap::new();
     for (name, bytes) in files {
         let path = format!("saves/{cursor}/{name}");
-        let mut upload = attempt.store().upload(&attempt.key(&path))?;
+        let mut upload = attempt.upload_at(&path)?;
         upload.write_all(bytes).map_err(|e| smelt_store::Error::from_write(e, attempt.store(), &path))?;
         records.insert((*name).to_owned(), upload.finish(&path)?);
     }
@@ -112,16 +114,16 @@ fn write(
     Ok(())
 }
 
-/// The newest save whose files are whole, and what was wrong with newer ones. Without any the work begins anew.
+/// The newest save whose files are whole, and what was wrong with newer ones. Without any the work starts over.
 pub(crate) fn newest(attempt: &Attempt, scratch: &Path) -> Result<(Option<Saved>, Vec<String>), Error> {
     let mut faults = Vec::new();
     for save in attempt.progress()?.map(Progress::into_saves).unwrap_or_default() {
         match read(attempt, &save, scratch) {
             Ok(files) => return Ok((Some(Saved { cursor: save.cursor, detail: save.detail, files }), faults)),
             Err(error) if error.exit_code() == ExitCode::Data => {
-                faults.push(format!("the save at {} is passed over: {error}", save.cursor));
+                faults.push(format!("the save at {} is skipped: {error}", save.cursor));
             }
-            Err(error) => return Err(error), // it may be whole, and cannot be seen now
+            Err(error) => return Err(error), // it may be whole; the store just does not answer
         }
     }
     Ok((None, faults))
@@ -172,9 +174,9 @@ mod tests {
         store.put(&saves.attempt.key("saves/4/state"), b"state 5").unwrap();
         let (cursor, faults) = found(&saves);
         assert_eq!(cursor, Some(3));
-        assert!(faults.len() == 1 && faults[0].starts_with("the save at 4 is passed over: "), "{faults:?}");
+        assert!(faults.len() == 1 && faults[0].starts_with("the save at 4 is skipped: "), "{faults:?}");
         store.delete(&saves.attempt.key("saves/3/state")).unwrap();
-        assert_eq!(found(&saves).0, None, "without a whole save the work begins anew");
+        assert_eq!(found(&saves).0, None, "without a whole save the work starts over");
     }
 
     #[test]

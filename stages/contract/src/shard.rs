@@ -37,12 +37,12 @@ pub(crate) struct Shard<K: Table> {
 }
 
 impl<K: Table> Shard<K> {
-    pub fn new(upload: Upload, path: String) -> Self {
+    pub(crate) fn new(upload: Upload, path: String) -> Self {
         let (schema, rows) = (K::schema(), Vec::new());
         Self { path, upload: Some(upload), writer: None, schema, extra_columns: 0, rows, weight: 0, written: 0 }
     }
 
-    pub fn write(&mut self, row: K::Row) -> Result<(), Error> {
+    pub(crate) fn write(&mut self, row: K::Row) -> Result<(), Error> {
         self.weight += K::weight(&row);
         self.rows.push(row);
         if self.rows.len() >= BATCH_ROWS || self.weight >= BATCH_BYTES { self.flush() } else { Ok(()) }
@@ -74,7 +74,7 @@ impl<K: Table> Shard<K> {
         Ok(())
     }
 
-    pub fn finish(mut self) -> Result<FileRecord, Error> {
+    pub(crate) fn finish(mut self) -> Result<FileRecord, Error> {
         self.flush()?;
         let writer = self.writer.take().expect("flush makes it");
         let mut record = writer.into_inner()?.finish(&self.path)?;

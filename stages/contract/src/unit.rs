@@ -2,11 +2,12 @@
 
 use crate::error::Error;
 use crate::kinds::{Drop as DropRow, Drops, KindType, Table};
-use crate::program::Port;
+use crate::port::Port;
 use crate::shard::{AnyShard, Shard};
 use smelt_schemas::Books;
 use smelt_store::{Attempt, Store, UnitRecord, Upload};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 
 /// Nothing that a unit writes counts before the unit is committed, which happens when its closure returns `Ok`.
@@ -17,6 +18,12 @@ pub struct Unit<'a> {
     index: usize,
     shards: Vec<(&'static str, Box<dyn AnyShard>)>,
     record: UnitRecord,
+}
+
+impl fmt::Debug for Unit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Unit({}, {:?})", self.name, self.record.books)
+    }
 }
 
 impl<'a> Unit<'a> {
@@ -34,12 +41,12 @@ impl<'a> Unit<'a> {
         self.record.books.read += rows;
     }
 
-    /// Counts rows that came into being here.
+    /// Counts rows that were created here.
     pub fn count_derived(&mut self, rows: u64) {
         self.record.books.derived += rows;
     }
 
-    /// Counts rows that live on inside something larger, such as documents inside a checkpoint.
+    /// Counts rows that become part of something larger, such as documents inside a checkpoint.
     pub fn count_written(&mut self, rows: u64) {
         self.record.books.written += rows;
     }
@@ -70,8 +77,8 @@ impl<'a> Unit<'a> {
 
     /// Writes a row that the books do not count.
     pub fn write<K: Table>(&mut self, port: &Port<K>, row: K::Row) -> Result<(), Error> {
-        let place = match self.shards.iter().position(|(name, _)| *name == port.name) {
-            Some(place) => place,
+        let at = match self.shards.iter().position(|(name, _)| *name == port.name) {
+            Some(at) => at,
             None => {
                 let path = format!("{}.parquet", self.name);
                 let upload = self.attempt.upload(port.name, &path)?;
@@ -79,7 +86,7 @@ impl<'a> Unit<'a> {
                 self.shards.len() - 1
             }
         };
-        let shard = self.shards[place].1.as_any().downcast_mut::<Shard<K>>();
+        let shard = self.shards[at].1.as_any().downcast_mut::<Shard<K>>();
         shard.expect("a port has one kind").write(row)
     }
 
@@ -121,6 +128,7 @@ impl<'a> Unit<'a> {
 }
 
 /// A file of a port, in writing.
+#[derive(Debug)]
 pub struct PortFile {
     upload: Upload,
     port: &'static str,

@@ -1,6 +1,6 @@
-//! Groups of equal and nearly equal documents, and who stays of each.
+//! Clusters of equal and nearly equal documents, and who stays of each.
 //!
-//! Documents have numbers in input order. Whatever the order in which pairs are found, a group's leader is its first
+//! Documents have numbers in input order. Whatever the order in which pairs are found, a cluster's leader is its first
 //! document: unions always hang the later root under the earlier one. So the outcome depends on the documents alone.
 
 use crate::minhash::similarity;
@@ -42,7 +42,7 @@ impl Sketch {
 }
 
 /// The sketches of all documents, in input order.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Sketches {
     all: Vec<Sketch>,
 }
@@ -54,7 +54,7 @@ impl Sketches {
 }
 
 /// How pairs are found.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Joining {
     /// Join documents of equal digests.
     pub exact: bool,
@@ -67,7 +67,7 @@ pub struct Joining {
 /// Why a document goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Duplicate {
-    /// The document of the group that stays.
+    /// The document of the cluster that stays.
     pub leader: usize,
     /// Whether an earlier document has the same normalised text.
     pub exact: bool,
@@ -79,7 +79,7 @@ pub struct Duplicate {
 pub fn duplicates(sketches: &Sketches, joining: Joining) -> Vec<Option<Duplicate>> {
     let sketches = &sketches.all;
     let n = sketches.len();
-    let mut groups = Groups::new(n);
+    let mut clusters = Clusters::new(n);
     let mut is_repeat = vec![false; n];
     if joining.exact {
         let mut order: Vec<usize> = (0..n).collect();
@@ -87,11 +87,11 @@ pub fn duplicates(sketches: &Sketches, joining: Joining) -> Vec<Option<Duplicate
         for run in order.chunk_by(|&a, &b| sketches[a].digest == sketches[b].digest) {
             for &i in &run[1..] {
                 is_repeat[i] = true;
-                groups.join(run[0], i);
+                clusters.join(run[0], i);
             }
         }
     }
-    join_candidates(sketches, joining, &mut groups);
+    join_candidates(sketches, joining, &mut clusters);
     let outcome = |i: usize, leader: usize| Duplicate {
         leader,
         exact: is_repeat[i],
@@ -101,11 +101,11 @@ pub fn duplicates(sketches: &Sketches, joining: Joining) -> Vec<Option<Duplicate
             _ => 0.0,
         },
     };
-    (0..n).map(|i| Some(groups.root(i)).filter(|&leader| leader != i).map(|leader| outcome(i, leader))).collect()
+    (0..n).map(|i| Some(clusters.root(i)).filter(|&leader| leader != i).map(|leader| outcome(i, leader))).collect()
 }
 
 /// Joins documents that agree in a whole band and whose signatures agree enough (locality-sensitive hashing).
-fn join_candidates(sketches: &[Sketch], joining: Joining, groups: &mut Groups) {
+fn join_candidates(sketches: &[Sketch], joining: Joining, clusters: &mut Clusters) {
     let signed: Vec<(usize, &[u32])> =
         sketches.iter().enumerate().filter_map(|(i, s)| Some((i, s.signature.as_deref()?))).collect();
     let Some(&(_, first)) = signed.first() else { return };
@@ -120,10 +120,10 @@ fn join_candidates(sketches: &[Sketch], joining: Joining, groups: &mut Groups) {
             for &at in run {
                 let (i, signature) = signed[at];
                 let mut near = |front: usize, other: &[u32]| {
-                    groups.root(front) == groups.root(i) || similarity(other, signature) >= joining.jaccard
+                    clusters.root(front) == clusters.root(i) || similarity(other, signature) >= joining.jaccard
                 };
                 match fronts.iter().find(|&&(front, other)| near(front, other)) {
-                    Some(&(front, _)) => groups.join(front, i),
+                    Some(&(front, _)) => clusters.join(front, i),
                     None => fronts.push((i, signature)),
                 }
             }
@@ -131,14 +131,14 @@ fn join_candidates(sketches: &[Sketch], joining: Joining, groups: &mut Groups) {
     }
 }
 
-/// Union-find in which a group's root is its smallest number.
-struct Groups {
+/// Union-find in which a cluster's root is its smallest number.
+struct Clusters {
     parent: Vec<usize>,
 }
 
-impl Groups {
+impl Clusters {
     fn new(n: usize) -> Self {
-        Groups { parent: (0..n).collect() }
+        Clusters { parent: (0..n).collect() }
     }
 
     fn root(&mut self, mut i: usize) -> usize {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_first_document_of_a_group_stays() {
-        // 3 is like 2 in its first band, 1 is like 2 in its second: one group of three, led by 1.
+        // 3 is like 2 in its first band, 1 is like 2 in its second: one cluster of three, led by 1.
         let found = sketches(&[
             (0, Some([1, 1, 1, 1])),
             (1, Some([9, 9, 5, 5])),

@@ -4,7 +4,8 @@ use smelt_words::is_space;
 
 /// blake3 of the text with every run of white space folded to one blank and none at the ends.
 ///
-/// Two files that differ in indentation, line ends or a final newline are equal; a changed letter or mark makes them differ.
+/// Two files that differ in indentation, line ends or a final newline are equal; a changed letter or mark makes them
+/// differ.
 pub fn digest(text: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for (i, piece) in text.split(is_space).filter(|piece| !piece.is_empty()).enumerate() {

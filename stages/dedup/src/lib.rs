@@ -1,9 +1,11 @@
-//! `dedup`: keeps one document of every group of equal or nearly equal documents.
+//! `dedup`: keeps one document of every cluster of equal or nearly equal documents.
 //!
 //! Reads `documents`, writes `documents`. Two documents are equal when their texts are after white space is folded, and
 //! nearly equal when the Jaccard similarity of their word 5-grams, estimated with MinHash (Broder 1997), is high: at
-//! least one band of their signatures agrees, and the estimate reaches `jaccard`. Of each group the first document in
+//! least one band of their signatures agrees, and the estimate reaches `jaccard`. Of each cluster the first document in
 //! input order stays; a row in `drops` names it and the similarity.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 pub mod clusters;
 pub mod exact;
@@ -54,6 +56,7 @@ smelt_stage::outputs! {
     pub struct Outputs { documents: Port<Documents>, drops: Port<Drops> }
 }
 
+#[derive(Debug)]
 pub struct Dedup;
 
 impl Stage for Dedup {

@@ -10,6 +10,7 @@ use xxhash_rust::xxh64::xxh64;
 const PRIME: u64 = (1 << 61) - 1;
 
 /// The parameters `a`, `b` of every hash function, and how many words a shingle has.
+#[derive(Debug)]
 pub struct MinHash {
     coefficients: Vec<(u64, u64)>,
     words: usize,
@@ -24,8 +25,8 @@ impl MinHash {
         MinHash { coefficients: a.into_iter().zip(b).collect(), words }
     }
 
-    /// The signature of a text: per hash function the smallest hash of any shingle. `None` for a text of fewer words than
-    /// a shingle has, which therefore never is a near-duplicate.
+    /// The signature of a text: per hash function the smallest hash of any shingle. `None` for a text of fewer words
+    /// than a shingle has, which therefore never is a near-duplicate.
     pub fn signature(&self, text: &str) -> Option<Vec<u64>> {
         let simple = simplify(text);
         let words: Vec<&str> = words(&simple).collect();

@@ -1,15 +1,20 @@
 //! `ingest`: files to documents.
 //!
-//! Reads files that globs name: plain text, Markdown and source code, one document each; JSON lines and Parquet, a
-//! document per record; packed with gzip or Zstandard or not. Of a record, `url` and `language` become columns of those names, the first
-//! of `time`, `timestamp` and `date` that is a time (ISO 8601, or a column of times or dates in Parquet) becomes `time`, and all other
-//! fields become `metadata`, a JSON object. Writes `documents` in the order of the files' names, and `drops`. What is read is part of the job's identity by relative name and content, so a changed file makes the job new
-//! and the same files elsewhere give the same bytes.
+//! Reads files that globs name, compressed with gzip or Zstandard or not: plain text, Markdown and source code, one
+//! document per file; JSON lines and Parquet, one document per record. The fields `url` and `language` of a record
+//! become the columns of these names. The first of `time`, `timestamp` and `date` that holds a time (ISO 8601, or a
+//! column of times or dates in Parquet) becomes `time`. All other fields become `metadata`, a JSON object.
+//!
+//! Writes `documents` in the order of the files' names, and `drops`. The files are part of the job's fingerprint by
+//! relative name and content: a changed file makes the job new, and the same files elsewhere give the same bytes.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 pub mod error;
 mod parquet;
 pub mod paths;
 pub mod read;
+mod record;
 pub mod select;
 
 use std::collections::BTreeMap;
@@ -107,7 +112,7 @@ impl Config {
         }
     }
 
-    /// Whether a file is one document of its own size, so that limits apply without a look into it.
+    /// Whether a file is one document of the same size, so that limits apply without opening it.
     fn is_plain(&self, name: &str) -> bool {
         self.format_of(name) == Format::Text && !name.ends_with(".gz") && !name.ends_with(".zst")
     }
@@ -145,30 +150,12 @@ impl Config {
     }
 }
 
-impl From<IngestError> for Error {
-    fn from(error: IngestError) -> Self {
-        let text = error.to_string();
-        let (what, hint) = match text.split_once("\nhint: ") {
-            Some((what, hint)) => (what.to_owned(), Some(hint.to_owned())),
-            None => (text, None),
-        };
-        let found = match error {
-            IngestError::Config(_) => Error::config("/paths", what),
-            IngestError::Data(_) => Error::data(what),
-            IngestError::Read { source, .. } => Error::machine(format!("{what}: {source}")),
-        };
-        match hint {
-            Some(hint) => found.hint(hint),
-            None => found,
-        }
-    }
-}
-
 smelt_stage::inputs! { pub struct Inputs {} }
 smelt_stage::outputs! {
     pub struct Outputs { documents: Port<Documents>, drops: Port<Drops> }
 }
 
+#[derive(Debug)]
 pub struct Ingest;
 
 /// Files of a unit hold at least and at most about this many bytes.
@@ -224,12 +211,12 @@ impl Stage for Ingest {
         let counts_records = config.max_documents.is_some() || config.max_total_bytes.is_some();
         let is_budgeted = counts_records && files.iter().any(|file| !config.is_plain(&file.name));
         let bounds = if is_budgeted { std::iter::once(0..files.len()).collect() } else { split(files) };
-        // Limits over records need one reader that counts; without such every unit has all it needs.
+        // Limits that count records need one reader for all files; without them every unit is independent.
         let budget = Budget::new(&config);
         let records = cx.units("read", bounds.len(), |i, unit| {
             for at in bounds[i].clone() {
                 let file = &files[at];
-                // The job is called by these bytes: others must not enter under their name.
+                // The fingerprint covers these bytes: others must not enter under their name.
                 if hash(file)? != cx.sources()[at] {
                     return Err(changed(&file.name));
                 }
@@ -251,7 +238,7 @@ impl Stage for Ingest {
     }
 }
 
-/// That the files are those that the job was planned with, by name and number.
+/// Checks that the files are those that the job was planned with, by name and number.
 fn check_names(files: &[Found], sources: &[Source]) -> Result<(), Error> {
     let (now, planned) = (files.iter().map(|file| &file.name), sources.iter().map(|source| &source.name));
     if let Some((now, planned)) = now.clone().zip(planned.clone()).find(|(now, planned)| now != planned) {
@@ -267,8 +254,8 @@ fn changed(name: &str) -> Error {
     Error::data(format!("`{name}` is not what it was when the job was planned")).hint("run the pipeline again")
 }
 
-/// Ranges of neighbouring files, from their sizes alone: each becomes a unit here and a file for the jobs that follow, so
-/// there are enough of them for many workers and not too many for a store.
+/// Ranges of neighbouring files, from their sizes alone: each becomes a unit here and a file for the jobs that follow,
+/// so there are enough of them for many workers and not too many for a store.
 fn split(files: &[Found]) -> Vec<std::ops::Range<usize>> {
     let all: u64 = files.iter().map(|file| file.bytes).sum();
     let limit = (all / UNITS).clamp(UNIT_BYTES.0, UNIT_BYTES.1);

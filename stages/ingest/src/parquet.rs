@@ -12,9 +12,10 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use smelt_stage::kinds::Micros;
 
 use crate::error::IngestError;
-use crate::read::{Fields, Raw, TIME_FIELDS, time};
+use crate::record::{Fields, Raw, TIME_FIELDS, time};
 
-/// Iterator over the rows of one file. Columns that a document has no place for go into its metadata, as with JSON lines.
+/// Iterator over the rows of one file. Columns that are not columns of `documents` go into `metadata`, as with JSON
+/// lines.
 pub(crate) struct ParquetRows<'a> {
     name: &'a str,
     fields: Fields<'a>,
@@ -31,19 +32,16 @@ pub(crate) struct ParquetRows<'a> {
 impl<'a> ParquetRows<'a> {
     pub(crate) fn open(name: &'a str, file: File, fields: Fields<'a>) -> Result<Self, IngestError> {
         let damaged = |e: parquet::errors::ParquetError| {
-            IngestError::Data(format!(
-                "`{name}` is no whole Parquet file: {e}\nhint: fetch the file again, or leave it out of `paths`"
-            ))
+            IngestError::data(name, format!("`{name}` is no whole Parquet file: {e}"))
+                .with_hint("fetch the file again, or leave it out of `paths`")
         };
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
         let columns = builder.schema().fields();
         for wanted in [Some(fields.text), fields.id].into_iter().flatten() {
             if columns.iter().all(|column| column.name() != wanted) {
                 let known: Vec<String> = columns.iter().map(|column| format!("`{}`", column.name())).collect();
-                return Err(IngestError::Data(format!(
-                    "`{name}` has no column `{wanted}`\nhint: set `text_field` or `id_field`; the file has {}",
-                    known.join(", ")
-                )));
+                return Err(IngestError::data(name, format!("`{name}` has no column `{wanted}`"))
+                    .with_hint(format!("set `text_field` or `id_field`; the file has {}", known.join(", "))));
             }
         }
         let batches = builder.with_batch_size(256).build().map_err(damaged)?;
@@ -64,6 +62,11 @@ impl<'a> ParquetRows<'a> {
         (self.metadata, self.times, self.row) = (metadata(&batch, &own)?, times(&batch)?, 0);
         self.batch = Some(batch);
         Ok(())
+    }
+
+    /// What is wrong at the next row.
+    fn wrong(&self, what: String) -> IngestError {
+        IngestError::data(format!("{}:{}", self.name, self.number), what)
     }
 
     fn document(&self, batch: &RecordBatch) -> Result<Raw, String> {
@@ -89,7 +92,7 @@ impl Iterator for ParquetRows<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(batch) = self.batch.as_ref().filter(|batch| self.row < batch.num_rows()) {
-                let document = self.document(batch).map_err(|e| IngestError::Data(format!("`{}` {e}", self.name)));
+                let document = self.document(batch).map_err(|e| self.wrong(format!("`{}` {e}", self.name)));
                 self.row += 1;
                 self.number += 1;
                 return Some(document);
@@ -98,8 +101,7 @@ impl Iterator for ParquetRows<'_> {
             match batch.and_then(|batch| self.take_up(batch)) {
                 Ok(()) => {}
                 Err(e) => {
-                    let what = format!("`{}` is damaged after row {}: {e}", self.name, self.number);
-                    return Some(Err(IngestError::Data(what)));
+                    return Some(Err(self.wrong(format!("`{}` is damaged after row {}: {e}", self.name, self.number))));
                 }
             }
         }

@@ -14,8 +14,9 @@ use smelt_stage::files::Found;
 fn alternatives(pattern: &str) -> Result<Vec<String>, IngestError> {
     let Some((before, rest)) = pattern.split_once('{') else { return Ok(vec![pattern.to_owned()]) };
     let closed = rest.split_once('}').filter(|(inside, _)| !inside.contains('{'));
-    let (inside, after) = closed
-        .ok_or_else(|| IngestError::Config(format!("`{pattern}` opens `{{` and does not close it before the next")))?;
+    let (inside, after) = closed.ok_or_else(|| {
+        IngestError::config(pattern, format!("`{pattern}` opens `{{` and does not close it before the next"))
+    })?;
     let after = alternatives(after)?;
     Ok(inside.split(',').flat_map(|one| after.iter().map(move |after| format!("{before}{one}{after}"))).collect())
 }
@@ -34,8 +35,9 @@ fn matches_of(pattern: &str) -> Result<Vec<Found>, IngestError> {
     let (root, glob) = root_of(pattern);
     let options =
         glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let walk = glob::glob_with(&glob, options)
-        .map_err(|e| IngestError::Config(format!("`{pattern}` is no glob: {} at character {}", e.msg, e.pos)))?;
+    let walk = glob::glob_with(&glob, options).map_err(|e| {
+        IngestError::config(pattern, format!("`{pattern}` is no glob: {} at character {}", e.msg, e.pos))
+    })?;
     let mut found = Vec::new();
     for path in walk {
         let path = path.map_err(|e| {
@@ -79,7 +81,8 @@ fn name_of(path: &Path, root: Root) -> Result<String, IngestError> {
     let skipped = path.components().filter(|c| !matches!(c, std::path::Component::CurDir)).skip(root.components);
     for part in skipped {
         let part = part.as_os_str().to_str().ok_or_else(|| {
-            IngestError::Data(format!("the file name `{}` is not UTF-8\nhint: rename the file", path.display()))
+            let name = path.display().to_string();
+            IngestError::data(&name, format!("the file name `{name}` is not UTF-8")).with_hint("rename the file")
         })?;
         if part != "/" {
             parts.push(part);

@@ -1,17 +1,17 @@
 //! From a file to its documents: plain text, JSON lines and Parquet, packed with gzip or Zstandard or not.
 //!
-//! Files are read as streams, a document at a time; what is wrong with one is told with the file's name and the place.
+//! Files are read as streams, one document at a time. Errors name the file and the line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 use serde_json::{Map, Value};
-use smelt_stage::kinds::Micros;
 
 use crate::error::IngestError;
 use crate::parquet::ParquetRows;
+use crate::record::time;
+pub use crate::record::{Fields, Raw, TIME_FIELDS};
 
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// By the name's ending, `.gz` and `.zst` looked through.
+    /// By the ending of the name, before `.gz` and `.zst`.
     pub fn of_name(name: &str) -> Self {
         let inner = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
         match inner.rsplit_once('.').map(|(_, ending)| ending) {
@@ -42,38 +42,6 @@ pub enum InvalidUtf8 {
     Error,
     Drop,
     Replace,
-}
-
-/// Which fields of a record are what.
-#[derive(Clone, Copy, Debug)]
-pub struct Fields<'a> {
-    pub text: &'a str,
-    /// Without one a record is called by its number, from 0.
-    pub id: Option<&'a str>,
-}
-
-/// A document as the file gives it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Raw {
-    /// Unique in the dataset: the file's name, and for records `#` and the record's id or number.
-    pub id: String,
-    pub text: String,
-    pub url: Option<String>,
-    pub language: Option<String>,
-    /// Of the first of [`TIME_FIELDS`] that the record has as a time.
-    pub time: Option<Micros>,
-    /// The record's other fields, as a JSON object; a field that `time` comes from stays in it as it was written.
-    pub metadata: Option<String>,
-}
-
-/// Fields of records that may say when a document was written, in the order in which they are asked.
-pub const TIME_FIELDS: [&str; 3] = ["time", "timestamp", "date"];
-
-/// ISO 8601: `2024-05-01`, `2024-05-01T12:30:00Z`, `2024-05-01 12:30:00.5+02:00`; without an offset it is UTC. Anything else is no time,
-/// and neither is a bare number, whose unit nobody knows.
-pub(crate) fn time(text: &str) -> Option<Micros> {
-    let nanos = string_to_timestamp_nanos(text.trim()).ok()?;
-    Some(Micros(nanos.div_euclid(1000)))
 }
 
 /// A document, or why it was left out.
@@ -131,12 +99,12 @@ fn decode(name: &str, bytes: Vec<u8>, start: u64, invalid: InvalidUtf8) -> Resul
     };
     let at = error.utf8_error().valid_up_to();
     match invalid {
-        InvalidUtf8::Error => Err(IngestError::Data(format!(
-            "`{name}` is not UTF-8: byte 0x{:02x} at offset {}\n\
-             hint: convert the file, or set `invalid_utf8` to `drop` or `replace`",
-            error.as_bytes()[at],
-            start + at as u64
-        ))),
+        InvalidUtf8::Error => {
+            let (byte, offset) = (error.as_bytes()[at], start + at as u64);
+            let what = format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {offset}");
+            Err(IngestError::data(name, what)
+                .with_hint("convert the file, or set `invalid_utf8` to `drop` or `replace`"))
+        }
         InvalidUtf8::Drop => Ok(Err(at as u64)),
         InvalidUtf8::Replace => Ok(Ok(String::from_utf8_lossy(error.as_bytes()).into_owned())),
     }
@@ -183,9 +151,12 @@ impl Lines<'_> {
             Ok(line) => line,
             Err(offset) => return Ok(Outcome::InvalidUtf8 { id: format!("{}#{number}", self.name), offset }),
         };
-        let broken = |what: String| IngestError::Data(format!("`{}` line {}: {what}", self.name, self.line));
+        let broken = |what: String| {
+            let place = format!("{}:{}", self.name, self.line);
+            IngestError::data(place, format!("`{}` line {}: {what}", self.name, self.line))
+        };
         let record: Map<String, Value> = serde_json::from_str(line.trim_end()).map_err(|e| broken(json_error(&e)))?;
-        raw(self.name, number, record, self.fields).map_err(broken)
+        raw(self.name, number, record, self.fields, broken)
     }
 }
 
@@ -196,18 +167,24 @@ fn json_error(error: &serde_json::Error) -> String {
     format!("no JSON object: {what} at column {}", error.column())
 }
 
-/// A document from a record's fields; the error says what is missing.
-fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'_>) -> Result<Outcome, String> {
+/// A document from a record's fields; the error, made by `broken`, says what is missing.
+fn raw(
+    name: &str,
+    number: u64,
+    mut record: Map<String, Value>,
+    fields: Fields<'_>,
+    broken: impl Fn(String) -> IngestError,
+) -> Result<Outcome, IngestError> {
     let text = match record.shift_remove(fields.text) {
         Some(Value::String(text)) => text,
-        Some(other) => return Err(format!("field `{}` is {}, expected a string", fields.text, kind(&other))),
+        Some(other) => {
+            return Err(broken(format!("field `{}` is {}, expected a string", fields.text, type_of(&other))));
+        }
         None => {
             let known: Vec<String> = record.keys().map(|key| format!("`{key}`")).collect();
-            return Err(format!(
-                "no field `{}`\nhint: set `text_field`; the record has {}",
-                fields.text,
-                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-            ));
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(broken(format!("no field `{}`", fields.text))
+                .with_hint(format!("set `text_field`; the record has {known}")));
         }
     };
     let id = match fields.id {
@@ -215,8 +192,14 @@ fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'
         Some(field) => match record.shift_remove(field) {
             Some(Value::String(id)) => id,
             Some(Value::Number(id)) => id.to_string(),
-            Some(other) => return Err(format!("field `{field}` is {}, expected a string or a number", kind(&other))),
-            None => return Err(format!("no field `{field}`\nhint: set `id_field`, or leave it out to number records")),
+            Some(other) => {
+                let found = type_of(&other);
+                return Err(broken(format!("field `{field}` is {found}, expected a string or a number")));
+            }
+            None => {
+                return Err(broken(format!("no field `{field}`"))
+                    .with_hint("set `id_field`, or leave it out to number records"));
+            }
         },
     };
     let mut take = |field: &str| match record.get(field) {
@@ -229,7 +212,7 @@ fn raw(name: &str, number: u64, mut record: Map<String, Value>, fields: Fields<'
     Ok(Outcome::Document(Raw { id: format!("{name}#{id}"), text, url, language, time, metadata }))
 }
 
-fn kind(value: &Value) -> &'static str {
+fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a truth value",

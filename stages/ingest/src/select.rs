@@ -50,13 +50,10 @@ pub fn select(
         for file in files {
             match seen.get(&file.name) {
                 Some(other) if other.path != file.path && !same_bytes(other, &file)? => {
-                    return Err(IngestError::Config(format!(
-                        "two files would be called `{}`: `{}` and `{}`\n\
-                         hint: end the root of their globs with `/./` further to the left",
-                        file.name,
-                        other.path.display(),
-                        file.path.display()
-                    )));
+                    let (name, first, second) = (&file.name, other.path.display(), file.path.display());
+                    let what = format!("two files would be called `{name}`: `{first}` and `{second}`");
+                    return Err(IngestError::config(name, what)
+                        .with_hint("end the root of their globs with `/./` further to the left"));
                 }
                 Some(_) => {}
                 None => {

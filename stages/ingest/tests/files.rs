@@ -9,6 +9,7 @@ use arrow::array::{ArrayRef, Date32Array, Int64Array, ListArray, RecordBatch, St
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use parquet::arrow::ArrowWriter;
 use smelt_ingest::read::{Fields, Format, InvalidUtf8, Outcome, Raw, documents};
+use smelt_stage::Fault;
 use smelt_stage::kinds::Micros;
 
 const FIELDS: Fields<'static> = Fields { text: "text", id: None };
@@ -26,9 +27,13 @@ fn folder(test: &str) -> PathBuf {
 fn read(path: &Path, fields: Fields<'_>, invalid: InvalidUtf8) -> Result<Vec<Outcome>, String> {
     let name = path.file_name().unwrap().to_str().unwrap();
     documents(name, path, Format::of_name(name), fields, invalid)
-        .map_err(|e| e.to_string())?
-        .collect::<Result<_, _>>()
-        .map_err(|e| e.to_string())
+        .and_then(Iterator::collect::<Result<_, _>>)
+        .map_err(|e| told(&e))
+}
+
+/// As a person reads it: what is wrong, and what to do.
+fn told(error: &impl Fault) -> String {
+    error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}\nhint: {hint}"))
 }
 
 fn texts(outcomes: Vec<Outcome>) -> Vec<(String, String)> {

@@ -196,6 +196,18 @@ fn bad_bytes_stop_the_job_and_are_the_datas_fault() {
 }
 
 #[test]
+fn a_file_that_ends_too_early_is_the_datas_fault_and_its_place_is_told() {
+    let workshop = Workshop::new("ingest-truncated");
+    fs::write(workshop.folder().join("cut.parquet"), b"PAR1 and no more").unwrap();
+    fs::write(workshop.folder().join("cut.jsonl"), "{\"text\":\"whole\"}\n{\"text\":\"cu").unwrap();
+    for (name, place) in [("cut.parquet", "cut.parquet"), ("cut.jsonl", "cut.jsonl:2")] {
+        let error = workshop.run::<Ingest>(json!({ "paths": [workshop.folder().join(name)] }), &[]).unwrap_err();
+        assert_eq!(error.exit_code(), smelt_schemas::ExitCode::Data, "{error}");
+        assert_eq!(error.problem().place.as_deref(), Some(place), "{error}");
+    }
+}
+
+#[test]
 fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
     let workshop = Workshop::new("ingest-kills");
     let root = registry(workshop.folder(), "host");

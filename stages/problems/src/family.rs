@@ -21,9 +21,9 @@ pub enum Family {
     Account,
 }
 
-/// One problem.
+/// One problem. (`Problem` is what went wrong, everywhere in smelt.)
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum Exercise {
     Chain(Chain),
     Addition(Addition),
     Account(Account),
@@ -48,11 +48,11 @@ impl Family {
     }
 
     /// A random problem of `size`, numbers up to `largest` where the family has such.
-    pub fn random(self, rng: &mut Rng, size: usize, largest: u64) -> Problem {
+    pub fn random(self, rng: &mut Rng, size: usize, largest: u64) -> Exercise {
         match self {
-            Family::Chain => Problem::Chain(Chain::random(rng, size)),
-            Family::Addition => Problem::Addition(Addition::random(rng, size)),
-            Family::Account => Problem::Account(Account::random(rng, size, largest)),
+            Family::Chain => Exercise::Chain(Chain::random(rng, size)),
+            Family::Addition => Exercise::Addition(Addition::random(rng, size)),
+            Family::Account => Exercise::Account(Account::random(rng, size, largest)),
         }
     }
 
@@ -66,31 +66,32 @@ impl Family {
     }
 }
 
-impl Problem {
+impl Exercise {
     /// What the model is asked.
     pub fn text(&self) -> String {
         match self {
-            Problem::Chain(chain) => chain.to_string(),
-            Problem::Addition(sum) => sum.to_string(),
-            Problem::Account(account) => account.text(),
+            Exercise::Chain(chain) => chain.to_string(),
+            Exercise::Addition(sum) => sum.to_string(),
+            Exercise::Account(account) => account.text(),
         }
     }
 
     /// The plain answer.
     pub fn answer(&self) -> String {
         match self {
-            Problem::Chain(chain) => chain.answer().to_string(),
-            Problem::Addition(sum) => sum.answer().to_string(),
-            Problem::Account(account) => account.answer().to_string(),
+            Exercise::Chain(chain) => chain.answer().to_string(),
+            Exercise::Addition(sum) => sum.answer().to_string(),
+            Exercise::Account(account) => account.answer().to_string(),
         }
     }
 
-    /// The steps of the worked solution; each result is replaced with probability `wrong`, and the rest goes on from it.
+    /// The steps of the worked solution; each result is replaced with probability `wrong`, and the rest continues from
+    /// it.
     pub fn steps(&self, rng: &mut Rng, wrong: f64) -> Vec<String> {
         match self {
-            Problem::Chain(chain) => chain.steps_with_errors(rng, wrong),
-            Problem::Addition(sum) => sum.steps_with_errors(rng, wrong),
-            Problem::Account(account) => account.steps_with_errors(rng, wrong),
+            Exercise::Chain(chain) => chain.steps_with_errors(rng, wrong),
+            Exercise::Addition(sum) => sum.steps_with_errors(rng, wrong),
+            Exercise::Account(account) => account.steps_with_errors(rng, wrong),
         }
     }
 
@@ -102,30 +103,30 @@ impl Problem {
     /// What judges an answer.
     pub fn verifier(&self) -> Verifier {
         match self {
-            Problem::Chain(chain) => Verifier::Chain { problem: chain.to_string() },
-            Problem::Addition(sum) => Verifier::Addition { problem: sum.to_string() },
-            Problem::Account(_) => Verifier::Number,
+            Exercise::Chain(chain) => Verifier::Chain { problem: chain.to_string() },
+            Exercise::Addition(sum) => Verifier::Addition { problem: sum.to_string() },
+            Exercise::Account(_) => Verifier::Number,
         }
     }
 
     /// Whether the problem belongs to the test set, of which `share` of all problems are part.
     ///
-    /// Decided by a hash of the text alone, so that no seed, count or order can move a problem to the other side. Chains of
-    /// one operation are facts, not problems: a model must see all of them.
+    /// Decided by a hash of the text alone, so that no seed, count or order can move a problem to the other side.
+    /// Chains of one operation are facts, not problems: a model must see all of them.
     pub fn is_test(&self, share: f64) -> bool {
-        if matches!(self, Problem::Chain(chain) if chain.rest.len() < 2) {
+        if matches!(self, Exercise::Chain(chain) if chain.rest.len() < 2) {
             return false;
         }
         // Of 2^53 equal steps, as a double counts them exactly.
         ((smelt_verify::hash(&self.text()) >> 11) as f64) < share * (1u64 << 53) as f64
     }
 
-    /// Whether the right solution leads through a test problem: what is left of a chain after a step is itself a chain, and the steps
-    /// that follow work it. In other families no step holds another problem.
+    /// Whether the right solution leads through a test problem: what a step leaves of a chain is itself a chain, solved
+    /// by the following steps. In other families no step holds another problem.
     pub fn leads_through_test(&self, share: f64) -> bool {
         match self {
-            Problem::Chain(chain) => lead_through_test(&chain.steps(), share),
-            Problem::Addition(_) | Problem::Account(_) => false,
+            Exercise::Chain(chain) => lead_through_test(&chain.steps(), share),
+            Exercise::Addition(_) | Exercise::Account(_) => false,
         }
     }
 }
@@ -133,7 +134,7 @@ impl Problem {
 /// Whether one of a chain's steps leaves a test problem: behind `=` stands the rest, `7*2-1` in `3+4=7*2-1`.
 pub fn lead_through_test(steps: &[String], share: f64) -> bool {
     let rests = steps.iter().filter_map(|step| step.split_once('=')).map(|(_, rest)| rest);
-    rests.filter_map(Chain::parse).any(|rest| Problem::Chain(rest).is_test(share))
+    rests.filter_map(Chain::parse).any(|rest| Exercise::Chain(rest).is_test(share))
 }
 
 #[cfg(test)]
@@ -176,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_a_step_leaves_is_looked_at_when_it_is_a_problem() {
-        let parse = |text: &str| Problem::Chain(Chain::parse(text).unwrap());
+        let parse = |text: &str| Exercise::Chain(Chain::parse(text).unwrap());
         // with a share of 1 every chain of two operations or more is a test problem, and none of one
         assert!(parse("3+4*2-1").leads_through_test(1.0), "7*2-1 is one");
         assert!(!parse("3+4*2").leads_through_test(1.0), "7*2 is a fact");
@@ -192,7 +193,7 @@ mod tests {
     fn facts_are_no_test_problems() {
         for i in 0..300 {
             let mut rng = Rng::of(3, "facts", i);
-            assert!(!Problem::Chain(Chain::random(&mut rng, 1)).is_test(1.0));
+            assert!(!Exercise::Chain(Chain::random(&mut rng, 1)).is_test(1.0));
             let fact = Family::Chain.fact(&mut rng, 10);
             assert_eq!(fact.len(), 5, "{fact}");
         }

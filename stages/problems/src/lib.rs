@@ -1,10 +1,13 @@
 //! `problems`: problems whose answers can be checked, as questions, conversations and text.
 //!
-//! Reads nothing. Writes `prompts` (the problem, its answer, what judges an answer), `conversations` (the problem with its
-//! plain answer or its worked solution) and `documents` (text to mix into pretraining). Test problems are a fixed share
-//! of all problems, chosen by a hash of the problem itself: no dataset of training problems, whatever its seed, holds one, and no
-//! solution in it leads through one (what is left of `3+4*2-1` after a step, `7*2-1`, is a problem of its own). The limit: a model that
-//! is trained on answers of another model may still see such, for a wrong step can lead anywhere.
+//! Reads nothing. Writes `prompts` (the problem, its answer, what judges an answer), `conversations` (the problem with
+//! its plain answer or its worked solution) and `documents` (text to mix into pretraining). Test problems are a fixed
+//! share of all problems, chosen by a hash of the problem itself. So no dataset of training problems, with any seed,
+//! holds a test problem, and none of its solutions leads through one (after one step `3+4*2-1` leaves `7*2-1`, which is
+//! itself a problem). The limit: answers of another model may still contain test problems, because a wrong step can
+//! lead anywhere.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 pub mod family;
 pub mod make;
@@ -16,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Conversation, Conversations, Document, Documents, Message, Prompt, Prompts};
 use smelt_stage::{Context, Error, Source, Stage, Unit};
 
-use crate::family::{Family, Problem};
-use crate::make::{Draw, TooFew};
+use crate::family::{Exercise, Family};
+use crate::make::Draw;
 
 /// What the system prompt of worked solutions says.
 pub const SYSTEM: &str = "Think step by step.";
@@ -47,8 +50,8 @@ pub struct Config {
     pub answers: Answers,
     /// Share of prompts and conversations that begin with the system prompt, in [0, 1].
     pub system: f64,
-    /// Share of the results in worked solutions of `conversations` that are replaced by random ones, from which the solution
-    /// goes on, in [0, 1].
+    /// Share of the results in worked solutions of `conversations` that are replaced by random ones, in [0, 1]; the
+    /// solution continues from the replaced result.
     pub wrong: f64,
     /// Characters written as `documents`.
     pub characters: usize,
@@ -106,6 +109,7 @@ smelt_stage::outputs! {
     pub struct Outputs { prompts: Port<Prompts>, conversations: Port<Conversations>, documents: Port<Documents> }
 }
 
+#[derive(Debug)]
 pub struct Problems;
 
 impl Stage for Problems {
@@ -186,16 +190,12 @@ impl Config {
         format!("problems/{}/{split}", self.family.name())
     }
 
-    fn distinct(&self, count: usize, field: &str) -> Result<Vec<Problem>, Error> {
-        self.draw().distinct(count).map_err(|e| too_few(&e, field))
+    fn distinct(&self, count: usize, field: &str) -> Result<Vec<Exercise>, Error> {
+        self.draw().distinct(count).map_err(|e| Error::of(&e).field(&format!("/{field}")))
     }
 }
 
-fn too_few(error: &TooFew, field: &str) -> Error {
-    Error::config(&format!("/{field}"), error.to_string()).hint("ask for fewer, or allow more in `sizes` or `largest`")
-}
-
-fn messages(problem: &Problem, with_system: bool) -> Vec<Message> {
+fn messages(problem: &Exercise, with_system: bool) -> Vec<Message> {
     let system = with_system.then(|| Message::new("system", SYSTEM));
     system.into_iter().chain([Message::new("user", problem.text())]).collect()
 }
@@ -239,7 +239,7 @@ fn write_documents(config: &Config, out: &Outputs, unit: &mut Unit) -> Result<()
     }
     let draw = config.draw();
     let texts = draw.text(config.characters, config.document_characters.max(1), config.facts, config.documents_wrong);
-    let texts = texts.map_err(|e| too_few(&e, "characters"))?;
+    let texts = texts.map_err(|e| Error::of(&e).field("/characters"))?;
     let source = format!("{}/text", config.source());
     for (i, text) in texts.into_iter().enumerate() {
         unit.count_derived(1);

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use smelt_stage::{ExitCode, Fault};
 use smelt_verify::Rng;
 
-use crate::family::{Family, Problem, lead_through_test};
+use crate::family::{Exercise, Family, lead_through_test};
 
 /// Which problems are drawn.
 ///
-/// Of training problems those are drawn whose solutions lead through no test problem either. What is left of a chain after a step is a
-/// chain, worked by the steps that follow, so a corpus of solutions would else hold test problems with their solutions. With a
-/// `test_share` s that refuses 1 − (1 − s)^(n − 2) of the chains of n operations: 5 % of three to 19 % of six, at the default of 0.05.
+/// A training problem is drawn only if its solution leads through no test problem. What a step leaves of a chain is
+/// again a chain, solved by the following steps; without this rule a corpus of solutions would hold test problems with
+/// their solutions. With `test_share` = s the rule refuses 1 − (1 − s)^(n − 2) of the chains of n operations: at the
+/// default of 0.05, 5 % of those with three operations to 19 % of those with six.
 #[derive(Clone, Debug)]
 pub struct Draw<'a> {
     pub family: Family,
@@ -35,6 +37,15 @@ pub struct TooFew {
     count: usize,
 }
 
+impl Fault for TooFew {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Pipeline
+    }
+    fn hint(&self) -> Option<String> {
+        Some("ask for fewer, or allow more in `sizes` or `largest`".into())
+    }
+}
+
 /// Draws in a row that may bring nothing new before the search ends.
 const PATIENCE: u64 = 100_000;
 
@@ -46,20 +57,20 @@ impl Draw<'_> {
         Rng::of(self.seed, &format!("{what} of {}", self.family.name()), self.stream)
     }
 
-    fn one(&self, rng: &mut Rng) -> Problem {
+    fn one(&self, rng: &mut Rng) -> Exercise {
         let size = *rng.choose(self.sizes);
         self.family.random(rng, size, self.largest)
     }
 
     /// Whether a problem is on the side that is drawn.
-    fn takes(&self, problem: &Problem) -> bool {
+    fn takes(&self, problem: &Exercise) -> bool {
         problem.is_test(self.test_share) == self.is_test
             && (self.is_test || !problem.leads_through_test(self.test_share))
     }
 
-    /// A worked solution of a problem that was drawn; each result is replaced with probability `wrong`. A training solution whose wrong
-    /// results lead through a test problem is drawn again.
-    pub fn solution(&self, problem: &Problem, rng: &mut Rng, wrong: f64) -> String {
+    /// A worked solution of a problem that was drawn; each result is replaced with probability `wrong`. A training
+    /// solution whose wrong results lead through a test problem is drawn again.
+    pub fn solution(&self, problem: &Exercise, rng: &mut Rng, wrong: f64) -> String {
         for _ in 0..TRIES {
             let steps = problem.steps(rng, wrong);
             if self.is_test || self.family != Family::Chain || !lead_through_test(&steps, self.test_share) {
@@ -70,7 +81,7 @@ impl Draw<'_> {
     }
 
     /// `count` different problems, in the order in which they were drawn.
-    pub fn distinct(&self, count: usize) -> Result<Vec<Problem>, TooFew> {
+    pub fn distinct(&self, count: usize) -> Result<Vec<Exercise>, TooFew> {
         let mut rng = self.rng("problems");
         let mut seen = BTreeSet::new();
         let mut problems = Vec::with_capacity(count);
@@ -93,8 +104,8 @@ impl Draw<'_> {
     /// Text to pretrain on: documents of about `per_document` characters, together at least `characters`.
     ///
     /// Lines are facts (`3+4=7`) or a problem with its worked solution (`3+4*2;3+4=7*2;7*2=4`); facts take the share
-    /// `facts` of all characters, and of the results in solutions a share `wrong` is replaced. Problems may repeat, none is
-    /// of the test set or leads through it (or, for a test draw, all are).
+    /// `facts` of all characters, and of the results in solutions a share `wrong` is replaced. Problems may repeat,
+    /// none is of the test set or leads through it (or, for a test draw, all are).
     pub fn text(&self, characters: usize, per_document: usize, facts: f64, wrong: f64) -> Result<Vec<String>, TooFew> {
         let mut rng = self.rng("text");
         let mut documents = Vec::new();
@@ -157,7 +168,7 @@ mod tests {
                     .distinct(500)
                     .unwrap()
                     .iter()
-                    .map(Problem::text)
+                    .map(Exercise::text)
                     .collect()
             };
             let (train, test) = (texts(false), texts(true));
@@ -181,7 +192,7 @@ mod tests {
                 for step in document.lines().flat_map(|line| line.split(';')) {
                     let rest = step.split_once('=').map_or(step, |(_, rest)| rest);
                     if let Some(rest) = Chain::parse(rest) {
-                        assert!(!Problem::Chain(rest).is_test(0.05), "{step}");
+                        assert!(!Exercise::Chain(rest).is_test(0.05), "{step}");
                         seen += 1;
                     }
                 }

@@ -1,11 +1,13 @@
 //! A byte-level BPE vocabulary: trained, loaded, used.
 //!
-//! The pieces are GPT-2's, optionally after setting every decimal digit apart; every byte has a token, so any text comes
-//! back from its ids unchanged. Special tokens take the first ids and are never found in text: a document that spells
+//! The pieces are GPT-2's, optionally after setting every decimal digit apart; every byte has a token, so any text
+//! comes back from its ids unchanged. Special tokens take the first ids and are never found in text: a document that
+//! spells
 //! `<|eos|>` is tokenized as those seven characters.
 
 use std::collections::HashMap;
 
+use smelt_stage::{ExitCode, Fault};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -42,6 +44,12 @@ pub struct BpeError {
     source: tokenizers::Error,
 }
 
+impl Fault for BpeError {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::Bug
+    }
+}
+
 /// Tags an error with what was being done.
 fn at(doing: &'static str) -> impl FnOnce(tokenizers::Error) -> BpeError {
     move |source| BpeError { doing, source }
@@ -60,6 +68,7 @@ pub struct Training<'a> {
 }
 
 /// A tokenizer and what it is asked for.
+#[derive(Debug)]
 pub struct Bpe {
     tokenizer: Tokenizer,
     /// Whether digits are set apart, where the pieces are those of [`pieces`]; else the library cuts and encodes.
@@ -143,13 +152,14 @@ impl Bpe {
 }
 
 /// Encodes texts one after the other.
+#[derive(Debug)]
 pub struct Encoder<'a> {
     bpe: &'a Bpe,
     /// Ids of pieces. Only ever looked up, so its order never shows.
     seen: HashMap<Box<str>, Box<[u32]>>,
 }
 
-/// Pieces that an encoder remembers; when they are more it begins anew.
+/// Pieces that an encoder remembers; beyond that it forgets all and starts over.
 const REMEMBERED: usize = 1 << 18;
 
 impl Encoder<'_> {

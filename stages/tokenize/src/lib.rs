@@ -1,10 +1,12 @@
 //! `tokenize`: documents to token ids.
 //!
 //! Reads `documents`, learns a byte-level BPE vocabulary from them or takes the `tokenizer` of another job, and writes
-//! `tokens`: one row a document with the ids of its text and of nothing else. No special token is in a row, so that its
-//! ids give the text back; whoever packs rows into batches sets `<|bos|>` between them. A share of the documents goes to
-//! `validation` instead, and what `weights` leave out is in `drops`. `tokenizer` holds `tokenizer.json` as Hugging Face's libraries read
-//! it.
+//! `tokens`: one row per document with the ids of its text. A row holds no special token, so that its ids give exactly
+//! the text back; whoever packs rows into batches puts `<|bos|>` between them. A share of the documents goes to
+//! `validation` instead, and what `weights` leave out goes to `drops`. `tokenizer` holds `tokenizer.json` as Hugging
+//! Face's libraries read it.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 pub mod bpe;
 pub mod pieces;
@@ -30,14 +32,14 @@ pub struct Config {
     pub single_digits: bool,
     /// Occurrences below which a pair of tokens is not joined.
     pub min_frequency: u64,
-    /// What the vocabulary learns from each input, by bytes and relative to the others; 0 leaves an input out. Empty learns
-    /// from all of every input.
+    /// What the vocabulary learns from each input, by bytes and relative to the others; 0 leaves an input out. Empty
+    /// learns from all of every input.
     pub learn_weights: Vec<f64>,
     /// Bytes of text to learn from at most; a sample by the documents' ids.
     pub learn_bytes: u64,
-    /// What of each input is written, by tokens and relative to the others; the input that is shortest for its weight is
-    /// written whole, no document twice. Empty writes everything. What is left out is a drop by the rule `mixture`, its value the share
-    /// of the input that is written.
+    /// What of each input is written, by tokens and relative to the others; the input that is shortest for its weight
+    /// is written whole, no document twice. Empty writes everything. What is left out is a drop by the rule `mixture`,
+    /// its value the share of the input that is written.
     pub weights: Vec<f64>,
     /// Share of the documents of every input that is held out, in [0, 1); chosen by their ids.
     pub validation: f64,
@@ -71,10 +73,11 @@ smelt_stage::outputs! {
 
 impl From<BpeError> for Error {
     fn from(error: BpeError) -> Self {
-        Error::bug(error.to_string())
+        Self::of(&error)
     }
 }
 
+#[derive(Debug)]
 pub struct Tokenize;
 
 impl Stage for Tokenize {
@@ -115,15 +118,15 @@ impl Stage for Tokenize {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let job = Job::new(&config, &inputs.documents);
-        let bpe = job.vocabulary(inputs.tokenizer.as_ref(), &out, cx)?;
-        let shares = job.shares(&bpe, cx)?;
-        let records = cx.units("encode", job.files.len(), |i, unit| {
+        let corpus = Corpus::new(&config, &inputs.documents);
+        let bpe = corpus.vocabulary(inputs.tokenizer.as_ref(), &out, cx)?;
+        let shares = corpus.shares(&bpe, cx)?;
+        let records = cx.units("encode", corpus.files.len(), |i, unit| {
             let mut ids_written = 0;
-            job.encode(i, &bpe, |document, ids| {
+            corpus.encode(i, &bpe, |document, ids| {
                 unit.count_read(1);
                 let TokenRow { document: id, .. } = &document;
-                let share = shares[job.files[i].0];
+                let share = shares[corpus.files[i].0];
                 if !plan::is_written(id, share) {
                     return unit.drop_row(&out.drops, id, "mixture", Some(share), None);
                 }
@@ -148,18 +151,18 @@ impl Stage for Tokenize {
     }
 }
 
-/// The inputs as one list of files, and what the config makes of them.
-struct Job<'a> {
+/// The inputs as one list of files, and the config that says how they are used.
+struct Corpus<'a> {
     config: &'a Config,
     inputs: &'a [Artifact<Documents>],
     /// Input and file within it.
     files: Vec<(usize, usize)>,
 }
 
-impl<'a> Job<'a> {
+impl<'a> Corpus<'a> {
     fn new(config: &'a Config, inputs: &'a [Artifact<Documents>]) -> Self {
         let files = inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f)));
-        Job { config, inputs, files: files.collect() }
+        Corpus { config, inputs, files: files.collect() }
     }
 
     /// Sums what a phase counted in every file by input.
@@ -211,7 +214,7 @@ impl<'a> Job<'a> {
     }
 
     fn learn(&self, shares: &[f64], threads: usize) -> Result<Bpe, Error> {
-        // The trainer takes texts, not results: the first error ends the texts and is told afterwards.
+        // The trainer takes texts, not results: the first error ends the texts and is returned afterwards.
         let error = Mutex::new(None);
         let texts = self.files.iter().filter(|&&(input, _)| shares[input] > 0.0).flat_map(|&(input, file)| {
             let (rows, failed) = match self.inputs[input].read(file) {
@@ -289,16 +292,17 @@ impl<'a> Job<'a> {
     }
 }
 
-/// What to tell when a share was to be held out, and by their ids none of the few documents is.
+/// The warning when a share was to be held out, but the hash of the ids chose none of the few documents.
 fn nothing_held_out(share: f64, documents: u64) -> String {
     format!(
-        "`validation` is empty: of {documents} documents {:.1} were to be held out on average, and none was: raise `validation`, now {share}",
+        "`validation` is empty: of {documents} documents {:.1} were to be held out on average, and none was: raise \
+            `validation`, now {share}",
         share * documents as f64
     )
 }
 
-/// What to tell of every input of which its weight leaves out more than half: the whole corpus is as small as the input that is
-/// shortest for its weight makes it, which a person who wrote `[1, 1]` may not have meant.
+/// A warning for every input of which more than half is left out. The input that is shortest for its weight limits the
+/// whole corpus, which a person who wrote `[1, 1]` may not have meant.
 fn mostly_left_out(names: &[&str], tokens: &[u64], weights: &[f64], shares: &[f64]) -> Vec<String> {
     let name = |i: usize| format!("input {} of `documents` (`{}`)", i + 1, names[i]);
     let Some(short) = (0..shares.len()).find(|&i| shares[i] == 1.0 && weights[i] > 0.0) else { return Vec::new() };

@@ -1,7 +1,7 @@
 //! GPT-2's cut of a text into pieces, the ones that merges never cross; and single digits before it.
 //!
-//! The tokenizers library does the same with a back-tracking expression and several allocations a piece, at about 1 MB/s.
-//! This is the expression
+//! The tokenizers library does the same with a back-tracking expression and several allocations a piece, at about 1
+//! MB/s. This is the expression
 //! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 //! (Radford et al. 2019) by hand. A test compares the two on every character.
 
@@ -36,6 +36,7 @@ pub fn pieces(text: &str, single_digits: bool) -> Pieces<'_> {
 }
 
 /// Iterator of [`pieces`].
+#[derive(Debug)]
 pub struct Pieces<'a> {
     rest: &'a str,
     single_digits: bool,
@@ -91,7 +92,8 @@ fn piece(text: &str, first: char) -> usize {
     if last == end { end } else { end - last }
 }
 
-/// The character that stands for a byte in a byte-level vocabulary: itself if it can be printed, else one from U+0100 on.
+/// The character that stands for a byte in a byte-level vocabulary: itself if it can be printed, else one from U+0100
+/// on.
 pub fn character(byte: u8) -> char {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
@@ -169,7 +171,7 @@ mod tests {
         let all: Vec<char> = (0..=0x10_ffff).step_by(1).filter_map(char::from_u32).collect();
         // Beyond the third plane there is nothing but private use and tags: a sample will do.
         let (low, high): (Vec<char>, Vec<char>) = all.into_iter().partition(|&c| (c as u32) < 0x3_2400);
-        for chars in low.chunks(512).chain(high.chunks(40_000).map(|chunk| &chunk[..8])) {
+        for chars in low.chunks(512).chain(high.chunks(40_000).map(|part| &part[..8])) {
             compare(&chars.iter().map(|c| format!("a{c} {c}1{c}")).collect::<String>());
         }
     }

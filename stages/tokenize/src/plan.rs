@@ -27,8 +27,8 @@ pub fn is_written(id: &str, share: f64) -> bool {
     place("mixture", id) < share
 }
 
-/// Share of every input to take, so that the amounts taken stand to each other as `weights` do and as much as possible is
-/// taken. No document is taken twice: the input that is shortest for its weight is taken whole.
+/// Share of every input to take, so that the amounts taken stand to each other as `weights` do and as much as possible
+/// is taken. No document is taken twice: the input that is shortest for its weight is taken whole.
 ///
 /// A weight of 0 takes nothing. Empty `weights` take everything.
 pub fn shares(amounts: &[u64], weights: &[f64]) -> Vec<f64> {

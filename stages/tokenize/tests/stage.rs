@@ -134,9 +134,8 @@ fn a_mixture_that_leaves_out_most_of_an_input_and_an_empty_validation_are_told()
     assert!(found[1].starts_with("`validation` is empty: of "), "{}", found[1]);
     assert_eq!(
         warnings(json!({ "vocabulary": 300 }), std::slice::from_ref(&few)),
-        [
-            "`validation` is empty: of 1 documents 0.1 were to be held out on average, and none was: raise `validation`, now 0.05"
-        ]
+        ["`validation` is empty: of 1 documents 0.1 were to be held out on average, and none was: raise \
+                `validation`, now 0.05"]
     );
     assert!(warnings(json!({ "vocabulary": 300, "validation": 0 }), std::slice::from_ref(&few)).is_empty());
     assert!(

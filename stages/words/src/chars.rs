@@ -1,7 +1,7 @@
 //! Classes of characters, as the published filter rules mean them.
 //!
 //! The rules were first run in Python, whose ideas of white space, letter and line differ from Rust's. Where they
-//! differ Python's is kept, else the same rule would decide differently on the same document.
+//! differ, Python's is used; otherwise the same rule would decide differently on the same document.
 
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
@@ -39,7 +39,7 @@ pub fn is_number(c: char) -> bool {
     matches!(get_general_category(c), DecimalNumber | LetterNumber | OtherNumber)
 }
 
-/// A mark that takes no room of its own: general category Mn.
+/// A mark that takes no space: general category Mn.
 pub(crate) fn is_nonspacing(c: char) -> bool {
     !c.is_ascii() && get_general_category(c) == Category::NonspacingMark
 }

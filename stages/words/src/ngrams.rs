@@ -15,6 +15,7 @@ pub fn shingles<'a, 'w>(words: &'a [&'w str], n: usize) -> Shingles<'a, 'w> {
 }
 
 /// Lends one shingle after the other from one buffer; a document has thousands of them.
+#[derive(Debug)]
 pub struct Shingles<'a, 'w> {
     runs: NGrams<'a, 'w>,
     joined: String,

@@ -9,13 +9,14 @@ use crate::chars::{is_combining, is_digit, is_letter, is_space};
 
 /// The words of `text`, in order, as slices of it. White space separates and is no word.
 ///
-/// A word is a run of letters, digits, combining marks and `_`; or one mark, or several equal ones in a row. Between two
-/// letters or two digits one of `.`, `,`, `:` (digits only for the last two) and `'` joins.
+/// A word is a run of letters, digits, combining marks and `_`; or one mark, or several equal ones in a row. Between
+/// two letters or two digits one of `.`, `,`, `:` (digits only for the last two) and `'` joins.
 pub fn words(text: &str) -> Words<'_> {
     Words { rest: text, tail: None }
 }
 
 /// Iterator of [`words`].
+#[derive(Debug)]
 pub struct Words<'a> {
     rest: &'a str,
     tail: Option<&'a str>,

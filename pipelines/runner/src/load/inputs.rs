@@ -1,7 +1,7 @@
 //! What an input means: ports of other jobs, or committed artifacts.
 
-use super::{Draft, Input};
 use crate::diagnostic::{Diagnostic, Result, nearest};
+use crate::load::draft::{Draft, Input};
 use crate::programs::Program;
 use smelt_schemas::{ArtifactRef, Digest, InputPort, InputRef};
 use smelt_store::Store;

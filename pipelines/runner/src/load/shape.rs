@@ -1,7 +1,7 @@
 //! What a value may be, and what is wrong with one, in the words of a YAML file.
 
-use super::Draft;
 use crate::diagnostic::{Diagnostic, Result, nearest};
+use crate::load::draft::Draft;
 use crate::yaml::Tree;
 use jsonschema::error::ValidationErrorKind;
 use serde_json::Value;

@@ -74,8 +74,9 @@ impl Workshop {
         Ok(self.manifest(&invocation)?.expect("a job that is done has a manifest"))
     }
 
-    /// Runs `program`, the stage's own, in one attempt after the other, killed right before its first write, its second and
-    /// so on, and each time once more to the end. The ports must come out as in an undisturbed run. Returns the kills.
+    /// Runs `program`, the stage's own, in one attempt after the other, killed right before its first write, its second
+    /// and so on, and each time once more to the end. The ports must come out as in an undisturbed run. Returns the
+    /// kills.
     pub fn kill_at_every_write<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> usize {
         let expected = digests(&self.run::<S>(config.clone(), inputs).unwrap());
         let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();

@@ -1,9 +1,13 @@
-//! What local files are, remembered between runs: a large corpus is not read again for every plan.
+//! Hashes of local files, remembered between runs: a large corpus is not read again for every plan.
 //!
-//! A file that has kept its device, inode, size and both times is taken to be the same. Files that changed in the last
-//! seconds are not remembered, for a second change within one tick of the clock would not show; and the job that reads a
-//! file hashes what it reads, so a wrong memory stops a job and never enters a dataset. Small files are not worth a line.
+//! A file whose device, inode, size and both times are unchanged counts as the same file. Files that changed in the
+//! last seconds are not remembered, because a second change within one tick of the clock would not show. The job that
+//! reads a file hashes what it reads, so a wrong memory stops a job and never enters a dataset. Small files are hashed
+//! each time.
 
+use crate::files::error::FileError;
+use crate::lock::lock;
+use smelt_schemas::Source;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
@@ -13,8 +17,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::files::{FileError, Found};
-use smelt_schemas::Source;
+/// A file and what it is called in the dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Relative name with `/` between its components.
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
 
 /// Files below this are hashed each time.
 const WORTH_BYTES: u64 = 256 << 10;
@@ -22,6 +32,7 @@ const WORTH_BYTES: u64 = 256 << 10;
 const AT_REST: Duration = Duration::from_secs(5);
 
 /// The hashes of earlier runs, and where they are kept.
+#[derive(Debug)]
 pub struct Memory {
     file: Option<PathBuf>,
     known: HashMap<String, String>,
@@ -44,7 +55,7 @@ impl Memory {
     fn at(file: Option<PathBuf>) -> Self {
         let text = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         let known = text.lines().filter_map(|line| line.split_once(' '));
-        // The last line on a file counts; a torn one has no whole hash.
+        // The last line about a file counts; a torn line has no whole hash.
         let known = known.filter(|(_, hash)| hash.len() == 64).map(|(key, hash)| (key.to_owned(), hash.to_owned()));
         Memory { known: known.collect(), file }
     }
@@ -90,7 +101,7 @@ impl Memory {
         Ok(source)
     }
 
-    /// Appends what was learnt, in one write. A memory that cannot be kept costs time and nothing else.
+    /// Appends new hashes, in one write. If that fails, the next plan only takes longer.
     fn keep(&self, lines: &str) {
         let Some(file) = self.file.as_ref().filter(|_| !lines.is_empty()) else { return };
         let append = || -> io::Result<()> {
@@ -99,10 +110,6 @@ impl Memory {
         };
         append().unwrap_or_default();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn key(meta: &Metadata) -> String {
@@ -116,7 +123,7 @@ fn is_at_rest(meta: &Metadata) -> bool {
     newest.saturating_add(AT_REST.as_secs()) < now
 }
 
-/// What a file is, whatever it is called on this machine.
+/// What a file holds, under its name in the dataset.
 pub fn hash(file: &Found) -> Result<Source, FileError> {
     let cannot = |source| FileError::Read { name: file.path.display().to_string(), source };
     let mut hasher = blake3::Hasher::new();
@@ -148,14 +155,14 @@ mod tests {
         assert!(!memory_file.exists());
         assert_eq!(first[0].version, blake3::hash(&vec![7; WORTH_BYTES as usize]).to_hex().to_string());
 
-        // With a line of its key it is taken at its word, even if the word is wrong: only a reader can tell.
+        // A remembered hash is believed, even a wrong one: only the job that reads the file can tell.
         let line = format!("torn\n{} {}\n", key(&std::fs::metadata(&large.path).unwrap()), "0".repeat(64));
         Memory::at(Some(memory_file.clone())).keep(&line);
         let second = Memory::at(Some(memory_file.clone())).sources(&files).unwrap();
         assert_eq!(second[0].version, "0".repeat(64));
         assert_eq!(second[1], first[1]);
 
-        // Another size, for the clock may not have ticked since.
+        // Another size, because the clock may not have ticked since.
         let changed = [file(&folder, "large", &vec![8; WORTH_BYTES as usize + 1])];
         let third = Memory::at(Some(memory_file)).sources(&changed).unwrap();
         assert_eq!(third[0].version, blake3::hash(&vec![8; WORTH_BYTES as usize + 1]).to_hex().to_string());

@@ -1,0 +1,24 @@
+//! What a store tells of a key: its size, and which bytes it holds.
+
+use smelt_schemas::Digest;
+
+/// What `list` tells of one object. `modified`: seconds since 1970, UTC.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub key: String,
+    pub bytes: u64,
+    pub modified: f64,
+}
+
+/// Which bytes of a key were read: what `swap` expects to find again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub(crate) etag: Option<String>,
+    pub(crate) version: Option<String>,
+}
+
+impl Version {
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Self { etag: Some(Digest::of(bytes).into()), version: None }
+    }
+}

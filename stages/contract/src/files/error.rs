@@ -1,0 +1,45 @@
+//! What keeps a local file from being used.
+
+use crate::error::Error;
+use smelt_schemas::{ExitCode, Fault};
+use std::io;
+
+/// What keeps a local file from being used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("`{pattern}` opens `${{` and does not close it")]
+    Unclosed { pattern: String },
+    #[error("`{pattern}` needs the variable `{name}`, which a stage does not see")]
+    Unset { pattern: String, name: String },
+    #[error("`{pattern}` begins with `~`, and the variable `HOME` is not set")]
+    NoHome { pattern: String },
+    /// The file is named well, and the machine does not let it be read.
+    #[error("cannot read `{name}`: {source}")]
+    Read { name: String, source: io::Error },
+}
+
+impl Fault for FileError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unclosed { .. } | Self::Unset { .. } | Self::NoHome { .. } => ExitCode::Pipeline,
+            Self::Read { .. } => ExitCode::Machine,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        let Self::Unset { name, .. } = self else { return None };
+        Some(format!("set it and name it in the job, `run: {{ env: [{name}] }}`, or write `${{{name}:-DEFAULT}}`"))
+    }
+    fn place(&self) -> Option<String> {
+        let (Self::Unclosed { pattern: place }
+        | Self::Unset { pattern: place, .. }
+        | Self::NoHome { pattern: place }
+        | Self::Read { name: place, .. }) = self;
+        Some(place.clone())
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        Self::of(&error)
+    }
+}
