@@ -1,4 +1,4 @@
-//! Every test of the whole, in one program: for each of several, everything would be linked again.
+//! All tests of the whole system, in one program: several programs would each link everything.
 
 #![warn(unreachable_pub, missing_debug_implementations)]
 

@@ -20,7 +20,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("smelt-answer", 6),
         ("smelt-loop", 6),
         ("smelt-bench", 6),
-        // These know stages through their verbs and manifests alone, so nothing above floor 2 is theirs to see.
+        // These know stages only through their verbs and manifests, so they see nothing above floor 2.
         ("smelt", 3),
         ("smelt-query", 3),
         ("smelt-tests", 8),
@@ -36,7 +36,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
 
 fn metadata() -> cargo_metadata::Metadata {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    // crates of other platforms were never downloaded, and need not be
+    // crates of other platforms are not downloaded
     let rustc = std::process::Command::new("rustc").arg("-vV").output().expect("rustc starts");
     let about = String::from_utf8(rustc.stdout).expect("rustc writes text");
     let host = about.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc names its host");

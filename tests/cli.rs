@@ -66,7 +66,7 @@ fn only_and_from_choose_their_jobs() {
     assert!(from.contains("2 jobs in"), "{from}");
 }
 
-/// A pipeline that is wrong, the place, and words of the message.
+/// Checks that a wrong pipeline is refused at `place`, with `words` in the message.
 fn refused(text: &str, place: &str, words: &str) {
     let bench = Bench::new();
     let said = bench.pipeline("bad.yaml", text).smelt(&["run", "bad.yaml"]).fails(2);
@@ -206,7 +206,7 @@ fn artifacts_are_listed_shown_traced_verified_tagged_and_collected() {
     bench.smelt(&["artifacts", "tag", "best", "even"]).ok();
     assert!(bench.smelt(&["artifacts", "tag"]).ok().out.contains("best"));
     assert!(bench.smelt(&["artifacts", "verify"]).ok().out.starts_with("3 artifacts, "));
-    // A pipeline may read the tag; an old edition that nothing names goes, what the tag reaches stays.
+    // A pipeline may read the tag; gc deletes an old edition that nothing names, and keeps what the tag reaches.
     bench
         .pipeline("t.yaml", "name: t\njobs: { a: { stage: STAGE(merge), input: 'tag:best' } }\n")
         .smelt(&["run", "t.yaml"])
@@ -215,7 +215,7 @@ fn artifacts_are_listed_shown_traced_verified_tagged_and_collected() {
     let gone = bench.smelt(&["artifacts", "gc", "--older-than", "0"]).ok().out;
     assert!(gone.contains("1 artifacts and 0 attempts"), "only `beside` with seed 9 is unreachable: {gone}");
     assert!(bench.smelt(&["artifacts", "verify"]).ok().out.starts_with("6 artifacts, "));
-    // Damage is found, named, and mended by a rerun.
+    // Damage is found, named, and repaired by a rerun.
     let store = bench.store();
     let m = store.manifest(&store.pointer("tiny", "even").unwrap().unwrap().artifact).unwrap().unwrap();
     let key = store.file_key(&m, "documents", &m.ports["documents"].files[0]);
@@ -259,7 +259,7 @@ fn a_store_that_cannot_be_written_or_is_full_is_the_machines_fault() {
     // /proc accepts no folder from anybody, not even from root.
     let said = bench.smelt(&["run", "tiny.yaml", "--store", "/proc/smelt"]).fails(6).err;
     assert!(said.contains("store /proc/smelt"), "{said}");
-    // A limit on the size of files stands for a full disk: the same call fails, with its own number.
+    // A limit on the size of files simulates a full disk: the same call fails, with another error number.
     let mut limited = std::process::Command::new("bash");
     let smelt = programs().join("smelt");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "bash"]).arg(smelt).args([
@@ -347,7 +347,7 @@ fn one_damaged_file_stands_in_nobody_elses_way() {
         "{said}"
     );
 
-    // a manifest that is cut short: its job is new, as the next edition, and what else is there is still listed
+    // with a truncated manifest its job is new, as the next edition, and everything else is still listed
     let raw = manifest("raw").artifact();
     let path = bench.path(&format!("artifacts/artifacts/{}/{}/0.json", raw.stage, raw.fingerprint));
     let text = std::fs::read(&path).unwrap();
@@ -377,7 +377,7 @@ fn listings_give_programs_numbers_and_csv_holds_lists() {
     assert_eq!(lists, "l,x\n\"[1,2]\",x\n");
 }
 
-/// A stage of files: a shell script that describes itself and then does `run`.
+/// A stage with `io: files`: a shell script that describes itself and then does `run`.
 fn files_stage(bench: &Bench, run: &str) {
     use std::os::unix::fs::PermissionsExt;
     let text = format!(

@@ -1,4 +1,4 @@
-//! The stage contract, by stages that were written to try it.
+//! The stage contract, tested with stages that were written for it.
 
 use crate::support::{Bench, digests, leftovers, wait_until};
 
@@ -212,7 +212,7 @@ fn two_runs_at_once_agree_on_one_commit() {
     assert_eq!(bench.store().artifacts().unwrap().len(), 4);
 }
 
-/// The runner has no last word when it is killed: its stage ends with it, and its record tells.
+/// A killed runner writes nothing more: its stage ends with it, and its record shows that it was interrupted.
 #[test]
 fn a_killed_runner_leaves_no_process_and_is_told_as_interrupted() {
     let bench = Bench::new();

@@ -7,14 +7,15 @@ use smelt_model::{Config, Init, Model, save};
 use smelt_store::Store;
 use std::path::{Path, PathBuf};
 
-/// A folder as a hub has it: a random model of `family`, a byte-level tokenizer whose texts begin with no token of
-/// their own, and a chat template in a file beside it, with a token for the end of a turn that is not the end of a
-/// text.
+/// A model folder as on Hugging Face: a random model of `family`, a byte-level tokenizer without a start token, and a chat
+/// template in a separate file, whose end-of-turn token is not the end-of-text token.
 fn folder(bench: &Bench, family: &str, sizes: serde_json::Value) -> PathBuf {
     let folder = bench.path(family);
     std::fs::create_dir_all(&folder).unwrap();
-    let mut fields = json!({ "model_type": family, "vocab_size": 520, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6 });
+    let mut fields = json!({
+        "model_type": family, "vocab_size": 520, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6
+    });
     fields.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
     let model = Model::new(Config::from_json(fields.to_string().as_bytes()).unwrap()).unwrap();
     let params = model.init(&Init { seed: 1, embedding: 0.3, router: 0.02, weight: None });

@@ -1,4 +1,4 @@
-//! The quickstart, once and whole: what the README promises of it.
+//! The whole quickstart, once: it does what the README promises.
 
 use crate::smoke::repository;
 use crate::support::{Bench, Said};

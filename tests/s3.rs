@@ -39,7 +39,7 @@ impl Server {
                 let (service, turn): (S3Service, _) = (service.clone(), turn.clone());
                 tokio::spawn(async move {
                     let answer = Turns { service, turn };
-                    // A client that hangs up is no trouble of the server's.
+                    // A client that disconnects is not an error of the server.
                     drop(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await);
                 });
             }
@@ -134,7 +134,7 @@ fn the_smoke_pipeline_gives_the_same_digests_on_s3() {
         run(&["sql", query, "--format", "csv"]).ok().out
     };
     let here = digests(bench.path("artifacts").to_str().unwrap());
-    // this server keeps a key in the name of a file, so that it takes keys of about 160 characters, not S3's 1024
+    // this server stores a key as a file name, so a key may have about 160 characters, not S3's 1024
     assert_eq!(digests("s3://bucket/m"), here);
     assert!(here.lines().count() > 30, "{here}");
 }
@@ -166,7 +166,7 @@ fn of_eight_racing_writers_one_commits() {
     let query = "select stage, edition, count(distinct fingerprint) n from smelt.artifacts group by 1, 2 order by 1";
     let said = server.smelt(&bench, SECRET, &["sql", query, "--format", "csv", "--store", "s3://bucket/race"]).ok().out;
     assert_eq!(said, "stage,edition,n\ncount,0,1\nmerge,0,1\n");
-    // one attempt wins; whoever came too late with another says that it adopted the winner's
+    // one attempt wins; a later one says that it adopted the manifest of the winner
     let ask = |args: &[&str]| server.smelt(&bench, SECRET, &[args, &["--store", "s3://bucket/race"]].concat());
     let runs = ask(&["sql", "select run from smelt.runs", "--format", "csv"]).ok().out;
     for job in ["a", "b"] {

@@ -96,7 +96,7 @@ impl Bench {
         Self::bare(self.folder.path(), args)
     }
 
-    /// `smelt` in any folder. Nothing of this machine's settings reaches it.
+    /// `smelt` in any folder, without the SMELT_* and AWS_* variables of this machine.
     pub(crate) fn bare(folder: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(programs().join("smelt"));
         command.args(args).current_dir(folder);
@@ -117,7 +117,7 @@ impl Bench {
     }
 }
 
-/// Waits until something is so; a test that waits for ever says for what.
+/// Waits for a condition; after a minute the test fails and says for what it waited.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();

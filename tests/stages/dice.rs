@@ -1,4 +1,4 @@
-//! Not deterministic, or, with `faces: 1`, exactly reproduced.
+//! A stage that is not deterministic; with `faces: 1` it is.
 
 use smelt_stage::kinds::{Document, Documents};
 use smelt_stage::{Artifact, Context, Error, Stage};

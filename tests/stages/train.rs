@@ -1,4 +1,4 @@
-//! A trainer in small: state that each step changes, saves, curves, a final file.
+//! A small trainer: a state that each step changes, saves, curves, a final file.
 
 use smelt_stage::kinds::{Checkpoint, Metrics};
 use smelt_stage::{Context, Error, Stage};

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Result<(), Failure> {
-    // A query reads; artifacts are immutable, and nothing else is here to be changed.
+    // A query only reads: artifacts are immutable, and there is nothing else to change.
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let frame = context.sql_with_options(&request.sql, options).await.map_err(|e| explain(&e, request))?;
     if request.check {

@@ -1,4 +1,4 @@
-//! What Parquet files hold that a program left which smelt does not know: their columns against a kind, their rows.
+//! Checks Parquet files that a program with `io: files` wrote: are their columns those of the kind, how many rows are there?
 
 use crate::failure::Failure;
 use datafusion::arrow::datatypes::{DataType, Schema};
@@ -47,7 +47,7 @@ fn rows(file: &Path, wanted: &Schema) -> Result<u64, String> {
     Ok(reader.metadata().file_metadata().num_rows().try_into().unwrap_or(0))
 }
 
-/// The same type, where lists do not care what their items are called and whether these may be null.
+/// Whether the types are the same; the names of list items and whether they may be null do not matter.
 fn is_like(found: &DataType, wanted: &DataType) -> bool {
     match (found, wanted) {
         (DataType::List(a), DataType::List(b)) => is_like(a.data_type(), b.data_type()),

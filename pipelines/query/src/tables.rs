@@ -66,7 +66,7 @@ pub(crate) async fn register(request: &QueryRequest) -> Result<SessionContext, F
     Ok(context)
 }
 
-/// Tables that a query names; none if it cannot be read, which planning will say.
+/// Tables that a query names; none if it cannot be parsed, which planning reports.
 fn named(context: &SessionContext, sql: &str) -> Vec<TableReference> {
     let state = context.state();
     let dialect = state.config().options().sql_parser.dialect;
@@ -95,7 +95,7 @@ fn schema_of(table: &QueryTable) -> Result<Schema, Failure> {
     table.kind.schema().ok_or_else(|| Failure::new(ExitCode::Bug, format!("{} is no table", table.kind)))
 }
 
-/// What comes before a key in a URL of this store.
+/// The part of a URL of this store before a key.
 fn root(store: &Store) -> String {
     match store.directory() {
         Some(folder) => format!("file://{}", folder.display()),
@@ -160,7 +160,7 @@ async fn scan(
     }
 }
 
-/// A key as a URL: characters that mean something there are written as their codes.
+/// A key as a URL; characters with a meaning in URLs are escaped.
 fn address(root: &str, key: &str) -> String {
     let escape = |text: &str| text.replace('%', "%25").replace('?', "%3F").replace('#', "%23").replace(' ', "%20");
     match root.split_once("://") {

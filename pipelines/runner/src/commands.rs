@@ -1,4 +1,4 @@
-//! The verbs of `smelt` but for `artifacts`.
+//! The verbs of `smelt`, except `artifacts`.
 
 use crate::cli::{PipelineArgs, RunArgs, SqlFormat};
 use crate::diagnostic::{Diagnostic, Result, nearest};
@@ -36,7 +36,7 @@ impl Target {
         Ok((plan, store))
     }
 
-    /// The pipeline that ran last, as it ran, where none is named.
+    /// Loads the named pipeline, or the one that ran last with the settings of that run.
     fn load_last(mut self) -> Result<(Plan, Store)> {
         if self.file.is_none() {
             let store = query::store_of(self.options.store.as_deref(), None)?;
@@ -284,7 +284,7 @@ pub(crate) fn doctor(store: Option<&str>) -> Result<()> {
             println!("        hint: {}", hint.unwrap_or("see above"));
         }
     };
-    // Most stages ask the same of the machine: what holds for one is said once.
+    // Most stages need the same from the machine: a check that holds is printed once.
     let mut said = BTreeSet::new();
     for stage in programs::known() {
         match Program::load(&stage, Path::new(".")) {

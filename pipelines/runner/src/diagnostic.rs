@@ -13,7 +13,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// What is no file: `--store`, `--set job.config.field=value`, a variable.
+    /// A place that is not in a file: `--store`, `--set job.config.field=value`, a variable.
     pub(crate) fn named(what: impl Into<String>) -> Self {
         Self { file: what.into(), line: 0, column: 0 }
     }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
-/// Set by Ctrl-C or SIGTERM: start nothing more, end what runs.
+/// Set by Ctrl-C or SIGTERM: no job is started any more, and running jobs are ended.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
 pub(crate) struct Work<'a> {
@@ -27,7 +27,7 @@ pub(crate) struct Work<'a> {
     pub edition: u32,
     pub threads: usize,
     pub retries: Option<u32>,
-    /// How a command names the store.
+    /// `--store …` for commands that are suggested to the user, or nothing.
     pub store_flag: &'a str,
     pub view: &'a View,
 }
@@ -38,18 +38,18 @@ struct Ended {
     problem: Option<Problem>,
     committed: Option<ArtifactRef>,
     why: String,
-    /// It was ended at its time limit: the next try would be as long.
+    /// It was ended at its time limit, so another try would not help.
     late: bool,
 }
 
 const DEFAULT_RETRIES: u32 = 2;
 
 impl Work<'_> {
-    /// Runs the job to its manifest, trying again what may pass.
+    /// Runs the job until its manifest is committed; temporary failures are tried again.
     pub(crate) fn run(&self) -> Result<Manifest> {
         let logs = Logs::new(self.store, self.run, &self.job.name);
         let result = std::thread::scope(|scope| {
-            // What was said reaches the store soon, whether or not anything follows it.
+            // Log lines reach the store soon, even if no other line follows.
             let (ended, wait) = mpsc::channel::<()>();
             let logs = &logs;
             scope.spawn(move || {
@@ -285,13 +285,13 @@ pub(crate) fn sweep() {
     }
 }
 
-/// A job's log and events on their way into the store, in parts: S3 cannot append. The last part is written again as it
-/// grows, so that there are few, until it is large.
+/// A job's log and events on their way into the store. S3 cannot append, so they are stored in parts; the last part is
+/// rewritten as it grows, and a new one begins when it is large.
 pub(crate) struct Logs {
     store: Store,
     folder: String,
     buffers: Mutex<Buffers>,
-    /// Held while a part is written, so that what a job says meanwhile need not wait.
+    /// Held while a part is written; new lines go into the buffers meanwhile and need not wait.
     writing: Mutex<()>,
 }
 

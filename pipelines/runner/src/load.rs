@@ -1,5 +1,5 @@
-//! A pipeline file to checked jobs: variables, `--set`, instances, stages, inputs, configs. Everything that can be
-//! wrong before a job runs is said here, with its place in the file.
+//! From a pipeline file to checked jobs: variables, `--set`, instances, stages, inputs, configs. Every error that can be
+//! found before a job runs is reported here, with its place in the file.
 
 mod draft;
 mod inputs;
@@ -35,7 +35,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// What a command about this pipeline's store has to say; nothing where it finds the store by itself.
+    /// The `--store` that a command on this pipeline's store needs; empty if it finds the store by itself.
     pub(crate) fn store_flag(&self) -> String {
         match self.store_by {
             StoreBy::CommandLine | StoreBy::File if self.store != DEFAULT_STORE => format!(" --store {}", self.store),
@@ -44,7 +44,7 @@ impl Plan {
     }
 }
 
-/// SQL that is printed last, and where it stands.
+/// SQL whose answer is printed last, and its place in the file.
 pub(crate) struct Report {
     pub sql: String,
     place: Option<Place>,
@@ -53,7 +53,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// The place in the file of a place in the query, both counted from 1; the query's own where it cannot be found.
+    /// Turns a place in the query into a place in the file, both counted from 1; the place of the whole query if it
+    /// cannot be found.
     pub(crate) fn place(&self, line: u64, column: u64) -> Option<Place> {
         let of_query = self.place.clone()?;
         let exact = || {
@@ -89,7 +90,7 @@ pub(crate) fn store_address(given: Option<&str>, in_file: Option<&str>) -> (Stri
     }
 }
 
-/// Opens a store; a bad address is blamed on who gave it. `place`: that of the pipeline's own `store:`.
+/// Opens a store. The error of a bad address names where the address came from. `place`: of the pipeline's `store:`.
 pub(crate) fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<Store> {
     Store::open(address).map_err(|e| {
         let error = Diagnostic::from(e);
@@ -165,7 +166,7 @@ fn read(file: &Path) -> Result<(Tree, String)> {
 pub(crate) fn load(file: &Path, options: &Options) -> Result<Plan> {
     let (mut tree, text) = read(file)?;
     let sets = options.set.iter().map(|words| Set::parse(words, &tree)).collect::<Result<Vec<_>>>()?;
-    // Variables first, so that a set inside an object that one of them gave changes that field and no other.
+    // Variables first: if one of them is an object, a `--set` inside it changes only that field.
     sets.iter().filter(|s| s.job.is_none()).for_each(|s| s.apply(&mut tree));
     let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
     let fill = |value: &mut Value| substitute(value, &|name| vars.get(name).cloned());
@@ -230,7 +231,7 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
         {
             let good = name.starts_with(|c: char| c.is_ascii_lowercase())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-            // SQL has these for its own: jobs are schemas there.
+            // These names have a meaning in SQL, where jobs are schemas.
             let taken = ["smelt", "public", "information_schema"].contains(&name.as_str());
             if !good || taken {
                 return Err(Diagnostic::pipeline(format!("`{name}` is no name for a {kind}"))

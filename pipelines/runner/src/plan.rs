@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) enum State {
     Cached(Box<Manifest>),
-    /// Must run; says what made it so.
+    /// Must run; says why.
     New(String),
-    /// Must run as the next edition: a manifest that cannot be read has the name of this one.
+    /// Must run as the next edition: an unreadable manifest occupies the name of this one.
     Damaged,
-    /// Cannot be said before this job has run.
+    /// Not known before this job has run.
     After(String),
 }
 
@@ -178,7 +178,7 @@ pub(crate) fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
     Ok((states, done))
 }
 
-/// Seconds that this job took the last time, if the store remembers.
+/// Seconds that this job took the last time, if the store knows.
 pub(crate) fn last_seconds(store: &Store, plan: &Plan, job: &Instance) -> Option<f64> {
     let pointer = store.pointer(&plan.name, &job.name).ok()??;
     Some(store.manifest(&pointer.artifact).ok()??.provenance.seconds)

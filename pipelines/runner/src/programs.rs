@@ -1,4 +1,4 @@
-//! Stage programs: where they are, and what they say of themselves.
+//! Stage programs: where they are, and how they describe themselves.
 
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use serde_json::{Map, Value, json};
@@ -47,7 +47,7 @@ pub(crate) fn locate(name: &str, base: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Programs beside `smelt` that are no stages.
+/// Programs beside `smelt` that are not stages.
 const HELPERS: [&str; 2] = ["query", "bench"];
 
 /// Where a helper lies.
@@ -68,8 +68,8 @@ pub(crate) fn known() -> BTreeSet<String> {
         .collect()
 }
 
-/// Gives a stage's process the variables that it may see, the same at every verb, so that what `resolve` found `run`
-/// finds too; secrets that it has no use for do not reach it. `named`: the job's `run.env`.
+/// Gives a stage's process the variables that it may see. They are the same for every verb, so that `run` finds the files
+/// that `resolve` found. Other secrets do not reach it. `named`: the job's `run.env`.
 pub(crate) fn environment(command: &mut Command, named: &[String]) {
     const NAMES: [&str; 10] = [
         "PATH",
@@ -93,7 +93,7 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
     }
 }
 
-/// Makes the process that `command` starts end with this one, however this one ends.
+/// Makes the process that `command` starts end when this one ends, for any reason.
 pub(crate) fn end_with_me(command: &mut Command) {
     let me = std::process::id() as i32;
     // SAFETY: the closure makes plain system calls only; the second look closes the gap before the first.
@@ -109,7 +109,7 @@ pub(crate) fn end_with_me(command: &mut Command) {
 }
 
 impl Program {
-    /// A verb of this program, to be started with what a job may see of the environment.
+    /// The command for a verb of this program, with the variables that a job may see.
     fn verb(&self, verb: &str, named: &[String]) -> Command {
         let mut command = Command::new(&self.path);
         command.arg(verb);
@@ -179,7 +179,7 @@ impl Program {
     }
 }
 
-/// Lines of a pipe, whatever bytes they hold.
+/// Lines of a pipe; bytes that are not UTF-8 are replaced.
 pub(crate) fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
     let Some(pipe) = pipe else { return };
     let mut reader = BufReader::new(pipe);
@@ -190,7 +190,7 @@ pub(crate) fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
     }
 }
 
-/// Puts the defaults of a schema where the config says nothing: what `resolve` does for a stage that has no such verb.
+/// Fills in the defaults of a schema: what `resolve` does, for stages without that verb.
 fn fill_defaults(config: &mut Value, schema: &Value) {
     if config.is_null() {
         *config = json!({});

@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A job of a pipeline and the artifact that it means.
+/// A job of a pipeline and the artifact that it points at.
 struct JobRecord {
     pipeline: String,
     job: String,
@@ -91,7 +91,7 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
     for record in all.iter().filter(|r| r.pipeline == pipeline) {
         let (base, axes) = split_instance(&record.job);
         let mut first = true;
-        // A job's own name means the first of its ports that has rows; drops and curves never are meant.
+        // The name of a job means the first of its ports that has rows, but never `drops` or `metrics`.
         let mut ports: Vec<(&String, bool)> = record
             .manifest
             .ports
@@ -157,7 +157,7 @@ fn tables_to_be(plan: &Plan) -> Vec<QueryTable> {
     tables
 }
 
-/// Says what is wrong with a pipeline's report before the jobs run that it will tell of.
+/// Checks the report of a pipeline before its jobs run.
 pub(crate) fn check_report(store: &Store, plan: &Plan) -> Result<()> {
     let Some(report) = &plan.report else { return Ok(()) };
     let mut request = request(store, &plan.name, &report.sql)?;
@@ -192,7 +192,7 @@ fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::R
     let mut child = command.spawn().map_err(|e| lost("cannot be started", e))?;
     let text = serde_json::to_vec(request).expect("a request is plain data");
     if let Some(mut pipe) = child.stdin.take() {
-        // A query program that ended early says why itself.
+        // If the query program ended early, its exit status and its problem say why.
         drop(std::io::Write::write_all(&mut pipe, &text));
     }
     let answer = child.wait_with_output().map_err(|e| lost("was lost", e))?;

@@ -18,7 +18,7 @@ use std::time::Instant;
 pub(crate) struct Options {
     /// Which jobs may run; all when empty.
     pub wanted: Option<Vec<bool>>,
-    /// Jobs to run again though they are cached: each commits its next edition.
+    /// Jobs to run again although they are cached: each commits its next edition.
     pub again: Vec<usize>,
     pub retries: Option<u32>,
     pub mode: Mode,
@@ -47,7 +47,7 @@ pub(crate) fn catch_signals() {
     }
 }
 
-/// A name for a run: sorts by time.
+/// A name for a run; names sort by time.
 fn new_run() -> String {
     let now = smelt_store::now();
     let stamp: String = crate::table::time(now).chars().filter(|c| c.is_ascii_digit()).collect();

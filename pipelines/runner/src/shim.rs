@@ -44,7 +44,7 @@ pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
             attempt.release();
             let problem = Problem { message: e.message, hint: e.hint, ..Problem::default() };
             emit(EventBody::Error { code: e.code, problem });
-            // It is said: the runner reads it there.
+            // The event says it all; the runner reads it there.
             return Err(Diagnostic::new(e.code, String::new()));
         }
     };

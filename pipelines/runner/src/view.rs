@@ -35,11 +35,11 @@ struct Running {
     bar: Option<ProgressBar>,
     started: Instant,
     shown: Instant,
-    /// Where this process began to count, for an honest rate after a resume.
+    /// Where this process began to count: after a resume the rate covers only its own work.
     first: Option<(String, u64)>,
 }
 
-/// A plain log has a line of progress this often.
+/// A plain log gets a line of progress this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// `done` of `total` `unit`s of a phase.
@@ -194,7 +194,7 @@ impl View {
     }
 }
 
-/// A closed pipe is no reason to stop the work.
+/// A closed pipe does not stop the work.
 fn write_line(line: &str) {
     let mut out = std::io::stdout().lock();
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));

@@ -1,4 +1,4 @@
-//! YAML to JSON values that remember where they stood.
+//! From YAML to JSON values, with the place of each in the file.
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -19,7 +19,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// A value that stands nowhere.
+    /// A value that is not in a file.
     pub(crate) fn of(value: Value) -> Self {
         Self { value, file: String::new(), values: HashMap::new(), keys: HashMap::new(), given: Vec::new() }
     }
@@ -151,7 +151,7 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Tree> {
     Ok(tree)
 }
 
-/// What the parser says of a document, and what to do; it speaks to programmers at times.
+/// The parser's error as a diagnostic with a hint; its own words are sometimes meant for programmers.
 fn refused(message: &str, line: &str) -> Diagnostic {
     if message.to_lowercase().contains("duplicate") {
         let key = line.trim_start_matches([' ', '-']).split(':').next().unwrap_or_default();

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smelt_schemas::{ArtifactRef, Digest, FileRecord, Manifest};
 
-/// What became of a commit.
+/// The result of a commit.
 #[derive(Debug)]
 pub enum Commit {
     Won,
@@ -38,7 +38,7 @@ pub fn safe_name(name: &str) -> String {
     let mut out = String::new();
     for (i, b) in name.bytes().enumerate() {
         match b {
-            // `.` and `..` are no names of files, and what begins with a dot is hidden.
+            // `.` and `..` cannot name files, and names that begin with a dot are hidden.
             b'.' if i == 0 => out += "!2E",
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'=' | b',' | b'.' => out.push(b as char),
             _ => out += &format!("!{b:02X}"),
@@ -118,7 +118,7 @@ impl Store {
         damage.map_or(Ok(None), Err)
     }
 
-    /// The manifests of all committed artifacts, and the troubles of those that cannot be read.
+    /// The manifests of all committed artifacts, and the errors of those that cannot be read.
     pub fn manifests(&self) -> Result<(Vec<Manifest>, Vec<Damaged>)> {
         let (mut found, mut damaged) = (Vec::new(), Vec::new());
         for artifact in self.artifacts()? {
@@ -218,7 +218,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Reads every file of an artifact and compares it with its record; the keys and troubles of those that differ.
+    /// Reads every file of an artifact and compares it with its record. Returns one text per difference.
     pub fn verify(&self, manifest: &Manifest, scratch: &std::path::Path) -> Result<Vec<String>> {
         let mut troubles = Vec::new();
         for (name, port) in &manifest.ports {

@@ -1,7 +1,7 @@
-//! One attempt at an artifact: a lease, the files written so far, and what of them counts.
+//! One attempt at an artifact: a lease, the files written so far, and the records that say which of them count.
 //!
 //! A start takes over the newest lapsed attempt of the same edition, at once if its process on this boot is gone.
-//! Files that no unit and no progress names are ignored; who loses the lease stops.
+//! Files that no unit and no progress names are ignored. A process that loses the lease stops and writes nothing more.
 
 use crate::artifacts::{artifact_key, safe_name, to_json};
 use crate::clock::now;
@@ -140,7 +140,7 @@ pub struct UnitRecord {
     pub detail: Value,
 }
 
-/// A held attempt. A thread of its own renews the lease until this is dropped.
+/// An attempt that this process holds. A background thread renews the lease until this is dropped.
 #[derive(Debug)]
 pub struct Attempt {
     store: Store,
@@ -232,13 +232,13 @@ impl Attempt {
         format!("{}/{path}", self.folder)
     }
 
-    /// A file of a port, in writing.
+    /// Opens a file of a port.
     pub fn upload(&self, port: &str, path: &str) -> Result<Upload> {
         self.upload_at(&format!("files/{port}/{path}"))
     }
 
-    /// A file of this attempt, in writing, by the path that `key` takes. It becomes visible only if the lease is still
-    /// held then.
+    /// Opens a file of this attempt, at the path that `key` takes. It becomes visible only if the lease is still held
+    /// then.
     pub fn upload_at(&self, path: &str) -> Result<Upload> {
         self.check()?;
         let (store, folder) = (self.store.clone(), self.folder.clone());

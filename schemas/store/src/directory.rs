@@ -15,7 +15,7 @@ pub(crate) struct Directory {
     pub root: PathBuf,
 }
 
-/// Ends the names of files that are still being written. No listing shows them.
+/// The ending of files that are still being written. No listing shows them.
 pub(crate) const TEMPORARY: &str = ".smelt-tmp";
 
 impl Directory {
@@ -89,7 +89,7 @@ impl Directory {
                 let item = item?;
                 let name = item.file_name().to_string_lossy().into_owned();
                 let key = if key.is_empty() { name.clone() } else { format!("{key}/{name}") };
-                // A file may vanish between the listing and the look at it.
+                // A file may vanish between the listing and this call.
                 let Ok(meta) = item.metadata() else { continue };
                 if meta.is_dir() {
                     walk(&item.path(), &key, out)?;

@@ -1,8 +1,8 @@
-//! What a store tells of a key: its size, and which bytes it holds.
+//! What a store says about a key: its size, and which bytes it holds.
 
 use smelt_schemas::Digest;
 
-/// What `list` tells of one object. `modified`: seconds since 1970, UTC.
+/// What `list` says about one object. `modified`: seconds since 1970, UTC.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub key: String,

@@ -1,4 +1,4 @@
-//! What can go wrong between us and a store, by who has to act.
+//! The errors of a store, sorted by who has to act.
 
 use smelt_schemas::{ExitCode, Fault};
 use std::io;
@@ -82,7 +82,7 @@ impl Fault for Error {
     }
 }
 
-/// Sorts a failure of the file system by who has to act.
+/// Turns an error of the file system into ours, by who has to act.
 pub(crate) fn of_io(store: &str, what: String, error: io::Error) -> Error {
     let (store, kind) = (store.to_owned(), error.kind());
     let source = Box::new(error);
@@ -95,8 +95,8 @@ pub(crate) fn of_io(store: &str, what: String, error: io::Error) -> Error {
     }
 }
 
-/// Sorts a failure of an object store by who has to act. Addresses inside the cause may carry a signed query, so only
-/// the innermost cause is kept, and of its addresses neither user nor query.
+/// Turns an error of an object store into ours, by who has to act. Addresses inside the cause may carry a signed query,
+/// so only the innermost cause is kept, and its addresses lose user and query.
 pub(crate) fn of_objects(store: &str, what: String, error: object_store::Error) -> Error {
     use object_store::Error as E;
     let text = innermost(&error);
@@ -132,7 +132,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
     without_secrets(&last.to_string())
 }
 
-/// `text` with its addresses less user and query.
+/// `text`, its addresses without user and query.
 fn without_secrets(text: &str) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find("://") {

@@ -33,12 +33,12 @@ pub struct GcPlan {
 }
 
 impl Store {
-    /// An artifact goes when no tag, no pointer and no run under way reaches it, directly or as an input of what they
-    /// reach; an attempt when it has lapsed and is a day old. Where a manifest is damaged nobody can say which files
-    /// are its own, so it and the attempts of its recipe stay.
+    /// An artifact is deleted when no tag, no pointer and no live run reaches it, directly or as an input of what they
+    /// reach; an attempt when it has lapsed and is a day old. If a manifest is damaged, nobody can say which files belong
+    /// to it, so it and the attempts of its recipe stay.
     pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
         let now = now();
-        // The runs first: what one of them commits from here on is too young to go, or held by its record.
+        // The runs first: what a run commits from now on is too young to be deleted, or held by its record.
         let running: Vec<RunRecord> = self.runs()?.into_iter().filter(|r| r.state == RunState::Running).collect();
         let (found, damaged) = self.manifests()?;
         let manifests: BTreeMap<ArtifactRef, Manifest> = found.into_iter().map(|m| (m.artifact(), m)).collect();
@@ -97,7 +97,7 @@ impl Store {
         Ok(plan)
     }
 
-    /// Deletes what a plan names: each manifest before its files, so that nothing half deleted is ever visible.
+    /// Deletes what a plan names. Each manifest goes before its files, so that nothing half deleted is ever visible.
     pub fn gc(&self, plan: &GcPlan) -> Result<()> {
         for artifact in &plan.artifacts {
             let Some(manifest) = self.manifest(artifact)? else { continue };

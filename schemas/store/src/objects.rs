@@ -18,7 +18,7 @@ pub(crate) struct Objects {
     pub prefix: String,
 }
 
-/// The one runtime that waits for networks. Never dropped, so it may be used from anywhere but from inside itself.
+/// The one runtime that waits for networks. It is never dropped, and may be used from anywhere except its own threads.
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
@@ -31,8 +31,8 @@ pub(crate) fn runtime() -> &'static Runtime {
     })
 }
 
-/// What is missing to sign a request, if nothing names credentials. Asking the cloud's metadata service, as the client
-/// would do last, is an address that hangs for minutes anywhere else: it takes a variable that says so.
+/// What is missing to sign a request, if no variable names credentials. The client would then ask the metadata service
+/// of the cloud, whose address hangs for minutes anywhere else, so that has to be requested by a variable.
 pub(crate) fn missing_credentials(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     const ELSEWHERE: [&str; 5] = [
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
@@ -113,7 +113,8 @@ impl Objects {
         self.put_with(key, bytes, PutMode::Overwrite).map(drop)
     }
 
-    /// False if `key` exists. An error may hide a success whose reply was lost: the caller reads back.
+    /// False if `key` exists. After an error the put may have succeeded and only the reply was lost: the caller reads
+    /// the key.
     pub(crate) fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
         match self.put_with(key, bytes, PutMode::Create) {
             Ok(_) => Ok(true),

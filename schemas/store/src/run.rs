@@ -1,4 +1,4 @@
-//! The record of one run: what it is of, who runs it, what it holds, how it ended.
+//! The record of one run: its pipeline, its runner, the artifacts it holds, how it ended.
 //!
 //! Only its runner rewrites it: when a job ends, and every half minute. So a record that says `running` but is no
 //! longer renewed belongs to a runner that was killed.
@@ -83,7 +83,7 @@ impl Store {
         self.put(&RunRecord::key(&record.run), &to_json(record))
     }
 
-    /// The record of each run, newest last. One that cannot be read tells nothing and is left out.
+    /// The record of each run, newest last. Unreadable records are left out.
     pub fn runs(&self) -> Result<Vec<RunRecord>> {
         let (me, now) = (Owner::this_process(), now());
         let mut found = Vec::new();

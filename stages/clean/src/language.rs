@@ -6,7 +6,7 @@
 
 use whatlang::Lang;
 
-/// What a Han, Kana or Hangul character weighs against one letter of an alphabet.
+/// The weight of a Han, Kana or Hangul character; a letter of an alphabet has 1.
 const WEIGHT: usize = 4;
 
 /// A language as its shortest ISO 639 code, and how sure that is, in [0, 1].

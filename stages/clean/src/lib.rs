@@ -22,25 +22,25 @@ use crate::language::Language;
 use crate::pii::StandIns;
 use crate::rules::Rules;
 
-/// What is changed in every text, and what makes a document go.
+/// What is changed in every text, and which documents are dropped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Bring every text into Unicode NFC.
     pub nfc: bool,
-    /// Make every line end a line feed, and take control characters but tab and line feed out.
+    /// Turn every line end into a line feed, and remove control characters other than tab and line feed.
     pub strip_control: bool,
     /// Languages to keep, as ISO 639 codes such as `en`; empty keeps all. The language is recorded either way.
     pub languages: Vec<String>,
-    /// Least confidence of the language, in [0, 1]; only used with `languages`.
+    /// Minimum confidence of the language, in [0, 1]; only used with `languages`.
     pub min_language_confidence: f64,
     /// Limits of length, symbols and repetition.
     pub rules: Rules,
-    /// Stand-ins for personal data.
+    /// Replacements for personal data.
     pub pii: Pii,
 }
 
-/// Stand-ins for personal data; several take turns, an empty list leaves that kind of data alone.
+/// Replacements for personal data. Several are used in turn; an empty list leaves that sort of data unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pii {
@@ -80,7 +80,7 @@ impl Default for Pii {
     }
 }
 
-/// Why a document goes.
+/// Why a document is dropped.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dropped {
     pub rule: String,
@@ -88,7 +88,7 @@ pub struct Dropped {
     pub detail: Option<String>,
 }
 
-/// The cleaned document and how many personal data were masked in it, or why it goes.
+/// The cleaned document and how many personal data were masked in it, or why it is dropped.
 pub fn clean(config: &Config, mut document: Document) -> Result<(Document, usize), Dropped> {
     if config.strip_control {
         document.text = text::strip_control(document.text);

@@ -1,7 +1,7 @@
-//! Personal data: e-mail addresses, public IP addresses and phone numbers give way to stand-ins.
+//! Personal data: e-mail addresses, public IP addresses and phone numbers are replaced by stand-ins.
 //!
 //! E-mail and IPv4 follow datatrove's formatter, its order (mail first) and its idea of a public address included:
-//! private, local and documentation addresses tell nothing about anybody and stay.
+//! private, local and documentation addresses identify nobody and stay.
 
 use std::borrow::Cow;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
-/// What stands in for what was found; several take turns, from the first on in every document. An empty list leaves
-/// that kind of data alone.
+/// The replacements. Several are used in turn, starting with the first in every document. An empty list leaves that
+/// sort of data unchanged.
 #[derive(Debug, Clone, Copy)]
 pub struct StandIns<'a> {
     pub emails: &'a [String],

@@ -1,4 +1,4 @@
-//! How much of a text is said more than once (Gopher; Rae et al. 2021, table A1).
+//! How much of a text is repeated (Gopher; Rae et al. 2021, table A1).
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -63,7 +63,7 @@ pub struct Runs {
 }
 
 const PRIME: u64 = (1 << 61) - 1;
-/// Any number that is no small power of anything will do.
+/// The base of the hash: any number that is not a small power.
 const BASE: u64 = 0x1357_9bdf_0246_8acf % PRIME;
 
 fn times(a: u64, b: u64) -> u64 {
@@ -105,7 +105,7 @@ impl Runs {
 
     /// Hash and code points of every run of `n` words.
     fn of(prefixes: &[(u64, usize, usize)], n: usize) -> impl Iterator<Item = (u64, usize)> {
-        // Most runs have one of few lengths.
+        // Most runs have one of a few lengths.
         let mut powers: Vec<u64> = Vec::new();
         (0..prefixes.len().saturating_sub(n)).map(move |at| {
             let ((before, from, skipped), (after, to, all)) = (prefixes[at], prefixes[at + n]);

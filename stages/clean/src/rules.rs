@@ -1,8 +1,8 @@
 //! The rules that decide whether a document stays, and their limits.
 //!
 //! Rules and order are those of Gopher (Rae et al. 2021, §A.1.1) and FineWeb (Penedo et al. 2024, §3.6), as datatrove
-//! computes them. The limits that stand here by default are not theirs: they are for technical text and source code, in
-//! which short lines, marks and repeated closing brackets are the normal case. Each field tells the published limit;
+//! computes them. The default limits are not theirs: they are for technical text and source code, where short lines,
+//! marks and repeated closing brackets are normal. The comment of each field gives the published limit;
 //! [`Rules::gopher`] and [`Rules::fineweb`] are the published sets. A limit of null turns its rule off.
 
 use schemars::JsonSchema;
@@ -11,7 +11,7 @@ use smelt_words::{is_letter, is_space, is_symbol_word, is_terminal, lines, trim}
 
 use crate::repetition::{self, Runs};
 
-/// Why a document goes: the rule, and the value that broke it.
+/// Why a document is dropped: the rule, and the value that broke it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     pub rule: String,
@@ -24,7 +24,7 @@ pub struct Fault {
 pub struct RunLimit {
     /// Words in a run, at least 1.
     pub n: usize,
-    /// Share of the text's characters above which the document goes.
+    /// Share of the text's characters above which the document is dropped.
     pub share: f64,
 }
 
@@ -271,7 +271,7 @@ fn fault(rule: &str, value: f64) -> Option<Fault> {
     Some(Fault { rule: rule.to_owned(), value })
 }
 
-/// A fault if `value` is above the limit; a share of nothing (NaN) breaks no rule.
+/// A fault if `value` is above the limit. NaN, a share of nothing, breaks no rule.
 fn above(rule: &str, value: f64, limit: Option<f64>) -> Option<Fault> {
     if limit.is_some_and(|limit| value > limit) { fault(rule, value) } else { None }
 }
@@ -310,7 +310,8 @@ mod tests {
             (only(|r| r.min_letter_words = Some(0.5)), "a 1 . .", "a 1 2 .", "letter_words", 1.0 / 3.0),
             (only(|r| r.min_stop_words = Some(2.0)), "the end of", "the The end", "stop_words", 1.0),
             (only(|r| r.min_terminated_lines = Some(0.5)), "a.\nb", "a.\nb\nc", "terminated_lines", 1.0 / 3.0),
-            (only(|r| r.max_short_lines = Some(0.5)), "a\n0123456789012345678901234567890", "a\n012345678901234567890123456789", "short_lines", 1.0),
+            (only(|r| r.max_short_lines = Some(0.5)), "a\n0123456789012345678901234567890",
+             "a\n012345678901234567890123456789", "short_lines", 1.0),
             (only(|r| r.max_repeated_in_lines = Some(0.5)), "a\na", "a\na\na", "repeated_in_lines", 2.0 / 3.0),
             (only(|r| r.max_line_feeds = Some(0.5)), "a b\n", "a\nb\n", "line_feeds", 1.0),
         ];

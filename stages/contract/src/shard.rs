@@ -1,6 +1,6 @@
-//! One Parquet file of a port, in writing.
+//! One Parquet file of a port while it is written.
 //!
-//! The bytes depend on the rows alone: batches end by row count and weight, `created_by` is constant.
+//! The bytes depend on the rows alone: row count and weight decide where a batch ends, `created_by` is constant.
 
 use crate::error::Error;
 use crate::kinds::{Extra, Table};
@@ -51,7 +51,7 @@ impl<K: Table> Shard<K> {
     fn flush(&mut self) -> Result<(), Error> {
         let none = Extra::default();
         let extras: Vec<&Extra> = self.rows.iter().map(|r| K::extra(r).unwrap_or(&none)).collect();
-        // The first batch decides which further columns the file has.
+        // The first batch decides which additional columns the file has.
         if let Some(upload) = self.upload.take() {
             let fields = Extra::fields(extras.iter().copied());
             self.extra_columns = fields.len();

@@ -90,13 +90,13 @@ impl<'a> Unit<'a> {
         shard.expect("a port has one kind").write(row)
     }
 
-    /// A file of a port that is no table, in writing; give it back with `PortFile::finish`.
+    /// Opens a file of a port that is not a table; end it with `PortFile::finish`.
     pub fn file<K: KindType>(&self, port: &Port<K>, path: &str) -> Result<PortFile, Error> {
         let upload = self.attempt.upload(port.name, path)?;
         Ok(PortFile { upload, port: port.name, path: path.into(), store: self.attempt.store().clone() })
     }
 
-    /// A whole file of a port that is no table.
+    /// Writes a whole file of a port that is not a table.
     pub fn put<K: KindType>(&mut self, port: &Port<K>, path: &str, bytes: &[u8]) -> Result<(), Error> {
         let mut file = self.file(port, path)?;
         let written = file.write_all(bytes);
@@ -127,7 +127,7 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// A file of a port, in writing.
+/// A file of a port while it is written.
 #[derive(Debug)]
 pub struct PortFile {
     upload: Upload,
@@ -137,7 +137,7 @@ pub struct PortFile {
 }
 
 impl PortFile {
-    /// What went wrong with a write, by who has to act.
+    /// Turns the error of a write into a stage error, with its exit code.
     pub fn error(&self, error: io::Error) -> Error {
         smelt_store::Error::from_write(error, &self.store, &self.path).into()
     }

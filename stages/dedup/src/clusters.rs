@@ -1,7 +1,7 @@
-//! Clusters of equal and nearly equal documents, and who stays of each.
+//! Clusters of equal and nearly equal documents, and which document of each stays.
 //!
 //! Documents have numbers in input order. Whatever the order in which pairs are found, a cluster's leader is its first
-//! document: unions always hang the later root under the earlier one. So the outcome depends on the documents alone.
+//! document: a union always puts the later root under the earlier one. So the result depends on the documents alone.
 
 use crate::minhash::similarity;
 
@@ -64,7 +64,7 @@ pub struct Joining {
     pub jaccard: f64,
 }
 
-/// Why a document goes.
+/// Why a document is dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Duplicate {
     /// The document of the cluster that stays.
@@ -75,7 +75,7 @@ pub struct Duplicate {
     pub similarity: f64,
 }
 
-/// For every document `None` if it stays, else why it goes.
+/// For every document `None` if it stays, else why it is dropped.
 pub fn duplicates(sketches: &Sketches, joining: Joining) -> Vec<Option<Duplicate>> {
     let sketches = &sketches.all;
     let n = sketches.len();
@@ -115,7 +115,7 @@ fn join_candidates(sketches: &[Sketch], joining: Joining, clusters: &mut Cluster
         let mut order: Vec<usize> = (0..signed.len()).collect();
         order.sort_unstable_by(|&a, &b| of(a).cmp(of(b)).then(a.cmp(&b)));
         for run in order.chunk_by(|&a, &b| of(a) == of(b)).filter(|run| run.len() > 1) {
-            // Those of the run that were near none before them; usually one.
+            // Documents of the run that are near none of the earlier ones; usually one.
             let mut fronts: Vec<(usize, &[u32])> = Vec::new();
             for &at in run {
                 let (i, signature) = signed[at];

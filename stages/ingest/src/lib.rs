@@ -38,16 +38,16 @@ pub struct Config {
     /// are filled in.
     /// Documents are named from `/./` on, or from the last folder before the first wildcard.
     pub paths: Vec<String>,
-    /// What the files hold; by their names' endings unless given.
+    /// What the files hold; if not given, the ending of the name decides.
     #[serde(default)]
     pub format: FileFormat,
     /// The field or column that holds a record's text.
     #[serde(default = "text_field")]
     pub text_field: String,
-    /// The field or column that tells records of a file apart; their number unless given.
+    /// The field or column that identifies a record in its file; by default its number.
     #[serde(default)]
     pub id_field: Option<String>,
-    /// What becomes of documents that are no UTF-8.
+    /// What happens to documents that are not UTF-8.
     #[serde(default)]
     pub invalid_utf8: OnInvalid,
     /// Smallest document, in bytes.
@@ -59,7 +59,7 @@ pub struct Config {
     /// Largest share of a document's characters that are decimal digits, in [0, 1].
     #[serde(default)]
     pub max_digit_share: Option<f64>,
-    /// Bytes of files to take from each glob; a sample by the files' names.
+    /// Bytes of files to take from each glob; a hash of the names chooses the sample.
     #[serde(default)]
     pub per_glob: Option<u64>,
     /// Bytes of text to take in all.
@@ -89,7 +89,7 @@ pub enum FileFormat {
     Parquet,
 }
 
-/// What becomes of documents that are no UTF-8.
+/// What happens to documents that are not UTF-8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnInvalid {
@@ -160,7 +160,7 @@ pub struct Ingest;
 
 /// Files of a unit hold at least and at most about this many bytes.
 const UNIT_BYTES: (u64, u64) = (1 << 20, 256 << 20);
-/// Units that a corpus between those bounds falls into.
+/// Number of units, as long as their size stays between those bounds.
 const UNITS: u64 = 64;
 
 impl Stage for Ingest {

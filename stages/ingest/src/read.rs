@@ -1,4 +1,4 @@
-//! From a file to its documents: plain text, JSON lines and Parquet, packed with gzip or Zstandard or not.
+//! From a file to its documents: plain text, JSON lines and Parquet, compressed with gzip or Zstandard or not.
 //!
 //! Files are read as streams, one document at a time. Errors name the file and the line.
 
@@ -36,7 +36,7 @@ impl Format {
     }
 }
 
-/// What to do with bytes that are no UTF-8.
+/// What to do with bytes that are not UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidUtf8 {
     Error,
@@ -48,7 +48,7 @@ pub enum InvalidUtf8 {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Document(Raw),
-    /// Not UTF-8, and the config says to drop such: the offset of the first bad byte, in the document's bytes.
+    /// Not UTF-8, and the config drops such documents: the offset of the first bad byte in the document.
     InvalidUtf8 {
         id: String,
         offset: u64,
@@ -90,8 +90,8 @@ fn whole(name: &str, mut reader: Box<dyn BufRead>, invalid: InvalidUtf8) -> Resu
     })
 }
 
-/// The bytes as text, or the offset of the first bad byte where it only costs the document. `start` is where `bytes`
-/// begin in the unpacked file.
+/// The bytes as text, or the offset of the first bad byte if only the document is dropped. `start`: offset of `bytes` in
+/// the decompressed file.
 fn decode(name: &str, bytes: Vec<u8>, start: u64, invalid: InvalidUtf8) -> Result<Result<String, u64>, IngestError> {
     let error = match String::from_utf8(bytes) {
         Ok(text) => return Ok(Ok(text)),
@@ -118,7 +118,7 @@ struct Lines<'a> {
     invalid: InvalidUtf8,
     /// Lines read, blank ones included.
     line: u64,
-    /// Bytes read of the unpacked file.
+    /// Bytes read of the decompressed file.
     offset: u64,
 }
 

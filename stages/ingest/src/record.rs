@@ -1,17 +1,17 @@
-//! A record of a file, of whatever format: which fields are what, and the document that comes of it.
+//! A record of a file in any format: what its fields mean, and the document that it becomes.
 
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 use smelt_stage::kinds::Micros;
 
-/// Which fields of a record are what.
+/// What the fields of a record mean.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
     pub text: &'a str,
-    /// Without one a record is called by its number, from 0.
+    /// If `None`, a record is named by its number, from 0.
     pub id: Option<&'a str>,
 }
 
-/// A document as the file gives it.
+/// A document as it is in the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Raw {
     /// Unique in the dataset: the file's name, and for records `#` and the record's id or number.

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use crate::error::IngestError;
 use smelt_stage::files::Found;
 
-/// Limits that need no look into a file. `None` is no limit.
+/// Limits that can be checked without opening a file. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// Smallest and largest size of a plain file; files of records are not weighed.
+    /// Smallest and largest size of a plain file; files of records are not limited by size.
     pub min_bytes: u64,
     pub max_bytes: Option<u64>,
     /// Bytes from one glob: files are taken while the sum is below.

@@ -1,6 +1,6 @@
-//! The families of problems, and one problem of one.
+//! The families of problems, and a single problem.
 //!
-//! A problem has one canonical text, which is also what the model is asked; two problems are the same when it is equal.
+//! A problem has one canonical text, which is also what the model is asked; problems with equal texts are the same.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use smelt_verify::addition::Addition;
 use smelt_verify::chain::Chain;
 use smelt_verify::{Rng, Verifier};
 
-/// A kind of problem.
+/// A sort of problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {

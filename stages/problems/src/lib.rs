@@ -30,10 +30,10 @@ pub const SYSTEM: &str = "Think step by step.";
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub seed: u64,
-    /// Another number, other problems under the same seed: give each job of a pipeline its own.
+    /// Another number gives other problems under the same seed: use a different one in each job of a pipeline.
     pub stream: u64,
     pub family: Family,
-    /// Sizes, each drawn as often as it stands here: operations of a chain, most digits of an addition, changes of an
+    /// Sizes; one that is listed twice is drawn twice as often: operations of a chain, most digits of an addition, changes of an
     /// account.
     pub sizes: Vec<usize>,
     /// Largest number in accounts, at least 2.
@@ -55,7 +55,7 @@ pub struct Config {
     pub wrong: f64,
     /// Characters written as `documents`.
     pub characters: usize,
-    /// Least characters of one document, at least 1.
+    /// Minimum characters of one document, at least 1.
     pub document_characters: usize,
     /// Share of the characters of documents in single facts such as `3+4=7`, in [0, 1].
     pub facts: f64,
@@ -184,7 +184,7 @@ impl Config {
         }
     }
 
-    /// The head of every id and source: which problems these are.
+    /// The start of every id and source: which problems these are.
     fn source(&self) -> String {
         let split = if self.split == Split::Test { "test" } else { "train" };
         format!("problems/{}/{split}", self.family.name())

@@ -16,12 +16,12 @@ use crate::family::{Exercise, Family, lead_through_test};
 #[derive(Clone, Debug)]
 pub struct Draw<'a> {
     pub family: Family,
-    /// Sizes, each as likely as often as it stands here.
+    /// Sizes; one that is listed twice is drawn twice as often.
     pub sizes: &'a [usize],
     /// Largest number where the family has such.
     pub largest: u64,
     pub seed: u64,
-    /// Another number, other problems under the same seed.
+    /// Another number gives other problems under the same seed.
     pub stream: u64,
     /// Share of all problems that are test problems, and whether they or the others are drawn.
     pub test_share: f64,
@@ -46,10 +46,10 @@ impl Fault for TooFew {
     }
 }
 
-/// Draws in a row that may bring nothing new before the search ends.
+/// The search ends after so many draws in a row without a new problem.
 const PATIENCE: u64 = 100_000;
 
-/// Solutions with wrong results that are drawn of one problem before the right one is taken.
+/// So many solutions with wrong results are drawn of one problem before the right one is taken.
 const TRIES: usize = 1000;
 
 impl Draw<'_> {
@@ -143,7 +143,7 @@ impl Draw<'_> {
         Ok(documents)
     }
 
-    /// Random numbers for what is decided beside a problem, such as its wrong results.
+    /// Random numbers for decisions other than the problem itself, such as its wrong results.
     pub fn side(&self, what: &str) -> Rng {
         self.rng(what)
     }

@@ -20,7 +20,8 @@ fn bytes_change_only_with_the_version() {
         let mut workshop = Workshop::new(&format!("problems-golden-{threads}"));
         workshop.threads = threads;
         let config = json!({
-            "seed": 7, "prompts": 50, "conversations": 50, "answers": "long", "wrong": 0.2, "system": 0.5, "characters": 5000
+            "seed": 7, "prompts": 50, "conversations": 50, "answers": "long", "wrong": 0.2, "system": 0.5,
+            "characters": 5000
         });
         all.push(digests(&workshop.run::<Problems>(config, &[]).unwrap()));
     }

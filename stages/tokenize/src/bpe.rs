@@ -36,7 +36,7 @@ pub const SPECIAL: [&str; 9] = [
 /// Tokens that are there before the first merge: the special ones and one per byte.
 pub const FEWEST: usize = SPECIAL.len() + 256;
 
-/// Something the tokenizers library refused.
+/// An error of the tokenizers library.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}: {source}")]
 pub struct BpeError {
@@ -50,12 +50,12 @@ impl Fault for BpeError {
     }
 }
 
-/// Tags an error with what was being done.
+/// Adds to an error what was being done.
 fn at(doing: &'static str) -> impl FnOnce(tokenizers::Error) -> BpeError {
     move |source| BpeError { doing, source }
 }
 
-/// What a vocabulary is trained to be.
+/// How a vocabulary is trained.
 #[derive(Clone, Copy, Debug)]
 pub struct Training<'a> {
     /// Tokens in all, special ones included; fewer when the text has no more pairs to merge.
@@ -67,11 +67,11 @@ pub struct Training<'a> {
     pub special: &'a [&'a str],
 }
 
-/// A tokenizer and what it is asked for.
+/// A tokenizer, and what is looked up in it.
 #[derive(Debug)]
 pub struct Bpe {
     tokenizer: Tokenizer,
-    /// Whether digits are set apart, where the pieces are those of [`pieces`]; else the library cuts and encodes.
+    /// Whether digits are set apart, if the pieces are those of [`pieces`]; `None` if only the library can cut the text.
     known: Option<bool>,
     /// Ids of the single bytes.
     bytes: [Option<u32>; 256],
@@ -155,7 +155,7 @@ impl Bpe {
 #[derive(Debug)]
 pub struct Encoder<'a> {
     bpe: &'a Bpe,
-    /// Ids of pieces. Only ever looked up, so its order never shows.
+    /// Ids of pieces. Never iterated, so its order has no effect.
     seen: HashMap<Box<str>, Box<[u32]>>,
 }
 

@@ -28,7 +28,7 @@ use crate::bpe::{Bpe, BpeError, FEWEST, SPECIAL, Training};
 pub struct Config {
     /// Tokens in all, the nine special ones and 256 bytes included. Not used with a `tokenizer` as input.
     pub vocabulary: usize,
-    /// Make every decimal digit a token of its own, so that numbers have one form.
+    /// Make every decimal digit a separate token, so that a number is always tokenized in the same way.
     pub single_digits: bool,
     /// Occurrences below which a pair of tokens is not joined.
     pub min_frequency: u64,
@@ -37,7 +37,7 @@ pub struct Config {
     pub learn_weights: Vec<f64>,
     /// Bytes of text to learn from at most; a sample by the documents' ids.
     pub learn_bytes: u64,
-    /// What of each input is written, by tokens and relative to the others; the input that is shortest for its weight
+    /// How much of each input is written, by tokens and relative to the others; the input that is shortest for its weight
     /// is written whole, no document twice. Empty writes everything. What is left out is a drop by the rule `mixture`,
     /// its value the share of the input that is written.
     pub weights: Vec<f64>,
@@ -174,7 +174,7 @@ impl<'a> Corpus<'a> {
         Ok(sums)
     }
 
-    /// The vocabulary, learnt or taken, written to its port. Its phase also keeps it for a process that comes later.
+    /// The vocabulary, learnt or given, written to its port. Its phase also keeps it for a later process.
     fn vocabulary(&self, given: Option<&Artifact<Tokenizer>>, out: &Outputs, cx: &Context) -> Result<Bpe, Error> {
         let shares = if given.is_some() { Vec::new() } else { self.learning_shares(cx)? };
         let records = cx.units("vocabulary", 1, |_, unit| {
@@ -240,7 +240,7 @@ impl<'a> Corpus<'a> {
             min_frequency: self.config.min_frequency,
             special: &SPECIAL,
         };
-        // The trainer takes the threads of the pool that it is called in.
+        // The trainer uses the threads of the pool that it is called in.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::machine(format!("no threads to train the vocabulary with: {e}")))?;
         let bpe = pool.install(|| Bpe::train(texts.map(|(_, document)| document.text), training))?;

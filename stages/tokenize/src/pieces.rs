@@ -1,4 +1,4 @@
-//! GPT-2's cut of a text into pieces, the ones that merges never cross; and single digits before it.
+//! GPT-2's cut of a text into pieces, which merges never cross; before it, optionally, single digits.
 //!
 //! The tokenizers library does the same with a back-tracking expression and several allocations a piece, at about 1
 //! MB/s. This is the expression
@@ -29,8 +29,8 @@ fn class(c: char) -> Class {
     }
 }
 
-/// The pieces of `text`, in order; joined they are the text. With `single_digits` every decimal digit is one, and what
-/// stands between digits is cut for itself.
+/// The pieces of `text`, in order; joined they give the text. With `single_digits` every decimal digit is a piece, and
+/// the text between digits is cut separately.
 pub fn pieces(text: &str, single_digits: bool) -> Pieces<'_> {
     Pieces { rest: text, single_digits, segment: 0 }
 }
@@ -40,7 +40,7 @@ pub fn pieces(text: &str, single_digits: bool) -> Pieces<'_> {
 pub struct Pieces<'a> {
     rest: &'a str,
     single_digits: bool,
-    /// Bytes of `rest` up to the next digit that is a piece of its own; 0 when not known.
+    /// Bytes of `rest` up to the next digit that is a separate piece; 0 when not known.
     segment: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Which documents the vocabulary learns from, which are held out, and which are written.
 //!
-//! All three are decided by a hash of the document's id: the same document is on the same side in every run, whatever
-//! stands around it, and workers need not talk to each other.
+//! All three are decided by a hash of the document's id: a document is on the same side in every run and in any
+//! corpus, and workers need not communicate.
 
 /// A number in [0, 1) that a document's id and the question decide; different questions are independent.
 fn place(question: &str, id: &str) -> f64 {

@@ -70,7 +70,7 @@ pub(super) fn resolve_reference(
             }
             found
         }
-        // Axes that both have join; an axis that only the producer has needs a word.
+        // Axes that both jobs have are joined; an axis that only the producer has must be chosen explicitly.
         None => {
             if let Some(missing) = drafts[named[0]].axes.keys().find(|a| !draft.axes.contains_key(*a)) {
                 return Err(Diagnostic::pipeline(format!(
@@ -169,7 +169,7 @@ fn by_digest(store: &Store, digest: &str, port: Option<&str>, spec: &InputPort, 
         if matches(&artifact.fingerprint) {
             return fixed(store, &artifact, port, spec, shown);
         }
-        // What cannot be read has no digest to be found by.
+        // An unreadable manifest has no digest to compare.
         let Ok(Some(manifest)) = store.manifest(&artifact) else { continue };
         if let Some((name, _)) = manifest.ports.iter().find(|(_, p)| matches(&p.digest)) {
             return fixed(store, &artifact, Some(port.unwrap_or(name)), spec, shown);

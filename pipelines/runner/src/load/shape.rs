@@ -1,4 +1,4 @@
-//! What a value may be, and what is wrong with one, in the words of a YAML file.
+//! What a value may be, and what is wrong with it, in YAML terms.
 
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::load::draft::Draft;
@@ -6,7 +6,7 @@ use crate::yaml::Tree;
 use jsonschema::error::ValidationErrorKind;
 use serde_json::Value;
 
-/// A value of a type that has no place there, in the words of a YAML file.
+/// The error of a value with a wrong type, in YAML terms.
 pub(super) fn wrong_type(field: &str, text: &str) -> Diagnostic {
     let found = text.strip_prefix("invalid type: ").or(text.strip_prefix("invalid value: "));
     if let Some((found, expected)) = found.and_then(|t| t.rsplit_once(", expected ")) {

@@ -18,7 +18,7 @@ impl Set {
     pub(super) fn parse(words: &str, tree: &Tree) -> Result<Self> {
         const TOP: [&str; 5] = ["name", "store", "seed", "vars", "report"];
         let at = |e: Diagnostic| e.at(Some(Place::named(format!("--set {words}"))));
-        // The `=` of an instance's axes is no end of the path.
+        // The `=` inside the brackets of an instance does not end the path.
         let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
         let from = open.and_then(|open| Some(open + words[open..].find(']')?)).unwrap_or(0);
         let equals = words[from..]
@@ -64,7 +64,7 @@ impl Set {
         })
     }
 
-    /// One path where the file has a list is a list of one.
+    /// A single value where the file has a list becomes a list of one.
     fn value_for(&self, before: Option<&Value>) -> Value {
         match before.is_some_and(Value::is_array) && !self.value.is_array() {
             true => Value::Array(vec![self.value.clone()]),
@@ -78,8 +78,8 @@ impl Set {
     }
 }
 
-/// Replaces `${name}` by what `look_up` knows. A string that is nothing else takes the value's own type. Unknown names
-/// stay, and so do names in capitals, which are the stages' to read.
+/// Replaces `${name}` by its value from `look_up`. A string that is only `${name}` takes the type of the value. Unknown
+/// names stay, and so do names in capitals, which stages read from the environment.
 pub(super) fn substitute(value: &mut Value, look_up: &dyn Fn(&str) -> Option<Value>) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(|v| substitute(v, look_up)),

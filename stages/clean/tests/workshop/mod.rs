@@ -16,7 +16,7 @@ use smelt_stage::kinds::{Document, Documents, Table};
 use smelt_stage::{Context, Error, Source, Stage, run_invocation};
 use smelt_store::Store;
 
-/// A store in a folder of its own, and how many threads its jobs get.
+/// A store in a new folder, and how many threads its jobs get.
 pub struct Workshop {
     folder: PathBuf,
     store: Store,
@@ -74,9 +74,8 @@ impl Workshop {
         Ok(self.manifest(&invocation)?.expect("a job that is done has a manifest"))
     }
 
-    /// Runs `program`, the stage's own, in one attempt after the other, killed right before its first write, its second
-    /// and so on, and each time once more to the end. The ports must come out as in an undisturbed run. Returns the
-    /// kills.
+    /// Runs `program`, the program of the stage, killed right before its first write, and then once more to the end; the
+    /// same for its second write, and so on. The ports must be those of an undisturbed run. Returns the number of kills.
     pub fn kill_at_every_write<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> usize {
         let expected = digests(&self.run::<S>(config.clone(), inputs).unwrap());
         let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
@@ -184,7 +183,7 @@ impl Workshop {
     }
 }
 
-/// What an error says, its hint on a line of its own.
+/// What an error says, with its hint on a separate line.
 pub fn told(error: &Error) -> String {
     match &error.problem().hint {
         Some(hint) => format!("{}\nhint: {hint}", error.problem().message),

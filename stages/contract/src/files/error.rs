@@ -13,7 +13,7 @@ pub enum FileError {
     Unset { pattern: String, name: String },
     #[error("`{pattern}` begins with `~`, and the variable `HOME` is not set")]
     NoHome { pattern: String },
-    /// The file is named well, and the machine does not let it be read.
+    /// The name is right, but the machine does not let the file be read.
     #[error("cannot read `{name}`: {source}")]
     Read { name: String, source: io::Error },
 }

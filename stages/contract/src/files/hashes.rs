@@ -28,7 +28,7 @@ pub struct Found {
 
 /// Files below this are hashed each time.
 const WORTH_BYTES: u64 = 256 << 10;
-/// A file must have been at rest for this long.
+/// A file must be unchanged for this long.
 const AT_REST: Duration = Duration::from_secs(5);
 
 /// The hashes of earlier runs, and where they are kept.
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_file_at_rest_is_remembered() {
-        // This crate's own sources were not written in the last seconds of a build; a hash of a small file is not kept.
+        // The test program was not written in the last seconds; the hash of a small file would not be kept.
         let manifest = std::env::current_exe().unwrap();
         let bytes = std::fs::metadata(&manifest).unwrap().len();
         let program = Found { name: "program".into(), path: manifest.clone(), bytes };
