@@ -1,5 +1,8 @@
 //! What runs on a device: tensors and the coarse operations a model is made of.
 //!
+//! [`Reference`] has each operation as its equation, in plain loops; [`Cpu`] computes the same fast, and the tests hold
+//! one against the other. [`Backend`] is the table of operations that both implement.
+//!
 //! Nothing here knows a model, a file or a store. A wrong shape is our bug and panics with operation, expected and
 //! found.
 //!

@@ -16,15 +16,15 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// Bytes kept for reuse per element type. Buffers beyond that are freed, except blocks of a slab: other blocks of the
-/// slab may be in use.
+/// Bytes kept for reuse per element type. Buffers beyond that are freed, except those cut from a slab: other parts of
+/// the slab may be in use.
 const LIMIT_BYTES: usize = 2 << 30;
 /// Elements below which a buffer is not kept.
 const SMALL: usize = 256;
 
 /// A large page of x86 and of aarch64.
 const PAGE: usize = 2 << 20;
-/// Blocks from `CUT` bytes up to a page are cut from slabs.
+/// Allocations from `CUT` bytes up to a page are cut from slabs.
 const SLAB: usize = 8 * PAGE;
 const CUT: usize = 4096;
 
@@ -34,16 +34,16 @@ const CUT: usize = 4096;
 pub(crate) struct Line(pub [u32; 16]);
 
 /// A slice on the heap, aligned for vectors.
-pub struct Block<T> {
-    memory: Memory,
+pub struct Allocation<T> {
+    memory: Backing,
     /// Of the memory, what the slice covers.
     bytes: Range<usize>,
     element: PhantomData<T>,
 }
 
-enum Memory {
+enum Backing {
     Lines(Vec<Line>),
-    /// A range that no other block has.
+    /// A range that no other allocation has.
     Pages(Arc<MmapRaw>),
 }
 
@@ -57,8 +57,8 @@ fn pages(bytes: usize) -> (Arc<MmapRaw>, usize) {
     (Arc::new(pages.into()), start)
 }
 
-/// Cuts a block from the current slab. It is zero, because no part of a slab is given out twice; a slab is freed with
-/// its last block.
+/// Cuts an allocation from the current slab. It is zero, because no part of a slab is given out twice; a slab is freed
+/// with its last allocation.
 fn cut(bytes: usize) -> (Arc<MmapRaw>, usize) {
     static CURRENT: Mutex<Option<(Arc<MmapRaw>, Range<usize>)>> = Mutex::new(None);
     let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,45 +68,45 @@ fn cut(bytes: usize) -> (Arc<MmapRaw>, usize) {
     }
     let (pages, rest) = current.as_mut().expect("just set");
     let start = rest.start;
-    // one line of padding: otherwise blocks of whole small pages would all begin in the same set of the cache
+    // one line of padding: otherwise allocations of whole small pages would all begin in the same set of the cache
     rest.start = rest.end.min((start + bytes).next_multiple_of(size_of::<Line>()) + size_of::<Line>());
     (pages.clone(), start)
 }
 
-impl<T: Pod> Block<T> {
-    /// Zeros. Parts of a large block that are never touched take no memory.
+impl<T: Pod> Allocation<T> {
+    /// Zeros. Parts of a large allocation that are never touched take no memory.
     pub fn new(len: usize) -> Self {
         const { assert!(align_of::<T>() <= align_of::<Line>()) };
         let bytes = len * size_of::<T>();
         if bytes < CUT {
             let lines = vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())];
-            return Self { memory: Memory::Lines(lines), bytes: 0..bytes, element: PhantomData };
+            return Self { memory: Backing::Lines(lines), bytes: 0..bytes, element: PhantomData };
         }
         let (pages, start) = if bytes < PAGE { cut(bytes) } else { pages(bytes) };
         assert!(start + bytes <= pages.len());
-        Self { memory: Memory::Pages(pages), bytes: start..start + bytes, element: PhantomData }
+        Self { memory: Backing::Pages(pages), bytes: start..start + bytes, element: PhantomData }
     }
 }
 
-impl<T> fmt::Debug for Block<T> {
+impl<T> fmt::Debug for Allocation<T> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "Block of {} bytes", self.bytes.len())
+        write!(f, "Allocation of {} bytes", self.bytes.len())
     }
 }
 
-impl<T> Default for Block<T> {
+impl<T> Default for Allocation<T> {
     fn default() -> Self {
-        Self { memory: Memory::Lines(Vec::new()), bytes: 0..0, element: PhantomData }
+        Self { memory: Backing::Lines(Vec::new()), bytes: 0..0, element: PhantomData }
     }
 }
 
-impl<T: Pod> Deref for Block<T> {
+impl<T: Pod> Deref for Allocation<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         let all = match &self.memory {
-            Memory::Lines(lines) => &cast_slice(lines)[..self.bytes.len()],
-            // SAFETY: inside the map, as `new` checked, which lives as long as the block; nobody else has this range.
-            Memory::Pages(pages) => unsafe {
+            Backing::Lines(lines) => &cast_slice(lines)[..self.bytes.len()],
+            // SAFETY: inside the map, as `new` checked; the map lives as long as this; nobody else has this range.
+            Backing::Pages(pages) => unsafe {
                 std::slice::from_raw_parts(pages.as_ptr().add(self.bytes.start), self.bytes.len())
             },
         };
@@ -114,12 +114,12 @@ impl<T: Pod> Deref for Block<T> {
     }
 }
 
-impl<T: Pod> DerefMut for Block<T> {
+impl<T: Pod> DerefMut for Allocation<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let all = match &mut self.memory {
-            Memory::Lines(lines) => &mut cast_slice_mut(lines)[..self.bytes.len()],
-            // SAFETY: as above, and the block is borrowed exclusively.
-            Memory::Pages(pages) => unsafe {
+            Backing::Lines(lines) => &mut cast_slice_mut(lines)[..self.bytes.len()],
+            // SAFETY: as above, and the allocation is borrowed exclusively.
+            Backing::Pages(pages) => unsafe {
                 std::slice::from_raw_parts_mut(pages.as_mut_ptr().add(self.bytes.start), self.bytes.len())
             },
         };
@@ -132,7 +132,7 @@ pub struct Arena<T> {
 }
 
 struct Lists<T> {
-    by_class: HashMap<usize, Vec<Block<T>>>,
+    by_class: HashMap<usize, Vec<Allocation<T>>>,
     bytes: usize,
 }
 
@@ -155,24 +155,24 @@ impl<T: Pod> Arena<T> {
     }
 
     /// A buffer of at least `len` with unspecified contents; `poison` is what debug builds fill it with.
-    pub fn take(&self, len: usize, poison: T) -> Block<T> {
+    pub fn take(&self, len: usize, poison: T) -> Allocation<T> {
         let class = if len < SMALL { len } else { class(len) };
         let found = if len < SMALL { None } else { self.find(class) };
-        let mut buffer = found.unwrap_or_else(|| Block::new(class));
+        let mut buffer = found.unwrap_or_else(|| Allocation::new(class));
         if cfg!(debug_assertions) {
             buffer.fill(poison);
         }
         buffer
     }
 
-    fn find(&self, class: usize) -> Option<Block<T>> {
+    fn find(&self, class: usize) -> Option<Allocation<T>> {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         let found = lists.by_class.get_mut(&class)?.pop()?;
         lists.bytes -= class * size_of::<T>();
         Some(found)
     }
 
-    pub fn give(&self, buffer: Block<T>) {
+    pub fn give(&self, buffer: Allocation<T>) {
         let class = buffer.len();
         if class < SMALL || class != self::class(class) {
             return;
@@ -192,34 +192,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_is_zero_and_aligned_whatever_its_size() {
+    fn an_allocation_is_zero_and_aligned_whatever_its_size() {
         for (len, align) in [(0, 1), (1, 64), (1000, 64), (PAGE / 4 - 1, 64), (PAGE / 4, PAGE), (PAGE, PAGE)] {
-            let mut block = Block::<f32>::new(len);
-            assert_eq!(block.len(), len);
-            assert!(block.iter().all(|x| x.to_bits() == 0), "{len}");
-            assert!(len == 0 || block.as_ptr().addr().is_multiple_of(align), "{len} at {:p}", block.as_ptr());
-            block.fill(1.0);
+            let mut allocation = Allocation::<f32>::new(len);
+            assert_eq!(allocation.len(), len);
+            assert!(allocation.iter().all(|x| x.to_bits() == 0), "{len}");
+            assert!(len == 0 || allocation.as_ptr().addr().is_multiple_of(align), "{len} at {:p}", allocation.as_ptr());
+            allocation.fill(1.0);
         }
     }
 
     #[test]
-    fn blocks_cut_from_one_slab_are_zero_and_do_not_overlap() {
+    fn allocations_cut_from_one_slab_are_zero_and_do_not_overlap() {
         let len = |i: usize| 5_000 + 37 * i % 90_000;
-        let mut blocks: Vec<Block<u32>> = Vec::new();
+        let mut allocations: Vec<Allocation<u32>> = Vec::new();
         for i in 0..400 {
-            let mut block = Block::new(len(i));
-            assert!(block.iter().all(|&x| x == 0), "block {i}");
-            block.fill(i as u32);
-            blocks.push(block);
+            let mut allocation = Allocation::new(len(i));
+            assert!(allocation.iter().all(|&x| x == 0), "allocation {i}");
+            allocation.fill(i as u32);
+            allocations.push(allocation);
             if i % 3 == 0 {
-                blocks.remove(i / 9);
+                allocations.remove(i / 9);
             }
         }
-        for block in &blocks {
+        for allocation in &allocations {
             assert!(
-                block.len() == len(block[0] as usize) && block.iter().all(|x| *x == block[0]),
-                "block {}",
-                block[0]
+                allocation.len() == len(allocation[0] as usize) && allocation.iter().all(|x| *x == allocation[0]),
+                "allocation {}",
+                allocation[0]
             );
         }
     }

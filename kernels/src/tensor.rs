@@ -5,7 +5,7 @@
 
 use crate::dtype::{DType, Element};
 use crate::e4m3::E4m3;
-use crate::memory::Block;
+use crate::memory::Allocation;
 use crate::view::View;
 use half::bf16;
 use std::any::Any;
@@ -87,10 +87,10 @@ struct Derived {
 }
 
 enum Data {
-    F32(Block<f32>),
-    F64(Block<f64>),
-    Bf16(Block<bf16>),
-    E4m3(Block<E4m3>),
+    F32(Allocation<f32>),
+    F64(Allocation<f64>),
+    Bf16(Allocation<bf16>),
+    E4m3(Allocation<E4m3>),
 }
 
 impl Drop for Buffer {
@@ -197,7 +197,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
         };
-        let data = any.downcast_ref::<Block<T>>();
+        let data = any.downcast_ref::<Allocation<T>>();
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
     }
 
@@ -215,7 +215,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
         };
-        let data = any.downcast_mut::<Block<T>>();
+        let data = any.downcast_mut::<Allocation<T>>();
         &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]
     }
 

@@ -14,7 +14,7 @@ const ROUNDINGS: f64 = 64.0;
 const DRAWS: u64 = 12;
 
 /// Where the values of one draw come from, and what an operation made of them.
-struct Draw<'a> {
+struct Trial<'a> {
     device: &'a dyn Backend,
     dtype: DType,
     seed: u64,
@@ -23,9 +23,9 @@ struct Draw<'a> {
     near: Vec<(String, Vec<f64>, f64)>,
 }
 
-impl<'a> Draw<'a> {
-    fn run(device: &'a dyn Backend, dtype: DType, seed: u64, check: fn(&mut Draw)) -> Self {
-        let mut draw = Draw { device, dtype, seed, drawn: 0, exact: Vec::new(), near: Vec::new() };
+impl<'a> Trial<'a> {
+    fn run(device: &'a dyn Backend, dtype: DType, seed: u64, check: fn(&mut Trial)) -> Self {
+        let mut draw = Trial { device, dtype, seed, drawn: 0, exact: Vec::new(), near: Vec::new() };
         check(&mut draw);
         draw
     }
@@ -99,7 +99,7 @@ impl<'a> Draw<'a> {
         self.near(what, x);
     }
 
-    fn expect_exact(&self, expected: &Draw, what: &str) {
+    fn expect_exact(&self, expected: &Trial, what: &str) {
         for ((name, found), (_, expected)) in self.exact.iter().zip(&expected.exact) {
             assert_eq!(found.len(), expected.len(), "{what}: {name}");
             let differing = found.iter().zip(expected).position(|(a, b)| a != b);
@@ -107,7 +107,7 @@ impl<'a> Draw<'a> {
         }
     }
 
-    fn expect_near(&self, expected: &Draw, unit: f64, what: &str) {
+    fn expect_near(&self, expected: &Trial, unit: f64, what: &str) {
         for ((name, found, roundings), (_, expected, _)) in self.near.iter().zip(&expected.near) {
             assert_eq!(found.len(), expected.len(), "{what}: {name}");
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
@@ -126,21 +126,21 @@ enum In {
     F32AndF64,
 }
 
-fn run(operation: &str, types: In, check: fn(&mut Draw)) {
+fn run(operation: &str, types: In, check: fn(&mut Trial)) {
     for seed in 0..DRAWS {
         let cpu = Trace::new(Arc::new(Cpu::new(1 + seed as usize % 3)));
         let what = format!("{operation}, draw {seed}");
-        let found = Draw::run(&cpu, DType::F32, seed, check);
-        let expected = Draw::run(&Reference, DType::F32, seed, check);
+        let found = Trial::run(&cpu, DType::F32, seed, check);
+        let expected = Trial::run(&Reference, DType::F32, seed, check);
         assert!(found.exact.len() + found.near.len() > 0, "{what}: nothing is compared");
         found.expect_exact(&expected, &what);
         let unit = 2f64.powi(-24);
         if types == In::F32 {
             found.expect_near(&expected, unit, &what);
         } else {
-            let expected = Draw::run(&Reference, DType::F64, seed, check);
+            let expected = Trial::run(&Reference, DType::F64, seed, check);
             found.expect_near(&expected, unit, &what);
-            let found = Draw::run(&cpu, DType::F64, seed, check);
+            let found = Trial::run(&cpu, DType::F64, seed, check);
             found.expect_exact(&expected, &format!("{what}, f64"));
             found.expect_near(&expected, 2f64.powi(-53), &format!("{what}, f64"));
         }
@@ -222,7 +222,7 @@ mod checks {
     const WRITES: [Write; 2] = [Write::Set, Write::Add];
     const QUANTISER: Quantiser = Quantiser { tile: Tile::Row, role: Role::Activation, power_of_two: false };
 
-    pub fn gemm(d: &mut Draw) {
+    pub fn gemm(d: &mut Trial) {
         let layout = d.pick(&[Layout::Nt, Layout::Nn, Layout::Tn]);
         let [m, n, k] = [60, 200, 500].map(|most| d.up_to(most));
         let (a, b) = match layout {
@@ -235,7 +235,7 @@ mod checks {
         d.product("c", &c);
     }
 
-    pub fn prepare(d: &mut Draw) {
+    pub fn prepare(d: &mut Trial) {
         let [m, n, k] = [60, 200, 300].map(|most| d.up_to(most));
         let (a, b, mut c) = (d.tensor(&[m, k]), d.tensor(&[n, k]), d.tensor(&[m, n]));
         d.device.prepare(&b);
@@ -243,7 +243,7 @@ mod checks {
         d.product("c", &c);
     }
 
-    pub fn grouped_gemm(d: &mut Draw) {
+    pub fn grouped_gemm(d: &mut Trial) {
         let segments = d.segments(60);
         let [out, inner] = [100, 100].map(|most| d.up_to(most));
         let w = d.tensor(&[segments.count(), out, inner]);
@@ -256,7 +256,7 @@ mod checks {
         d.product("c", &c);
     }
 
-    pub fn grouped_gradient(d: &mut Draw) {
+    pub fn grouped_gradient(d: &mut Trial) {
         let segments = d.segments(60);
         let [out, inner] = [100, 100].map(|most| d.up_to(most));
         let (dy, x) = (d.tensor(&[segments.rows(), out]), d.tensor(&[segments.rows(), inner]));
@@ -265,7 +265,7 @@ mod checks {
         d.product("dw", &dw);
     }
 
-    pub fn lower(d: &mut Draw) {
+    pub fn lower(d: &mut Trial) {
         let segments = d.segments(200);
         let (n, cols) = (segments.rows(), d.up_to(300));
         let mut x = d.tensor(&[n, cols]);
@@ -296,7 +296,7 @@ mod checks {
 
     /// As it is, rounded to bf16, or in FP8 by one of `tiles`.
     fn operand(
-        d: &mut Draw,
+        d: &mut Trial,
         precision: usize,
         x: Tensor,
         tiles: &[Tile],
@@ -311,7 +311,7 @@ mod checks {
         }
     }
 
-    pub fn low_gemm(d: &mut Draw) {
+    pub fn low_gemm(d: &mut Trial) {
         let segments = d.segments(150);
         let (n, [out, inner]) = (segments.rows(), [200, 300].map(|most| d.up_to(most)));
         let segments = d.pick(&[true, false]).then_some(&segments);
@@ -326,7 +326,7 @@ mod checks {
         d.near("c", &c);
     }
 
-    pub fn low_gradient(d: &mut Draw) {
+    pub fn low_gradient(d: &mut Trial) {
         let segments = d.segments(150);
         let (n, [out, inner]) = (segments.rows(), [200, 200].map(|most| d.up_to(most)));
         let segments = d.pick(&[true, false]).then_some(&segments);
@@ -342,14 +342,14 @@ mod checks {
         d.near("dw", &dw);
     }
 
-    pub fn rms_norm(d: &mut Draw) {
+    pub fn rms_norm(d: &mut Trial) {
         let [n, cols] = [300, 150].map(|most| d.up_to(most));
         let (y, rstd) = d.device.rms_norm(&d.tensor(&[n, cols]), &d.tensor(&[cols]), 1e-6);
         d.near("y", &y);
         d.near("rstd", &rstd);
     }
 
-    pub fn rms_norm_backward(d: &mut Draw) {
+    pub fn rms_norm_backward(d: &mut Trial) {
         let [n, cols] = [300, 150].map(|most| d.up_to(most));
         let (x, gain, dy, mut dgain) =
             (d.tensor(&[n, cols]), d.tensor(&[cols]), d.tensor(&[n, cols]), d.tensor(&[cols]));
@@ -359,19 +359,19 @@ mod checks {
         d.near("dgain", &dgain);
     }
 
-    pub fn swiglu(d: &mut Draw) {
+    pub fn swiglu(d: &mut Trial) {
         let [n, f] = [200, 100].map(|most| d.up_to(most));
         let y = d.device.swiglu(&d.tensor(&[n, 2 * f]));
         d.near("y", &y);
     }
 
-    pub fn swiglu_backward(d: &mut Draw) {
+    pub fn swiglu_backward(d: &mut Trial) {
         let [n, f] = [200, 100].map(|most| d.up_to(most));
         let dh = d.device.swiglu_backward(&d.tensor(&[n, 2 * f]), &d.tensor(&[n, f]));
         d.near("dh", &dh);
     }
 
-    pub fn rope(d: &mut Draw) {
+    pub fn rope(d: &mut Trial) {
         let [n, heads, half, offset, rest] = [100, 4, 20, 5, 5].map(|most| d.up_to(most));
         let frequencies: Vec<f32> = (0..half).map(|j| 0.9f32.powi(j as i32)).collect();
         let rope = Rope::new(&frequencies, 300, 1.2, d.pick(&[true, false]));
@@ -380,41 +380,41 @@ mod checks {
         d.near("x", &x);
     }
 
-    pub fn bias(d: &mut Draw) {
+    pub fn bias(d: &mut Trial) {
         let [n, cols] = [300, 150].map(|most| d.up_to(most));
         let mut y = d.tensor(&[n, cols]);
         d.device.bias(&mut y, &d.tensor(&[cols]));
         d.same_tensor("y", &y);
     }
 
-    pub fn bias_backward(d: &mut Draw) {
+    pub fn bias_backward(d: &mut Trial) {
         let [n, cols] = [600, 150].map(|most| d.up_to(most));
         let (dy, mut dbias) = (d.tensor(&[n, cols]), d.tensor(&[cols]));
         d.device.bias_backward(&dy, &mut dbias);
         d.near("dbias", &dbias);
     }
 
-    pub fn add(d: &mut Draw) {
+    pub fn add(d: &mut Trial) {
         let shape = [300, 200].map(|most| d.up_to(most));
         let mut acc = d.tensor(&shape);
         d.device.add(&mut acc, &d.tensor(&shape));
         d.same_tensor("acc", &acc);
     }
 
-    pub fn split(d: &mut Draw) {
+    pub fn split(d: &mut Trial) {
         let [n, p, q] = [300, 90, 90].map(|most| d.up_to(most));
         let (a, b) = d.device.split(&d.tensor(&[n, p + q]), p);
         d.same_tensor("a", &a);
         d.same_tensor("b", &b);
     }
 
-    pub fn join(d: &mut Draw) {
+    pub fn join(d: &mut Trial) {
         let [n, p, q] = [300, 90, 90].map(|most| d.up_to(most));
         let x = d.device.join(&d.tensor(&[n, p]), &d.tensor(&[n, q]));
         d.same_tensor("x", &x);
     }
 
-    fn attention_inputs(d: &mut Draw) -> (AttentionShape, DocumentBounds, [Tensor; 3]) {
+    fn attention_inputs(d: &mut Trial) -> (AttentionShape, DocumentBounds, [Tensor; 3]) {
         let [heads, nope, rope, value] = [3, 12, 6, 20].map(|most| d.up_to(most));
         let (s, documents) = (AttentionShape { heads, nope, rope, value, scale: 0.3 }, d.documents());
         let n = documents.rows();
@@ -422,13 +422,13 @@ mod checks {
         (s, documents, inputs)
     }
 
-    pub fn attention(d: &mut Draw) {
+    pub fn attention(d: &mut Trial) {
         let (s, documents, [q, kv, k_rope]) = attention_inputs(d);
         let (o, _) = d.device.attention(&s, &q, &kv, &k_rope, &documents);
         d.near("o", &o);
     }
 
-    pub fn attention_backward(d: &mut Draw) {
+    pub fn attention_backward(d: &mut Trial) {
         let (s, documents, [q, kv, k_rope]) = attention_inputs(d);
         let (o, softmax) = d.device.attention(&s, &q, &kv, &k_rope, &documents);
         let d_o = d.tensor(o.shape().dims());
@@ -439,9 +439,9 @@ mod checks {
     }
 
     /// Rows of each request, and a cache of that many positions or more.
-    fn requests(d: &mut Draw, width: usize) -> Vec<(std::ops::Range<usize>, Tensor)> {
+    fn requests(d: &mut Trial, width: usize) -> Vec<(std::ops::Range<usize>, Tensor)> {
         let mut next = 0;
-        let mut request = |d: &mut Draw| {
+        let mut request = |d: &mut Trial| {
             let rows = next..next + d.up_to(70);
             next = rows.end;
             let positions = rows.len() + d.up_to(40) - 1;
@@ -455,7 +455,7 @@ mod checks {
         (rows, requests.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache: cache.read() }).collect())
     }
 
-    pub fn latent_attention(d: &mut Draw) {
+    pub fn latent_attention(d: &mut Trial) {
         let [heads, nope, rope, value, latent] = [3, 12, 6, 20, 20].map(|most| d.up_to(most));
         let s = AttentionShape { heads, nope, rope, value, scale: 0.1 };
         let requests = requests(d, latent + rope);
@@ -465,25 +465,25 @@ mod checks {
         d.near("o", &o);
     }
 
-    fn grouped_shape(d: &mut Draw) -> GroupedShape {
+    fn grouped_shape(d: &mut Trial) -> GroupedShape {
         let [kv_heads, queries, dim] = [3, 4, 20].map(|most| d.up_to(most));
         GroupedShape { heads: kv_heads * queries, kv_heads, dim, scale: 0.3 }
     }
 
-    fn grouped_inputs(d: &mut Draw) -> (GroupedShape, DocumentBounds, [Tensor; 3]) {
+    fn grouped_inputs(d: &mut Trial) -> (GroupedShape, DocumentBounds, [Tensor; 3]) {
         let (s, documents) = (grouped_shape(d), d.documents());
         let n = documents.rows();
         let inputs = [s.heads, s.kv_heads, s.kv_heads].map(|heads| d.tensor(&[n, heads * s.dim]));
         (s, documents, inputs)
     }
 
-    pub fn grouped_attention(d: &mut Draw) {
+    pub fn grouped_attention(d: &mut Trial) {
         let (s, documents, [q, k, v]) = grouped_inputs(d);
         let (o, _) = d.device.grouped_attention(&s, &q, &k, &v, &documents);
         d.near("o", &o);
     }
 
-    pub fn grouped_attention_backward(d: &mut Draw) {
+    pub fn grouped_attention_backward(d: &mut Trial) {
         let (s, documents, [q, k, v]) = grouped_inputs(d);
         let (o, softmax) = d.device.grouped_attention(&s, &q, &k, &v, &documents);
         let d_o = d.tensor(o.shape().dims());
@@ -493,7 +493,7 @@ mod checks {
         d.near("dv", &dv);
     }
 
-    pub fn cached_attention(d: &mut Draw) {
+    pub fn cached_attention(d: &mut Trial) {
         let s = grouped_shape(d);
         let requests = requests(d, 2 * s.kv_heads * s.dim);
         let (n, requests) = cached(&requests);
@@ -501,20 +501,20 @@ mod checks {
         d.near("o", &o);
     }
 
-    pub fn embedding(d: &mut Draw) {
+    pub fn embedding(d: &mut Trial) {
         let [n, v, cols] = [300, 100, 50].map(|most| d.up_to(most));
         let x = d.device.embedding(&d.ids(n, v), &d.tensor(&[v, cols]));
         d.same_tensor("x", &x);
     }
 
-    pub fn embedding_backward(d: &mut Draw) {
+    pub fn embedding_backward(d: &mut Trial) {
         let [n, v, cols] = [300, 100, 50].map(|most| d.up_to(most));
         let mut dw = d.tensor(&[v, cols]);
         d.device.embedding_backward(&d.ids(n, v), &d.tensor(&[n, cols]), &mut dw);
         d.same_tensor("dw", &dw);
     }
 
-    pub fn head(d: &mut Draw) {
+    pub fn head(d: &mut Trial) {
         let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
         let (x, w, targets) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v));
         let head = d.device.head(&x, &w, &targets);
@@ -522,7 +522,7 @@ mod checks {
         d.near_numbers("lse", head.lse);
     }
 
-    pub fn head_backward(d: &mut Draw) {
+    pub fn head_backward(d: &mut Trial) {
         let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
         let (x, w, targets, mut dw) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v), d.tensor(&[v, cols]));
         let head = d.device.head(&x, &w, &targets);
@@ -532,7 +532,7 @@ mod checks {
         d.near("dw", &dw);
     }
 
-    pub fn softmax(d: &mut Draw) {
+    pub fn softmax(d: &mut Trial) {
         let [n, v] = [100, 500].map(|most| d.up_to(most));
         let mut logits = d.tensor(&[n, v]);
         let (max, sum) = d.device.softmax(&mut logits);
@@ -541,7 +541,7 @@ mod checks {
         d.same("max", max.into_iter().map(f64::to_bits));
     }
 
-    fn routed(d: &mut Draw) -> (Router, Routing) {
+    fn routed(d: &mut Trial) -> (Router, Routing) {
         let (expert_groups, size) = (d.up_to(4), d.up_to(6));
         let node_limit = d.up_to(expert_groups);
         let top_k = d.up_to((node_limit * size).min(6));
@@ -552,7 +552,7 @@ mod checks {
         (router, routing)
     }
 
-    pub fn route(d: &mut Draw) {
+    pub fn route(d: &mut Trial) {
         let (_, r) = routed(d);
         for (what, ids) in [("ids", &r.ids), ("tokens", &r.tokens), ("slots", &r.slots)] {
             d.same(what, ids.iter().map(|&id| id.into()));
@@ -567,7 +567,7 @@ mod checks {
         d.near("weights", &r.weights);
     }
 
-    pub fn route_backward(d: &mut Draw) {
+    pub fn route_backward(d: &mut Trial) {
         let (router, r) = routed(d);
         let (dweights, dscores) = (d.tensor(r.weights.shape().dims()), d.tensor(r.scores.shape().dims()));
         // the one weight of a token is constant when normalised: its gradient is 0, and roundings cannot be compared
@@ -577,27 +577,27 @@ mod checks {
         d.near("dlogits", &dlogits);
     }
 
-    pub fn gather(d: &mut Draw) {
+    pub fn gather(d: &mut Trial) {
         let [n, rows, cols] = [300, 400, 50].map(|most| d.up_to(most));
         let y = d.device.gather(&d.tensor(&[n, cols]), &d.ids(rows, n));
         d.same_tensor("y", &y);
     }
 
-    pub fn gather_backward(d: &mut Draw) {
+    pub fn gather_backward(d: &mut Trial) {
         let ((_, r), cols) = (routed(d), d.up_to(50));
         let mut dx = d.tensor(&[r.weights.rows(), cols]);
         d.device.gather_backward(&d.tensor(&[r.tokens.len(), cols]), &r.slots, &mut dx);
         d.same_tensor("dx", &dx);
     }
 
-    pub fn combine(d: &mut Draw) {
+    pub fn combine(d: &mut Trial) {
         let ((_, r), cols) = (routed(d), d.up_to(50));
         let mut y = d.tensor(&[r.weights.rows(), cols]);
         d.device.combine(&d.tensor(&[r.tokens.len(), cols]), &r, &mut y);
         d.near("y", &y);
     }
 
-    pub fn combine_backward(d: &mut Draw) {
+    pub fn combine_backward(d: &mut Trial) {
         let ((_, r), cols) = (routed(d), d.up_to(50));
         let (rows, dy) = (d.tensor(&[r.tokens.len(), cols]), d.tensor(&[r.weights.rows(), cols]));
         let (drows, dweights) = d.device.combine_backward(&rows, &r, &dy);
@@ -605,20 +605,20 @@ mod checks {
         d.near("dweights", &dweights);
     }
 
-    pub fn square_sum(d: &mut Draw) {
+    pub fn square_sum(d: &mut Trial) {
         let n = d.up_to(100_000);
         let sum = d.device.square_sum(&d.tensor(&[n]));
         d.near.push(("sum".into(), vec![sum], 1000.0)); // up to 100,000 terms, of which √ is 316
     }
 
-    pub fn average(d: &mut Draw) {
+    pub fn average(d: &mut Trial) {
         let n = d.up_to(50_000);
         let mut acc = d.tensor(&[n]);
         d.device.average(&mut acc, &d.tensor(&[n]), 0.9);
         d.near("acc", &acc);
     }
 
-    pub fn adamw(d: &mut Draw) {
+    pub fn adamw(d: &mut Trial) {
         let n = d.up_to(20_000);
         let (m, mut v) = (d.tensor(&[n]), d.tensor(&[n]));
         match d.dtype {
@@ -628,7 +628,7 @@ mod checks {
         adamw_step(d, m, v, ROUNDINGS);
     }
 
-    pub fn adamw_step(d: &mut Draw, mut m: Tensor, mut v: Tensor, roundings_of_moments: f64) {
+    pub fn adamw_step(d: &mut Trial, mut m: Tensor, mut v: Tensor, roundings_of_moments: f64) {
         let (mut w, dw, step) = (d.tensor(&[m.len()]), d.tensor(&[m.len()]), d.up_to(1000) as u64);
         let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step, gradient_scale: 0.5 };
         d.device.adamw(&hyper, &mut w, &dw, &mut m, &mut v);

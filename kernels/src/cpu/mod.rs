@@ -1,4 +1,5 @@
-//! The CPU made fast: the same operations as [`reference`](crate::reference), and the device of the quickstart.
+//! The fast CPU: the operations of [`reference`](crate::reference) with threads, tiles and vectors. It is the device of
+//! the quickstart.
 //!
 //! Operations on rows are loops, cut over rows into tasks for the threads and compiled for each CPU level
 //! ([`wide`](gemm::wide)). The bits depend on neither: a row is computed alone, and sums over rows go by fixed blocks.

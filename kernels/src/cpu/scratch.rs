@@ -1,10 +1,10 @@
 //! Working memory of tasks.
 
 use crate::dtype::Element;
-use crate::memory::Block;
+use crate::memory::Allocation;
 
 /// Working memory of a task, from the arena; contents unspecified.
-pub(super) struct Scratch<T: Element>(pub(super) Block<T>);
+pub(super) struct Scratch<T: Element>(pub(super) Allocation<T>);
 
 impl<T: Element> Scratch<T> {
     pub(super) fn new(len: usize) -> Self {

@@ -26,7 +26,8 @@ macro_rules! lanes {
             type Cells = (__m256i, __m256i);
             const ROWS: usize = $rows;
             const VECTORS: usize = 1;
-            // SAFETY, of all: inlined into the functions below, which enable the features; pointers as `Tile` says.
+            // SAFETY, of all: inlined into the functions below, which enable the features; the pointers are those of a
+            // `RegisterTile`.
             #[inline(always)]
             unsafe fn load(c: *const f32) -> Self {
                 unsafe { Self(_mm256_loadu_ps(c), _mm256_loadu_ps(c.add(8))) }

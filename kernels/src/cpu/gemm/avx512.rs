@@ -24,7 +24,8 @@ macro_rules! lanes {
             type Cells = __m512i;
             const ROWS: usize = 6;
             const VECTORS: usize = 4;
-            // SAFETY, of all: inlined into the functions below, which enable the features; pointers as `Tile` says.
+            // SAFETY, of all: inlined into the functions below, which enable the features; the pointers are those of a
+            // `RegisterTile`.
             #[inline(always)]
             unsafe fn load(c: *const f32) -> Self {
                 unsafe { Self(_mm512_loadu_ps(c)) }

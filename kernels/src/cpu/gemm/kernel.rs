@@ -12,7 +12,7 @@ pub(crate) const NR: usize = 64;
 
 /// One tile of work: C[rows, vectors·16] from A[rows, cells] and a panel of B.
 #[derive(Debug)]
-pub struct Tile<'a> {
+pub struct RegisterTile<'a> {
     pub a: *const u32,
     /// Distance between rows of A, and between cells along k.
     pub a_row: usize,
@@ -34,10 +34,11 @@ pub struct Tile<'a> {
 
 /// A loop for each height and width, indexed by rows − 1 and vectors − 1, so that none is computed at run time.
 ///
-/// Safety: the CPU has the level's features; a, b and c are valid for the extents in `Tile`; nobody else writes c.
-pub(super) type Micro = [[unsafe fn(&Tile); NR / 16]; MAX_ROWS];
+/// Safety: the CPU has the level's features; a, b and c are valid for the extents in [`RegisterTile`]; nobody else
+/// writes c.
+pub(super) type Micro = [[unsafe fn(&RegisterTile); NR / 16]; MAX_ROWS];
 
-impl Tile<'_> {
+impl RegisterTile<'_> {
     /// # Safety
     /// As for [`Micro`].
     #[inline(always)]
@@ -52,7 +53,7 @@ macro_rules! micro {
     ($name:ident, $lanes:ty $(, $features:meta)?) => {
         pub(crate) static $name: $crate::cpu::gemm::kernel::Micro = {
             $(#[$features])?
-            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::cpu::gemm::kernel::Tile) {
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &$crate::cpu::gemm::kernel::RegisterTile) {
                 // SAFETY: the caller's promise; the features are enabled here.
                 unsafe { $crate::cpu::gemm::kernel::whole::<$lanes, ROWS, VECTORS>(t) }
             }
@@ -97,7 +98,7 @@ pub(super) trait Lanes: Copy {
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, vector: usize) {
+unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &RegisterTile, row: usize, vector: usize) {
     // SAFETY: row + R ≤ rows and vector + V ≤ vectors, so every address lies within the extents of `t`.
     unsafe {
         let c = t.c.add(row * t.c_row + vector * 16);
@@ -140,7 +141,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(t: &Tile, row: usize, v
 
 /// Cuts a tile of R rows and V vectors into what the registers of `L` hold.
 #[inline(always)]
-pub(super) unsafe fn whole<L: Lanes, const R: usize, const V: usize>(t: &Tile) {
+pub(super) unsafe fn whole<L: Lanes, const R: usize, const V: usize>(t: &RegisterTile) {
     for vector in (0..V).step_by(L::VECTORS) {
         for row in (0..R).step_by(L::ROWS) {
             let (rows, vectors) = ((R - row).min(L::ROWS), (V - vector).min(L::VECTORS));
@@ -158,7 +159,7 @@ pub(super) unsafe fn whole<L: Lanes, const R: usize, const V: usize>(t: &Tile) {
 }
 
 #[inline(always)]
-unsafe fn column<L: Lanes, const V: usize>(t: &Tile, row: usize, rows: usize, vector: usize) {
+unsafe fn column<L: Lanes, const V: usize>(t: &RegisterTile, row: usize, rows: usize, vector: usize) {
     // SAFETY: as for `tile`.
     unsafe {
         match rows {

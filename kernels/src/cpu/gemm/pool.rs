@@ -57,10 +57,10 @@ fn linger(is_over: impl Fn() -> bool) {
 #[derive(Default)]
 struct State {
     /// Of the current round.
-    work: Option<Work>,
+    closure: Option<Closure>,
     /// Counts rounds, so that a helper takes part in each at most once.
     number: u64,
-    /// Helpers that now run `work`.
+    /// Helpers that now run `closure`.
     inside: usize,
     /// Helpers that sleep, and whether the caller does. Notifying is a system call even when nobody sleeps, so it is
     /// done only if needed.
@@ -71,10 +71,10 @@ struct State {
 }
 
 #[derive(Clone, Copy)]
-struct Work(*const (dyn Fn(usize) + Sync));
+struct Closure(*const (dyn Fn(usize) + Sync));
 
 // SAFETY: the pointer is to a `Sync` closure, and `Round` keeps that closure alive while a helper is inside.
-unsafe impl Send for Work {}
+unsafe impl Send for Closure {}
 
 impl Shared {
     /// A poisoned lock is fine: no code that holds it can panic with the state half changed.
@@ -91,7 +91,7 @@ impl Shared {
     fn help(&self, thread: usize) {
         let (mut state, mut seen, mut is_fresh) = (self.lock(), 0, false);
         while !state.is_closing {
-            let Some(work) = state.work.filter(|_| state.number != seen) else {
+            let Some(closure) = state.closure.filter(|_| state.number != seen) else {
                 if is_fresh {
                     is_fresh = false;
                     drop(state);
@@ -108,8 +108,8 @@ impl Shared {
             seen = state.number;
             self.enter(&mut state, 1);
             drop(state);
-            // SAFETY: `inside` was raised under the lock while the work was set, and `Round` waits until it is 0.
-            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*work.0)(thread) }));
+            // SAFETY: `inside` was raised under the lock while the closure was set, and `Round` waits until it is 0.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*closure.0)(thread) }));
             state = self.lock();
             state.has_panicked |= outcome.is_err();
             self.enter(&mut state, -1);
@@ -178,7 +178,7 @@ impl<'a> Round<'a> {
     unsafe fn start(pool: &'a Pool, run: &'a (dyn Fn(usize) + Sync)) -> Self {
         let mut state = pool.shared.lock();
         // SAFETY: forgets only the lifetime; `drop` waits until no helper runs it.
-        state.work = Some(Work(unsafe {
+        state.closure = Some(Closure(unsafe {
             std::mem::transmute::<&'a (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run)
         }));
         state.number += 1;
@@ -195,7 +195,7 @@ impl<'a> Round<'a> {
 impl Drop for Round<'_> {
     fn drop(&mut self) {
         let mut state = self.0.shared.lock();
-        state.work = None;
+        state.closure = None;
         if state.inside > 0 {
             drop(state);
             linger(|| self.0.shared.inside.load(Relaxed) == 0);

@@ -13,7 +13,7 @@ impl<T: Cells> kernel::Lanes for Lanes<T> {
     type Cells = [u32; 16];
     const ROWS: usize = 4;
     const VECTORS: usize = 1;
-    // SAFETY, of all: pointers as `Tile` says.
+    // SAFETY, of all: pointers as `RegisterTile` says.
     #[inline(always)]
     unsafe fn load(c: *const f32) -> Self {
         unsafe { Self(c.cast::<[f32; 16]>().read_unaligned(), PhantomData) }

@@ -13,7 +13,7 @@ use super::scaled;
 use super::scales::{PROMOTION, Scales};
 use super::task::{Causal, STRIP, Task};
 use crate::backend::Write;
-use crate::memory::{Block, Line};
+use crate::memory::{Allocation, Line};
 use crate::rectangle::Rectangle;
 use crate::spans::spans;
 use crate::view::View;
@@ -73,7 +73,7 @@ pub(crate) struct Promoted<'a> {
 
 thread_local! {
     /// Memory to pack operands in, kept because fresh pages in each call would be slow.
-    static SCRATCH: Cell<Block<Line>> = Cell::default();
+    static SCRATCH: Cell<Allocation<Line>> = Cell::default();
 }
 
 impl Gemm {
@@ -223,7 +223,7 @@ impl Gemm {
         let mut scratch = SCRATCH.take();
         if scratch.len() < lines {
             drop(std::mem::take(&mut scratch));
-            scratch = Block::new(lines);
+            scratch = Allocation::new(lines);
         }
         let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
         for product in &products {

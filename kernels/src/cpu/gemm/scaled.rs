@@ -10,7 +10,7 @@
 //! multiple of 2⁻¹⁸, so nothing is ever flushed to zero. The order of summation is fixed as in any product here.
 
 use super::factor::Factor;
-use super::kernel::{MAX_ROWS, NR, Tile};
+use super::kernel::{MAX_ROWS, NR, RegisterTile};
 use super::level::Supported;
 use super::scales::{PROMOTION, Scales};
 use super::task::{COPY, STRIP, TILES, Task, copy_a};
@@ -42,7 +42,7 @@ pub(super) fn run<T: Factor>(mut task: Task<T>, scales: Scales, level: Supported
                     for panel in block.clone().map(|p| task.panels.start + p) {
                         let columns = NR.min(n - panel * NR);
                         let (b_cells, b_k) = task.b.cells(panel, k, depth, columns.div_ceil(16));
-                        let tile = Tile {
+                        let tile = RegisterTile {
                             a: tiles.as_ptr().wrapping_add(t * a_tile),
                             a_row,
                             a_k,

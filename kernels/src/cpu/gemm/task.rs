@@ -6,7 +6,7 @@
 
 use super::cells::Cells;
 use super::factor::Factor;
-use super::kernel::{MAX_ROWS, Micro, NR, Tile, ahead};
+use super::kernel::{MAX_ROWS, Micro, NR, RegisterTile, ahead};
 use super::level::Supported;
 use super::packed::{ReadyB, to_cells};
 use super::scales::Scales;
@@ -129,7 +129,7 @@ impl<T: Factor> Task<'_, T> {
                         for panel in block.clone().map(|p| self.panels.start + p).take_while(|p| p * NR < n) {
                             let columns = NR.min(n - panel * NR);
                             let (b, b_k) = self.b.cells(panel, start, end - start, columns.div_ceil(16));
-                            let tile = Tile {
+                            let tile = RegisterTile {
                                 a: a.wrapping_add(t * a_tile + (start - k) * a_k),
                                 a_row,
                                 a_k,
@@ -158,14 +158,14 @@ impl<T: Factor> Task<'_, T> {
 }
 
 /// A tile with a partial last vector is computed in a copy with whole vectors.
-unsafe fn ragged(micro: &Micro, tile: Tile, columns: usize) {
+unsafe fn ragged(micro: &Micro, tile: RegisterTile, columns: usize) {
     let mut c = [0.0; MAX_ROWS * NR];
     // SAFETY: `columns` of each row are inside the tile's C, and inside the copy.
     unsafe {
         for r in 0..tile.rows {
             tile.c.add(r * tile.c_row).copy_to_nonoverlapping(c[r * NR..].as_mut_ptr(), columns);
         }
-        Tile { c: c.as_mut_ptr(), c_row: NR, ..tile }.run(micro);
+        RegisterTile { c: c.as_mut_ptr(), c_row: NR, ..tile }.run(micro);
         for r in 0..tile.rows {
             tile.c.add(r * tile.c_row).copy_from_nonoverlapping(c[r * NR..].as_ptr(), columns);
         }
