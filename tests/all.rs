@@ -1,7 +1,5 @@
 //! All tests of the whole system, in one program: several programs would each link everything.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 mod architecture;
 mod cli;
 mod contract;

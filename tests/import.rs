@@ -7,8 +7,8 @@ use smelt_model::{Config, Init, Model, save};
 use smelt_store::Store;
 use std::path::{Path, PathBuf};
 
-/// A model folder as on Hugging Face: a random model of `family`, a byte-level tokenizer without a start token, and a chat
-/// template in a separate file, whose end-of-turn token is not the end-of-text token.
+/// A model folder as on Hugging Face: a random model of `family`, a byte-level tokenizer without a start token, and a
+/// chat template in a separate file, whose end-of-turn token is not the end-of-text token.
 fn folder(bench: &Bench, family: &str, sizes: serde_json::Value) -> PathBuf {
     let folder = bench.path(family);
     std::fs::create_dir_all(&folder).unwrap();

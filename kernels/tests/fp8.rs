@@ -1,25 +1,32 @@
 //! FP8 against files of a reference implementation (bytes, scales, products), and against [`Reference`].
 //!
-//! The reference files are found through `SMELT_PARITY`, else next to the repository (`../shared/parity/engine`), in
-//! the folder `fp8`; without them the tests print that and pass. Bytes and scales are compared exactly. A product in
+//! Small reference files are in `tests/parity/engine/fp8`; the full set is found through `SMELT_PARITY`, else next to
+//! the repository (`../shared/parity/engine`), in the folder `fp8`. Bytes and scales are compared exactly. A product in
 //! f32 may differ from its value in f64 by rounding, which depends on the order of summation: 10 · 2⁻²⁴ of the
 //! norm is allowed.
 
+#[path = "../../tests/parity/say.rs"]
+mod say;
+
 use safetensors::SafeTensors;
+use say::say;
 use smelt_kernels::fp8::*;
 use smelt_kernels::gemm::Level;
 use smelt_kernels::*;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-fn read(name: &str) -> Option<Vec<u8>> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/parity/engine");
-    let file = std::env::var_os("SMELT_PARITY").map_or(beside, PathBuf::from).join("fp8").join(name);
-    let bytes = std::fs::read(&file).ok();
-    if bytes.is_none() {
-        eprintln!("skipped: there is no {} (set SMELT_PARITY)", file.display());
+/// `name` of the repository's own reference, and of the full set where it is.
+fn read(name: &str) -> Vec<Vec<u8>> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let own = repository.join("tests/parity/engine/fp8").join(name);
+    let full = std::env::var_os("SMELT_PARITY").map_or(repository.join("../shared/parity/engine"), PathBuf::from);
+    let mut files = vec![std::fs::read(&own).unwrap_or_else(|e| panic!("{}: {e}", own.display()))];
+    match std::fs::read(full.join("fp8").join(name)) {
+        Ok(bytes) => files.push(bytes),
+        Err(e) => say(&format!("only the repository's own {name}: {}: {e} (set SMELT_PARITY)", full.display())),
     }
-    bytes
+    files
 }
 
 fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
@@ -40,7 +47,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_bf16_becomes_the_byte_of_the_reference() {
-    let Some(file) = read("codec.safetensors") else { return };
+    let file = read("codec.safetensors").remove(0); // the full set has the same one
     let file = SafeTensors::deserialize(&file).unwrap();
     let encoded = file.tensor("bf16_bits_to_e4m3").unwrap().data();
     assert_eq!(encoded.len(), 1 << 16);
@@ -50,6 +57,7 @@ fn every_bf16_becomes_the_byte_of_the_reference() {
     }
     let decoded: Vec<f32> = (0..=255).map(|byte| E4m3(byte).to_f32()).collect();
     assert_eq!(bits(&decoded), bits(&floats(&file, "e4m3_to_f32")));
+    say(&format!("fp8: the bytes of {} bf16 values", encoded.len()));
 }
 
 /// Relative distance of the finite elements; NaN must be at the same positions.
@@ -68,15 +76,17 @@ fn distance(found: &[f32], expected: &[f64]) -> f64 {
 
 #[test]
 fn all_cases_have_the_bytes_scales_and_products_of_the_reference() {
-    let Some(file) = read("fp8_cases.safetensors") else { return };
-    let file = SafeTensors::deserialize(&file).unwrap();
+    read("fp8_cases.safetensors").iter().for_each(|file| check_cases(&SafeTensors::deserialize(file).unwrap()));
+}
+
+fn check_cases(file: &SafeTensors) {
     let cases: BTreeSet<String> =
         file.names().iter().filter_map(|n| Some(n.strip_suffix(".a_q")?.to_owned())).collect();
     assert!(!cases.is_empty());
     let cpu = Cpu::new(2);
     for case in &cases {
         let at = |part: &str| format!("{case}.{part}");
-        let (a, w) = (matrix(&file, &at("a")), matrix(&file, &at("w")));
+        let (a, w) = (matrix(file, &at("a")), matrix(file, &at("w")));
         let power_of_two = case.ends_with("ue8m0");
         let role = if case.starts_with("tiny_nofloor") { Role::Gradient } else { Role::Activation };
         let row = Quantiser { tile: Tile::Row, role, power_of_two };
@@ -86,8 +96,8 @@ fn all_cases_have_the_bytes_scales_and_products_of_the_reference() {
         let Operand::Fp8(w_q) = cpu.lower(&w, Some(block), None) else { panic!("{case} was not quantised") };
         for (part, x, found, scale) in [("a", &a, a_q, "a_scale"), ("w", &w, &w_q, "w_scale_inv")] {
             assert_eq!(bytes_of(&found.q), file.tensor(&at(&format!("{part}_q"))).unwrap().data(), "{case}: {part}");
-            assert_eq!(bits(found.scale.read()), bits(&floats(&file, &at(scale))), "{case}: {scale}");
-            let dequantised = floats(&file, &at(&format!("{part}_dq")));
+            assert_eq!(bits(found.scale.read()), bits(&floats(file, &at(scale))), "{case}: {scale}");
+            let dequantised = floats(file, &at(&format!("{part}_dq")));
             assert_eq!(bits(found.dequantised(None).read()), bits(&dequantised), "{case}: {part}_dq");
             assert_eq!(found.is_finite, x.read::<f32>().iter().all(|x| x.is_finite()), "{case}: {part}");
         }
@@ -96,11 +106,11 @@ fn all_cases_have_the_bytes_scales_and_products_of_the_reference() {
         let mut y = Tensor::empty([a.rows(), w.rows()], DType::F32);
         cpu.low_gemm(Layout::Nt, &lowered, &w, None, &mut y, Write::Set);
         let off = distance(y.read(), &expected);
-        let theirs = distance(&floats(&file, &at("y")), &expected);
-        eprintln!("{case}: bytes and scales equal, product off by {off:.1e} (the reference in f32 by {theirs:.1e})");
+        let theirs = distance(&floats(file, &at("y")), &expected);
+        println!("{case}: bytes and scales equal, product off by {off:.1e} (the reference in f32 by {theirs:.1e})");
         assert!(off <= 10.0 * 2f64.powi(-24), "{case}: off by {off}");
     }
-    eprintln!("{} cases", cases.len());
+    say(&format!("fp8: bytes, scales and products of {} cases", cases.len()));
 }
 
 fn noise(seed: u64, rows: usize, cols: usize) -> Tensor {

@@ -222,7 +222,7 @@ mod checks {
     const WRITES: [Write; 2] = [Write::Set, Write::Add];
     const QUANTISER: Quantiser = Quantiser { tile: Tile::Row, role: Role::Activation, power_of_two: false };
 
-    pub fn gemm(d: &mut Trial) {
+    pub(crate) fn gemm(d: &mut Trial) {
         let layout = d.pick(&[Layout::Nt, Layout::Nn, Layout::Tn]);
         let [m, n, k] = [60, 200, 500].map(|most| d.up_to(most));
         let (a, b) = match layout {
@@ -235,7 +235,7 @@ mod checks {
         d.product("c", &c);
     }
 
-    pub fn prepare(d: &mut Trial) {
+    pub(crate) fn prepare(d: &mut Trial) {
         let [m, n, k] = [60, 200, 300].map(|most| d.up_to(most));
         let (a, b, mut c) = (d.tensor(&[m, k]), d.tensor(&[n, k]), d.tensor(&[m, n]));
         d.device.prepare(&b);
@@ -243,7 +243,7 @@ mod checks {
         d.product("c", &c);
     }
 
-    pub fn grouped_gemm(d: &mut Trial) {
+    pub(crate) fn grouped_gemm(d: &mut Trial) {
         let segments = d.segments(60);
         let [out, inner] = [100, 100].map(|most| d.up_to(most));
         let w = d.tensor(&[segments.count(), out, inner]);
@@ -256,7 +256,7 @@ mod checks {
         d.product("c", &c);
     }
 
-    pub fn grouped_gradient(d: &mut Trial) {
+    pub(crate) fn grouped_gradient(d: &mut Trial) {
         let segments = d.segments(60);
         let [out, inner] = [100, 100].map(|most| d.up_to(most));
         let (dy, x) = (d.tensor(&[segments.rows(), out]), d.tensor(&[segments.rows(), inner]));
@@ -265,7 +265,7 @@ mod checks {
         d.product("dw", &dw);
     }
 
-    pub fn lower(d: &mut Trial) {
+    pub(crate) fn lower(d: &mut Trial) {
         let segments = d.segments(200);
         let (n, cols) = (segments.rows(), d.up_to(300));
         let mut x = d.tensor(&[n, cols]);
@@ -311,7 +311,7 @@ mod checks {
         }
     }
 
-    pub fn low_gemm(d: &mut Trial) {
+    pub(crate) fn low_gemm(d: &mut Trial) {
         let segments = d.segments(150);
         let (n, [out, inner]) = (segments.rows(), [200, 300].map(|most| d.up_to(most)));
         let segments = d.pick(&[true, false]).then_some(&segments);
@@ -326,7 +326,7 @@ mod checks {
         d.near("c", &c);
     }
 
-    pub fn low_gradient(d: &mut Trial) {
+    pub(crate) fn low_gradient(d: &mut Trial) {
         let segments = d.segments(150);
         let (n, [out, inner]) = (segments.rows(), [200, 200].map(|most| d.up_to(most)));
         let segments = d.pick(&[true, false]).then_some(&segments);
@@ -342,14 +342,14 @@ mod checks {
         d.near("dw", &dw);
     }
 
-    pub fn rms_norm(d: &mut Trial) {
+    pub(crate) fn rms_norm(d: &mut Trial) {
         let [n, cols] = [300, 150].map(|most| d.up_to(most));
         let (y, rstd) = d.device.rms_norm(&d.tensor(&[n, cols]), &d.tensor(&[cols]), 1e-6);
         d.near("y", &y);
         d.near("rstd", &rstd);
     }
 
-    pub fn rms_norm_backward(d: &mut Trial) {
+    pub(crate) fn rms_norm_backward(d: &mut Trial) {
         let [n, cols] = [300, 150].map(|most| d.up_to(most));
         let (x, gain, dy, mut dgain) =
             (d.tensor(&[n, cols]), d.tensor(&[cols]), d.tensor(&[n, cols]), d.tensor(&[cols]));
@@ -359,19 +359,19 @@ mod checks {
         d.near("dgain", &dgain);
     }
 
-    pub fn swiglu(d: &mut Trial) {
+    pub(crate) fn swiglu(d: &mut Trial) {
         let [n, f] = [200, 100].map(|most| d.up_to(most));
         let y = d.device.swiglu(&d.tensor(&[n, 2 * f]));
         d.near("y", &y);
     }
 
-    pub fn swiglu_backward(d: &mut Trial) {
+    pub(crate) fn swiglu_backward(d: &mut Trial) {
         let [n, f] = [200, 100].map(|most| d.up_to(most));
         let dh = d.device.swiglu_backward(&d.tensor(&[n, 2 * f]), &d.tensor(&[n, f]));
         d.near("dh", &dh);
     }
 
-    pub fn rope(d: &mut Trial) {
+    pub(crate) fn rope(d: &mut Trial) {
         let [n, heads, half, offset, rest] = [100, 4, 20, 5, 5].map(|most| d.up_to(most));
         let frequencies: Vec<f32> = (0..half).map(|j| 0.9f32.powi(j as i32)).collect();
         let rope = Rope::new(&frequencies, 300, 1.2, d.pick(&[true, false]));
@@ -380,35 +380,35 @@ mod checks {
         d.near("x", &x);
     }
 
-    pub fn bias(d: &mut Trial) {
+    pub(crate) fn bias(d: &mut Trial) {
         let [n, cols] = [300, 150].map(|most| d.up_to(most));
         let mut y = d.tensor(&[n, cols]);
         d.device.bias(&mut y, &d.tensor(&[cols]));
         d.same_tensor("y", &y);
     }
 
-    pub fn bias_backward(d: &mut Trial) {
+    pub(crate) fn bias_backward(d: &mut Trial) {
         let [n, cols] = [600, 150].map(|most| d.up_to(most));
         let (dy, mut dbias) = (d.tensor(&[n, cols]), d.tensor(&[cols]));
         d.device.bias_backward(&dy, &mut dbias);
         d.near("dbias", &dbias);
     }
 
-    pub fn add(d: &mut Trial) {
+    pub(crate) fn add(d: &mut Trial) {
         let shape = [300, 200].map(|most| d.up_to(most));
         let mut acc = d.tensor(&shape);
         d.device.add(&mut acc, &d.tensor(&shape));
         d.same_tensor("acc", &acc);
     }
 
-    pub fn split(d: &mut Trial) {
+    pub(crate) fn split(d: &mut Trial) {
         let [n, p, q] = [300, 90, 90].map(|most| d.up_to(most));
         let (a, b) = d.device.split(&d.tensor(&[n, p + q]), p);
         d.same_tensor("a", &a);
         d.same_tensor("b", &b);
     }
 
-    pub fn join(d: &mut Trial) {
+    pub(crate) fn join(d: &mut Trial) {
         let [n, p, q] = [300, 90, 90].map(|most| d.up_to(most));
         let x = d.device.join(&d.tensor(&[n, p]), &d.tensor(&[n, q]));
         d.same_tensor("x", &x);
@@ -422,13 +422,13 @@ mod checks {
         (s, documents, inputs)
     }
 
-    pub fn attention(d: &mut Trial) {
+    pub(crate) fn attention(d: &mut Trial) {
         let (s, documents, [q, kv, k_rope]) = attention_inputs(d);
         let (o, _) = d.device.attention(&s, &q, &kv, &k_rope, &documents);
         d.near("o", &o);
     }
 
-    pub fn attention_backward(d: &mut Trial) {
+    pub(crate) fn attention_backward(d: &mut Trial) {
         let (s, documents, [q, kv, k_rope]) = attention_inputs(d);
         let (o, softmax) = d.device.attention(&s, &q, &kv, &k_rope, &documents);
         let d_o = d.tensor(o.shape().dims());
@@ -455,7 +455,7 @@ mod checks {
         (rows, requests.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache: cache.read() }).collect())
     }
 
-    pub fn latent_attention(d: &mut Trial) {
+    pub(crate) fn latent_attention(d: &mut Trial) {
         let [heads, nope, rope, value, latent] = [3, 12, 6, 20, 20].map(|most| d.up_to(most));
         let s = AttentionShape { heads, nope, rope, value, scale: 0.1 };
         let requests = requests(d, latent + rope);
@@ -477,13 +477,13 @@ mod checks {
         (s, documents, inputs)
     }
 
-    pub fn grouped_attention(d: &mut Trial) {
+    pub(crate) fn grouped_attention(d: &mut Trial) {
         let (s, documents, [q, k, v]) = grouped_inputs(d);
         let (o, _) = d.device.grouped_attention(&s, &q, &k, &v, &documents);
         d.near("o", &o);
     }
 
-    pub fn grouped_attention_backward(d: &mut Trial) {
+    pub(crate) fn grouped_attention_backward(d: &mut Trial) {
         let (s, documents, [q, k, v]) = grouped_inputs(d);
         let (o, softmax) = d.device.grouped_attention(&s, &q, &k, &v, &documents);
         let d_o = d.tensor(o.shape().dims());
@@ -493,7 +493,7 @@ mod checks {
         d.near("dv", &dv);
     }
 
-    pub fn cached_attention(d: &mut Trial) {
+    pub(crate) fn cached_attention(d: &mut Trial) {
         let s = grouped_shape(d);
         let requests = requests(d, 2 * s.kv_heads * s.dim);
         let (n, requests) = cached(&requests);
@@ -501,20 +501,20 @@ mod checks {
         d.near("o", &o);
     }
 
-    pub fn embedding(d: &mut Trial) {
+    pub(crate) fn embedding(d: &mut Trial) {
         let [n, v, cols] = [300, 100, 50].map(|most| d.up_to(most));
         let x = d.device.embedding(&d.ids(n, v), &d.tensor(&[v, cols]));
         d.same_tensor("x", &x);
     }
 
-    pub fn embedding_backward(d: &mut Trial) {
+    pub(crate) fn embedding_backward(d: &mut Trial) {
         let [n, v, cols] = [300, 100, 50].map(|most| d.up_to(most));
         let mut dw = d.tensor(&[v, cols]);
         d.device.embedding_backward(&d.ids(n, v), &d.tensor(&[n, cols]), &mut dw);
         d.same_tensor("dw", &dw);
     }
 
-    pub fn head(d: &mut Trial) {
+    pub(crate) fn head(d: &mut Trial) {
         let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
         let (x, w, targets) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v));
         let head = d.device.head(&x, &w, &targets);
@@ -522,7 +522,7 @@ mod checks {
         d.near_numbers("lse", head.lse);
     }
 
-    pub fn head_backward(d: &mut Trial) {
+    pub(crate) fn head_backward(d: &mut Trial) {
         let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
         let (x, w, targets, mut dw) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v), d.tensor(&[v, cols]));
         let head = d.device.head(&x, &w, &targets);
@@ -532,7 +532,7 @@ mod checks {
         d.near("dw", &dw);
     }
 
-    pub fn softmax(d: &mut Trial) {
+    pub(crate) fn softmax(d: &mut Trial) {
         let [n, v] = [100, 500].map(|most| d.up_to(most));
         let mut logits = d.tensor(&[n, v]);
         let (max, sum) = d.device.softmax(&mut logits);
@@ -552,7 +552,7 @@ mod checks {
         (router, routing)
     }
 
-    pub fn route(d: &mut Trial) {
+    pub(crate) fn route(d: &mut Trial) {
         let (_, r) = routed(d);
         for (what, ids) in [("ids", &r.ids), ("tokens", &r.tokens), ("slots", &r.slots)] {
             d.same(what, ids.iter().map(|&id| id.into()));
@@ -567,7 +567,7 @@ mod checks {
         d.near("weights", &r.weights);
     }
 
-    pub fn route_backward(d: &mut Trial) {
+    pub(crate) fn route_backward(d: &mut Trial) {
         let (router, r) = routed(d);
         let (dweights, dscores) = (d.tensor(r.weights.shape().dims()), d.tensor(r.scores.shape().dims()));
         // the one weight of a token is constant when normalised: its gradient is 0, and roundings cannot be compared
@@ -577,27 +577,27 @@ mod checks {
         d.near("dlogits", &dlogits);
     }
 
-    pub fn gather(d: &mut Trial) {
+    pub(crate) fn gather(d: &mut Trial) {
         let [n, rows, cols] = [300, 400, 50].map(|most| d.up_to(most));
         let y = d.device.gather(&d.tensor(&[n, cols]), &d.ids(rows, n));
         d.same_tensor("y", &y);
     }
 
-    pub fn gather_backward(d: &mut Trial) {
+    pub(crate) fn gather_backward(d: &mut Trial) {
         let ((_, r), cols) = (routed(d), d.up_to(50));
         let mut dx = d.tensor(&[r.weights.rows(), cols]);
         d.device.gather_backward(&d.tensor(&[r.tokens.len(), cols]), &r.slots, &mut dx);
         d.same_tensor("dx", &dx);
     }
 
-    pub fn combine(d: &mut Trial) {
+    pub(crate) fn combine(d: &mut Trial) {
         let ((_, r), cols) = (routed(d), d.up_to(50));
         let mut y = d.tensor(&[r.weights.rows(), cols]);
         d.device.combine(&d.tensor(&[r.tokens.len(), cols]), &r, &mut y);
         d.near("y", &y);
     }
 
-    pub fn combine_backward(d: &mut Trial) {
+    pub(crate) fn combine_backward(d: &mut Trial) {
         let ((_, r), cols) = (routed(d), d.up_to(50));
         let (rows, dy) = (d.tensor(&[r.tokens.len(), cols]), d.tensor(&[r.weights.rows(), cols]));
         let (drows, dweights) = d.device.combine_backward(&rows, &r, &dy);
@@ -605,20 +605,20 @@ mod checks {
         d.near("dweights", &dweights);
     }
 
-    pub fn square_sum(d: &mut Trial) {
+    pub(crate) fn square_sum(d: &mut Trial) {
         let n = d.up_to(100_000);
         let sum = d.device.square_sum(&d.tensor(&[n]));
         d.near.push(("sum".into(), vec![sum], 1000.0)); // up to 100,000 terms, of which √ is 316
     }
 
-    pub fn average(d: &mut Trial) {
+    pub(crate) fn average(d: &mut Trial) {
         let n = d.up_to(50_000);
         let mut acc = d.tensor(&[n]);
         d.device.average(&mut acc, &d.tensor(&[n]), 0.9);
         d.near("acc", &acc);
     }
 
-    pub fn adamw(d: &mut Trial) {
+    pub(crate) fn adamw(d: &mut Trial) {
         let n = d.up_to(20_000);
         let (m, mut v) = (d.tensor(&[n]), d.tensor(&[n]));
         match d.dtype {
@@ -628,7 +628,7 @@ mod checks {
         adamw_step(d, m, v, ROUNDINGS);
     }
 
-    pub fn adamw_step(d: &mut Trial, mut m: Tensor, mut v: Tensor, roundings_of_moments: f64) {
+    pub(crate) fn adamw_step(d: &mut Trial, mut m: Tensor, mut v: Tensor, roundings_of_moments: f64) {
         let (mut w, dw, step) = (d.tensor(&[m.len()]), d.tensor(&[m.len()]), d.up_to(1000) as u64);
         let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step, gradient_scale: 0.5 };
         d.device.adamw(&hyper, &mut w, &dw, &mut m, &mut v);

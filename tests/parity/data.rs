@@ -1,26 +1,26 @@
 //! Recorded decisions: the small sets of `tests/parity/data`, which every clone has, and the full ones where they lie.
 //!
-//! The full sets are found through `SMELT_PARITY_DATA`, else beside the repository (`../shared/parity/data`). Tests of several crates
-//! include this file by its path.
+//! The full sets are found through `SMELT_PARITY_DATA`, else beside the repository (`../shared/parity/data`). Tests of
+//! several crates include this file by its path.
 
 #![allow(dead_code, reason = "not every test reads every kind of file")]
 
 #[path = "say.rs"]
 mod say;
 
-pub use say::say;
+pub(crate) use say::say;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// One folder of recorded decisions.
 #[derive(Clone, Debug)]
-pub struct Set {
+pub(crate) struct Set {
     folder: PathBuf,
     pub is_full: bool,
 }
 
 /// The small set, and the full one where it is.
-pub fn sets() -> Vec<Set> {
+pub(crate) fn sets() -> Vec<Set> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let beside = repository.join("../shared/parity/data");
     let full = std::env::var_os("SMELT_PARITY_DATA").map_or(beside, PathBuf::from);
@@ -33,17 +33,17 @@ pub fn sets() -> Vec<Set> {
 }
 
 impl Set {
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         if self.is_full { "full set" } else { "small set" }
     }
 
-    pub fn file(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn file(&self, name: &str) -> Vec<u8> {
         let path = self.folder.join(name);
         std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
     /// One JSON value a line: `NAME.jsonl`, or in the full set `NAME.jsonl.zst`.
-    pub fn records(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn records(&self, name: &str) -> Vec<Value> {
         let bytes = match self.is_full {
             true => zstd::decode_all(&self.file(&format!("{name}.jsonl.zst"))[..]).expect("zstd"),
             false => self.file(&format!("{name}.jsonl")),
@@ -57,6 +57,6 @@ impl Set {
     }
 }
 
-pub fn text<'a>(record: &'a Value, field: &str) -> &'a str {
+pub(crate) fn text<'a>(record: &'a Value, field: &str) -> &'a str {
     record[field].as_str().unwrap_or_else(|| panic!("`{field}` is no text in {}", record["id"]))
 }

@@ -1,4 +1,5 @@
-//! Checks Parquet files that a program with `io: files` wrote: are their columns those of the kind, how many rows are there?
+//! Checks Parquet files that a program with `io: files` wrote: are their columns those of the kind, how many rows are
+//! there?
 
 use crate::failure::Failure;
 use datafusion::arrow::datatypes::{DataType, Schema};

@@ -3,8 +3,6 @@
 //! The only program that links DataFusion, which is most of the build. Tables are the files that manifests name,
 //! scanned in place with projection and predicates pushed down; a listing of a folder is never trusted.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 mod answer;
 mod failure;
 mod inspect;

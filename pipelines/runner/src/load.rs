@@ -1,5 +1,5 @@
-//! From a pipeline file to checked jobs: variables, `--set`, instances, stages, inputs, configs. Every error that can be
-//! found before a job runs is reported here, with its place in the file.
+//! From a pipeline file to checked jobs: variables, `--set`, instances, stages, inputs, configs. Every error that can
+//! be found before a job runs is reported here, with its place in the file.
 
 mod draft;
 mod inputs;

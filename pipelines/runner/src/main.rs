@@ -1,7 +1,5 @@
 //! `smelt`: the command people type. It knows stages through their five verbs and their manifests, never through Rust.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 mod artifacts;
 mod cli;
 mod commands;

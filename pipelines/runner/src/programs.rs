@@ -68,8 +68,8 @@ pub(crate) fn known() -> BTreeSet<String> {
         .collect()
 }
 
-/// Gives a stage's process the variables that it may see. They are the same for every verb, so that `run` finds the files
-/// that `resolve` found. Other secrets do not reach it. `named`: the job's `run.env`.
+/// Gives a stage's process the variables that it may see. They are the same for every verb, so that `run` finds the
+/// files that `resolve` found. Other secrets do not reach it. `named`: the job's `run.env`.
 pub(crate) fn environment(command: &mut Command, named: &[String]) {
     const NAMES: [&str; 10] = [
         "PATH",

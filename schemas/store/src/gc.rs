@@ -34,8 +34,8 @@ pub struct GcPlan {
 
 impl Store {
     /// An artifact is deleted when no tag, no pointer and no live run reaches it, directly or as an input of what they
-    /// reach; an attempt when it has lapsed and is a day old. If a manifest is damaged, nobody can say which files belong
-    /// to it, so it and the attempts of its recipe stay.
+    /// reach; an attempt when it has lapsed and is a day old. If a manifest is damaged, nobody can say which files
+    /// belong to it, so it and the attempts of its recipe stay.
     pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
         let now = now();
         // The runs first: what a run commits from now on is too young to be deleted, or held by its record.

@@ -11,8 +11,6 @@
 //!
 //! The interface is blocking, because stages compute and rarely wait; a small runtime behind it talks to S3.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 mod artifacts;
 mod attempt;
 mod clock;

@@ -1,31 +1,31 @@
-//! What stops a reinforcement that goes wrong.
+//! Stops reinforcement learning that diverges.
 
 use crate::Config;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smelt_stage::Error;
 
-/// Stops a training that has left its reference, lost its end, or collapsed. What it counts is part of every save: a training that was
-/// killed stops at the same step as one that was not.
+/// Stops a training whose policy drifts too far from its reference, no longer ends its answers, or has collapsed. Its
+/// count is part of every save: a training that was killed stops at the same step as one that was not.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Guard {
+pub(crate) struct Guard {
     truncated_steps: u64,
 }
 
 impl Guard {
-    pub fn save(&self) -> Value {
+    pub(crate) fn save(&self) -> Value {
         serde_json::json!(self)
     }
 
-    /// Counts on from what was saved; anew where a save says nothing of it.
-    pub fn restore(saved: Value) -> Result<Self, Error> {
+    /// Takes up the count of a save; starts at zero if the save has none.
+    pub(crate) fn restore(saved: Value) -> Result<Self, Error> {
         let saved: Option<Self> = serde_json::from_value(saved)
             .map_err(|e| Error::bug(format!("what a save says of the guard cannot be read: {e}")))?;
         Ok(saved.unwrap_or_default())
     }
 
     /// `entropy` in nats per token; none in a step whose groups had no spread.
-    pub fn check(
+    pub(crate) fn check(
         &mut self,
         config: &Config,
         step: u64,

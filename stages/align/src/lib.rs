@@ -1,9 +1,9 @@
 //! `align`: reinforcement learning with group-relative advantages (GRPO; Shao et al. 2024, DeepSeek-V3, §5.2).
 //!
-//! Reads a `checkpoint` (the policy to start from, which is also the reference), `prompts` and optionally a reward model; writes a
-//! `checkpoint`, curves, and the `samples` of the last step. Every step asks some prompts, answers each several times, rewards by rule and
-//! by the reward model, and moves the policy towards what was better than its group's mean. Groups without spread say nothing and are
-//! left out.
+//! Reads a `checkpoint` (the policy to start from, which is also the reference), `prompts` and optionally a reward
+//! model; writes a `checkpoint`, curves, and the `samples` of the last step. Every step asks some prompts, answers each
+//! several times, rewards by rule and by the reward model, and moves the policy towards what was better than its
+//! group's mean. Groups without spread say nothing and are left out.
 
 mod guard;
 mod step;
@@ -52,7 +52,7 @@ pub struct Config {
     pub beta: f64,
     /// System prompt of the rollouts; empty asks without one.
     pub system: String,
-    /// The rule's reward for a right answer is 1, for a wrong one this times its share of leading right steps.
+    /// A right answer earns 1 by rule, a wrong one this times its share of leading right steps.
     pub partial_credit: f64,
     /// Weight of the reward model's sigmoid beside the rule.
     pub reward_weight: f64,
@@ -62,8 +62,8 @@ pub struct Config {
     pub max_kl: f64,
     /// Stop when for ten steps in a row more than this share of answers is cut off.
     pub max_truncated: f64,
-    /// Stop when the mean entropy of a step falls below this, in nats per token: the policy has collapsed onto single answers and
-    /// groups say nothing any more. 0, the default, does not look.
+    /// Stop when the mean entropy of a step falls below this, in nats per token: the policy has collapsed onto single
+    /// answers and groups have no spread. 0, the default, does not check.
     #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub min_entropy: f64,
     /// How the weights are written.
@@ -117,6 +117,7 @@ smelt_stage::outputs! {
     pub struct Outputs { model: Port<Checkpoint>, samples: Port<Samples>, metrics: Port<Metrics> }
 }
 
+#[derive(Debug)]
 pub struct Align;
 
 impl Stage for Align {

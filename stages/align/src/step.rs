@@ -15,7 +15,7 @@ use smelt_train::{Example, Grpo, Objective, Trainer, masked_batch, micro_batches
 /// Below this a group's rewards count as equal.
 const SPREAD: f64 = 1e-3;
 
-pub struct Policy<'a> {
+pub(crate) struct Policy<'a> {
     pub config: &'a Config,
     pub prompts: &'a [Prompt],
     pub held_out: &'a [Prompt],
@@ -28,7 +28,7 @@ pub struct Policy<'a> {
 }
 
 /// Answers of one step with what they earned.
-pub struct Rollout {
+pub(crate) struct Rollout {
     answers: Vec<Scored>,
     group: usize,
 }
@@ -109,7 +109,8 @@ impl Policy<'_> {
         Ok(Rollout { answers: scored, group: config.group })
     }
 
-    /// One optimizer step on the groups with spread, or a step without an update when there is none; returns the metrics.
+    /// One optimizer step on the groups with spread, or a step without an update when there is none; returns the
+    /// metrics.
     fn update(&self, rollout: &Rollout, trainer: &mut Trainer) -> Result<Values, Error> {
         let (config, advantages) = (self.config, rollout.advantages());
         let used: Vec<usize> = (0..advantages.len()).filter(|&i| advantages[i].is_some()).collect();
@@ -185,7 +186,7 @@ impl Rollout {
     }
 
     /// Rewarded as the update saw them.
-    pub fn samples(self) -> Vec<Sample> {
+    pub(crate) fn samples(self) -> Vec<Sample> {
         let sample = |Scored { answer, reward, .. }| Answer { reward: Some(reward), ..answer }.into_sample();
         self.answers.into_iter().map(sample).collect()
     }

@@ -3,8 +3,6 @@
 //! Reads `documents`, writes `documents` with the language filled in and `drops` with the first rule that each dropped
 //! document broke. A document is judged as it is after normalisation and before personal data are masked.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 pub mod language;
 pub mod pii;
 pub mod repetition;

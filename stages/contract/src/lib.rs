@@ -56,8 +56,6 @@
 //! }
 //! ```
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 pub mod checks;
 mod context;
 mod error;

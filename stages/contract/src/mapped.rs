@@ -17,8 +17,8 @@ impl Mapped {
     pub(crate) fn open(file: LocalFile) -> Result<Self, Error> {
         let path = file.path();
         let open = std::fs::File::open(path);
-        // SAFETY: files of artifacts and saves are written once and never changed; a store that is edited by hand while a job reads it
-        // is outside what any reader of it can guard against.
+        // SAFETY: files of artifacts and saves are written once and never changed; a store that is edited by hand while
+        // a job reads it is outside what any reader of it can guard against.
         let map = open.and_then(|open| unsafe { Mmap::map(&open) });
         let map = map.map_err(|e| Error::machine(format!("reading {}: {e}", path.display())))?;
         Ok(Self { map, _file: file })

@@ -5,8 +5,6 @@
 //! least one band of their signatures agrees, and the estimate reaches `jaccard`. Of each cluster the first document in
 //! input order stays; a row in `drops` names it and the similarity.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 pub mod clusters;
 pub mod exact;
 pub mod minhash;

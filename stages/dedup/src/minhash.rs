@@ -2,7 +2,8 @@
 //!
 //! The arithmetic and the constants are datatrove's, so that signatures agree with those that FineWeb was made with:
 //! shingles are runs of words of the simplified text, hashed with xxHash-64; hash i of a shingle is
-//! `((aᵢ·x + bᵢ) mod 2⁶⁴) mod (2⁶¹ − 1)`. It wraps at 2⁶⁴ first; the textbook form gives other signatures.
+//! `((aᵢ·x + bᵢ) mod 2⁶⁴) mod (2⁶¹ − 1)`. It wraps at 2⁶⁴ first; the textbook form gives other
+//! signatures.
 
 use smelt_words::{shingles, simplify, words};
 use xxhash_rust::xxh64::xxh64;

@@ -1,8 +1,9 @@
 //! `distill`: samples an expert and keeps what a verifier accepts (rejection sampling; DeepSeek-V3, §5.1).
 //!
-//! Reads a `checkpoint` (the expert) and `prompts`, writes `conversations` in two forms, <problem, original answer> and <system prompt,
-//! problem, long answer>, and all `samples`. A prompt of which no sample is accepted is dropped. From the long conversations the system
-//! prompt can be left out for a share: a model that never answered at length without it cannot learn to by reinforcement.
+//! Reads a `checkpoint` (the expert) and `prompts`, writes `conversations` in two forms, <problem, original answer> and
+//! <system prompt, problem, long answer>, and all `samples`. A prompt of which no sample is accepted is dropped. From
+//! the long conversations the system prompt can be left out for a share: a model that never answered at length without
+//! it cannot learn to by reinforcement.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,7 @@ pub struct Config {
     pub max_tokens: usize,
     /// What an answer has to be.
     pub keep: Keep,
-    /// Prompts with which the expert is asked: empty for none.
+    /// The system prompt with which the expert is asked; empty for none.
     pub expert_system: String,
     /// The system prompt of long conversations.
     pub system: String,
@@ -66,9 +67,10 @@ smelt_stage::outputs! {
     pub struct Outputs { conversations: Port<Conversations>, samples: Port<Samples>, drops: Port<Drops> }
 }
 
+#[derive(Debug)]
 pub struct Distill;
 
-/// Prompts of one unit: the composition of a batch is part of no answer, but it is the piece of work that a kill costs.
+/// Prompts of one unit. No answer depends on it; it is the work that a kill can cost.
 const UNIT: usize = 32;
 
 impl Stage for Distill {
@@ -115,7 +117,7 @@ impl Stage for Distill {
     }
 }
 
-/// Of an answer whose final answer is wrong: its share of leading right steps counts half in `samples`.
+/// What a wrong answer earns in `samples`: this times its share of leading right steps.
 const PARTIAL_CREDIT: f64 = 0.5;
 
 struct Sampling<'a> {

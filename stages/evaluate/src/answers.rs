@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 
 /// One value per problem and metric, in the order of the problems: what paired differences are made of.
 #[derive(Default)]
-pub struct Judged {
+pub(crate) struct Judged {
     pub per_problem: BTreeMap<String, Vec<f64>>,
     /// The greedy answers as sample 0, the drawn ones after them; rewarded 1 when right, else 0.
     pub samples: Vec<Sample>,
     pub drafts: Drafts,
 }
 
-pub fn judge(
+pub(crate) fn judge(
     config: &Config,
     form: Form,
     loaded: &Loaded,

@@ -1,9 +1,9 @@
 //! `evaluate`: measures models on the same problems and texts, with standard errors.
 //!
-//! Reads `models` (checkpoints) and any of `prompts`, `tokens`, `preferences` with `reward`; writes `scores` and, per model, its
-//! `samples`. Exact match is greedy; avg@k and pass@k draw at a temperature; bits per byte reads held-out text; pair accuracy asks a reward
-//! model. `compare` lists pairs of models whose difference is taken problem by problem and text by text, which is far sharper than the
-//! difference of two means.
+//! Reads `models` (checkpoints) and any of `prompts`, `tokens`, `preferences` with `reward`; writes `scores` and, per
+//! model, its `samples`. Exact match is greedy; avg@k and pass@k draw at a temperature; bits per byte reads held-out
+//! text; pair accuracy asks a reward model. `compare` lists pairs of models whose difference is taken problem by
+//! problem and text by text, which is far sharper than the difference of two means.
 
 mod answers;
 mod text;
@@ -43,8 +43,8 @@ pub struct Config {
     /// Texts that end an answer besides the model's own end; no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Answer one problem at a time, and let the MTP module guess: the answers are the same, and `draft_acceptance` tells
-    /// the share of right guesses.
+    /// Answer one problem at a time, and let the MTP module draft tokens: the answers are the same, and
+    /// `draft_acceptance` is the share of accepted drafts.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub speculate: bool,
     /// Tokens of text read at most; 0 reads all.
@@ -96,6 +96,7 @@ smelt_stage::inputs! {
 }
 smelt_stage::outputs! { pub struct Outputs { scores: Port<Scores>, samples: Port<Samples> } }
 
+#[derive(Debug)]
 pub struct Evaluate;
 
 impl Stage for Evaluate {
@@ -216,7 +217,7 @@ impl Stage for Evaluate {
     }
 }
 
-/// What a model's unit hands on for paired differences.
+/// What a model's unit leaves for paired differences.
 #[derive(Default, Serialize, Deserialize)]
 struct Paired {
     /// By metric, in the order of the problems.

@@ -10,7 +10,7 @@ use smelt_stage::kinds::TokenRow;
 use std::f64::consts::LN_2;
 
 /// What a model makes of held-out text: values with their standard errors over documents.
-pub struct TextScores {
+pub(crate) struct TextScores {
     pub bits_per_byte: (f64, f64),
     /// exp of the mean loss per token.
     pub perplexity: (f64, f64),
@@ -19,13 +19,13 @@ pub struct TextScores {
 
 /// What each document costs a model; all models read the same ones, in the same order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DocumentCosts {
+pub(crate) struct DocumentCosts {
     pub nats: Vec<f64>,
     pub bytes: Vec<f64>,
 }
 
 impl DocumentCosts {
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
@@ -34,8 +34,9 @@ impl DocumentCosts {
         (value / LN_2, error / LN_2)
     }
 
-    /// Bits per byte of this model minus those of `before`, document by document: what is hard for both cancels in the standard error.
-    pub fn minus(&self, before: &Self) -> (f64, f64) {
+    /// Bits per byte of this model minus those of `before`, document by document: what is hard for both cancels in the
+    /// standard error.
+    pub(crate) fn minus(&self, before: &Self) -> (f64, f64) {
         assert_eq!(self.bytes, before.bytes, "minus: both models read the same documents");
         let nats = self.nats.iter().zip(&before.nats).map(|(after, before)| after - before).collect();
         Self { nats, bytes: self.bytes.clone() }.bits_per_byte()
@@ -43,7 +44,7 @@ impl DocumentCosts {
 }
 
 /// Every token is predicted once, from what stands before it in its document within half of the model's positions.
-pub fn text_scores(
+pub(crate) fn text_scores(
     config: &Config,
     loaded: &Loaded,
     rows: &[TokenRow],
@@ -105,7 +106,8 @@ mod tests {
         assert!((error - (2.0 * (400.0 / 9.0) * 2.0f64).sqrt() / 30.0).abs() < 1e-12);
     }
 
-    /// Two models that differ by the same share of a bit on every byte differ without doubt, however uneven the documents are.
+    /// Two models that differ by the same share of a bit on every byte differ without doubt, however uneven the
+    /// documents are.
     #[test]
     fn a_difference_is_taken_document_by_document() {
         let bytes = vec![100.0, 900.0, 50.0];

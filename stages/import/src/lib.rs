@@ -1,9 +1,10 @@
-//! `import`: takes a checkpoint that others made, as Hugging Face lays it out: DeepSeek-V3, Qwen2 (2.5), Qwen3 and Llama.
+//! `import`: takes a checkpoint that others made, as Hugging Face lays it out: DeepSeek-V3, Qwen2 (2.5), Qwen3 and
+//! Llama.
 //!
-//! Reads a local folder with config.json, safetensors (one file, or shards with their index) and tokenizer.json; writes a `checkpoint` and
-//! its `tokenizer`, so that `sft`, `align`, `evaluate` and the others can go on from it, and `tokenize` can encode for it. The whole model
-//! is loaded once: a tensor that is missing, extra or of another shape is found here, and not by the job that trains it. Export needs no
-//! stage: every checkpoint artifact is such a folder.
+//! Reads a local folder with config.json, safetensors (one file, or shards with their index) and tokenizer.json; writes
+//! a `checkpoint` and its `tokenizer`, so that `sft`, `align`, `evaluate` and the others can go on from it, and
+//! `tokenize` can encode for it. The whole model is loaded once: a tensor that is missing, extra or of another shape is
+//! found here, and not by the job that trains it. Export needs no stage: every checkpoint artifact is such a folder.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ pub struct Config {
 smelt_stage::inputs! { pub struct Inputs {} }
 smelt_stage::outputs! { pub struct Outputs { model: Port<Checkpoint>, tokenizer: Port<Tokenizer> } }
 
+#[derive(Debug)]
 pub struct Import;
 
 const CONFIG: &str = "config.json";
@@ -40,7 +42,7 @@ fn is_weight(name: &str) -> bool {
 
 /// The files of the folder that count, by name.
 fn files(config: &Config) -> Result<Vec<Found>, Error> {
-    let folder = expand(&config.path, |name| std::env::var(name).ok()).map_err(|e| Error::from(e).field("/path"))?;
+    let folder = expand(&config.path, |name| std::env::var(name).ok()).map_err(|e| Error::in_config("/path", &e))?;
     let cannot = |error: std::io::Error| {
         Error::config("/path", format!("the folder `{folder}` cannot be read: {error}"))
             .hint("name a folder with config.json, safetensors files and tokenizer.json")
@@ -88,7 +90,7 @@ impl Stage for Import {
         for (file, source) in files(&config)?.iter().zip(cx.sources()) {
             let bytes = std::fs::read(&file.path)
                 .map_err(|e| Error::machine(format!("cannot read `{}`: {e}", file.path.display())))?;
-            // the job is called by these bytes: others must not enter under their name
+            // the fingerprint stands for the bytes that were planned, so others are refused
             if hash(file)? != *source {
                 return Err(Error::again(format!("`{}` has changed since the job was planned", file.name)));
             }

@@ -8,8 +8,6 @@
 //! Writes `documents` in the order of the files' names, and `drops`. The files are part of the job's fingerprint by
 //! relative name and content: a changed file makes the job new, and the same files elsewhere give the same bytes.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 pub mod error;
 mod parquet;
 pub mod paths;

@@ -90,8 +90,8 @@ fn whole(name: &str, mut reader: Box<dyn BufRead>, invalid: InvalidUtf8) -> Resu
     })
 }
 
-/// The bytes as text, or the offset of the first bad byte if only the document is dropped. `start`: offset of `bytes` in
-/// the decompressed file.
+/// The bytes as text, or the offset of the first bad byte if only the document is dropped. `start`: offset of `bytes`
+/// in the decompressed file.
 fn decode(name: &str, bytes: Vec<u8>, start: u64, invalid: InvalidUtf8) -> Result<Result<String, u64>, IngestError> {
     let error = match String::from_utf8(bytes) {
         Ok(text) => return Ok(Ok(text)),

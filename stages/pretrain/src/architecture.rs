@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use smelt_model::{Config, DeepseekV3, Error, Family, Init};
 
-/// A DeepSeek-V3, or with `fields` what they say. Names say what Hugging Face's config says in its own.
+/// A DeepSeek-V3, or another family by `fields`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
     /// Of the residual stream.
     pub width: usize,
     pub layers: usize,
-    /// The first so many layers have a dense feed-forward.
+    /// How many of the first layers have a dense feed-forward.
     pub dense_layers: usize,
     /// Width of a dense feed-forward.
     pub dense_width: usize,
@@ -22,7 +22,7 @@ pub struct Architecture {
     pub expert_width: usize,
     /// Experts that every token uses.
     pub shared_experts: usize,
-    /// Experts stand in so many groups, of which a token may use `kept_groups`.
+    /// Number of groups of experts; a token may use `kept_groups` of them.
     pub groups: usize,
     pub kept_groups: usize,
     /// Weights of a token's experts sum to this.
@@ -40,7 +40,7 @@ pub struct Architecture {
     pub rope_theta: f64,
     /// Positions the model knows; 0 takes twice the training context.
     pub positions: usize,
-    /// Embedding and output head are one.
+    /// Embedding and output head share one tensor.
     pub tied: bool,
     /// Modules for multi-token prediction (MTP).
     pub mtp_layers: usize,
@@ -48,8 +48,8 @@ pub struct Architecture {
     pub embedding_std: f64,
     /// Standard deviation of new weights; 0 takes 1/√(3·inputs).
     pub weight_std: f64,
-    /// Fields of Hugging Face's config.json, which overrule the sizes above: `{ rope_scaling: { type: yarn, factor: 4, … } }`,
-    /// `{ model_type: qwen3, num_key_value_heads: 2 }`. The ids of the tokenizer cannot be set.
+    /// Fields of Hugging Face's config.json, which overrule the sizes above: `{ rope_scaling: { type: yarn, factor: 4,
+    /// … } }`, `{ model_type: qwen3, num_key_value_heads: 2 }`. The ids of the tokenizer cannot be set.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub fields: Map<String, Value>,
 }

@@ -1,8 +1,8 @@
 //! `pretrain`: trains a model on tokens, from nothing or from a checkpoint.
 //!
-//! Reads `tokens` and `tokenizer`, writes a `checkpoint`, the optimizer's `state`, and curves. Documents are packed end to end into
-//! sequences of one length, attention and loss stay inside a document, and which sequences make up a step is a function of seed and
-//! step: a job that was killed goes on from its last save to the same bits.
+//! Reads `tokens` and `tokenizer`, writes a `checkpoint`, the optimizer's `state`, and curves. Documents are packed end
+//! to end into sequences of one length, attention and loss stay inside a document, and which sequences make up a step
+//! is a function of seed and step: a job that was killed goes on from its last save to the same bits.
 
 mod architecture;
 
@@ -86,7 +86,8 @@ pub struct Config {
     /// Share of the documents whose middle comes last, to learn to complete between two ends (DeepSeek-V3: 0.1).
     #[serde(skip_serializing_if = "is_default")]
     pub fim_rate: f64,
-    /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain in speed.
+    /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain
+    /// in speed.
     #[serde(skip_serializing_if = "Precision::is_full")]
     pub precision: Precision,
     /// The model's sizes; not used with `init`.
@@ -161,6 +162,7 @@ smelt_stage::outputs! {
 /// Of an estimate.
 const ASSUMED_VOCABULARY: usize = 4096;
 
+#[derive(Debug)]
 pub struct Pretrain;
 
 impl Stage for Pretrain {
@@ -321,7 +323,7 @@ impl Config {
     }
 }
 
-/// Documents as [`Data`] has them, none moved.
+/// Documents as in [`Data`], without fill-in-the-middle.
 fn held_out(tokens: Option<&Artifact<Tokens>>, tokenizer: &Tokenizer) -> Result<Corpus, Error> {
     let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
     let mut corpus = Corpus::default();

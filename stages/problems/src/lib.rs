@@ -7,8 +7,6 @@
 //! itself a problem). The limit: answers of another model may still contain test problems, because a wrong step can
 //! lead anywhere.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 pub mod family;
 pub mod make;
 
@@ -33,8 +31,8 @@ pub struct Config {
     /// Another number gives other problems under the same seed: use a different one in each job of a pipeline.
     pub stream: u64,
     pub family: Family,
-    /// Sizes; one that is listed twice is drawn twice as often: operations of a chain, most digits of an addition, changes of an
-    /// account.
+    /// Sizes; one that is listed twice is drawn twice as often: operations of a chain, most digits of an addition,
+    /// changes of an account.
     pub sizes: Vec<usize>,
     /// Largest number in accounts, at least 2.
     pub largest: u64,

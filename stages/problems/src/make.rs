@@ -11,8 +11,8 @@ use crate::family::{Exercise, Family, lead_through_test};
 ///
 /// A training problem is drawn only if its solution leads through no test problem. What a step leaves of a chain is
 /// again a chain, solved by the following steps; without this rule a corpus of solutions would hold test problems with
-/// their solutions. With `test_share` = s the rule refuses 1 − (1 − s)^(n − 2) of the chains of n operations: at the
-/// default of 0.05, 5 % of those with three operations to 19 % of those with six.
+/// their solutions. With `test_share` = s the rule refuses 1 − (1 − s)^(n − 2) of the chains of n operations: at
+/// the default of 0.05, 5 % of those with three operations to 19 % of those with six.
 #[derive(Clone, Debug)]
 pub struct Draw<'a> {
     pub family: Family,

@@ -1,9 +1,9 @@
 //! `reward`: trains a reward model on pairs of a better and a worse answer (Bradley and Terry 1952).
 //!
-//! Reads a `checkpoint` and `prompts`, writes a `checkpoint` with a reward head, the `preferences` it learnt from and those held out. The
-//! better answer is the right solution, or one that `sampler` gave; the worse one is spoilt on purpose (a wrong step, a slip in
-//! copying, a wrong last digit, a missing part, a repeated step) or a wrong one of `sampler`'s. The score reads the answer under the
-//! system prompt, whatever the policy will be given.
+//! Reads a `checkpoint` and `prompts`, writes a `checkpoint` with a reward head, the `preferences` it learnt from and
+//! those held out. The better answer is the right solution, or one that `sampler` gave; the worse one is spoilt on
+//! purpose (a wrong step, a slip in copying, a wrong last digit, a missing part, a repeated step) or a wrong one of
+//! `sampler`'s. The score reads the answer under the system prompt, whatever the policy will be given.
 
 mod pairs;
 
@@ -50,7 +50,8 @@ pub struct Config {
     pub system: String,
     /// Tokens of a sampled answer at most.
     pub max_tokens: usize,
-    /// Steps between two measurements of the accuracy on the held-out pairs; 0 measures before the first step and after the last.
+    /// Steps between two measurements of the accuracy on the held-out pairs; 0 measures before the first step and after
+    /// the last.
     #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub evaluate_every: u64,
 }
@@ -92,6 +93,7 @@ smelt_stage::outputs! {
     }
 }
 
+#[derive(Debug)]
 pub struct Reward;
 
 impl Stage for Reward {

@@ -12,14 +12,14 @@ const DRAWS: usize = 6;
 /// Prompts asked at once.
 const ASKED: usize = 64;
 
-pub struct Pairs {
+pub(crate) struct Pairs {
     pub train: Vec<Preference>,
     pub validation: Vec<Preference>,
 }
 
 impl Pairs {
     /// Prompts are used in order, each once: held-out pairs have problems of their own.
-    pub fn make(
+    pub(crate) fn make(
         config: &Config,
         prompts: &[Prompt],
         sampler: Option<&Loaded>,

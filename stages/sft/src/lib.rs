@@ -1,7 +1,8 @@
 //! `sft`: fine-tunes a checkpoint on conversations.
 //!
-//! Reads a `checkpoint` and `conversations`, writes a `checkpoint` with the chat template it was trained with. Only the assistant's
-//! answers and the tokens that end them are learnt. Conversations that cannot be used are dropped, each with its reason.
+//! Reads a `checkpoint` and `conversations`, writes a `checkpoint` with the chat template it was trained with. Only the
+//! assistant's answers and the tokens that end them are learnt. Conversations that cannot be used are dropped, each
+//! with its reason.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,7 @@ smelt_stage::outputs! {
     pub struct Outputs { model: Port<Checkpoint>, drops: Port<Drops>, metrics: Port<Metrics> }
 }
 
+#[derive(Debug)]
 pub struct Sft;
 
 impl Stage for Sft {

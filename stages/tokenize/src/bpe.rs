@@ -71,7 +71,8 @@ pub struct Training<'a> {
 #[derive(Debug)]
 pub struct Bpe {
     tokenizer: Tokenizer,
-    /// Whether digits are set apart, if the pieces are those of [`pieces`]; `None` if only the library can cut the text.
+    /// Whether digits are set apart, if the pieces are those of [`pieces`]; `None` if only the library can cut the
+    /// text.
     known: Option<bool>,
     /// Ids of the single bytes.
     bytes: [Option<u32>; 256],

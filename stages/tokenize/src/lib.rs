@@ -6,8 +6,6 @@
 //! `validation` instead, and what `weights` leave out goes to `drops`. `tokenizer` holds `tokenizer.json` as Hugging
 //! Face's libraries read it.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 pub mod bpe;
 pub mod pieces;
 pub mod plan;
@@ -37,9 +35,9 @@ pub struct Config {
     pub learn_weights: Vec<f64>,
     /// Bytes of text to learn from at most; a sample by the documents' ids.
     pub learn_bytes: u64,
-    /// How much of each input is written, by tokens and relative to the others; the input that is shortest for its weight
-    /// is written whole, no document twice. Empty writes everything. What is left out is a drop by the rule `mixture`,
-    /// its value the share of the input that is written.
+    /// How much of each input is written, by tokens and relative to the others; the input that is shortest for its
+    /// weight is written whole, no document twice. Empty writes everything. What is left out is a drop by the rule
+    /// `mixture`, its value the share of the input that is written.
     pub weights: Vec<f64>,
     /// Share of the documents of every input that is held out, in [0, 1); chosen by their ids.
     pub validation: f64,

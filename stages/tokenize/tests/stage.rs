@@ -21,8 +21,8 @@ fn fed(workshop: &Workshop, name: &str, n: usize) -> smelt_schemas::InputRef {
     workshop.feed(&borrowed, 30)
 }
 
-/// The bytes of this input, for any number of threads and in every process (the trainer's hash maps have another seed in
-/// each). Whoever changes them raises the stage's version.
+/// The bytes of this input, for any number of threads and in every process (the trainer's hash maps have another seed
+/// in each). Whoever changes them raises the stage's version.
 #[test]
 fn bytes_change_only_with_the_version() {
     let mut all = Vec::new();

@@ -32,13 +32,6 @@ pub struct Score {
     pub every_step: bool,
 }
 
-impl Score {
-    /// The rule-based reward: 1 for a right answer, else half the share of leading right steps.
-    pub fn reward(self) -> f64 {
-        if self.right { 1.0 } else { 0.5 * self.leading_steps }
-    }
-}
-
 /// A `verifier` column that this build does not understand.
 #[derive(Debug, thiserror::Error)]
 #[error("`{text}` is no verifier: {source}")]
@@ -115,7 +108,8 @@ fn number(text: &str) -> Option<i128> {
     plain.then(|| text.parse().ok()).flatten()
 }
 
-/// The last number of a text: `7 * 2 = 14.` gives 14, `1,204` gives 1204, `5-3` gives 3 (a minus after a digit takes away).
+/// The last number of a text: `7 * 2 = 14.` gives 14, `1,204` gives 1204, `5-3` gives 3 (a minus after a digit takes
+/// away).
 ///
 /// A number with decimals is no whole number and gives `None`.
 pub fn last_number(text: &str) -> Option<i128> {
@@ -153,12 +147,12 @@ mod tests {
     fn chains_are_scored_by_answer_and_by_steps() {
         let score = |text| chain("3+4*2-1").score("3", text).unwrap();
         let whole = score("3+4=7*2-1;7*2=4-1;4-1=3");
-        assert!(whole.right && whole.every_step && whole.reward() == 1.0);
+        assert!(whole.right && whole.every_step);
         let short = score("3");
-        assert!(short.right && !short.every_step && short.reward() == 1.0);
+        assert!(short.right && !short.every_step);
         let wrong = score("3+4=7*2-1;7*2=5-1;5-1=4");
-        assert!(!wrong.right && wrong.reward() == 0.5 / 3.0);
-        assert_eq!(score("").reward(), 0.0);
+        assert!(!wrong.right && wrong.leading_steps == 1.0 / 3.0);
+        assert_eq!(score("").leading_steps, 0.0);
     }
 
     #[test]
@@ -180,7 +174,7 @@ mod tests {
         let score = |text| addition("478+65").score("543", text).unwrap();
         assert!(score("8+5+0=13;7+6+1=14;4+0+1=5;543").every_step);
         assert!(score("543").right && !score("543").every_step);
-        assert_eq!(score("8+5+0=13;7+6+1=14;4+0+1=6;643").reward(), 0.25);
+        assert_eq!(score("8+5+0=13;7+6+1=14;4+0+1=6;643").leading_steps, 0.5);
         assert!(!score("8+5+0=13;7+6+1=14;4+0+1=5;543;").right);
     }
 

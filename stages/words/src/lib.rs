@@ -3,8 +3,6 @@
 //! Everything here is a pure function of its text. The filters count words, the deduplication hashes runs of
 //! simplified words, and both must agree on what a word, a line and a blank are; so those meanings live here, once.
 
-#![warn(unreachable_pub, missing_debug_implementations)]
-
 mod chars;
 mod ngrams;
 mod simplify;

@@ -17,7 +17,7 @@ use smelt_stage::{Context, Error, Source, Stage, run_invocation};
 use smelt_store::Store;
 
 /// A store in a new folder, and how many threads its jobs get.
-pub struct Workshop {
+pub(crate) struct Workshop {
     folder: PathBuf,
     store: Store,
     pub threads: usize,
@@ -25,7 +25,7 @@ pub struct Workshop {
 
 impl Workshop {
     /// An empty one; `test` names its folder and must be used once.
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
         if folder.exists() {
             std::fs::remove_dir_all(&folder).unwrap();
@@ -35,17 +35,17 @@ impl Workshop {
         Workshop { folder, store, threads: 2 }
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// The effective config, as `resolve` would print it.
-    pub fn resolve<S: Stage>(&self, config: Value, inputs: &[(&str, &[InputRef])]) -> Result<Value, Error> {
+    pub(crate) fn resolve<S: Stage>(&self, config: Value, inputs: &[(&str, &[InputRef])]) -> Result<Value, Error> {
         self.resolve_sources::<S>(config, inputs).map(|(config, _)| config)
     }
 
     /// The effective config, and what is read from outside the store.
-    pub fn resolve_sources<S: Stage>(
+    pub(crate) fn resolve_sources<S: Stage>(
         &self,
         config: Value,
         inputs: &[(&str, &[InputRef])],
@@ -57,13 +57,13 @@ impl Workshop {
     }
 
     /// Does a whole job and gives what it committed.
-    pub fn run<S: Stage>(&self, config: Value, inputs: &[(&str, &[InputRef])]) -> Result<Manifest, Error> {
+    pub(crate) fn run<S: Stage>(&self, config: Value, inputs: &[(&str, &[InputRef])]) -> Result<Manifest, Error> {
         let (config, sources) = self.resolve_sources::<S>(config, inputs)?;
         self.run_resolved::<S>(config, sources, inputs)
     }
 
     /// Does a job of which `resolve` was asked before.
-    pub fn run_resolved<S: Stage>(
+    pub(crate) fn run_resolved<S: Stage>(
         &self,
         config: Value,
         sources: Vec<Source>,
@@ -74,9 +74,15 @@ impl Workshop {
         Ok(self.manifest(&invocation)?.expect("a job that is done has a manifest"))
     }
 
-    /// Runs `program`, the program of the stage, killed right before its first write, and then once more to the end; the
-    /// same for its second write, and so on. The ports must be those of an undisturbed run. Returns the number of kills.
-    pub fn kill_at_every_write<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> usize {
+    /// Runs `program`, the program of the stage, killed right before its first write, and then once more to the end;
+    /// the same for its second write, and so on. The ports must be those of an undisturbed run. Returns the number of
+    /// kills.
+    pub(crate) fn kill_at_every_write<S: Stage>(
+        &self,
+        program: &str,
+        config: Value,
+        inputs: &[(&str, &[InputRef])],
+    ) -> usize {
         let expected = digests(&self.run::<S>(config.clone(), inputs).unwrap());
         let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
         for n in 1.. {
@@ -98,7 +104,12 @@ impl Workshop {
     }
 
     /// Does a whole job by `program`, the stage's own, and gives what it warned of.
-    pub fn warnings<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> Vec<String> {
+    pub(crate) fn warnings<S: Stage>(
+        &self,
+        program: &str,
+        config: Value,
+        inputs: &[(&str, &[InputRef])],
+    ) -> Vec<String> {
         let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
         let invocation = self.invocation::<S>(config, sources, inputs, "warnings");
         let file = self.folder.join("invocation.json");
@@ -145,7 +156,7 @@ impl Workshop {
     }
 
     /// What a runner connects when a job reads this port.
-    pub fn port(&self, manifest: &Manifest, port: &str) -> InputRef {
+    pub(crate) fn port(&self, manifest: &Manifest, port: &str) -> InputRef {
         let record = &manifest.ports[port];
         InputRef {
             artifact: manifest.artifact(),
@@ -156,14 +167,14 @@ impl Workshop {
     }
 
     /// Documents of the given ids and texts as an artifact with `per_file` of them in each file.
-    pub fn feed(&self, documents: &[(&str, &str)], per_file: usize) -> InputRef {
+    pub(crate) fn feed(&self, documents: &[(&str, &str)], per_file: usize) -> InputRef {
         let config = json!({ "documents": documents, "per_file": per_file });
         let manifest = self.run::<Feed>(config, &[]).unwrap();
         self.port(&manifest, "documents")
     }
 
     /// All rows of a table port, in order.
-    pub fn rows<K: Table>(&self, manifest: &Manifest, port: &str) -> Vec<K::Row> {
+    pub(crate) fn rows<K: Table>(&self, manifest: &Manifest, port: &str) -> Vec<K::Row> {
         let mut rows = Vec::new();
         for file in &manifest.ports[port].files {
             let key = self.store.file_key(manifest, port, file);
@@ -177,14 +188,14 @@ impl Workshop {
     }
 
     /// The bytes of one file of a port.
-    pub fn file(&self, manifest: &Manifest, port: &str, path: &str) -> Vec<u8> {
+    pub(crate) fn file(&self, manifest: &Manifest, port: &str, path: &str) -> Vec<u8> {
         let file = manifest.ports[port].files.iter().find(|file| file.path == path).expect("the port has the file");
         self.store.get(&self.store.file_key(manifest, port, file)).unwrap().to_vec()
     }
 }
 
 /// What an error says, with its hint on a separate line.
-pub fn told(error: &Error) -> String {
+pub(crate) fn told(error: &Error) -> String {
     match &error.problem().hint {
         Some(hint) => format!("{}\nhint: {hint}", error.problem().message),
         None => error.problem().message.clone(),
@@ -192,7 +203,7 @@ pub fn told(error: &Error) -> String {
 }
 
 /// The digests of a manifest's ports, to be compared with golden ones.
-pub fn digests(manifest: &Manifest) -> Vec<String> {
+pub(crate) fn digests(manifest: &Manifest) -> Vec<String> {
     manifest.ports.iter().map(|(name, port)| format!("{name} {}", port.digest)).collect()
 }
 

@@ -8,6 +8,7 @@ use smelt_model::{Model, Params};
 use smelt_stage::Error;
 use smelt_stage::kinds::{Extra, Prompt, Sample};
 use smelt_text::{Chat, Tokenizer};
+use std::fmt;
 
 /// How a problem is put to a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,13 @@ pub struct Answer {
     pub verdict: Option<Verdict>,
     /// None where the problem cannot be scored.
     pub reward: Option<f64>,
+}
+
+impl fmt::Debug for Asker<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { form, sampling, .. } = self;
+        f.debug_struct("Asker").field("form", form).field("sampling", sampling).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Asker<'a> {

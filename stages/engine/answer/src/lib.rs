@@ -1,7 +1,8 @@
-//! Asks a model, and judges its answers: problem → messages → prompt → completion → verdict → a row of `samples`.
+//! Asks a model, and judges its answers: problem → messages → prompt → completion → verdict → a row of
+//! `samples`.
 //!
-//! Every stage that asks (`distill`, `reward`, `align`, `evaluate`) says here how to ask and keeps what it likes; none of them calls the
-//! sampler, a chat template or a verifier by itself, so an answer means the same in all of them:
+//! Every stage that asks (`distill`, `reward`, `align`, `evaluate`) says here how to ask and keeps what it likes; none
+//! of them calls the sampler, a chat template or a verifier by itself, so an answer means the same in all of them:
 //!
 //! - It ends with the checkpoint's own end: the token that ends a turn, or the one that ends a document.
 //! - It is judged without the white space at its end, and an answer that was cut off is never right.

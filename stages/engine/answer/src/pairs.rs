@@ -12,8 +12,8 @@ pub fn can_be_spoilt(row: &Prompt) -> Result<bool, Error> {
     Ok(matches!(row.verifier.parse().map_err(fault)?, Verifier::Chain { .. }))
 }
 
-/// The pair at place `place` of a mix that goes through the ways to spoil a solution; its draws are a function of seed, stream and index.
-/// None when this problem cannot be spoilt in this way.
+/// The pair at place `place` of a mix that goes through the ways to spoil a solution; its draws are a function of seed,
+/// stream and index. None when this problem cannot be spoilt in this way.
 ///
 /// # Errors
 /// When the prompt's problem is no chain.

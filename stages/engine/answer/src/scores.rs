@@ -8,8 +8,8 @@ use smelt_stage::kinds::{Message, Preference};
 use smelt_text::Chat;
 use smelt_train::{Example, reward_scores};
 
-/// Sequences with the place of the first token to score (at least 1), about `limit` tokens at a time. Returns the log-probability of every
-/// token from there on.
+/// Sequences with the place of the first token to score (at least 1), about `limit` tokens at a time. Returns the
+/// log-probability of every token from there on.
 pub fn logprobs(
     model: &Model,
     params: &Params,
@@ -20,7 +20,9 @@ pub fn logprobs(
     smelt_generate::logprobs(model, params, backend, sequences, limit).map_err(fault)
 }
 
-/// How answers are put to a reward model: by a chat template, under a system prompt of its own, whatever the policy was given.
+/// How answers are put to a reward model: by a chat template, under a system prompt of its own, whatever the policy was
+/// given.
+#[derive(Debug)]
 pub struct Judge {
     chat: Chat,
     system: String,

@@ -17,7 +17,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// None where the problem or its expected answer is nothing that its verifier can judge by. An unknown verifier is an error.
+    /// None where the problem or its expected answer is nothing that its verifier can judge by. An unknown verifier is
+    /// an error.
     pub(crate) fn of(row: &Prompt, text: &str, is_whole: bool) -> Result<Option<Self>, Error> {
         let verifier: Verifier = row.verifier.parse().map_err(fault)?;
         Ok(verifier.score(&row.answer, text.trim_end()).map(|score| Self {

@@ -37,7 +37,7 @@ enum Format {
 }
 
 /// Measures how fast smelt trains and generates on this machine, and where the time goes.
-#[derive(Clone, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "smelt bench", max_term_width = 100)]
 pub struct Args {
     /// What to measure; everything if not said

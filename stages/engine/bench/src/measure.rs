@@ -1,6 +1,6 @@
 //! The measurements. Medians, because a machine may be shared; the best beside them, for what it can do undisturbed.
 
-use crate::Precision as Kind;
+use crate::Precision as Asked;
 use crate::models::find;
 use serde::{Deserialize, Serialize};
 use smelt_generate::{Generator, Request, Sampling};
@@ -14,7 +14,7 @@ use std::time::Instant;
 /// What one measurement found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "measured", rename_all = "snake_case")]
-pub enum Figures {
+pub(crate) enum Figures {
     Gemm {
         /// Of a linear layer: its output, the gradient of its input, or that of its weight.
         layout: String,
@@ -173,7 +173,7 @@ fn rate(cpu: &Cpu, layout: Layout, [m, n, k]: [usize; 3]) -> (f64, f64) {
 }
 
 /// First what libraries are compared by, then products of a training step of 2,048 tokens, 1m to 50m.
-pub fn gemm(cpu: Cpu) -> Vec<Figures> {
+pub(crate) fn gemm(cpu: Cpu) -> Vec<Figures> {
     let outputs = [[1024; 3], [256, 384, 256], [64; 3], [2048, 8192, 256], [16, 1024, 1024], [1, 1024, 1024]];
     let step = [
         (Layout::Nt, [2048, 96, 96]),
@@ -202,14 +202,14 @@ fn ids(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
     (0..count as u64).map(|i| random::below(0, stream, i, vocabulary as u64) as u32).collect()
 }
 
-pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> Vec<Figures> {
+pub(crate) fn train(cpu: Cpu, name: &str, asked: Asked, steps: usize, profile: bool) -> Vec<Figures> {
     let threads = cpu.threads();
     let sgemm = rate(&cpu, Layout::Nt, [1024; 3]).0;
     let sized = find(name);
-    let (precision, word) = match kind {
-        Kind::Fp32 => (Precision::Fp32, "fp32"),
-        Kind::Bf16 => (Precision::Bf16, "bf16"),
-        Kind::Fp8 => (Precision::Fp8(Fp8::default()), "fp8"),
+    let (precision, word) = match asked {
+        Asked::Fp32 => (Precision::Fp32, "fp32"),
+        Asked::Bf16 => (Precision::Bf16, "bf16"),
+        Asked::Fp8 => (Precision::Fp8(Fp8::default()), "fp8"),
     };
     let model = Arc::new(Model::new(sized.config.clone()).expect("the sizes are a model"));
     let params = params(&model);
@@ -253,7 +253,7 @@ pub fn train(cpu: Cpu, name: &str, kind: Kind, steps: usize, profile: bool) -> V
     }]
 }
 
-pub fn generate(cpu: Cpu, name: &str, batch: usize, steps: usize) -> Vec<Figures> {
+pub(crate) fn generate(cpu: Cpu, name: &str, batch: usize, steps: usize) -> Vec<Figures> {
     let (threads, sized) = (cpu.threads(), find(name));
     let model = Model::new(sized.config.clone()).expect("the sizes are a model");
     let params = params(&model);

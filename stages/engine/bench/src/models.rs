@@ -3,16 +3,16 @@
 use serde_json::{Value, json};
 use smelt_model::Config;
 
-pub const NAMES: [&str; 4] = ["quickstart", "1m", "10m", "50m"];
+pub(crate) const NAMES: [&str; 4] = ["quickstart", "1m", "10m", "50m"];
 
 /// A model with its sequences per step and tokens per sequence.
-pub struct Sized {
+pub(crate) struct Sized {
     pub config: Config,
     pub sequences: usize,
     pub context: usize,
 }
 
-pub fn find(name: &str) -> Sized {
+pub(crate) fn find(name: &str) -> Sized {
     let (sizes, sequences, context) = match name {
         "quickstart" => (
             json!({ "vocab_size": 2048, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "kv_lora_rank": 64,

@@ -1,7 +1,8 @@
-//! Checkpoint artifacts as models that speak, and back: what every stage with a model does first and last.
+//! Loads checkpoint artifacts as models with tokenizer and chat template, and writes them: what every stage with a
+//! model does first and last.
 //!
-//! Floor 5, beside train and generate: it sees the stage contract, the model and the text crate, so that those three need not see each
-//! other.
+//! Floor 5, beside train and generate: it sees the stage contract, the model and the text crate, so that those three
+//! need not see each other.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,8 +30,8 @@ pub enum Storage {
     #[default]
     Fp32,
     Bf16,
-    /// E4M3 in blocks of 128 × 128 with their scales, as DeepSeek-V3 was released; tensors whose dims are no multiples, embeddings, heads,
-    /// norms and routers stay in bf16.
+    /// E4M3 in blocks of 128 × 128 with their scales, as DeepSeek-V3 was released; tensors whose dims are no
+    /// multiples, embeddings, heads, norms and routers stay in bf16.
     Fp8,
 }
 
@@ -45,6 +46,7 @@ impl Storage {
 }
 
 /// A checkpoint in memory.
+#[derive(Debug)]
 pub struct Loaded {
     pub model: Arc<Model>,
     pub params: Params,
@@ -83,14 +85,15 @@ impl Loaded {
         Ok(Self { model: Arc::new(model), params, text: text_files(artifact)?, digest })
     }
 
-    /// How the checkpoint speaks; an error without a chat template.
+    /// The tokenizer and the chat template; an error without a template.
     pub fn chat(&self) -> Result<Chat, Error> {
         self.text.chat()
     }
 }
 
 impl TextFiles {
-    /// With the chat template that is to be trained: `template`, or where that is empty its own, or ours when it has none.
+    /// With the chat template for fine-tuning: `template`, or if that is empty the checkpoint's own, or ours if it has
+    /// none.
     pub fn speaking(self, template: &str) -> Result<Self, Error> {
         if template.is_empty() && self.chat().is_ok() {
             return Ok(self);
@@ -99,7 +102,7 @@ impl TextFiles {
         Ok(Self { config: with_chat_template(&self.config, template).map_err(fault)?, ..self })
     }
 
-    /// With the tokens that begin and end a text by the checkpoint's own word.
+    /// The tokenizer, with the checkpoint's own tokens that begin and end a text.
     pub fn tokenizer(&self) -> Result<smelt_text::Tokenizer, Error> {
         smelt_text::Tokenizer::from_files(&self.tokenizer, &self.config).map_err(fault)
     }
@@ -136,7 +139,8 @@ pub fn with_reward_head(loaded: &Loaded, init: &smelt_model::Init) -> Result<(Ar
     Ok((Arc::new(model), params))
 }
 
-/// The messages of a row as a chat template reads them; `system` replaces what the row says: None leaves no system prompt.
+/// The messages of a row as a chat template reads them; `system` replaces what the row says: None leaves no system
+/// prompt.
 pub fn with_system(messages: &[Message], system: Option<&str>) -> Vec<smelt_text::Message> {
     let rest = messages.iter().filter(|message| message.role != "system");
     let rest = rest.map(|message| smelt_text::Message::new(&message.role, message.content.as_str()));

@@ -1,8 +1,10 @@
-//! Batched generation: requests join as others end, one row per running request and step, a whole prompt when one joins.
+//! Continuous batching: a request joins as soon as another ends. A step computes one row per running request, and the
+//! whole prompt of one that joins.
 //!
-//! With [`Generator::speculates`], the first MTP module guesses the token after the next (DeepSeek-V3, §5.4.3). The model then
-//! reads both in one step, and a right guess saves the next. Every draw is a function of seed and place, and the guess is drawn with the
-//! randomness of its place, so that speculation changes no token at any temperature: it only costs or saves time.
+//! With [`Generator::speculates`], the first MTP module guesses the token after the next (DeepSeek-V3, §5.4.3). The
+//! model then reads both in one step, and a right guess saves the next. Every draw is a function of seed and place, and
+//! the guess is drawn with the randomness of its place, so that speculation changes no token at any temperature: it
+//! only costs or saves time.
 
 use crate::Sampling;
 use crate::sampler::draw;
@@ -10,6 +12,7 @@ use smelt_kernels::{Backend, Tensor, math};
 use smelt_model::{Cache, CacheRows, Error, Model, Params};
 use smelt_text::Tokenizer;
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::ops::Range;
 
 #[derive(Clone, Debug)]
@@ -106,6 +109,23 @@ pub struct Batcher<'a> {
     running: Vec<Running>,
     next: u64,
     drafts: Drafts,
+}
+
+impl fmt::Debug for Generator<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { concurrency, speculates, .. } = self;
+        f.debug_struct("Generator")
+            .field("concurrency", concurrency)
+            .field("speculates", speculates)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Batcher<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (waiting, running) = (self.waiting.len(), self.running.len());
+        f.debug_struct("Batcher").field("waiting", &waiting).field("running", &running).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Generator<'a> {
@@ -221,7 +241,8 @@ impl<'a> Batcher<'a> {
 }
 
 impl Generator<'_> {
-    /// Reads what each has to read, draws a token for each and for the followers, which join, and a second one after a right guess.
+    /// One forward pass: draws a token for every running request and for the followers, which join, and a second token
+    /// after a right guess.
     fn step(&self, running: &mut Vec<Running>, followers: Vec<(usize, Ticket, Request)>, drafts: &mut Drafts) {
         let (mut ids, mut positions, mut spans, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for r in running.iter_mut() {
@@ -288,7 +309,8 @@ impl Generator<'_> {
         }
     }
 
-    /// Whether a guess behind the next token could be of use, and there is an MTP module to make it. Once false, it stays so for a request.
+    /// Whether a guess behind the next token could be of use, and there is an MTP module to make it. Once false, it
+    /// stays so for a request.
     fn can_guess(&self, r: &Running) -> bool {
         self.speculates
             && self.model.config().num_nextn_predict_layers() > 0
@@ -334,7 +356,7 @@ impl Running {
     }
 }
 
-/// What the head says to some rows.
+/// Logits of some rows, and their softmax.
 struct Logits {
     logits: Tensor, // [N, V]
     e: Tensor,      // exp(logit − max), [N, V]

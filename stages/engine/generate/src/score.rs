@@ -3,8 +3,8 @@
 use smelt_kernels::{Backend, DocumentBounds};
 use smelt_model::{Batch, Error, IGNORE, Model, Params};
 
-/// Sequences with the place of the first token to score (at least 1); about `limit` tokens at a time. Returns the log-probability of
-/// every token from there on.
+/// Sequences with the place of the first token to score (at least 1); about `limit` tokens at a time. Returns the
+/// log-probability of every token from there on.
 pub fn logprobs(
     model: &Model,
     params: &Params,

@@ -199,7 +199,8 @@ fn requests_that_come_and_go_have_the_same_bits() {
     }
 }
 
-/// All tokens have the bits that they have without guesses: greedy and drawn, alone and in company, up to the last position.
+/// All tokens have the bits that they have without guesses: greedy and drawn, alone and in company, up to the last
+/// position.
 #[test]
 fn speculation_changes_no_bit() {
     for limit in [128, 24] {
@@ -217,8 +218,8 @@ fn speculation_changes_no_bit() {
     }
 }
 
-/// A module that reads what the model itself would read next guesses right: the model's block and norm are copied into it, and its
-/// projection passes the embedding alone.
+/// A module that reads what the model itself would read next guesses right: the model's block and norm are copied into
+/// it, and its projection passes the embedding alone.
 #[test]
 fn a_right_guess_saves_a_step() {
     let text = r#"{ "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "max_position_embeddings": 128,

@@ -1,8 +1,8 @@
 //! The training loop of every stage that trains: resume, steps, curves, progress, evaluation while training, saves.
 //!
-//! A stage says what one step is ([`Training::step`]) and what its metrics are; everything else is the same for `pretrain`, `sft`,
-//! `reward` and `align`. The number of steps made is the trainer's alone, so a save holds one integer, and what a stage remembers
-//! besides ([`Training::memory`]) lies in the same save.
+//! A stage says what one step is ([`Training::step`]) and what its metrics are; everything else is the same for
+//! `pretrain`, `sft`, `reward` and `align`. The number of steps made is the trainer's alone, so a save holds one
+//! integer, and what a stage remembers besides ([`Training::memory`]) lies in the same save.
 
 use serde_json::Value;
 use smelt_checkpoint::fault;
@@ -26,7 +26,8 @@ impl Figures {
 
 /// A training as its stage sees it.
 pub trait Training {
-    /// Makes step `trainer.steps() + 1`, by exactly one call of [`Trainer::step`] or [`Trainer::skip`]. An error ends the job.
+    /// Makes step `trainer.steps() + 1`, by exactly one call of [`Trainer::step`] or [`Trainer::skip`]. An error ends
+    /// the job.
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error>;
 
     /// Evaluation while training, on what is held out: points of curves; none where nothing is held out.

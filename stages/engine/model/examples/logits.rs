@@ -1,7 +1,7 @@
 //! Logits of a checkpoint: `cargo run --release --example logits -- FOLDER < ids.json > logits.json`.
 //!
-//! FOLDER holds config.json and safetensors; ids.json is a list of lists of token ids, each a document. Prints a list of rows, one per
-//! token. `tests/parity/logits_with_transformers.py` compares them with transformers'.
+//! FOLDER holds config.json and safetensors; ids.json is a list of lists of token ids, each a document. Prints a list
+//! of rows, one per token. `tests/parity/logits_with_transformers.py` compares them with transformers'.
 
 use smelt_kernels::{Cpu, DocumentBounds};
 use smelt_model::{Balance, Batch, IGNORE, load};

@@ -12,6 +12,7 @@ pub enum Attention {
     Gqa(Gqa),
 }
 
+#[derive(Debug)]
 pub enum AttentionSaved {
     Mla(Box<MlaSaved>),
     Gqa(Box<GqaSaved>),

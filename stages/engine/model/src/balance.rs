@@ -1,8 +1,10 @@
-//! Balance losses: what pulls the router's scores towards equal loads, where the correction bias only steers the choice.
+//! Balance losses: what pulls the router's scores towards equal loads, where the correction bias only steers the
+//! choice.
 //!
-//! With f_e = E/(K·T) times how often expert e counts among T tokens (no gradient), and P_e the mean of its share of a token's scores, a
-//! layer's loss is Σ_e f_e·P_e: 1 when all is even. Sequence-wise (DeepSeek-V3, eq. 17 to 20) T runs over one sequence and the losses are
-//! averaged; batch-wise (Fedus et al. 2022; DeepSeek-V3, §4.5.3) over all tokens of a pass, which leaves a sequence free to specialise.
+//! With f_e = E/(K·T) times how often expert e counts among T tokens (no gradient), and P_e the mean of its share of a
+//! token's scores, a layer's loss is Σ_e f_e·P_e: 1 when all is even. Sequence-wise (DeepSeek-V3, eq. 17 to 20) T
+//! runs over one sequence and the losses are averaged; batch-wise (Fedus et al. 2022; DeepSeek-V3, §4.5.3) over all
+//! tokens of a pass, which leaves a sequence free to specialise.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

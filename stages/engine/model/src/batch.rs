@@ -18,7 +18,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Every document predicts its next token everywhere, and further ones where the model does: `[a, b, c]` gives rows a → b, b → c.
+    /// Every row predicts its document's next token, and the MTP modules the ones after it: `[a, b, c]` gives rows a
+    /// → b, b → c.
     pub fn next_token(documents: &[&[u32]]) -> Self {
         let documents: Vec<&[u32]> = documents.iter().copied().filter(|ids| ids.len() > 1).collect();
         let lengths: Vec<usize> = documents.iter().map(|ids| ids.len() - 1).collect();

@@ -22,6 +22,7 @@ pub enum FeedForward {
     Experts(Experts),
 }
 
+#[derive(Debug)]
 pub struct BlockSaved {
     norm: RmsNormSaved,
     attention: AttentionSaved,
@@ -29,6 +30,7 @@ pub struct BlockSaved {
     ffn: FeedForwardSaved,
 }
 
+#[derive(Debug)]
 enum FeedForwardSaved {
     Dense(MlpSaved),
     Experts(Box<ExpertsSaved>),

@@ -30,6 +30,7 @@ impl Cache {
 }
 
 /// One request's share of a batch: which rows are its next positions, and where they go.
+#[derive(Debug)]
 pub struct CacheRows<'a> {
     pub rows: Range<usize>,
     pub cache: &'a mut Cache,

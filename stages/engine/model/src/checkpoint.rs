@@ -1,7 +1,8 @@
 //! Checkpoints as Hugging Face lays them out: config.json and safetensors whose names are the parameters' own.
 //!
-//! Bytes in, bytes out, tensor by tensor: readers may map files, writers stream them. Reading is strict: a tensor that is missing, extra, or of another shape is an error that names it, because
-//! a model that loads "almost" computes nonsense without a word.
+//! Bytes in, bytes out, tensor by tensor: readers may map files, writers stream them. Reading is strict: a tensor that
+//! is missing, extra, or of another shape is an error that names it, because a model that loads "almost" computes
+//! nonsense without a word.
 
 use crate::params::{Part, layer_of};
 use crate::quantised::{Quantisation, config_with, is_quantised, quantise, scale_shape};
@@ -20,8 +21,8 @@ use std::io::{self, Write};
 const SHARD: usize = 4 << 30;
 const INDEX: &str = ".safetensors.index.json";
 
-/// `files`: names and contents; those that end in `.safetensors` are read, and an index of them is checked; others are ignored. Weights in
-/// FP8 are dequantised. MTP modules of which the files hold nothing are left out.
+/// `files`: names and contents; those that end in `.safetensors` are read, and an index of them is checked; others are
+/// ignored. Weights in FP8 are dequantised. MTP modules of which the files hold nothing are left out.
 pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<(Model, Params), Error> {
     let mut fields = Config::from_json(config)?;
     let quantisation = Quantisation::from_json(config)?;
@@ -116,9 +117,9 @@ fn read(name: &str, view: &TensorView, out: &mut Vec<f32>) -> Result<(), Error> 
     Ok(())
 }
 
-/// A tensor of a checkpoint that is written when its turn comes: nothing but what it is made of is kept.
-#[derive(Clone)]
-enum Written<'a> {
+/// A tensor of a checkpoint whose bytes are computed when they are written.
+#[derive(Clone, Debug)]
+enum Deferred<'a> {
     Full {
         values: &'a [f32],
         shape: &'a [usize],
@@ -136,30 +137,30 @@ enum Written<'a> {
     },
 }
 
-impl View for Written<'_> {
+impl View for Deferred<'_> {
     fn dtype(&self) -> Dtype {
         match self {
-            Written::Full { .. } | Written::Fp8 { is_scale: true, .. } => Dtype::F32,
-            Written::Bf16 { .. } => Dtype::BF16,
-            Written::Fp8 { .. } => Dtype::F8_E4M3,
+            Deferred::Full { .. } | Deferred::Fp8 { is_scale: true, .. } => Dtype::F32,
+            Deferred::Bf16 { .. } => Dtype::BF16,
+            Deferred::Fp8 { .. } => Dtype::F8_E4M3,
         }
     }
 
     fn shape(&self) -> &[usize] {
         match self {
-            Written::Full { shape, .. } | Written::Bf16 { shape, .. } => shape,
-            Written::Fp8 { shape, .. } => shape,
+            Deferred::Full { shape, .. } | Deferred::Bf16 { shape, .. } => shape,
+            Deferred::Fp8 { shape, .. } => shape,
         }
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
         match self {
-            Written::Full { values, .. } => Cow::Borrowed(cast_slice(values)),
-            Written::Bf16 { values, .. } => {
+            Deferred::Full { values, .. } => Cow::Borrowed(cast_slice(values)),
+            Deferred::Bf16 { values, .. } => {
                 let short: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
                 Cow::Owned(cast_slice(&short).to_vec())
             }
-            Written::Fp8 { values, part, is_scale, .. } => {
+            Deferred::Fp8 { values, part, is_scale, .. } => {
                 let (bytes, scale) = quantise(part, values);
                 Cow::Owned(if *is_scale { cast_slice(&scale).to_vec() } else { bytes })
             }
@@ -172,14 +173,16 @@ impl View for Written<'_> {
 }
 
 /// One file of a checkpoint, to be written.
+#[derive(Debug)]
 pub struct CheckpointFile<'a> {
     pub name: String,
     content: Content<'a>,
 }
 
+#[derive(Debug)]
 enum Content<'a> {
     Json(Vec<u8>),
-    Tensors(Vec<(String, Written<'a>)>),
+    Tensors(Vec<(String, Deferred<'a>)>),
 }
 
 impl CheckpointFile<'_> {
@@ -195,8 +198,8 @@ impl CheckpointFile<'_> {
     }
 }
 
-/// config.json and the safetensors: F32, bf16, or E4M3 in blocks of 128 × 128 where bf16 is what is not quantised. Parameters that are
-/// [`Stored::Full`] stay F32 whatever `dtype` is.
+/// config.json and the safetensors: F32, bf16, or E4M3 in blocks of 128 × 128 where bf16 is what is not quantised.
+/// Parameters that are [`Stored::Full`] stay F32 whatever `dtype` is.
 pub fn save<'a>(model: &Model, params: &'a Params, dtype: DType) -> Vec<CheckpointFile<'a>> {
     save_in_shards(model, params, dtype, SHARD)
 }
@@ -208,9 +211,9 @@ fn save_in_shards<'a>(model: &Model, params: &'a Params, dtype: DType, limit: us
         for (part, span) in spec.spans() {
             let (values, shape) = (&value.read::<f32>()[span], part.shape.as_slice());
             if dtype == DType::E4m3 && is_quantised(spec.stored, part) {
-                let scale = Written::Fp8 { values, part, is_scale: true, shape: scale_shape(part) };
+                let scale = Deferred::Fp8 { values, part, is_scale: true, shape: scale_shape(part) };
                 tensors.insert(format!("{}_scale_inv", part.name), scale);
-                let bytes = Written::Fp8 { values, part, is_scale: false, shape: shape.to_vec() };
+                let bytes = Deferred::Fp8 { values, part, is_scale: false, shape: shape.to_vec() };
                 tensors.insert(part.name.clone(), bytes);
                 continue;
             }
@@ -218,7 +221,7 @@ fn save_in_shards<'a>(model: &Model, params: &'a Params, dtype: DType, limit: us
                 plain.push(part.name.clone());
             }
             let is_full = dtype == DType::F32 || spec.stored == Stored::Full;
-            let written = if is_full { Written::Full { values, shape } } else { Written::Bf16 { values, shape } };
+            let written = if is_full { Deferred::Full { values, shape } } else { Deferred::Bf16 { values, shape } };
             tensors.insert(part.name.clone(), written);
         }
     }
@@ -239,7 +242,7 @@ fn save_in_shards<'a>(model: &Model, params: &'a Params, dtype: DType, limit: us
     files
 }
 
-fn shards(tensors: BTreeMap<String, Written>, limit: usize) -> Vec<CheckpointFile> {
+fn shards(tensors: BTreeMap<String, Deferred>, limit: usize) -> Vec<CheckpointFile> {
     let total: usize = tensors.values().map(View::data_len).sum();
     let (mut groups, mut bytes_in_last) = (vec![Vec::new()], 0);
     for (name, tensor) in tensors {
@@ -391,7 +394,7 @@ mod tests {
         let load_as = |change: fn(&mut Config)| {
             let mut config = tiny();
             change(&mut config);
-            let error = load(&config.to_json(), borrowed(&files)).err().expect("it does not fit");
+            let error = load(&config.to_json(), borrowed(&files)).expect_err("it does not fit");
             error.to_string()
         };
         let text = load_as(|c| c.vocab_size = 40);

@@ -1,7 +1,8 @@
-//! A chunk of the model: blocks one after the other, with the embedding before the first block and the head behind the last one.
+//! A chunk of the model: blocks one after the other, with the embedding before the first block and the head behind the
+//! last one.
 //!
-//! A model is a list of chunks. On one rank it has one; under pipeline parallelism a rank holds some of them, and what flows between two
-//! chunks is the residual stream forward and its gradient backward, `[N, D]` each.
+//! A model is a list of chunks. On one rank it has one; under pipeline parallelism a rank holds some of them, and what
+//! flows between two chunks is the residual stream forward and its gradient backward, `[N, D]` each.
 
 use crate::batch::Batch;
 use crate::block::BlockSaved;
@@ -31,6 +32,7 @@ pub(crate) enum FlowGradient {
 }
 
 /// Everything backward needs of a chunk's pass.
+#[derive(Debug)]
 pub(crate) struct ChunkSaved {
     blocks: Vec<BlockSaved>,
     pub head: Option<OutputSaved>,
@@ -63,7 +65,8 @@ impl Chunk {
         }
     }
 
-    /// Forward without the MTP modules and without anything for backward: a block's saved state is dropped when the block is done.
+    /// Forward without the MTP modules and without anything for backward: a block's saved state is dropped when the
+    /// block is done.
     pub(crate) fn score(&self, cx: &Cx, batch: &Batch, x: Option<Tensor>) -> Flow {
         let x = self.blocks.iter().fold(self.enter(cx, batch, x), |x, block| block.forward(cx, x).0);
         match &self.head {
@@ -72,7 +75,8 @@ impl Chunk {
         }
     }
 
-    /// Adds the gradients of a pass to `grads`. Returns the gradient of what the chunk before handed on; None for the first one.
+    /// Adds the gradients of a pass to `grads`. Returns the gradient of what the chunk before handed on; None for the
+    /// first one.
     pub(crate) fn backward(
         &self,
         cx: &Cx,

@@ -1,7 +1,7 @@
 //! The model's sizes, with the names and meanings of Hugging Face's configs.
 //!
-//! transformers 5 reads `rope_parameters`, transformers 4 and vLLM read `rope_theta` and `rope_scaling`; a file with only one set
-//! loads in the other without an error and computes wrong logits. So both are read, and both are written.
+//! transformers 5 reads `rope_parameters`, transformers 4 and vLLM read `rope_theta` and `rope_scaling`; a file with
+//! only one set loads in the other without an error and computes wrong logits. So both are read, and both are written.
 
 use crate::family::{check_known, check_sizes, complete};
 use crate::rope_scaling::tables;
@@ -35,7 +35,8 @@ pub struct Config {
     pub eos_token_id: Option<TokenIds>,
     #[serde(default)]
     pub pad_token_id: Option<u32>,
-    /// Ours: the checkpoint has a scalar head (`score.weight`) and the weights of the likelihood beside it (`score.likelihood`).
+    /// Ours: the checkpoint has a scalar head (`score.weight`) and the weights of the likelihood beside it
+    /// (`score.likelihood`).
     #[serde(default)]
     pub reward_head: bool,
     #[serde(flatten)]

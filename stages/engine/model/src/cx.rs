@@ -4,6 +4,7 @@ use crate::{Balance, Params, Precision};
 use smelt_kernels::{Backend, DocumentBounds, Rope};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// What a layer may touch while it runs.
 #[derive(Clone, Copy)]
@@ -15,6 +16,13 @@ pub struct Cx<'a> {
     pub balance: Balance,
     pub precision: Precision,
     pub stats: &'a RefCell<Stats>,
+}
+
+impl fmt::Debug for Cx<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let rows = self.documents.rows();
+        f.debug_struct("Cx").field("rows", &rows).field("precision", &self.precision).finish_non_exhaustive()
+    }
 }
 
 impl Cx<'_> {

@@ -1,7 +1,7 @@
 //! DeepSeekMoE (Dai et al. 2024; DeepSeek-V3, §2.1.2): shared experts for every token, and a few of many routed ones.
 //!
-//! The correction bias takes part in the choice alone. An optional balance loss enters at the router: it needs the scores, not the loss of
-//! the step.
+//! The correction bias takes part in the choice alone. An optional balance loss enters at the router: it needs the
+//! scores, not the loss of the step.
 
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
@@ -20,19 +20,23 @@ pub struct Experts {
     shared: Option<Mlp>,
 }
 
-// The layer is cut at route → dispatch → experts → combine. The types between the cuts keep that order, forward and backward; with
-// expert parallelism the two all-to-all lie in dispatch and combine, and another micro-batch computes meanwhile.
+// The layer is cut at route → dispatch → experts → combine. The types between the cuts keep that order, forward
+// and backward; with expert parallelism the two all-to-all lie in dispatch and combine, and another micro-batch
+// computes meanwhile.
 
 /// Which experts the tokens go to.
+#[derive(Debug)]
 struct Routed {
     routing: Routing,
     dscores: Option<Tensor>, // of the balance loss, [N, E]
 }
 
 /// Rows by expert.
+#[derive(Debug)]
 struct Dispatched(Tensor); // [R, D]
 
 /// What the experts gave, by row.
+#[derive(Debug)]
 struct Computed(Tensor); // [R, D]
 
 /// The gradients of the values of the same name.
@@ -41,12 +45,14 @@ struct DDispatched(Tensor); // [R, D]
 struct DWeights(Tensor); // of the routed weights, [N, K]
 
 /// What the experts' backward needs.
+#[derive(Debug)]
 struct ComputedSaved {
     x: Dispatched,
     h: Tensor,   // [R, 2F]
     act: Tensor, // [R, F]
 }
 
+#[derive(Debug)]
 pub struct ExpertsSaved {
     x: Tensor, // [N, D]
     routed: Routed,

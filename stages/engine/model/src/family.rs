@@ -192,7 +192,8 @@ pub(crate) fn check_known(fields: &Map<String, Value>) -> Result<(), Error> {
     }
 }
 
-/// Fields of a dense family's config.json: fills in what follows from others, and refuses what would compute something else.
+/// Fields of a dense family's config.json: fills in what follows from others, and refuses what would compute something
+/// else.
 pub(crate) fn complete(fields: &mut Map<String, Value>) -> Result<(), Error> {
     let is_on = |name: &str| fields.get(name).and_then(Value::as_bool) == Some(true);
     if let Some(act) = fields.get("hidden_act").filter(|act| act.as_str() != Some("silu")) {

@@ -1,5 +1,6 @@
-//! Grouped-query attention (Ainslie et al. 2023) as the dense families have it: rotary halves over the whole head, a block of query
-//! heads for each key-value head, biases in some, and in Qwen3 a norm of every query and key head before rope.
+//! Grouped-query attention (Ainslie et al. 2023) as the dense families have it: rotary halves over the whole head, a
+//! block of query heads for each key-value head, biases in some, and in Qwen3 a norm of every query and key head before
+//! rope.
 
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
@@ -18,6 +19,7 @@ pub struct Gqa {
     norms: Option<[RmsNorm; 2]>,
 }
 
+#[derive(Debug)]
 pub struct GqaSaved {
     x: Tensor, // [N, D]
     q: Tensor, // rotated, [N, H·d]

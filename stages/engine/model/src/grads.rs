@@ -3,6 +3,7 @@
 use crate::{Cx, Param, Params};
 use smelt_kernels::fp8::Operand;
 use smelt_kernels::{DType, Layout, Segments, Tensor, Write};
+use std::fmt;
 
 /// A weight gradient not yet computed: `dW += dyᵀ·x`, per segment if grouped.
 pub struct WeightGemm {
@@ -12,16 +13,30 @@ pub struct WeightGemm {
     pub segments: Option<Segments>,
 }
 
-/// Gradients of all parameters. A weight's product is run at once, while its sides are in the caches, or waits for its turn in a timetable:
-/// see [`holding`](Self::holding).
+/// Gradients of all parameters. A weight's product runs at once, while its operands are in the caches, or waits for its
+/// turn in a timetable: see [`holding`](Self::holding).
 pub struct Grads {
     values: Vec<Tensor>,
-    /// Stands for zero, whatever the memory holds: the first product of a weight sets its gradient, which spares a pass to clear it.
+    /// The gradient is zero, whatever the memory holds: the first product of a weight sets it, which saves a pass that
+    /// clears it.
     is_clear: Vec<bool>,
     is_holding: bool,
     deferred: Vec<WeightGemm>,
     /// A gradient that was infinite or NaN was quantised, since it was last asked.
     has_saturated: bool,
+}
+
+impl fmt::Debug for Grads {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (tensors, deferred) = (self.values.len(), self.deferred.len());
+        f.debug_struct("Grads").field("tensors", &tensors).field("deferred", &deferred).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for WeightGemm {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("WeightGemm").field("param", &self.param).finish_non_exhaustive()
+    }
 }
 
 impl Grads {
@@ -36,12 +51,12 @@ impl Grads {
         }
     }
 
-    /// Zero again; to be read only when [`settle`](Self::settle) followed.
+    /// Sets all gradients to zero; they can be read after [`settle`](Self::settle).
     pub fn clear(&mut self) {
         self.is_clear.fill(true);
     }
 
-    /// Writes the zeros of those to which nothing was added since [`clear`](Self::clear).
+    /// Writes the zeros of gradients that nothing was added to since [`clear`](Self::clear).
     pub fn settle(&mut self) {
         for p in 0..self.values.len() {
             self.get_mut(Param::at(p));

@@ -1,4 +1,5 @@
-//! The end of the model: the last norm, the output head, the MTP modules (DeepSeek-V3, §2.2), and for reward models a scalar head.
+//! The end of the model: the last norm, the output head, the MTP modules (DeepSeek-V3, §2.2), and for reward models a
+//! scalar head.
 
 use crate::batch::{Batch, IGNORE};
 use crate::layer::RmsNormSaved;
@@ -45,6 +46,7 @@ pub(crate) struct OutputHead {
 }
 
 /// Everything backward needs of the head.
+#[derive(Debug)]
 pub(crate) struct OutputSaved {
     norm: RmsNormSaved,
     hidden: Tensor,         // after the norm, [N, D]
@@ -54,12 +56,14 @@ pub(crate) struct OutputSaved {
 }
 
 /// The output head on some rows.
+#[derive(Debug)]
 struct Read {
     x: Tensor, // [M, D]
     head: Head,
     targets: Vec<u32>,
 }
 
+#[derive(Debug)]
 struct MtpPass {
     documents: DocumentBounds,
     from: Vec<u32>, // rows of the pass before

@@ -1,4 +1,4 @@
-//! The contract of a differentiable layer, and the leaves that need no thought.
+//! The contract of a differentiable layer, and the simplest layers.
 
 use crate::product::Product;
 use crate::{Cx, Grads, Param};
@@ -49,6 +49,7 @@ pub struct RmsNorm {
     pub eps: f64,
 }
 
+#[derive(Debug)]
 pub struct RmsNormSaved {
     x: Tensor,    // [N, D]
     rstd: Tensor, // [N]

@@ -1,12 +1,12 @@
-//! DeepSeek-V3 (DeepSeek-AI 2024, arXiv 2412.19437) and the dense families Qwen2, Qwen3 and Llama as explicit layers with typed saved
-//! state.
+//! DeepSeek-V3 (DeepSeek-AI 2024, arXiv 2412.19437) and the dense families Qwen2, Qwen3 and Llama as explicit layers
+//! with typed saved state.
 //!
-//! Forward and backward of a layer sit side by side in one file, and what one leaves for the other is a struct that is moved:
-//! using it twice does not compile. Parameters live beside the model ([`Params`]), so policy, reference and reward model are
-//! one [`Model`] with several sets of them. Nothing here reads or writes a store: bytes in, bytes out.
+//! Forward and backward of a layer sit side by side in one file, and what one leaves for the other is a struct that is
+//! moved: using it twice does not compile. Parameters live beside the model ([`Params`]), so policy, reference and
+//! reward model are one [`Model`] with several sets of them. Nothing here reads or writes a store: bytes in, bytes out.
 //!
-//! Letters, in all files: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R dispatched
-//! rows, V vocabulary.
+//! Letters, in all files: N rows (tokens), D width, F expert width, H heads, E experts, K experts per token, R
+//! dispatched rows, V vocabulary.
 
 mod attention;
 mod balance;

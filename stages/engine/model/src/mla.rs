@@ -1,5 +1,5 @@
-//! Multi-head latent attention (DeepSeek-V2, §2.1): keys and values come from one small latent per token, positions from one rotary
-//! key shared by all heads.
+//! Multi-head latent attention (DeepSeek-V2, §2.1): keys and values come from one small latent per token, positions
+//! from one rotary key shared by all heads.
 //!
 //! Rows of `q` hold per head [nope | rope]; rows of `kv_b_proj` per head [k_nope | v]; rows of `kv_a_proj_with_mqa` are
 //! [latent | rope], of which the latent alone is normed. The latent norms use eps 1e-6 whatever the config says, as
@@ -29,6 +29,7 @@ enum Query {
     Compressed { a: Linear, norm: RmsNorm, b: Linear },
 }
 
+#[derive(Debug)]
 enum QuerySaved {
     Direct(Tensor),
     Compressed { a: Tensor, norm: RmsNormSaved, b: Tensor },
@@ -58,6 +59,7 @@ impl Query {
     }
 }
 
+#[derive(Debug)]
 pub struct MlaSaved {
     query: QuerySaved,
     x: Tensor, // [N, D]

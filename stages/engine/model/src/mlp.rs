@@ -24,6 +24,7 @@ impl Mlp {
     }
 }
 
+#[derive(Debug)]
 pub struct MlpSaved {
     x: Tensor,   // [N, D]
     h: Tensor,   // [N, 2F]

@@ -10,6 +10,7 @@ use crate::{
 use smelt_kernels::{Backend, DType, DocumentBounds, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub struct Model {
@@ -20,10 +21,18 @@ pub struct Model {
 }
 
 /// Everything backward needs of a pass.
+#[derive(Debug)]
 pub struct Saved {
     rope: Arc<Rope>,
     precision: Precision,
     chunks: Vec<ChunkSaved>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let blocks: Vec<usize> = self.chunks.iter().map(|chunk| chunk.blocks.len()).collect();
+        f.debug_struct("Model").field("config", &self.config).field("blocks", &blocks).finish_non_exhaustive()
+    }
 }
 
 impl Model {
@@ -198,7 +207,7 @@ impl Model {
             params,
             documents: &batch.documents,
             rope: &saved.rope,
-            balance: Balance::NONE, // what there was is in what was saved
+            balance: Balance::NONE, // its gradient was computed in forward, and saved
             precision: saved.precision,
             stats: &stats,
         };
@@ -210,7 +219,8 @@ impl Model {
         grads.note_saturated(stats.borrow().has_saturated);
     }
 
-    /// Trains the correction biases without a loss (Wang et al. 2024), by the rows each expert got in a step, by layer: `bias += speed · sign(mean − load)`, after the optimizer's step.
+    /// Trains the correction biases without a loss (Wang et al. 2024), by the rows each expert got in a step, by layer:
+    /// `bias += speed · sign(mean − load)`, after the optimizer's step.
     pub fn balance(&self, params: &mut Params, loads: &BTreeMap<usize, Vec<u64>>, speed: f64) {
         for experts in self.experts() {
             let Some(loads) = loads.get(&experts.layer()) else { continue };
@@ -226,8 +236,8 @@ impl Model {
         }
     }
 
-    /// Generation: runs `ids` at `positions` through the blocks, reading and extending the requests' caches. Returns what the head
-    /// reads, `[N, D]`.
+    /// Generation: runs `ids` at `positions` through the blocks, reading and extending the requests' caches. Returns
+    /// what the head reads, `[N, D]`.
     pub fn decode(
         &self,
         backend: &dyn Backend,
@@ -246,7 +256,8 @@ impl Model {
     }
 
     /// Speculation: the first MTP module reads `hidden` `[N, D]`, as [`decode`](Self::decode) gave it, and the tokens
-    /// that follow each row, and extends its own layer of the caches. Returns what the head reads to guess the tokens after those.
+    /// that follow each row, and extends its own layer of the caches. Returns what the head reads to guess the tokens
+    /// after those.
     ///
     /// # Panics
     /// If the model has no such module.

@@ -1,8 +1,8 @@
-//! Multi-token prediction (DeepSeek-V3, §2.2): one more block that sees what the model made of token i and the embedding of token
-//! i + 1, and predicts token i + 2.
+//! Multi-token prediction (DeepSeek-V3, §2.2): one more block that sees what the model made of token i and the
+//! embedding of token i + 1, and predicts token i + 2.
 //!
-//! `eh_proj` reads [enorm(embedding); hnorm(h)], the order of the released files (the report writes the reverse), and h is taken
-//! after `model.norm`, as transformers and vLLM do. Embedding and output head are the model's own.
+//! `eh_proj` reads [enorm(embedding); hnorm(h)], the order of the released files (the report writes the reverse), and h
+//! is taken after `model.norm`, as transformers and vLLM do. Embedding and output head are the model's own.
 
 use crate::block::BlockSaved;
 use crate::layer::RmsNormSaved;
@@ -19,6 +19,7 @@ pub struct Mtp {
     norm: RmsNorm,
 }
 
+#[derive(Debug)]
 pub struct MtpSaved {
     enorm: RmsNormSaved,
     hnorm: RmsNormSaved,

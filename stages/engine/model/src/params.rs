@@ -1,9 +1,10 @@
 //! Parameters live beside the model: a layer holds handles, values and gradients are parallel stores.
 //!
-//! A parameter's one name is Hugging Face's. A packed tensor (gate and up of a feed-forward layer; all experts of a layer) lists the
-//! names it holds in the order of memory; the optimizer walks packed tensors, checkpoints the parts.
+//! A parameter's one name is Hugging Face's. A packed tensor (gate and up of a feed-forward layer; all experts of a
+//! layer) lists the names it holds in the order of memory; the optimizer walks packed tensors, checkpoints the parts.
 
 use smelt_kernels::{Backend, DType, Shape, Tensor, random};
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -137,7 +138,7 @@ impl Specs {
     }
 
     /// All trainable elements.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.iter().filter(|spec| spec.update == Update::Gradient).map(|spec| spec.shape.len()).sum()
     }
 }
@@ -145,6 +146,16 @@ impl Specs {
 pub struct Params {
     specs: Arc<Specs>,
     values: Vec<Tensor>,
+}
+
+/// Counts alone: there are too many values to print.
+impl fmt::Debug for Params {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Params")
+            .field("tensors", &self.values.len())
+            .field("trained", &self.count())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Params {
@@ -224,8 +235,8 @@ impl Params {
         }
     }
 
-    /// Takes the values of all parameters that `other` also has by name; the rest keeps what it is. For a reward model that starts
-    /// from a language model.
+    /// Takes the values of all parameters that `other` also has by name; the rest keeps what it is. For a reward model
+    /// that starts from a language model.
     pub fn adopt(&mut self, other: &Params) {
         for i in 0..self.values.len() {
             let name = &self.specs.0[i].parts[0].name;

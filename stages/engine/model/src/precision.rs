@@ -1,8 +1,9 @@
-//! What numbers the products of a training are computed with.
+//! The number format of a training's matrix products.
 //!
-//! It concerns the linear layers of attention and feed-forward, those of the experts and of the MTP modules included. Embeddings, norms,
-//! routers, the attention operator and the heads stay in f32, as DeepSeek-V3 keeps them higher (§3.3.1); so do master weights, gradients
-//! and moments. Only F32 can be lowered: gradient checks, which run in f64, ask for full precision.
+//! It concerns the linear layers of attention and feed-forward, those of the experts and of the MTP modules included.
+//! Embeddings, norms, routers, the attention operator and the heads stay in f32, as DeepSeek-V3 keeps them higher
+//! (§3.3.1); so do master weights, gradients and moments. Only F32 can be lowered: gradient checks, which run in f64,
+//! ask for full precision.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

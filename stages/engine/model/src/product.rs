@@ -12,7 +12,7 @@ pub(crate) struct Product<'a> {
 }
 
 impl Product<'_> {
-    pub fn forward(self, cx: &Cx, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(self, cx: &Cx, x: &Tensor) -> Tensor {
         let w = cx.params.get(self.w);
         let out = if self.segments.is_some() { w.dims::<3>("experts")[1] } else { w.rows() };
         let mut y = Tensor::empty([x.rows(), out], x.dtype());
@@ -24,8 +24,9 @@ impl Product<'_> {
         y
     }
 
-    /// `dx = dy·W`, or `+=`, and the weight's gradient. Should that be held back, its sides are lowered now: they wait in fewer bytes.
-    pub fn backward(self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
+    /// `dx = dy·W`, or `+=`, and the weight's gradient. If the latter is deferred, its operands are quantised now, so
+    /// that they take less memory while they wait.
+    pub(crate) fn backward(self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
         let (rows, dy, x) = match cx.precision {
             Precision::Fp8(fp8) => {
                 let [row, column] = [fp8.gradients(Tile::Row), fp8.gradients(Tile::Column)];
@@ -110,7 +111,8 @@ mod tests {
         y
     }
 
-    /// y, dx and dw of one linear layer, and the worth of the five sides they are made of: x, w, dy for dx, dy for dw, x for dw.
+    /// y, dx and dw of one linear layer, and the worth of the five sides they are made of: x, w, dy for dx, dy for dw,
+    /// x for dw.
     fn check(precision: Precision, sides: impl Fn(&Tensor, &Tensor, &Tensor) -> [Vec<f64>; 5]) {
         let mut specs = Specs::default();
         let w = specs.linear("w".into(), &[OUT, IN]);

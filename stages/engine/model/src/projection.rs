@@ -1,4 +1,5 @@
-//! A linear layer that may have a bias: `y = x·Wᵀ + b`. The bias starts at zero; weight decay leaves it alone, as all of one dim.
+//! A linear layer that may have a bias: `y = x·Wᵀ + b`. The bias starts at zero; weight decay leaves it alone, as
+//! all of one dim.
 
 use crate::params::Specs;
 use crate::{Cx, Grads, Linear, Param, Start};

@@ -1,8 +1,8 @@
 //! Weights of a checkpoint in FP8, as DeepSeek-V3 is released: `F8_E4M3` with the scales of its blocks beside it, as
 //! `<name>_scale_inv` F32 `[⌈out/block⌉, ⌈in/block⌉]`: what to multiply with, whatever the name says.
 //!
-//! Embeddings, heads, norms, routers and `eh_proj` are never quantised. A weight with a dim that is no multiple of 128 is not either:
-//! transformers takes rows over rows of the scale for the block's size, which is wrong there.
+//! Embeddings, heads, norms, routers and `eh_proj` are never quantised. A weight with a dim that is no multiple of 128
+//! is not either: transformers takes rows over rows of the scale for the block's size, which is wrong there.
 
 use crate::{Error, Part, Stored};
 use safetensors::tensor::{Dtype, TensorView};
@@ -13,7 +13,7 @@ use smelt_kernels::{Backend, Cpu, Tensor};
 
 /// `quantization_config` of config.json.
 #[derive(Debug, Deserialize)]
-pub struct Quantisation {
+pub(crate) struct Quantisation {
     quant_method: String,
     #[serde(default)]
     fmt: Option<String>,
@@ -28,7 +28,7 @@ fn tile() -> [usize; 2] {
 
 impl Quantisation {
     /// None when the checkpoint is not quantised.
-    pub fn from_json(config: &[u8]) -> Result<Option<Self>, Error> {
+    pub(crate) fn from_json(config: &[u8]) -> Result<Option<Self>, Error> {
         #[derive(Deserialize)]
         struct Fields {
             quantization_config: Option<Quantisation>,
@@ -47,7 +47,13 @@ impl Quantisation {
     }
 
     /// Appends `q · scale` of `[out, in]` to `out`.
-    pub fn read(&self, name: &str, q: &TensorView, scale: Option<TensorView>, out: &mut Vec<f32>) -> Result<(), Error> {
+    pub(crate) fn read(
+        &self,
+        name: &str,
+        q: &TensorView,
+        scale: Option<TensorView>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error> {
         let [rows, cols] = self.weight_block_size;
         let refuse = |what: String| Error::Scale { name: name.into(), what, rows, cols };
         let &[height, width] = q.shape() else { return Err(refuse(format!("cannot be for {:?}", q.shape()))) };
@@ -67,7 +73,7 @@ impl Quantisation {
 }
 
 /// Whether an FP8 checkpoint holds this tensor in FP8.
-pub fn is_quantised(stored: Stored, part: &Part) -> bool {
+pub(crate) fn is_quantised(stored: Stored, part: &Part) -> bool {
     let is_in_block = part.name.contains(".self_attn.") || part.name.contains(".mlp.");
     stored == Stored::Linear
         && is_in_block
@@ -76,12 +82,12 @@ pub fn is_quantised(stored: Stored, part: &Part) -> bool {
 }
 
 /// Of the scales of a quantised weight: one per block.
-pub fn scale_shape(part: &Part) -> Vec<usize> {
+pub(crate) fn scale_shape(part: &Part) -> Vec<usize> {
     part.shape.iter().map(|d| d / TILE).collect()
 }
 
 /// Bytes and scales of a weight.
-pub fn quantise(part: &Part, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+pub(crate) fn quantise(part: &Part, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let how = Quantiser { tile: Tile::Block, role: Role::Weight, power_of_two: false };
     let w = Tensor::new(part.shape.as_slice(), values);
     let Operand::Fp8(scaled) = Cpu::new(1).lower(&w, Some(how), None) else { unreachable!("it was asked for FP8") };
@@ -96,7 +102,7 @@ pub fn quantise(part: &Part, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// config.json with the quantisation; `plain`: linear weights that are not quantised, by name.
-pub fn config_with(config: &[u8], plain: &[String]) -> Vec<u8> {
+pub(crate) fn config_with(config: &[u8], plain: &[String]) -> Vec<u8> {
     let mut fields: Map<String, Value> = serde_json::from_slice(config).expect("a config serialised just now");
     // experts are one module to transformers 5 and vLLM: named as such, by what all their names begin with
     let module = |name: &String| match name.split_once(".experts.") {

@@ -29,8 +29,8 @@ pub struct Yarn {
     pub attention_factor: Option<f64>,
 }
 
-/// Three bands (Llama 3.1): wavelengths that fit `high_freq_factor` times into the original context keep their frequency, those
-/// that do not fit `low_freq_factor` times are stretched, the rest blends.
+/// Three bands (Llama 3.1): wavelengths that fit `high_freq_factor` times into the original context keep their
+/// frequency, those that do not fit `low_freq_factor` times are stretched, the rest blends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Llama3 {
     pub factor: f64,

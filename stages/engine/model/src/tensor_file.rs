@@ -4,8 +4,8 @@ use safetensors::tensor::{Metadata, TensorInfo, View};
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-/// Writes `tensors` as one safetensors file, byte for byte what `safetensors::serialize` gives: names are unique, larger element types come
-/// first, then names in order. A tensor's bytes are asked for when they are written.
+/// Writes `tensors` as one safetensors file, byte for byte what `safetensors::serialize` gives: names are unique,
+/// larger element types come first, then names in order. A tensor's bytes are asked for when they are written.
 pub fn write_tensors<V: View>(
     mut tensors: Vec<(String, V)>,
     metadata: Option<HashMap<String, String>>,

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Small, with every feature on.
-pub fn tiny() -> Config {
+pub(crate) fn tiny() -> Config {
     Config {
         vocab_size: 32,
         hidden_size: 12,
@@ -48,7 +48,7 @@ pub fn tiny() -> Config {
 }
 
 /// What is DeepSeek-V3's own of [`tiny`].
-pub fn deepseek(config: &mut Config) -> &mut DeepseekV3 {
+pub(crate) fn deepseek(config: &mut Config) -> &mut DeepseekV3 {
     match &mut config.family {
         Family::DeepseekV3(v3) => v3,
         other => panic!("{other:?} has no experts"),
@@ -56,7 +56,7 @@ pub fn deepseek(config: &mut Config) -> &mut DeepseekV3 {
 }
 
 /// One small model of every dense family, biases on.
-pub fn dense() -> [Config; 3] {
+pub(crate) fn dense() -> [Config; 3] {
     let heads = KeyValueHeads { num_key_value_heads: 2, head_dim: 4 };
     let families = [
         Family::Qwen2(heads),
@@ -67,7 +67,7 @@ pub fn dense() -> [Config; 3] {
 }
 
 /// Builds a layer, and compares its gradients in x `[N, width]` and in every parameter with central differences.
-pub fn check_gradients<L: Layer>(
+pub(crate) fn check_gradients<L: Layer>(
     lengths: &[usize],
     out: usize,
     layer: impl FnOnce(&mut Specs, &mut Config) -> L,
@@ -78,7 +78,7 @@ pub fn check_gradients<L: Layer>(
 
 /// The loss is Σ c·y for random c, plus the loss of `balance`. With steps of 1e-5 the truncation is about 1e-10 and
 /// the rounding 1e-16/1e-5; the tolerance leaves a factor of 1000 above both.
-pub fn check_gradients_with<L: Layer>(
+pub(crate) fn check_gradients_with<L: Layer>(
     lengths: &[usize],
     out: usize,
     layer: impl FnOnce(&mut Specs, &mut Config) -> L,

@@ -60,7 +60,8 @@ mod tests {
         ));
         assert_eq!((tied.parameters, tied.flops), (172, llama.flops));
 
-        // q 4·2·4, down 4·(2 + 2), norm 2, up 2·2·(2 + 2), o 4·4; router 4·4, four experts of 3·4·2 of which two are met
+        // q 4·2·4, down 4·(2 + 2), norm 2, up 2·2·(2 + 2), o 4·4; router 4·4, four experts of 3·4·2 of which
+        // two are met
         let v3 = work(&format!(
             r#"{{ "kv_lora_rank": 2, "qk_rope_head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2, "n_routed_experts": 4,
                 "num_experts_per_tok": 2, "moe_intermediate_size": 2, "first_k_dense_replace": 0, {sizes} }}"#

@@ -1,7 +1,8 @@
 //! FP8 checkpoints of transformers, our own, and what a linear layer computes in FP8.
 //!
-//! A small reference lies in `tests/parity/engine/fp8`; the full set is found through `SMELT_PARITY`, else beside the repository
-//! (`../shared/parity/engine`). Logits: 1e-4 absolute, thirty times what two honest f32 implementations differ by.
+//! A small reference lies in `tests/parity/engine/fp8`; the full set is found through `SMELT_PARITY`, else beside the
+//! repository (`../shared/parity/engine`). Logits: 1e-4 absolute, thirty times what two honest f32 implementations
+//! differ by.
 
 #[path = "../../../../tests/parity/say.rs"]
 mod say;
@@ -85,7 +86,8 @@ fn saved() -> (Model, Params, Vec<(String, Vec<u8>)>) {
     (model, params, files)
 }
 
-/// E4M3 has 3 bits of mantissa: half a step is 1/16 of the value, or of the smallest normal number 2⁻⁶ · amax / 448.
+/// E4M3 has 3 bits of mantissa: half a step is 1/16 of the value, or of the smallest normal number 2⁻⁶ · amax /
+/// 448.
 #[test]
 fn an_fp8_checkpoint_comes_back_within_its_rounding_and_then_to_the_bit() {
     let (model, params, files) = saved();
@@ -164,7 +166,7 @@ fn with(
         (name.as_str(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
     let bytes = safetensors::serialize(views, None).unwrap();
-    let error = load(&files[0].1, [("model.safetensors", bytes.as_slice())]).err().expect("it is refused");
+    let error = load(&files[0].1, [("model.safetensors", bytes.as_slice())]).expect_err("it is refused");
     format!("{error}\nhint: {}", error.hint().expect("there is something to do"))
 }
 

@@ -1,9 +1,9 @@
 //! Against transformers 5.23 and an independent PyTorch model: logits, losses, routes, every gradient, and generation.
 //!
-//! A case is a folder with `hf/` and `expected.safetensors`. Those of `tests/parity/engine` are always read, and every one in or below
-//! the folder that `SMELT_PARITY` names, else `../shared/parity/engine` beside the repository; where that is not there, these tests
-//! say so. Tolerances: logits 1e-4 absolute and gradients 1e-4 relative per tensor, thirty times what two honest f32 implementations
-//! differ by; loss 2e-5; routes exactly.
+//! A case is a folder with `hf/` and `expected.safetensors`. Those of `tests/parity/engine` are always read, and every
+//! one in or below the folder that `SMELT_PARITY` names, else `../shared/parity/engine` beside the repository; where
+//! that is not there, these tests say so. Tolerances: logits 1e-4 absolute and gradients 1e-4 relative per tensor,
+//! thirty times what two honest f32 implementations differ by; loss 2e-5; routes exactly.
 
 #[path = "../../../../tests/parity/say.rs"]
 mod say;
@@ -157,8 +157,8 @@ fn check_routes(case: &str, stats: &Stats, expected: &SafeTensors, name_of: impl
     stats.routes.len()
 }
 
-/// Logits from the caches, all rows at once, against the file's; and the greedy continuation a token at a time. Returns the largest
-/// difference, and by how much the expected token is not the best.
+/// Logits from the caches, all rows at once, against the file's; and the greedy continuation a token at a time. Returns
+/// the largest difference, and by how much the expected token is not the best.
 fn check_generation(case: &Case, cpu: &Cpu, ids: &[Vec<u32>], expected: &SafeTensors) -> (f32, f32) {
     let (model, params) = (&case.model, &case.params);
     let mut caches: Vec<_> = ids.iter().map(|_| model.new_cache()).collect();

@@ -1,8 +1,9 @@
-//! Chats as ids, and what of them is trained.
+//! Chats as token ids, and which of the tokens are trained.
 
 use crate::{ChatTemplate, Error, Message, Tokenizer};
 
 /// A tokenizer and a template: how one checkpoint speaks.
+#[derive(Debug)]
 pub struct Chat {
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
@@ -58,8 +59,8 @@ impl Chat {
         if mask.iter().any(|&is_trained| is_trained) { Ok(Trained { ids, mask }) } else { Err(Error::Nothing) }
     }
 
-    /// The token that ends an answer: the first special one that the template puts behind it, which need not be the one that ends a
-    /// document (`<|im_end|>` and `<|endoftext|>` in Qwen's).
+    /// The token that ends an answer: the first special one that the template puts behind it, which need not be the one
+    /// that ends a document (`<|im_end|>` and `<|endoftext|>` in Qwen's).
     pub fn stop(&self) -> Result<u32, Error> {
         let probe = self.trained(&[Message::new("user", "a"), Message::new("assistant", "b")]);
         let ids = probe.iter().flat_map(|trained| trained.ids.iter().zip(&trained.mask));

@@ -25,6 +25,7 @@ pub const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{{ 
 {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
+#[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,

@@ -16,6 +16,7 @@ pub const SPECIAL: [&str; 9] = [
     "<|fim_end|>",
 ];
 
+#[derive(Debug)]
 pub struct Tokenizer {
     /// Reads special tokens in text as such.
     template: tokenizers::Tokenizer,

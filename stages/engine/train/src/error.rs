@@ -10,7 +10,7 @@ pub enum Error {
     /// The step was not applied: parameters and optimizer are as before it.
     #[error("step {step}: {what} is {value}")]
     NotFinite { step: u64, what: &'static str, value: f64 },
-    /// The guard has nothing left to go back to.
+    /// The guard has no snapshot to return to.
     #[error("step {step}: the loss is {loss:.3}, a spike, the {skipped} steps in a row that the guard allows")]
     Spikes { step: u64, loss: f64, skipped: u64 },
     #[error("step {step} has nothing to learn: no row of its batches has a target")]

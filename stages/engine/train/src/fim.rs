@@ -1,5 +1,6 @@
-//! Fill-in-the-middle: some documents are learnt with their middle last, so that a model can complete between what comes before and after
-//! (Bavarian et al. 2022; prefix-suffix-middle at the level of documents, before packing, as in DeepSeek-V3, §4.1).
+//! Fill-in-the-middle: some documents are learnt with their middle last, so that a model can complete between what
+//! comes before and after (Bavarian et al. 2022; prefix-suffix-middle at the level of documents, before packing, as in
+//! DeepSeek-V3, §4.1).
 
 use smelt_kernels::random;
 
@@ -17,7 +18,8 @@ pub struct FillInMiddle {
 const STREAM: u64 = 0xf111;
 
 impl FillInMiddle {
-    /// Document number `document`, rearranged if it is one of the chosen. Two cuts, uniform over all places, make the three parts.
+    /// Document number `document`, rearranged if it is one of the chosen. Two cuts, uniform over all places, make the
+    /// three parts.
     pub fn apply(&self, document: u64, ids: &[u32]) -> Option<Vec<u32>> {
         if random::uniform(self.seed, STREAM, 3 * document) >= self.rate {
             return None;

@@ -1,7 +1,9 @@
-//! The guard against loss spikes: a step whose loss stands out is skipped, and when several do in a row the training goes back.
+//! The guard against loss spikes: a step whose loss stands out is skipped, and when several do in a row the training
+//! goes back.
 //!
-//! DeepSeek-V3 needed none (§1), which is no promise for others. Skipping batches around a spike and restarting from before it is PaLM's
-//! remedy (Chowdhery et al. 2022, §5.1). All of its state is part of the training state, so a resumed training decides the same.
+//! DeepSeek-V3's pretraining had no irrecoverable spike (§1); other trainings may. PaLM restarted from a checkpoint
+//! before the spike and skipped the batches around it (Chowdhery et al. 2022, §5.1). The guard's state is saved with
+//! the training, so a resumed training makes the same decisions.
 
 use crate::Optimizer;
 use schemars::JsonSchema;
@@ -12,11 +14,11 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SpikeGuard {
-    /// Losses that a step's loss is compared with, and updates between two copies to go back to.
+    /// Number of recent losses that a step's loss is compared with, and of updates between two snapshots.
     pub window: usize,
-    /// Standard deviations above their mean from which on a loss is a spike.
+    /// A loss this many standard deviations above their mean is a spike.
     pub z: f64,
-    /// Skipped steps in a row after which the training goes back to the copy before.
+    /// Skipped steps in a row after which the training returns to the last snapshot.
     pub patience: u64,
 }
 
@@ -32,12 +34,12 @@ pub(crate) struct Spikes {
     pub losses: VecDeque<f64>,
     /// Skipped steps since the last update.
     pub skipped: u64,
-    /// Where to go back to: parameters and optimizer.
+    /// The last snapshot: parameters and optimizer.
     pub kept: Option<(Params, Optimizer)>,
 }
 
 impl SpikeGuard {
-    /// A loss that is no number always is one; others need a full window to be judged by.
+    /// A NaN or infinite loss is always a spike; other losses are judged once the window is full.
     pub(crate) fn is_spike(&self, spikes: &Spikes, loss: f64) -> bool {
         if !loss.is_finite() {
             return true;

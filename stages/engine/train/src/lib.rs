@@ -1,7 +1,7 @@
 //! Training: data order, packing, schedules, optimizer, objectives, and the trainer that puts them together.
 //!
-//! Everything random is a function of (seed, step), so a checkpoint stores one integer; 20 steps are 10, a save, a load and 10 more,
-//! to the bit. No store and no files here: bytes and tokens in, bytes and figures out.
+//! Everything random is a function of (seed, step), so a checkpoint stores one integer: 20 steps give the same bits as
+//! 10 steps, a save, a load and 10 more. No store and no files here: bytes and tokens in, bytes and figures out.
 
 mod batch;
 mod error;

@@ -1,7 +1,7 @@
 //! What is minimised, as a function of token log-probabilities with a derivative in closed form.
 //!
-//! The head turns `dlogp` into gradients once for all of them. An objective holds the data of one micro-batch and a normaliser of the
-//! whole step, so the sum over micro-batches is the same however the step is cut.
+//! The head turns `dlogp` into gradients once for all of them. An objective holds the data of one micro-batch and a
+//! normaliser of the whole step, so the sum over micro-batches is the same however the step is cut.
 
 use crate::StepTotals;
 use smelt_kernels::math;
@@ -20,8 +20,8 @@ pub trait Objective {
     fn loss(&self, head: &HeadOutput, batch: &Batch, totals: &StepTotals) -> Loss;
 }
 
-/// Pretraining: mean negative log-likelihood, plus `mtp_weight` times the mean over the MTP modules of theirs (DeepSeek-V3, eq. 24 and
-/// 25).
+/// Pretraining: mean negative log-likelihood, plus `mtp_weight` times the mean over the MTP modules of theirs
+/// (DeepSeek-V3, eq. 24 and 25).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct NextToken {
     /// λ of the report.
@@ -74,8 +74,9 @@ impl Objective for Masked {
     }
 }
 
-/// Group-relative policy optimisation (Shao et al. 2024, eq. 3; DeepSeek-R1, eq. 1): the clipped ratio times the answer's advantage,
-/// minus `beta` times an estimate of the KL to the reference, `r − ln r − 1` with r = p_ref/p (never negative).
+/// Group-relative policy optimisation (Shao et al. 2024, eq. 3; DeepSeek-R1, eq. 1): the clipped ratio times the
+/// answer's advantage, minus `beta` times an estimate of the KL to the reference, `r − ln r − 1` with r = p_ref/p
+/// (never negative).
 ///
 /// All vectors run over the rows with a target, in order.
 #[derive(Clone, Debug, Default)]
@@ -110,7 +111,7 @@ impl Objective for Grpo {
             let ratio = math::exp(logp - self.old[i]);
             let bounded = ratio.clamp(1.0 - self.clip, 1.0 + self.clip);
             let is_free = ratio * a <= bounded * a;
-            // beyond e⁵ the estimate explodes and its gradient pulls nowhere useful: it goes on linearly
+            // beyond a ratio of e⁵ the estimate and its gradient explode, so it is continued linearly
             let log_r = self.reference[i] - logp;
             let r = math::exp(log_r.min(5.0));
             let (k3, dk3) =
@@ -156,7 +157,8 @@ mod tests {
             clip: 0.2,
             beta: 0.4,
         };
-        // inside the trust region, clipped above, clipped below, free on the pessimistic side, and far below the reference
+        // inside the trust region, clipped above, clipped below, free on the pessimistic side, and far below the
+        // reference
         let logp = [-1.1, -0.3, -0.2, -2.0, -9.0];
         let loss = grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default());
         assert_eq!(loss.gradient.dlogp.len(), 5);

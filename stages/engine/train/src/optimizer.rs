@@ -27,7 +27,7 @@ pub struct Hyper {
     pub clip: f64,
     #[serde(skip_serializing_if = "is_default")]
     pub moments: Moments,
-    /// Share of the exponential moving average of the weights that stays each step, 0.999 say; the average is what is written. 0 writes
+    /// Decay of an exponential moving average of the weights, such as 0.999; the average is what is written. 0 writes
     /// the last weights.
     #[serde(skip_serializing_if = "is_default")]
     pub average: f64,
@@ -47,7 +47,8 @@ impl Default for Hyper {
 }
 
 impl Hyper {
-    /// Memory of a training per parameter: the weight and its gradient in f32, two moments, and the average when one is kept.
+    /// Memory of a training per parameter: the weight and its gradient in f32, two moments, and the average when one is
+    /// kept.
     pub fn bytes_per_parameter(&self) -> f64 {
         let moments = match self.moments {
             Moments::F32 => 8.0,
@@ -58,13 +59,15 @@ impl Hyper {
 }
 
 /// First and second moment of one parameter.
+#[derive(Debug)]
 pub(crate) struct Moment {
     pub m: Tensor,
     pub v: Tensor,
 }
 
+#[derive(Debug)]
 pub struct Optimizer {
-    /// None for what gradients do not move: frozen parameters, and those with a rule of their own.
+    /// None for parameters that are frozen or follow a rule of their own.
     pub(crate) moments: Vec<Option<Moment>>,
     /// Moving average of the weights, when one is kept.
     pub(crate) average: Option<Params>,

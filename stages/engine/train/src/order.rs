@@ -1,13 +1,14 @@
 //! The data order: which sample stands at place i of step s.
 //!
-//! A pure function of (seed, s·B + i): every pass over the data is its own permutation, computed place by place in constant memory. A
-//! stateful iterator would read nicer and cost exact resume.
+//! A pure function of (seed, s·B + i): every pass over the data is its own permutation, computed place by place in
+//! constant memory. A stateful iterator would be easier to read, but could not resume exactly.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_kernels::random;
 
-/// Growth of the step at the start of a training: from `from` sequences, in equal parts, over `steps` steps (DeepSeek-V3, §4.2).
+/// Growth of the step at the start of a training: from `from` sequences, in equal parts, over `steps` steps
+/// (DeepSeek-V3, §4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ramp {
@@ -44,15 +45,15 @@ const BLOCK: u64 = 1 << 16;
 
 /// Which sample of which dataset stands at a place, for datasets with weights.
 ///
-/// Places come in blocks. In a block each dataset has its share of the places, scattered by a permutation of the block's own; the
-/// datasets' samples fill them in the order of their epochs. So shares hold exactly, an epoch of any dataset visits each of its samples
-/// once, and a place can be asked for alone.
+/// Places come in blocks. In a block each dataset has its share of the places, scattered by a permutation of the
+/// block's own; the datasets' samples fill them in the order of their epochs. So shares hold exactly, an epoch of any
+/// dataset visits each of its samples once, and a place can be asked for alone.
 #[derive(Clone, Debug)]
 pub struct Mixture {
     seed: u64,
     /// Samples per dataset.
     counts: Vec<u64>,
-    /// Places per block, ends of: the last is [`BLOCK`].
+    /// Where the places of each dataset end in a block; the last is [`BLOCK`].
     ends: Vec<u64>,
 }
 

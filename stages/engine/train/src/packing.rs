@@ -26,8 +26,8 @@ impl Corpus {
         self.tokens.len().div_ceil(context)
     }
 
-    /// The pieces of documents in window `i`. A piece that goes on in the next window ends with that window's first token, which is its
-    /// last target: every pair of neighbours within a document is in exactly one window.
+    /// The pieces of documents in window `i`. A piece that goes on in the next window ends with that window's first
+    /// token, which is its last target: every pair of neighbours within a document is in exactly one window.
     pub fn window(&self, i: usize, context: usize) -> Vec<&[u32]> {
         let (mut start, end) = (i * context, ((i + 1) * context).min(self.tokens.len()));
         let mut pieces = Vec::new();

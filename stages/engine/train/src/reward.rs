@@ -1,8 +1,8 @@
 //! The reward model's score, and what trains it (Bradley and Terry 1952).
 //!
-//! A score is the mean of the scalar head over the answer, plus a₀ times the mean and a₁ times the least of the answer's own
-//! log-probabilities. The last two do most of the work on problems with steps: one wrong digit is one improbable token, which a mean
-//! of hidden states does not show.
+//! A score is the mean of the scalar head over the answer, plus a₀ times the mean and a₁ times the least of the
+//! answer's own log-probabilities. The last two do most of the work on problems with steps: one wrong digit is one
+//! improbable token, which a mean of hidden states does not show.
 
 use crate::batch::{Example, micro_batches};
 use crate::objective::{Loss, Objective};
@@ -75,7 +75,8 @@ pub fn reward_scores(
     Ok(scores)
 }
 
-/// −log σ(score of the chosen − score of the rejected), mean over the pairs of the step. Examples 2i and 2i + 1 are chosen and rejected.
+/// −log σ(score of the chosen − score of the rejected), mean over the pairs of the step. Examples 2i and 2i + 1
+/// are chosen and rejected.
 #[derive(Clone, Debug)]
 pub struct BradleyTerry {
     pub scored: Scored,

@@ -20,8 +20,9 @@ pub struct Tail {
     pub share: f64,
 }
 
-/// Linear warm-up to `peak`, `constant` steps there, then `decay` steps down to `floor · peak`, then the tails one after the other; the
-/// last rate stays. DeepSeek-V3 (§4.2): cosine to a tenth, and tails of 0.1 and 0.033 of the peak.
+/// Linear warm-up to `peak`, `constant` steps there, then `decay` steps down to `floor · peak`, then the tails one
+/// after the other; the last rate stays. DeepSeek-V3 (§4.2): cosine to a tenth, and tails of 0.1 and 0.033 of the
+/// peak.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     pub peak: f64,
@@ -78,7 +79,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// The report's course (§4.2) in steps of 100 billion tokens: 10 T constant, cosine over 4.3 T, tails of 333 B and 167 B.
+    /// The report's course (§4.2) in steps of 100 billion tokens: 10 T constant, cosine over 4.3 T, tails of 333 B and
+    /// 167 B.
     #[test]
     fn two_tails_follow_the_decay() {
         let tails = vec![Tail { steps: 3, share: 0.1 }, Tail { steps: 2, share: 7.3e-6 / 2.2e-4 }];

@@ -1,10 +1,10 @@
-//! A training as bytes: parameters, moments and the step, and what average and guard hold, as safetensors. Nothing else is needed, because
-//! nothing else has a state.
+//! The state of a training as safetensors: parameters, moments, the step, the moving average and the guard's snapshot.
+//! Nothing else has a state.
 //!
-//! Tensors are those of a checkpoint, by their names there, behind what they are: `w.`, `m.`, `v.`, `average.`, and `kept.w.` … for the
-//! guard's copy. How the model packs them in memory shows nowhere, so a rank that holds other experts finds its own. A state may lie in
-//! several files, each with a *span* of every tensor: elements `start..end` of it, flat. So as many ranks as one likes can read what any
-//! number of others wrote.
+//! A tensor has its name in a checkpoint behind a prefix: `w.`, `m.`, `v.`, `average.`, and `kept.w.` … for the
+//! guard's snapshot. The file does not depend on how the model packs tensors in memory, so a rank that holds other
+//! experts finds its own. A state may consist of several files, each with a *span* of every tensor: its elements
+//! `start..end`, flat. Any number of ranks can read what any other number wrote.
 
 use crate::optimizer::Moment;
 use crate::{Error, Optimizer, Trainer};

@@ -1,7 +1,8 @@
 //! What is summed over a whole step: over all its micro-batches, and over all ranks.
 //!
-//! Objectives and balance losses divide by what is counted before the passes; the routers' biases and clipping go by what is summed
-//! after them. Both come from here alone, so with several ranks there is one place where sums are exchanged.
+//! Objectives and balance losses divide by what is counted before the passes; the routers' biases and clipping go by
+//! what is summed after them. Both come from here alone, so with several ranks there is one place where sums are
+//! exchanged.
 
 use smelt_model::{Batch, IGNORE, Stats};
 use std::collections::BTreeMap;

@@ -6,13 +6,14 @@ use smelt_kernels::Backend;
 use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Precision, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub hyper: Hyper,
     pub schedule: Schedule,
-    /// Its weight is that of the mean over the step.
+    /// The balance loss; its weight applies to the mean over the step.
     pub balance: Balance,
     /// Step of the routers' correction biases; 0 leaves them.
     pub bias_speed: f64,
@@ -45,7 +46,7 @@ pub struct Report {
     pub totals: StepTotals,
     /// The loss was a spike: nothing was updated.
     pub is_skipped: bool,
-    /// After this step the training went back to this many updates.
+    /// After this step the training returned to the snapshot of this many updates.
     pub went_back_to: Option<u64>,
 }
 
@@ -58,6 +59,13 @@ pub struct Trainer {
     grads: Option<Grads>,
     backend: Arc<dyn Backend>,
     settings: Settings,
+}
+
+impl fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { steps, settings, .. } = self;
+        f.debug_struct("Trainer").field("steps", steps).field("settings", settings).finish_non_exhaustive()
+    }
 }
 
 impl Trainer {
@@ -92,8 +100,8 @@ impl Trainer {
         self.steps
     }
 
-    /// Counts a step that has nothing to learn from, such as a rollout whose groups have no spread: the schedule goes on, and nothing is
-    /// updated.
+    /// Counts a step that has nothing to learn from, such as a rollout whose groups have no spread: the schedule goes
+    /// on, and nothing is updated.
     pub fn skip(&mut self) {
         self.steps += 1;
     }
@@ -177,14 +185,14 @@ impl Trainer {
         }
     }
 
-    /// Counts a skipped step; after `patience` of them goes back to the copy before, and tells to how many updates. An error when there is
-    /// none.
+    /// Counts a skipped step. After `patience` of them in a row, restores the last snapshot and returns its number of
+    /// updates; an error when there is no snapshot.
     fn skip_spike(&mut self, patience: u64, report: &Report) -> Result<Option<u64>, Error> {
         if self.spikes.skipped + 1 < patience {
             self.spikes.skipped += 1;
             return Ok(None);
         }
-        // the copy is used up: a training that spikes again before it has made a new one does not recover by itself
+        // a snapshot is used once: a training that spikes again before the next snapshot does not recover by itself
         let Some((params, optimizer)) = self.spikes.kept.take() else {
             return Err(if report.loss.is_finite() {
                 Error::Spikes { step: report.step, loss: report.loss, skipped: patience }

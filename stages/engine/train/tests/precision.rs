@@ -45,8 +45,8 @@ fn losses(precision: Precision, threads: usize) -> Vec<f64> {
 const FP8: Precision =
     Precision::Fp8(Fp8 { scaling: Scaling::Tile, gradients: GradientTiles::Tile, power_of_two: false });
 
-/// The mean over the last ten of thirty steps may differ by 3 %: an FP8 product of normal numbers errs by 3.6 %, most of which averages
-/// out; the report's own bound on a long training is 0.25 %.
+/// The mean over the last ten of thirty steps may differ by 3 %: an FP8 product of normal numbers errs by 3.6 %, most
+/// of which averages out; the report's own bound on a long training is 0.25 %.
 #[test]
 fn thirty_steps_in_lower_precision_are_near_those_in_f32() {
     let full = losses(Precision::Fp32, 2);

@@ -1,4 +1,5 @@
-//! The trainer's promises: resume, threads and the cut into micro-batches change nothing; the reference's 50 steps come out.
+//! The trainer's promises: resume, threads and the cut into micro-batches change nothing; the reference's 50 steps come
+//! out.
 
 #[path = "../../../../tests/parity/say.rs"]
 mod say;
@@ -153,8 +154,8 @@ fn the_cut_into_micro_batches_is_no_part_of_the_loss() {
     assert_eq!(a.totals, StepTotals { square_sum: a.totals.square_sum, ..b.totals });
 }
 
-/// The bits since attention goes back from exponentials. Another order of summation is a change of every model that was ever trained:
-/// whoever means that writes the new bits here, and raises the version of every stage that trains or samples.
+/// Another order of summation changes every trained model. Update these bits only together with the version of every
+/// stage that trains or samples.
 #[test]
 fn fp32_has_the_bits_of_its_version() {
     let mut trainer = trainer(2);
@@ -396,10 +397,10 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-/// Every training that the independent PyTorch trainer recorded, step by step. Honest f32 implementations differ by 2.7e-6 in a step's
-/// loss, and the test allows 2e-5. Weights are compared by the norm of each tensor, 1e-4: AdamW moves an element whose gradient is mere
-/// rounding by the whole learning rate, so single elements tell nothing (the reference on one thread and with PyTorch's own AdamW on two
-/// differ by 3.7e-5 in one).
+/// Every training that the independent PyTorch trainer recorded, step by step. Honest f32 implementations differ by
+/// 2.7e-6 in a step's loss, and the test allows 2e-5. Weights are compared by the norm of each tensor, 1e-4: AdamW
+/// moves an element whose gradient is mere rounding by the whole learning rate, so single elements tell nothing (the
+/// reference on one thread and with PyTorch's own AdamW on two differ by 3.7e-5 in one).
 #[test]
 fn trainings_are_as_in_the_reference() {
     cases().iter().for_each(|case| train_as_in(case));
