@@ -53,10 +53,14 @@ fn a_broken_input_asks_for_other_data() {
 #[test]
 fn a_save_without_a_state_is_a_bug() {
     let (folder, recipe) = without("base");
-    let mut first = command(folder.path(), &arguments("base"));
-    let killed: Said = first.env("SMELT_KILL_AT_WRITE", "smelt-pretrain:8").output().unwrap().into();
-    killed.fails(4);
-    let progress = found(&recipe, "progress.json");
+    // killed ever later, until there is a save
+    let progress = (4..20).find_map(|n| {
+        let mut first = command(folder.path(), &arguments("base"));
+        let killed: Said = first.env("SMELT_KILL_AT_WRITE", format!("smelt-pretrain:{n}")).output().unwrap().into();
+        killed.fails(4);
+        Some(found(&recipe, "progress.json")).filter(|path| path.is_file())
+    });
+    let progress = progress.expect("a training that is killed later and later leaves a save");
     let mut saved: serde_json::Value = serde_json::from_slice(&std::fs::read(&progress).unwrap()).unwrap();
     saved["files"].as_object_mut().unwrap().remove("state").expect("the save had a state");
     std::fs::write(&progress, saved.to_string()).unwrap();

@@ -2,12 +2,12 @@
 
     pip install -r tests/parity/requirements.txt
     python tests/parity/draw_cases.py /tmp/cases --count 20 --seed 1
-    SMELT_PARITY=/tmp/cases cargo test --release -p smelt-model -p smelt-train -- --nocapture as_in further_tokens
+    SMELT_PARITY=/tmp/cases cargo test --release -p smelt-model -p smelt-train -- --nocapture as_in mtp_modules
 
 Of every kind in turn: a DeepSeek-V3 (any of: no query compression, one head or three, no groups, two experts, no layer of experts,
-tied, YaRN, no interleaving, weights that are not normalised), a dense model of Qwen2, Qwen3 or Llama, a further token's module, and
+tied, YaRN, no interleaving, weights that are not normalised), a dense model of Qwen2, Qwen3 or Llama, an MTP module, and
 20 steps of training (plain or with that module; balance by sequence, by batch or none). Everything is f32 on the CPU with eager
-attention. The layers are transformers' own; the module for further tokens, the balance losses, the bias rule and the schedule are
+attention. The layers are transformers' own; the MTP module, the balance losses, the bias rule and the schedule are
 written here after the DeepSeek-V3 report (arXiv 2412.19437, §2.1.2, §2.2, §4.2).
 """
 import argparse, json, math, pathlib, random
@@ -197,7 +197,7 @@ def forward_case(folder, config, generator):
     save_file({k: v.contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
 
 
-class Further(torch.nn.Module):
+class Mtp(torch.nn.Module):
     """Predicts the token after the next (report §2.2), in the layout of the released checkpoint: [embedding; hidden]."""
 
     def __init__(self, config):
@@ -224,40 +224,40 @@ class Further(torch.nn.Module):
         return model.lm_head(self.shared_head.norm(x))
 
 
-def losses(model, further, tokens, routes):
-    """Next-token loss, further token's loss, and the logits of both."""
+def losses(model, mtp, tokens, routes):
+    """Next-token loss, MTP loss, and the logits of both."""
     out = model.model(tokens[:, :-1], use_cache=False)
     logits = model.lm_head(out.last_hidden_state)
     of = lambda logits, targets: cross_entropy(logits.flatten(0, 1), targets.flatten())
     main = of(logits, tokens[:, 1:])
-    if further is None:
+    if mtp is None:
         return main, torch.zeros(()), logits, None
-    more = further(model, out.last_hidden_state[:, :-1], tokens[:, 1:-1])
+    more = mtp(model, out.last_hidden_state[:, :-1], tokens[:, 1:-1])
     return main, of(more, tokens[:, 2:]), logits, more
 
 
-def with_further(config, generator, **how):
+def with_mtp(config, generator, **how):
     config.first_k_dense_replace = min(config.first_k_dense_replace, config.num_hidden_layers)
     model = build(config, generator, **how)
-    further = Further(model.config).float().eval()
-    fill(further, generator, how.get("std", 1.0), how.get("router", 1.0), how.get("bias", 0.05))
-    return model, further, f"model.layers.{config.num_hidden_layers}."
+    mtp = Mtp(model.config).float().eval()
+    fill(mtp, generator, how.get("std", 1.0), how.get("router", 1.0), how.get("bias", 0.05))
+    return model, mtp, f"model.layers.{config.num_hidden_layers}."
 
 
-def further_case(folder, config, generator):
-    model, further, prefix = with_further(config, generator)
-    extra = [(prefix, further)]
+def mtp_case(folder, config, generator):
+    model, mtp, prefix = with_mtp(config, generator)
+    extra = [(prefix, mtp)]
     for _ in range(500):
         tokens = draw_ids((2, 20), config.vocab_size, generator)
-        routes = Routes(config, gates(model) | {config.num_hidden_layers: further.mlp.gate})
-        model.zero_grad(set_to_none=True), further.zero_grad(set_to_none=True)
-        main, more, logits, further_logits = losses(model, further, tokens, routes)
+        routes = Routes(config, gates(model) | {config.num_hidden_layers: mtp.mlp.gate})
+        model.zero_grad(set_to_none=True), mtp.zero_grad(set_to_none=True)
+        main, more, logits, mtp_logits_found = losses(model, mtp, tokens, routes)
         routes.close()
         if routes.gap() > 1e-4:
             break
     (main + 0.3 * more).backward()
     expected = {
-        "tokens": tokens, "main_logits": logits, "embed_first.post_norm.mtp_logits": further_logits,
+        "tokens": tokens, "main_logits": logits, "embed_first.post_norm.mtp_logits": mtp_logits_found,
         "embed_first.post_norm.losses": torch.stack([main, more]), "router.mtp.topk_idx": routes.seen[config.num_hidden_layers]["ids"],
     }  # fmt: skip
     expected |= gradients(model, extra)
@@ -295,11 +295,11 @@ def training_case(folder, config, generator, draw):
     h["alpha"] = 0.0 if h["aux"] == "none" else draw.choice([1e-3, 1e-2])
     how = dict(std=0.5, router=3.0, bias=0.0)
     if h["mtp"]:
-        model, further, prefix = with_further(config, generator, **how)
+        model, mtp, prefix = with_mtp(config, generator, **how)
     else:
-        model, further, prefix = build(config, generator, **how), None, ""
-    extra = [(prefix, further)] if further else []
-    routers = gates(model) | ({config.num_hidden_layers: further.mlp.gate} if further else {})
+        model, mtp, prefix = build(config, generator, **how), None, ""
+    extra = [(prefix, mtp)] if mtp else []
+    routers = gates(model) | ({config.num_hidden_layers: mtp.mlp.gate} if mtp else {})
     write_config(folder / "init", config, num_nextn_predict_layers=h["mtp"])
     save_file(values(model, extra), folder / "init/model.safetensors", metadata={"format": "pt"})
     (folder / "hyper.json").write_text(json.dumps(h, indent=1))
@@ -308,13 +308,13 @@ def training_case(folder, config, generator, draw):
     tokens = (start + (stride + 1) * torch.arange(h["seq"] + 1)) % config.vocab_size
     save_file({"tokens": tokens.contiguous()}, folder / "batches.safetensors")
 
-    trained = list(model.parameters()) + (list(further.parameters()) if further else [])
+    trained = list(model.parameters()) + (list(mtp.parameters()) if mtp else [])
     groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": h["wd"]}, {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)
     series, tables, surest = {}, {}, 1.0
     for step in range(1, STEPS + 1):
         routes = Routes(config, routers)
-        main, more, _, _ = losses(model, further, tokens[step - 1], routes)
+        main, more, _, _ = losses(model, mtp, tokens[step - 1], routes)
         routes.close()
         surest = min(surest, routes.gap())
         none = torch.zeros(())
@@ -371,7 +371,7 @@ def main():
         forward_case(a.out / f"deepseek-{seed}", deepseek_config(draw), generator)
         family = ["qwen2", "qwen3", "llama"][i % 3]
         forward_case(a.out / f"{family}-{seed}", dense_config(draw, family), generator)
-        further_case(a.out / f"further-{seed}", deepseek_config(draw), generator)
+        mtp_case(a.out / f"mtp-{seed}", deepseek_config(draw), generator)
         sure_training(a.out / f"training-{seed}", draw, generator, seed)
         print(f"seed {seed}: 4 cases", flush=True)
 

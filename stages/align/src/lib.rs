@@ -11,7 +11,7 @@ mod step;
 use guard::Guard;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Asker, Form, Judge};
+use smelt_answer::{Asker, Prompting, Scorer};
 use smelt_checkpoint::{Loaded, Storage, write};
 use smelt_kernels::{Backend, Cpu};
 use smelt_loop::Course;
@@ -180,8 +180,8 @@ impl Stage for Align {
         }
         let held_out: Vec<Prompt> = inputs.validation.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
         let backend: Arc<dyn Backend> = Arc::new(Cpu::new(cx.threads()));
-        let judge = Judge::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
-        let form = Form::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };
+        let scorer = Scorer::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
+        let form = Prompting::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };
         let (model, text) = (loaded.model.clone(), &loaded.text);
         let mut asker = Asker::of(&model, text, backend.as_ref(), form, config.max_tokens, &[])?;
         asker.concurrency = config.prompts as usize * config.group;
@@ -195,7 +195,7 @@ impl Stage for Align {
             prompts: &prompts,
             held_out: &held_out,
             asker: &asker,
-            judge: &judge,
+            scorer: &scorer,
             reward: reward.as_ref(),
             reference: &reference,
             guard: Guard::default(),

@@ -3,41 +3,29 @@
 use crate::Config;
 use crate::guard::Guard;
 use serde_json::Value;
-use smelt_answer::{Answer, Asker, Judge, Question, logprobs};
+use smelt_answer::{Answer, Asker, Question, Scorer, logprobs};
 use smelt_checkpoint::{Loaded, fault};
 use smelt_kernels::{math, random};
 use smelt_loop::{Figures, Training};
 use smelt_model::{Batch, Params};
 use smelt_stage::Error;
 use smelt_stage::kinds::{Prompt, Sample};
-use smelt_train::{Example, Grpo, Objective, Trainer, masked_batch, micro_batches, sample};
-
-/// Below this a group's rewards count as equal.
-const SPREAD: f64 = 1e-3;
+use smelt_train::{Example, Grpo, Objective, Trainer, group_advantages, masked_batch, micro_batches, sample};
 
 pub(crate) struct Policy<'a> {
     pub config: &'a Config,
     pub prompts: &'a [Prompt],
     pub held_out: &'a [Prompt],
     pub asker: &'a Asker<'a>,
-    pub judge: &'a Judge,
+    pub scorer: &'a Scorer,
     pub reward: Option<&'a Loaded>,
     pub reference: &'a Params,
     pub guard: Guard,
     pub last: Option<Rollout>,
 }
 
-/// Answers of one step with what they earned.
-pub(crate) struct Rollout {
-    answers: Vec<Scored>,
-    group: usize,
-}
-
-struct Scored {
-    answer: Answer,
-    is_right: bool,
-    reward: f64,
-}
+/// Answers of one step, each with what it earned; groups stand one after the other.
+pub(crate) struct Rollout(Vec<Answer>);
 
 type Values = Vec<(&'static str, f64)>;
 
@@ -88,31 +76,28 @@ impl Policy<'_> {
             Question { prompt, sample, seed, temperature: config.temperature }
         };
         let questions: Vec<Question> = (0..config.prompts * group).map(question).collect();
-        let (answers, _) = self.asker.ask(trainer.params(), &questions, config.partial_credit)?;
-        let mut scored = Vec::with_capacity(answers.len());
-        for (answer, Question { prompt, .. }) in answers.into_iter().zip(&questions) {
-            let verdict = answer.judged(prompt)?;
-            let reward = verdict.reward(config.partial_credit);
-            scored.push(Scored { answer, is_right: verdict.is_right, reward });
+        let (mut answers, _) = self.asker.ask(trainer.params(), &questions, config.partial_credit)?;
+        for (answer, question) in answers.iter().zip(&questions) {
+            answer.judged(question.prompt)?;
         }
         if let Some(model) = self.reward {
-            let answers = scored.iter().zip(&questions);
-            let examples: Vec<Example> = answers
-                .map(|(scored, question)| self.judge.example(&question.prompt.messages, &scored.answer.ids))
+            let examples: Vec<Example> = (answers.iter().zip(&questions))
+                .map(|(answer, question)| self.scorer.example(&question.prompt.messages, &answer.ids))
                 .collect::<Result<_, _>>()?;
             let backend = trainer.backend().as_ref();
-            let scores = self.judge.scores(&model.model, &model.params, backend, &examples)?;
-            for (scored, score) in scored.iter_mut().zip(scores) {
-                scored.reward += config.reward_weight * math::sigmoid(score);
+            let scores = self.scorer.scores(&model.model, &model.params, backend, &examples)?;
+            for (answer, score) in answers.iter_mut().zip(scores) {
+                answer.reward = answer.reward.map(|rule| rule + config.reward_weight * math::sigmoid(score));
             }
         }
-        Ok(Rollout { answers: scored, group: config.group })
+        Ok(Rollout(answers))
     }
 
     /// One optimizer step on the groups with spread, or a step without an update when there is none; returns the
     /// metrics.
     fn update(&self, rollout: &Rollout, trainer: &mut Trainer) -> Result<Values, Error> {
-        let (config, advantages) = (self.config, rollout.advantages());
+        let config = self.config;
+        let advantages = group_advantages(&rollout.rewards(), config.group);
         let used: Vec<usize> = (0..advantages.len()).filter(|&i| advantages[i].is_some()).collect();
         let mut values = rollout.metrics();
         values.push(("used", used.len() as f64 / advantages.len() as f64));
@@ -120,7 +105,7 @@ impl Policy<'_> {
             trainer.skip();
             return Ok(values);
         }
-        let answers: Vec<&Answer> = used.iter().map(|&i| &rollout.answers[i].answer).collect();
+        let answers: Vec<&Answer> = used.iter().map(|&i| &rollout.0[i]).collect();
         let examples: Vec<Example> =
             answers.iter().map(|answer| Example::new(&answer.prompt_ids, &answer.ids)).collect();
         let sequences = examples.iter().zip(&answers);
@@ -136,7 +121,7 @@ impl Policy<'_> {
                 grpo.advantage.extend(std::iter::repeat_n(advantages[used[at]].unwrap_or(0.0), count));
                 grpo.old.extend(&answers[at].logp);
                 grpo.reference.extend(&reference[at]);
-                grpo.weight.extend(std::iter::repeat_n(1.0 / (count * rollout.answers.len()) as f64, count));
+                grpo.weight.extend(std::iter::repeat_n(1.0 / (count * rollout.0.len()) as f64, count));
             }
             parts.push((masked_batch(&examples[part]), grpo));
         }
@@ -157,66 +142,24 @@ impl Policy<'_> {
 }
 
 impl Rollout {
-    /// (reward − mean) / (standard deviation + 1e-4) within each group; None for groups without spread.
-    fn advantages(&self) -> Vec<Option<f64>> {
-        let groups = self.answers.chunks(self.group);
-        groups
-            .flat_map(|group| {
-                let n = group.len() as f64;
-                let mean = group.iter().map(|answer| answer.reward).sum::<f64>() / n;
-                let squares = group.iter().map(|answer| (answer.reward - mean) * (answer.reward - mean)).sum::<f64>();
-                let deviation = (squares / (n - 1.0)).sqrt();
-                group
-                    .iter()
-                    .map(move |answer| (deviation > SPREAD).then(|| (answer.reward - mean) / (deviation + 1e-4)))
-            })
-            .collect()
+    /// Every answer has a verdict, so it has a reward.
+    fn rewards(&self) -> Vec<f64> {
+        self.0.iter().map(|answer| answer.reward.unwrap_or(0.0)).collect()
     }
 
-    fn metrics(&self) -> Vec<(&'static str, f64)> {
-        let mean =
-            |value: &dyn Fn(&Scored) -> f64| self.answers.iter().map(value).sum::<f64>() / self.answers.len() as f64;
+    fn metrics(&self) -> Values {
+        let mean = |value: &dyn Fn(&Answer) -> f64| self.0.iter().map(value).sum::<f64>() / self.0.len() as f64;
         let flag = |is: bool| f64::from(u8::from(is));
         vec![
-            ("reward", mean(&|answer| answer.reward)),
-            ("right", mean(&|answer| flag(answer.is_right))),
-            ("tokens_per_answer", mean(&|scored| scored.answer.ids.len() as f64)),
-            ("truncated", mean(&|scored| flag(!scored.answer.is_whole))),
+            ("reward", mean(&|answer| answer.reward.unwrap_or(0.0))),
+            ("right", mean(&|answer| flag(answer.verdict.is_some_and(|verdict| verdict.is_right)))),
+            ("tokens_per_answer", mean(&|answer| answer.ids.len() as f64)),
+            ("truncated", mean(&|answer| flag(!answer.is_whole))),
         ]
     }
 
     /// Rewarded as the update saw them.
     pub(crate) fn samples(self) -> Vec<Sample> {
-        let sample = |Scored { answer, reward, .. }| Answer { reward: Some(reward), ..answer }.into_sample();
-        self.answers.into_iter().map(sample).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scored(reward: f64) -> Scored {
-        let answer = Answer {
-            prompt: "p".into(),
-            sample: 0,
-            prompt_ids: vec![0],
-            ids: vec![1],
-            logp: vec![-1.0],
-            text: String::new(),
-            is_whole: true,
-            verdict: None,
-            reward: None,
-        };
-        Scored { answer, is_right: false, reward }
-    }
-
-    #[test]
-    fn advantages_are_normalised_within_groups_and_flat_groups_are_left_out() {
-        let rollout = Rollout { answers: [1.0, 0.0, 0.5, 0.5].map(scored).into(), group: 2 };
-        let found = rollout.advantages();
-        assert!((found[0].unwrap() - 0.5 / (0.5f64.sqrt() + 1e-4)).abs() < 1e-12);
-        assert_eq!(found[1].unwrap(), -found[0].unwrap());
-        assert_eq!(found[2..], [None, None]);
+        self.0.into_iter().map(Answer::into_sample).collect()
     }
 }

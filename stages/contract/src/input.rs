@@ -134,11 +134,6 @@ impl<K: KindType> Artifact<K> {
         &self.manifest
     }
 
-    /// Rows of all files; 0 for kinds that have none.
-    pub fn row_count(&self) -> u64 {
-        self.record.rows().unwrap_or(0)
-    }
-
     pub fn bytes(&self) -> u64 {
         self.record.bytes()
     }

@@ -43,6 +43,13 @@ impl PartialEq for Extra {
 }
 
 impl Extra {
+    /// Row `row` of columns that a writer adds to those of its kind, such as a turn or an environment beside a sample.
+    /// All rows of a file share the columns of its first row that has any.
+    pub fn row(columns: &Arc<RecordBatch>, row: usize) -> Self {
+        assert!(row < columns.num_rows(), "extra: row {row} of {}", columns.num_rows());
+        Self(Some((columns.clone(), row)))
+    }
+
     fn of_batch(batch: &RecordBatch, known: &Schema) -> Option<Arc<RecordBatch>> {
         let others: Vec<usize> = (0..batch.num_columns())
             .filter(|&i| known.field_with_name(batch.schema().field(i).name()).is_err())
@@ -244,6 +251,33 @@ mod tests {
         let nulls = Arc::new(StringArray::from(vec![None::<&str>])) as ArrayRef;
         let batch = RecordBatch::try_from_iter([("id", ids), ("text", nulls)]).unwrap();
         assert_eq!(Documents::rows(&batch).unwrap_err(), "column `text` has 1 nulls, expected none");
+    }
+
+    /// What reinforcement needs to replay what a sampler did.
+    #[test]
+    fn a_writer_may_add_columns_to_samples() {
+        let turns = Arc::new(Int32Array::from(vec![0, 1])) as ArrayRef;
+        let columns = Arc::new(RecordBatch::try_from_iter([("turn", turns)]).unwrap());
+        let sample = |row| Sample {
+            prompt: "p".into(),
+            sample: 0,
+            completion: "7".into(),
+            ids: vec![7],
+            logp: vec![-0.5],
+            reward: Some(1.0),
+            finish: "stop".into(),
+            extra: Extra::row(&columns, row),
+        };
+        let rows = vec![sample(0), sample(1)];
+        let extras: Vec<&Extra> = rows.iter().map(|row| &row.extra).collect();
+        let fields = Extra::fields(extras.iter().copied());
+        let all: Vec<Field> =
+            Samples::schema().fields().iter().map(|f| f.as_ref().clone()).chain(fields.iter().cloned()).collect();
+        let mut written = Samples::columns(&rows);
+        written.extend(fields.iter().map(|field| Extra::column(&extras, field)));
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(all)), written).unwrap();
+        assert_eq!(Samples::rows(&batch).unwrap(), rows);
+        assert!(Samples::kind().schema().is_some_and(|s| s.field_with_name("turn").is_err()), "no reader needs it");
     }
 
     #[test]

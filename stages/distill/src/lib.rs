@@ -7,7 +7,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Answer, Asker, Form, Question, Verdict};
+use smelt_answer::{Answer, Asker, Prompting, Question, Verdict};
 use smelt_checkpoint::Loaded;
 use smelt_kernels::{Cpu, random};
 use smelt_stage::estimates::before_the_checkpoint;
@@ -75,7 +75,7 @@ const UNIT: usize = 32;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 3; // an answer also ends with the document's end, and one that was cut off is never rewarded as right
+    const VERSION: u32 = 3; // answers end at the end of a document too; a cut-off one is never right
     const ABOUT: &'static str = "Samples an expert and keeps the answers that a verifier accepts";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
@@ -107,11 +107,11 @@ impl Stage for Distill {
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
         let cpu = Cpu::new(1); // units run side by side
         let system = (!config.expert_system.is_empty()).then_some(config.expert_system.as_str());
-        let asker = Asker::new(&loaded, &cpu, Form::Chat { system }, config.max_tokens, &[])?;
-        let sampling = Sampling { config: &config, loaded: &loaded, asker: &asker, out: &out };
+        let asker = Asker::new(&loaded, &cpu, Prompting::Chat { system }, config.max_tokens, &[])?;
+        let expert = Expert { config: &config, loaded: &loaded, asker: &asker, out: &out };
         cx.units("sample", prompts.len().div_ceil(UNIT), |i, unit| {
             let rows = &prompts[i * UNIT..prompts.len().min((i + 1) * UNIT)];
-            sampling.unit(i * UNIT, rows, unit)
+            expert.unit(i * UNIT, rows, unit)
         })?;
         Ok(())
     }
@@ -120,14 +120,14 @@ impl Stage for Distill {
 /// What a wrong answer earns in `samples`: this times its share of leading right steps.
 const PARTIAL_CREDIT: f64 = 0.5;
 
-struct Sampling<'a> {
+struct Expert<'a> {
     config: &'a Config,
     loaded: &'a Loaded,
     asker: &'a Asker<'a>,
     out: &'a Outputs,
 }
 
-impl Sampling<'_> {
+impl Expert<'_> {
     /// Prompts `first..`: draws, judges, writes.
     fn unit(&self, first: usize, prompts: &[Prompt], unit: &mut Unit) -> Result<(), Error> {
         let config = self.config;

@@ -25,9 +25,9 @@ pub(crate) fn judge(
     backend: &dyn Backend,
 ) -> Result<Judged, Error> {
     let form = match form {
-        Form::Plain => smelt_answer::Form::Plain,
-        Form::Chat => smelt_answer::Form::Chat { system: None },
-        Form::System => smelt_answer::Form::Chat { system: Some(&config.system) },
+        Form::Plain => smelt_answer::Prompting::Plain,
+        Form::Chat => smelt_answer::Prompting::Chat { system: None },
+        Form::System => smelt_answer::Prompting::Chat { system: Some(&config.system) },
     };
     let mut asker = Asker::new(loaded, backend, form, config.max_tokens, &config.stop)?;
     if config.speculate {

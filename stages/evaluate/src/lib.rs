@@ -11,7 +11,7 @@ mod text;
 use answers::{Judged, judge};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::Judge;
+use smelt_answer::Scorer;
 use smelt_checkpoint::Loaded;
 use smelt_kernels::Cpu;
 use smelt_stage::estimates::before_the_checkpoint;
@@ -138,7 +138,8 @@ impl Stage for Evaluate {
         ];
         let unknown = [
             "the number of prompts and their lengths come with the input",
-            "as many models are in memory as there are threads; `text_tokens_per_model_at_most` 0 means all of the text",
+            "as many models are in memory as there are threads; `text_tokens_per_model_at_most` 0 means all of the \
+             text",
         ];
         before_the_checkpoint(4.0, 2.0, &details, &unknown)
     }
@@ -157,7 +158,10 @@ impl Stage for Evaluate {
             None => Vec::new(),
         };
         if inputs.tokens.is_some() && rows.is_empty() {
-            cx.warn("input `tokens` has no rows, so there are no bits per byte: if it is the `validation` of `tokenize`, raise its share");
+            cx.warn(
+                "input `tokens` has no rows, so there are no bits per byte: if it is the `validation` of \
+            `tokenize`, raise its share",
+            );
         }
         // one unit per model, each by one thread: models are measured side by side
         let cpu = Cpu::new(1);
@@ -227,8 +231,8 @@ struct Paired {
 
 /// Accuracy of a reward model on held-out pairs, over all and by fault.
 fn pairs(config: &Config, reward: &Loaded, rows: &[Preference], cpu: &Cpu, sheet: &mut Sheet) -> Result<(), Error> {
-    let judge = Judge::new(reward, &config.system, 8192)?;
-    let prefers = judge.prefers(&reward.model, &reward.params, cpu, &judge.pairs(rows)?)?;
+    let scorer = Scorer::new(reward, &config.system, 8192)?;
+    let prefers = scorer.prefers(&reward.model, &reward.params, cpu, &scorer.pairs(rows)?)?;
     let mut by_fault: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (row, is_right) in rows.iter().zip(prefers) {
         let right = f64::from(u8::from(is_right));

@@ -184,7 +184,8 @@ mod tests {
     fn fields_of_hugging_face_overrule_the_sizes() {
         let base = Architecture::default().config(512, 64).unwrap();
         assert_eq!(config(json!({})).unwrap(), base);
-        let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0 });
+        let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0,
+            "mscale_all_dim": 1.0 });
         let found =
             config(json!({ "rope_scaling": yarn, "norm_topk_prob": false, "rope_theta": 5e4, "hidden_size": 64 }))
                 .unwrap();
@@ -194,9 +195,8 @@ mod tests {
         assert_eq!(config(json!({ "rope_parameters": { "rope_theta": 7.0 } })).unwrap().rope_theta, 7.0);
 
         let found = config(json!({ "model_type": "qwen3", "num_key_value_heads": 2 })).unwrap();
-        assert!(
-            matches!(found.family, Family::Qwen3 { heads, .. } if heads.num_key_value_heads == 2 && heads.head_dim == 24)
-        );
+        assert!(matches!(found.family, Family::Qwen3 { heads, .. }
+                if heads.num_key_value_heads == 2 && heads.head_dim == 24));
         assert_eq!(found.eos_token_id, base.eos_token_id);
     }
 

@@ -239,8 +239,13 @@ impl Stage for Pretrain {
         }
         estimate.details.insert("tokens".into(), tokens);
         estimate.notes = vec![
-            format!("a vocabulary of {ASSUMED_VOCABULARY} is assumed: the real one comes with `tokenizer`; with `init` the model does too"),
-            "memory is `weights_gradients_moments_bytes`, the activations of `micro_batch_tokens` tokens, and the tokens of the input".into(),
+            format!(
+                "a vocabulary of {ASSUMED_VOCABULARY} is assumed: the real one comes with `tokenizer`; with \
+            `init` the model does too"
+            ),
+            "memory is `weights_gradients_moments_bytes`, the activations of `micro_batch_tokens` tokens, and the \
+             tokens of the input"
+                .into(),
         ];
         estimate
     }
@@ -456,12 +461,14 @@ mod tests {
     fn the_default_config_has_the_fields_of_the_first_version_and_no_other() {
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         let printed = serde_json::to_value(Config::default()).unwrap();
-        let first = "seed steps sequences context micro_batch_tokens lr warmup decay floor optimizer mtp_weight balance_loss bias_speed model";
+        let first = "seed steps sequences context micro_batch_tokens lr warmup decay floor optimizer mtp_weight \
+        balance_loss bias_speed model";
         assert_eq!(keys(&printed).join(" "), first);
         assert_eq!(keys(&printed["optimizer"]).join(" "), "beta1 beta2 eps weight_decay clip");
         assert_eq!(serde_json::from_value::<Config>(printed).unwrap(), Config::default());
 
-        let late = serde_json::json!({ "mtp_weight_late": 0.0, "mtp_switch": 0.0, "optimizer": { "moments": "bf16", "average": 0.5 } });
+        let late = serde_json::json!({ "mtp_weight_late": 0.0, "mtp_switch": 0.0,
+            "optimizer": { "moments": "bf16", "average": 0.5 } });
         let config: Config = serde_json::from_value(late).unwrap();
         let printed = serde_json::to_value(&config).unwrap();
         assert_eq!(

@@ -10,7 +10,7 @@ mod pairs;
 use pairs::Pairs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::Judge;
+use smelt_answer::Scorer;
 use smelt_checkpoint::{Loaded, Storage, fault, with_reward_head, write};
 use smelt_kernels::{Backend, Cpu, random};
 use smelt_loop::{Course, Figures, Training};
@@ -98,7 +98,7 @@ pub struct Reward;
 
 impl Stage for Reward {
     const NAME: &'static str = "reward";
-    const VERSION: u32 = 4; // the MTP modules, which are not trained, no longer decay
+    const VERSION: u32 = 4; // MTP modules no longer decay; sampled answers are whole, and end with a document too
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;
@@ -135,16 +135,16 @@ impl Stage for Reward {
         let sampler = inputs.sampler.as_ref().map(Loaded::open).transpose()?;
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
         let backend = Arc::new(Cpu::new(cx.threads()));
-        let judge = Judge::new(&loaded, &config.system, config.micro_batch_tokens)?;
+        let scorer = Scorer::new(&loaded, &config.system, config.micro_batch_tokens)?;
         let pairs = Pairs::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;
-        let (examples, held_out) = (judge.pairs(&pairs.train)?, judge.pairs(&pairs.validation)?);
+        let (examples, held_out) = (scorer.pairs(&pairs.train)?, scorer.pairs(&pairs.validation)?);
 
         let init = Init { seed: config.seed, embedding: 0.02, router: 0.02, weight: None };
         let (model, params) = with_reward_head(&loaded, &init)?;
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = model.mtp_parameters().collect();
         let settings = Settings { frozen, ..Settings::new(config.optimizer, schedule) };
-        let mut ranking = Ranking { config: &config, judge: &judge, examples: &examples, held_out: &held_out };
+        let mut ranking = Ranking { config: &config, scorer: &scorer, examples: &examples, held_out: &held_out };
         cx.result("accuracy_untrained", ranking.accuracy(&model, &params, backend.as_ref())?);
         let mut trainer = Trainer::new(model, params, backend.clone(), settings);
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
@@ -165,7 +165,7 @@ impl Stage for Reward {
 /// Examples 2i and 2i + 1 are a pair.
 struct Ranking<'a> {
     config: &'a Config,
-    judge: &'a Judge,
+    scorer: &'a Scorer,
     examples: &'a [Example],
     held_out: &'a [Example],
 }
@@ -173,7 +173,7 @@ struct Ranking<'a> {
 impl Ranking<'_> {
     /// Share of the held-out pairs whose chosen answer scores higher.
     fn accuracy(&self, model: &Model, params: &Params, backend: &dyn Backend) -> Result<f64, Error> {
-        let prefers = self.judge.prefers(model, params, backend, self.held_out)?;
+        let prefers = self.scorer.prefers(model, params, backend, self.held_out)?;
         Ok(prefers.iter().filter(|&&is_right| is_right).count() as f64 / prefers.len().max(1) as f64)
     }
 }

@@ -1,7 +1,7 @@
 //! Where pairs come from.
 
 use crate::Config;
-use smelt_answer::{Asker, Form, Question, can_be_spoilt, spoil};
+use smelt_answer::{Asker, Prompting, Question, can_be_spoilt, spoil};
 use smelt_checkpoint::Loaded;
 use smelt_kernels::{Backend, random};
 use smelt_stage::Error;
@@ -42,7 +42,7 @@ impl Pairs {
         let mut validation = spoilt(config.held_out, "held-out pairs")?;
         let mut train = spoilt(config.pairs, "pairs")?;
         if let Some(sampler) = sampler {
-            let mut asker = Asker::new(sampler, backend, Form::Chat { system: None }, config.max_tokens, &[])?;
+            let mut asker = Asker::new(sampler, backend, Prompting::Chat { system: None }, config.max_tokens, &[])?;
             asker.concurrency = 256;
             for pairs in [&mut validation, &mut train] {
                 let wanted = pairs.len() + config.sampled;
@@ -83,7 +83,9 @@ fn sampled(
     let (answers, _) = asker.ask(&sampler.params, &questions, 0.0)?;
     let mut pairs = Vec::new();
     for (row, answers) in rows.iter().zip(answers.chunks(DRAWS)) {
-        let judged = || answers.iter().filter_map(|answer| Some((answer, answer.verdict?)));
+        // an answer that was cut off is neither: what it would have become is not known
+        let whole = || answers.iter().filter(|answer| answer.is_whole);
+        let judged = || whole().filter_map(|answer| Some((answer, answer.verdict?)));
         let right = judged().find(|(_, verdict)| verdict.is_right_throughout);
         let wrong = judged().find(|(_, verdict)| !verdict.is_right);
         if let (Some((right, _)), Some((wrong, _))) = (right, wrong) {

@@ -111,9 +111,9 @@ impl Stage for Sft {
     fn estimate(config: &Config) -> Estimate {
         let (batch, at_once) = (config.batch as f64, config.micro_batch_tokens as f64);
         let details = [("conversations_per_step", batch), ("tokens_at_once", at_once), ("epochs", config.epochs)];
-        let unknown = [
-            "the conversations come with the input: there are `epochs` / `conversations_per_step` times as many steps as of them",
-        ];
+        let unknown =
+            ["the conversations come with the input: there are `epochs` / `conversations_per_step` times as many \
+             steps as of them"];
         before_the_checkpoint(config.optimizer.bytes_per_parameter(), 6.0, &details, &unknown)
     }
 
@@ -127,7 +127,11 @@ impl Stage for Sft {
             return Err(Error::data("not one conversation can be trained on").hint("the port `drops` would say why"));
         }
         let held_out = inputs.validation.iter().flat_map(Artifact::read_all);
-        let (held_out, _) = smelt_answer::examples(&text, held_out, limit)?;
+        let (held_out, left_out) = smelt_answer::examples(&text, held_out, limit)?;
+        if let Some(first) = left_out.first() {
+            let (count, all) = (left_out.len(), left_out.len() + held_out.len());
+            cx.warn(&format!("{count} of {all} validation conversations are left out, the first as {}", first.rule));
+        }
         let steps = ((config.epochs * examples.len() as f64 / config.batch as f64) as u64).max(1);
         let schedule = Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor);
         let frozen = loaded.model.mtp_parameters().collect();

@@ -38,7 +38,8 @@ fn words_agree_with_the_recorded_ones_as_often_as_promised() {
             set.name(),
             records.len()
         ));
-        let floor = if set.is_full { (0.79, 0.96) } else { (0.61, 0.97) }; // the small set is mostly hand-made edge cases
+        // the small set is mostly hand-made edge cases
+        let floor = if set.is_full { (0.79, 0.96) } else { (0.61, 0.97) };
         assert!(plain > floor.0 && simplified > floor.1);
     }
 }

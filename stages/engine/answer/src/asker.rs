@@ -12,7 +12,7 @@ use std::fmt;
 
 /// How a problem is put to a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form<'a> {
+pub enum Prompting<'a> {
     /// `problem;` as text that goes on to the end of its line: for models without a chat template.
     Plain,
     /// By the chat template, with this system prompt or none.
@@ -23,7 +23,7 @@ pub enum Form<'a> {
 pub struct Asker<'a> {
     model: &'a Model,
     backend: &'a dyn Backend,
-    form: Form<'a>,
+    form: Prompting<'a>,
     chat: Option<Chat>,
     tokenizer: Tokenizer,
     sampling: Sampling,
@@ -79,7 +79,7 @@ impl<'a> Asker<'a> {
     pub fn new(
         loaded: &'a Loaded,
         backend: &'a dyn Backend,
-        form: Form<'a>,
+        form: Prompting<'a>,
         max_tokens: usize,
         stop: &[String],
     ) -> Result<Self, Error> {
@@ -91,12 +91,12 @@ impl<'a> Asker<'a> {
         model: &'a Model,
         text: &TextFiles,
         backend: &'a dyn Backend,
-        form: Form<'a>,
+        form: Prompting<'a>,
         max_tokens: usize,
         stop: &[String],
     ) -> Result<Self, Error> {
         let tokenizer = text.tokenizer()?;
-        let chat = if form == Form::Plain { None } else { Some(text.chat()?) };
+        let chat = if form == Prompting::Plain { None } else { Some(text.chat()?) };
         let mut ends = vec![tokenizer.eos().map_err(fault)?];
         let mut stop_strings = stop.to_vec();
         match &chat {
@@ -108,7 +108,7 @@ impl<'a> Asker<'a> {
     }
 
     fn prompt_ids(&self, row: &Prompt) -> Result<Vec<u32>, Error> {
-        if let (Some(chat), Form::Chat { system }) = (&self.chat, self.form) {
+        if let (Some(chat), Prompting::Chat { system }) = (&self.chat, self.form) {
             return chat.prompt(&with_system(&row.messages, system)).map_err(fault);
         }
         let user = row.messages.iter().filter(|message| message.role == "user");

@@ -37,7 +37,7 @@ pub fn examples(
                     smelt_text::Error::Prefix { .. } | smelt_text::Error::Template { .. } => "template",
                     _ => return Err(fault(error)),
                 };
-                (rule, error.to_string().lines().next().unwrap_or_default().to_owned())
+                (rule, error.to_string())
             }
         };
         unusable.push(Unusable { id: row.id, rule, detail });

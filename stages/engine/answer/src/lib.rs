@@ -6,8 +6,8 @@
 //!
 //! - It ends with the checkpoint's own end: the token that ends a turn, or the one that ends a document.
 //! - It is judged without the white space at its end, and an answer that was cut off is never right.
-//! - `reward` is the rule's reward ([`Verdict::reward`]), plus what a reward model adds where a stage asks one; null where the problem
-//!   cannot be scored.
+//! - `reward` is the rule's reward ([`Verdict::reward`]), plus what a reward model adds where a stage asks one; null
+//!   where the problem cannot be scored.
 
 mod asker;
 mod conversations;
@@ -15,9 +15,9 @@ mod pairs;
 mod scores;
 mod verdict;
 
-pub use asker::{Answer, Asker, Form, Question};
+pub use asker::{Answer, Asker, Prompting, Question};
 pub use conversations::{Unusable, examples};
 pub use pairs::{can_be_spoilt, spoil};
-pub use scores::{Judge, logprobs};
+pub use scores::{Scorer, logprobs};
 pub use smelt_generate::Drafts;
 pub use verdict::Verdict;

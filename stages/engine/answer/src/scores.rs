@@ -23,14 +23,14 @@ pub fn logprobs(
 /// How answers are put to a reward model: by a chat template, under a system prompt of its own, whatever the policy was
 /// given.
 #[derive(Debug)]
-pub struct Judge {
+pub struct Scorer {
     chat: Chat,
     system: String,
     /// Tokens computed at once.
     limit: usize,
 }
 
-impl Judge {
+impl Scorer {
     /// `speaker`: the checkpoint whose template and tokenizer the answers are written with.
     pub fn new(speaker: &Loaded, system: &str, limit: usize) -> Result<Self, Error> {
         Ok(Self { chat: speaker.chat()?, system: system.into(), limit })

@@ -60,7 +60,8 @@ impl fmt::Display for Figures {
             Figures::Gemm { layout, shape: [m, n, k], threads, gflops, best_gflops } => {
                 write!(
                     f,
-                    "gemm {layout} {m:>6} × {n:>5} × {k:>5}  {threads} threads  {gflops:>7.1} GFLOP/s, best {best_gflops:.1}"
+                    "gemm {layout} {m:>6} × {n:>5} × {k:>5}  {threads} threads  {gflops:>7.1} GFLOP/s, best \
+                     {best_gflops:.1}"
                 )
             }
             Figures::Train {

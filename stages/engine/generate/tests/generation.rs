@@ -222,9 +222,12 @@ fn speculation_changes_no_bit() {
 /// it, and its projection passes the embedding alone.
 #[test]
 fn a_right_guess_saves_a_step() {
-    let text = r#"{ "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6, "moe_intermediate_size": 16, "num_attention_heads": 2, "n_routed_experts": 4, "kv_lora_rank": 12,
-        "qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 0,
+    let text = r#"{ "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6, "moe_intermediate_size": 16, "num_attention_heads": 2, "n_routed_experts": 4,
+        "kv_lora_rank": 12,
+        "qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 8, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 0,
         "num_nextn_predict_layers": 1 }"#;
     let (model, cpu) = (Model::new(Config::from_json(text.as_bytes()).unwrap()).unwrap(), Cpu::new(1));
     let mut params = model.init(&Init { seed: 5, embedding: 1.0, router: 0.3, weight: Some(0.3) });

@@ -32,6 +32,13 @@ impl Batch {
         }
     }
 
+    /// # Panics
+    /// When ids, targets and documents do not have the same number of rows.
+    pub(crate) fn expect_whole(&self) {
+        let (n, targets, rows) = (self.ids.len(), self.targets.len(), self.documents.rows());
+        assert!(targets == n && rows == n, "batch: {n} ids, {targets} targets, {rows} rows of documents");
+    }
+
     /// Rows that predict something.
     pub fn target_rows(&self) -> Vec<u32> {
         (0..self.targets.len() as u32).filter(|&row| self.targets[row as usize] != IGNORE).collect()

@@ -244,26 +244,26 @@ fn save_in_shards<'a>(model: &Model, params: &'a Params, dtype: DType, limit: us
 
 fn shards(tensors: BTreeMap<String, Deferred>, limit: usize) -> Vec<CheckpointFile> {
     let total: usize = tensors.values().map(View::data_len).sum();
-    let (mut groups, mut bytes_in_last) = (vec![Vec::new()], 0);
+    let (mut shards, mut bytes_in_last) = (vec![Vec::new()], 0);
     for (name, tensor) in tensors {
         let bytes = tensor.data_len();
         if bytes_in_last + bytes > limit && bytes_in_last > 0 {
-            groups.push(Vec::new());
+            shards.push(Vec::new());
             bytes_in_last = 0;
         }
         bytes_in_last += bytes;
-        groups.last_mut().expect("there is a first").push((name, tensor));
+        shards.last_mut().expect("there is a first").push((name, tensor));
     }
-    let count = groups.len();
+    let count = shards.len();
     let (mut files, mut map) = (Vec::new(), serde_json::Map::new());
-    for (i, group) in groups.into_iter().enumerate() {
+    for (i, shard) in shards.into_iter().enumerate() {
         let name = if count == 1 {
             "model.safetensors".into()
         } else {
             format!("model-{:05}-of-{count:05}.safetensors", i + 1)
         };
-        map.extend(group.iter().map(|(tensor, _)| (tensor.clone(), name.as_str().into())));
-        files.push(CheckpointFile { name, content: Content::Tensors(group) });
+        map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), name.as_str().into())));
+        files.push(CheckpointFile { name, content: Content::Tensors(shard) });
     }
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });

@@ -285,7 +285,8 @@ mod tests {
     fn a_published_config_is_read_with_its_familys_defaults() {
         let read = |text: &str| Config::from_json(text.as_bytes()).unwrap();
         let qwen = read(
-            r#"{ "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "hidden_act": "silu",
+            r#"{ "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+                "hidden_act": "silu",
             "eos_token_id": 151645, "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864,
             "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2", "num_attention_heads": 14,
             "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
@@ -295,7 +296,8 @@ mod tests {
         assert_eq!(qwen.family, Family::Qwen2(KeyValueHeads { num_key_value_heads: 2, head_dim: 64 }));
         assert!(qwen.rope_theta == 1e6 && qwen.tie_word_embeddings && qwen.rope_scaling.is_none());
         let llama = read(
-            r#"{ "attention_bias": false, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096,
+            r#"{ "attention_bias": false, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu",
+                "hidden_size": 4096,
             "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
             "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": null, "rms_norm_eps": 1e-05,
             "rope_scaling": { "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
@@ -348,7 +350,8 @@ mod tests {
                 "`rope_type` is `dynamic`\nhint: `default`, `yarn` and",
             ),
             (
-                json!({ "rope_scaling": { "rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4 } }),
+                json!({ "rope_scaling": { "rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
+                    "high_freq_factor": 4 } }),
                 "`low_freq_factor` is 4, `high_freq_factor` 4",
             ),
             (

@@ -157,12 +157,8 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        let (n, rope) = (batch.ids.len(), self.rope(batch.documents.longest()));
-        assert!(
-            batch.targets.len() == n && batch.documents.rows() == n,
-            "batch: {n} ids, {} targets",
-            batch.targets.len()
-        );
+        batch.expect_whole();
+        let rope = self.rope(batch.documents.longest());
         let cx = Cx { backend, params, documents: &batch.documents, rope: &rope, balance, precision, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));
         for chunk in &self.chunks {
@@ -178,17 +174,18 @@ impl Model {
 
     /// What [`forward`](Self::forward) tells, to the bit, without the MTP modules; nothing is kept for backward.
     pub fn score(&self, backend: &dyn Backend, params: &Params, batch: &Batch) -> HeadOutput {
+        batch.expect_whole();
         let (rope, stats) = (self.rope(batch.documents.longest()), RefCell::default());
         let (documents, balance, precision) = (&batch.documents, Balance::NONE, Precision::Fp32);
         let cx = Cx { backend, params, documents, rope: &rope, balance, precision, stats: &stats };
-        let mut x = None;
+        let (mut x, mut out) = (None, None);
         for chunk in &self.chunks {
             match chunk.score(&cx, batch, x.take()) {
                 Flow::Hidden(y) => x = Some(y),
-                Flow::Output(out) => return out,
+                Flow::Output(y) => out = Some(y),
             }
         }
-        unreachable!("the last chunk has the head")
+        out.expect("the last chunk has the head")
     }
 
     /// Adds the gradients of a pass to `grads`.
@@ -221,8 +218,9 @@ impl Model {
 
     /// Trains the correction biases without a loss (Wang et al. 2024), by the rows each expert got in a step, by layer:
     /// `bias += speed · sign(mean − load)`, after the optimizer's step.
-    pub fn balance(&self, params: &mut Params, loads: &BTreeMap<usize, Vec<u64>>, speed: f64) {
-        for experts in self.experts() {
+    /// Those in `frozen` stay.
+    pub fn balance(&self, params: &mut Params, loads: &BTreeMap<usize, Vec<u64>>, speed: f64, frozen: &[Param]) {
+        for experts in self.experts().filter(|experts| !frozen.contains(&experts.bias())) {
             let Some(loads) = loads.get(&experts.layer()) else { continue };
             let (total, count) = (loads.iter().sum::<u64>(), loads.len() as u64);
             let bias = params.get_mut(experts.bias()).write::<f32>();

@@ -229,6 +229,7 @@ impl Params {
     /// Packs the weights once for many small batches: for generation, while the values stay.
     pub fn prepare(&self, backend: &dyn Backend) {
         for (_, spec, value) in self.iter() {
+            // embeddings are looked up; an untied head starts as a weight, a tied one is not packed
             if matches!(spec.start, Start::Weight | Start::Router) {
                 backend.prepare(value);
             }

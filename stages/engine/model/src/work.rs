@@ -49,7 +49,8 @@ mod tests {
     /// Counted by hand.
     #[test]
     fn a_token_meets_its_own_experts_and_multiplies_the_head_once() {
-        let sizes = r#""vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6,
+        let sizes = r#""vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 6,
             "max_position_embeddings": 8, "rms_norm_eps": 1e-6"#;
         // q 4·4, k and v 4·2 each, o 4·4; three of 4·6; two norms and the last one of 4; embedding and head of 40
         let llama = work(&format!(r#"{{ "model_type": "llama", "num_key_value_heads": 1, {sizes} }}"#));
@@ -63,7 +64,8 @@ mod tests {
         // q 4·2·4, down 4·(2 + 2), norm 2, up 2·2·(2 + 2), o 4·4; router 4·4, four experts of 3·4·2 of which
         // two are met
         let v3 = work(&format!(
-            r#"{{ "kv_lora_rank": 2, "qk_rope_head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2, "n_routed_experts": 4,
+            r#"{{ "kv_lora_rank": 2, "qk_rope_head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2,
+                "n_routed_experts": 4,
                 "num_experts_per_tok": 2, "moe_intermediate_size": 2, "first_k_dense_replace": 0, {sizes} }}"#
         ));
         assert_eq!(v3.parameters, 32 + 16 + 2 + 16 + 16 + 16 + 4 * 24 + 12 + 80);

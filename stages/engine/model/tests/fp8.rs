@@ -64,7 +64,8 @@ fn fp8_checkpoints_of_transformers_give_its_logits() {
 fn config() -> Config {
     let text = r#"{ "model_type": "deepseek_v3", "vocab_size": 128, "hidden_size": 128, "intermediate_size": 256,
         "moe_intermediate_size": 96, "num_hidden_layers": 2, "num_nextn_predict_layers": 1, "num_attention_heads": 2,
-        "n_shared_experts": 4, "n_routed_experts": 4, "routed_scaling_factor": 1.0, "kv_lora_rank": 64, "q_lora_rank": 128,
+        "n_shared_experts": 4, "n_routed_experts": 4, "routed_scaling_factor": 1.0, "kv_lora_rank": 64,
+        "q_lora_rank": 128,
         "qk_rope_head_dim": 64, "v_head_dim": 64, "qk_nope_head_dim": 64, "n_group": 1, "topk_group": 1,
         "num_experts_per_tok": 2, "first_k_dense_replace": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-6 }"#;
     Config::from_json(text.as_bytes()).unwrap()

@@ -213,7 +213,8 @@ fn forward_and_backward(case: &Case, cpu: &Cpu) {
     let (count, gradients) = check_gradients(name, params, &grads, &expected);
     let (cached, lost) = check_generation(case, cpu, &ids, &expected);
     say(&format!(
-        "{name}: logits off by {logits:.1e}, cached {cached:.1e}, loss {loss:.1e}, {count} gradients {gradients:.1e} of their \
+        "{name}: logits off by {logits:.1e}, cached {cached:.1e}, loss {loss:.1e}, {count} gradients \
+         {gradients:.1e} of their \
          norm, {routes} layers' routes equal, greedy tokens {lost:.1e} below the best"
     ));
     assert!(logits < 1e-4 && cached < 1e-4 && loss < 2e-5, "{name}");
@@ -227,7 +228,7 @@ fn every_forward_case_is_as_in_transformers() {
 }
 
 #[test]
-fn further_tokens_are_predicted_as_by_the_reference() {
+fn mtp_modules_predict_as_the_reference() {
     let cpu = Cpu::new(2);
     for Case { name, model, params, expected } in cases_with("embed_first.post_norm.mtp_logits") {
         let (_, header) = SafeTensors::read_metadata(&expected).unwrap();
@@ -238,7 +239,7 @@ fn further_tokens_are_predicted_as_by_the_reference() {
         let (out, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &stats);
         let (losses, d) = mean_loss(&out, lambda);
         let wanted = floats(&expected, "embed_first.post_norm.losses");
-        let [main, further] = [0, 1].map(|i| (losses[i] - f64::from(wanted[i])).abs());
+        let [main, mtp] = [0, 1].map(|i| (losses[i] - f64::from(wanted[i])).abs());
         let logits = model.logits(&cpu, &params, saved.hidden());
         let logits = deviation(logits.read(), &floats(&expected, "main_logits"), &name);
         let more = model.logits(&cpu, &params, saved.mtp_hidden(1));
@@ -250,10 +251,11 @@ fn further_tokens_are_predicted_as_by_the_reference() {
         model.backward(&cpu, &params, &batch, saved, d, &mut grads);
         let (count, gradients) = check_gradients(&name, &params, &grads, &expected);
         say(&format!(
-            "{name}: logits off by {logits:.1e}, further {more:.1e}, losses {main:.1e} and {further:.1e}, {count} gradients \
+            "{name}: logits off by {logits:.1e}, mtp {more:.1e}, losses {main:.1e} and {mtp:.1e}, {count} \
+             gradients \
              {gradients:.1e} of their norm"
         ));
-        assert!(logits < 1e-4 && more < 1e-4 && main < 2e-5 && further < 2e-5, "{name}");
+        assert!(logits < 1e-4 && more < 1e-4 && main < 2e-5 && mtp < 2e-5, "{name}");
         assert!(cpu.square_sum(grads.get(params.handles().next().unwrap())) > 0.0, "{name}");
     }
 }

@@ -92,7 +92,8 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(id, token)| {
-                json!({ "id": id, "content": token, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+                json!({ "id": id, "content": token, "special": true, "single_word": false, "lstrip": false,
+                    "rstrip": false,
                     "normalized": false })
             })
             .collect();
@@ -137,7 +138,8 @@ mod tests {
 
     #[test]
     fn an_answer_ends_with_what_its_template_puts_behind_it() {
-        let template = "{% for m in messages %}{{ '<|user|>' + m.content + '<|pad|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|user|>' }}{% endif %}";
+        let template = "{% for m in messages %}{{ '<|user|>' + m.content + '<|pad|>\n' }}{% endfor %}{% if \
+        add_generation_prompt %}{{ '<|user|>' }}{% endif %}";
         let config = with_chat_template(br#"{"bos_token": null, "eos_token": "<|eos|>"}"#, template).unwrap();
         let chat = Chat::from_files(&tokenizer(), &config).unwrap();
         assert_eq!((chat.stop().unwrap(), chat.tokenizer.eos().unwrap()), (2, 1));

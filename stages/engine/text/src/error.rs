@@ -23,7 +23,8 @@ pub enum Error {
     #[error("nothing in the conversation is trained: it has no assistant's answer")]
     Nothing,
     #[error(
-        "the chat template does not build on its own prompts: what it makes of {messages} messages does not begin with the prompt before the last"
+        "the chat template does not build on its own prompts: what it makes of {messages} messages does not begin \
+         with the prompt before the last"
     )]
     Prefix { messages: usize },
 }

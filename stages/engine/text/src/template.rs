@@ -21,7 +21,8 @@ impl Message {
 }
 
 /// `<|bos|>[<|system|>Think step by step.]<|user|>3+4*2-1<|assistant|>...<|eos|>`
-pub const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}\
+pub const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + \
+message['content'] }}\
 {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
@@ -56,7 +57,8 @@ impl ChatTemplate {
     /// The text of a chat; with `add_generation_prompt` up to where the assistant would begin.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
         let context = context! {
-            messages => Serde(messages), add_generation_prompt, bos_token => self.bos.as_str(), eos_token => self.eos.as_str()
+            messages => Serde(messages), add_generation_prompt, bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str()
         };
         let template = self.environment.get_template("chat");
         template.and_then(|template| template.render(context)).map_err(|source| Error::Template { source })

@@ -18,11 +18,6 @@ impl Example {
         let mask = (0..prompt.len() + answer.len()).map(|i| i >= prompt.len()).collect();
         Self { ids: [prompt, answer].concat(), mask }
     }
-
-    /// Tokens with a target.
-    pub fn targets(&self) -> usize {
-        self.mask.iter().skip(1).filter(|&&is_trained| is_trained).count()
-    }
 }
 
 /// One document per example; its last token is no input, for it predicts nothing.

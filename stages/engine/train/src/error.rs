@@ -33,8 +33,8 @@ impl Fault for Error {
         let hint = match self {
             Self::Model(error) => return error.hint(),
             Self::NotFinite { .. } => {
-                "lower the learning rate or the clipping norm, and look at the batches of this step; the model is as it \
-                 was before it"
+                "lower the learning rate or the clipping norm, and look at the batches of this step; the model is \
+                 as it was before it"
             }
             Self::Spikes { .. } => {
                 "lower the learning rate, or look at the batches before this step; the model is as it was before it"

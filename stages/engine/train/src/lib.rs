@@ -23,7 +23,7 @@ pub use error::Error;
 pub use evaluate::mean_loss;
 pub use fim::FillInMiddle;
 pub use guard::SpikeGuard;
-pub use objective::{Grpo, Loss, Masked, NextToken, Objective};
+pub use objective::{Grpo, Loss, Masked, NextToken, Objective, group_advantages};
 pub use optimizer::{Hyper, Moments, Optimizer};
 pub use order::{Batches, Mixture, Ramp, sample};
 pub use packing::Corpus;

@@ -1,7 +1,7 @@
 //! What is minimised, as a function of token log-probabilities with a derivative in closed form.
 //!
-//! The head turns `dlogp` into gradients once for all of them. An objective holds the data of one micro-batch and a
-//! normaliser of the whole step, so the sum over micro-batches is the same however the step is cut.
+//! The head turns `dlogp` into gradients once for all of them. An objective holds the data of one micro-batch and is
+//! given the sums of the whole step, so the loss is the same however the step is cut into micro-batches.
 
 use crate::StepTotals;
 use smelt_kernels::math;
@@ -93,6 +93,23 @@ pub struct Grpo {
     pub beta: f64,
 }
 
+/// Below this a group's rewards count as equal.
+const SPREAD: f64 = 1e-3;
+
+/// The advantages of answers in groups of `group`, one after the other: (reward − mean) / (standard deviation + 1e-4)
+/// within each group (Shao et al. 2024, §4.1.2). None for the answers of a group without spread.
+pub fn group_advantages(rewards: &[f64], group: usize) -> Vec<Option<f64>> {
+    let of_group = |rewards: &[f64]| {
+        let n = rewards.len() as f64;
+        let mean = rewards.iter().sum::<f64>() / n;
+        let squares = rewards.iter().map(|reward| (reward - mean) * (reward - mean)).sum::<f64>();
+        let deviation = (squares / (n - 1.0)).sqrt();
+        let advantage = |reward| (deviation > SPREAD).then(|| (reward - mean) / (deviation + 1e-4));
+        rewards.iter().map(advantage).collect::<Vec<_>>()
+    };
+    rewards.chunks(group).flat_map(of_group).collect()
+}
+
 impl Objective for Grpo {
     fn loss(&self, head: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
         let n = head.logp.len();
@@ -144,6 +161,14 @@ mod tests {
             lse: vec![0.0; logp.len()],
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn advantages_are_normalised_within_groups_and_flat_groups_are_left_out() {
+        let found = group_advantages(&[1.0, 0.0, 0.5, 0.5], 2);
+        assert!((found[0].unwrap() - 0.5 / (0.5f64.sqrt() + 1e-4)).abs() < 1e-12);
+        assert_eq!(found[1].unwrap(), -found[0].unwrap());
+        assert_eq!(found[2..], [None, None]);
     }
 
     /// Central differences with steps of 1e-6: truncation 1e-12, rounding 1e-10.

@@ -149,7 +149,8 @@ mod tests {
     /// Gains and biases; a step without a gradient shows decay alone.
     #[test]
     fn tensors_of_one_dim_do_not_decay() {
-        let text = r#"{ "model_type": "qwen2", "vocab_size": 9, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+        let text = r#"{ "model_type": "qwen2", "vocab_size": 9, "hidden_size": 4, "intermediate_size": 4,
+            "num_hidden_layers": 1,
             "num_attention_heads": 2, "max_position_embeddings": 8, "rms_norm_eps": 1e-6 }"#;
         let model = Model::new(Config::from_json(text.as_bytes()).unwrap()).unwrap();
         let mut params = model.init(&Init { seed: 1, embedding: 1.0, router: 1.0, weight: None });

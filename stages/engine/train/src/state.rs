@@ -79,7 +79,7 @@ impl Trainer {
 
     /// The same from all parts of a state, in any order, however many there are.
     pub fn restore_parts(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
-        let files = parts.iter().map(|bytes| Part::read(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let files = parts.iter().map(|bytes| StateFile::read(bytes)).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = files.first() else { return Err(state("there is no file of it".into())) };
         let own = |numbers: &Value| {
             [&numbers["step"], &numbers["updates"], &numbers["skipped"], &numbers["kept"]].map(Value::clone)
@@ -108,7 +108,7 @@ impl Trainer {
     }
 
     /// Parameters and optimizer under `prefix`, shaped like this trainer's; `updates` is left at 0.
-    fn pull(&self, files: &[Part], prefix: &str) -> Result<(Params, Optimizer), Error> {
+    fn pull(&self, files: &[StateFile], prefix: &str) -> Result<(Params, Optimizer), Error> {
         let mut params = self.params.copy();
         let mut optimizer = Optimizer { updates: 0, ..self.optimizer.copy() };
         for (p, spec, like) in self.params.iter() {
@@ -126,12 +126,12 @@ impl Trainer {
 }
 
 /// One file of a state.
-struct Part<'a> {
+struct StateFile<'a> {
     file: SafeTensors<'a>,
     numbers: Value,
 }
 
-impl<'a> Part<'a> {
+impl<'a> StateFile<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self, Error> {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| state(error.to_string()))?;
         let numbers = header.metadata().as_ref().and_then(|metadata| metadata.get(NUMBERS));
@@ -177,7 +177,7 @@ fn list<'a>(prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<L
 }
 
 /// A tensor in memory from its parts, each from the spans of all files, which must cover it once.
-fn read(files: &[Part], kind: &str, spec: &Spec, like: &Tensor) -> Result<Tensor, Error> {
+fn read(files: &[StateFile], kind: &str, spec: &Spec, like: &Tensor) -> Result<Tensor, Error> {
     let dtype = if like.dtype() == DType::Bf16 { Dtype::BF16 } else { Dtype::F32 };
     let mut bytes = Vec::with_capacity(like.len() * dtype.bitsize() / 8);
     for part in &spec.parts {
@@ -195,14 +195,14 @@ fn read(files: &[Part], kind: &str, spec: &Spec, like: &Tensor) -> Result<Tensor
     })
 }
 
-fn read_part(files: &[Part], name: &str, dtype: Dtype, shape: &[usize], bytes: &mut Vec<u8>) -> Result<(), Error> {
+fn read_part(files: &[StateFile], name: &str, dtype: Dtype, shape: &[usize], bytes: &mut Vec<u8>) -> Result<(), Error> {
     let (mut spans, length) = (Vec::new(), shape.iter().product::<usize>());
-    for part in files {
-        let Ok(view) = part.file.tensor(name) else { continue };
+    for state_file in files {
+        let Ok(view) = state_file.file.tensor(name) else { continue };
         if view.dtype() != dtype {
             return Err(state(format!("`{name}` is {:?}, the optimizer keeps {dtype:?}", view.dtype())));
         }
-        let start = part.start(name);
+        let start = state_file.start(name);
         if start.is_none() && view.shape() != shape {
             return Err(state(format!("`{name}` has shape {:?}, the model {shape:?}", view.shape())));
         }
@@ -211,7 +211,7 @@ fn read_part(files: &[Part], name: &str, dtype: Dtype, shape: &[usize], bytes: &
     if spans.is_empty() {
         return Err(state(format!("`{name}` is missing")));
     }
-    spans.sort_by_key(|&(start, ..)| start);
+    spans.sort_by_key(|&(start, count, _)| (start, count)); // an empty span comes before one that begins where it does
     let mut covered = 0;
     for (start, count, view) in spans {
         if start != covered {

@@ -1,6 +1,7 @@
 //! What is summed over a whole step: over all its micro-batches, and over all ranks.
 //!
-//! Objectives and balance losses divide by what is counted before the passes; the routers' biases and clipping go by
+//! Losses over tokens and balance losses divide by what is counted before the passes (a loss over answers or pairs
+//! brings its own count of the step); the routers' biases and clipping go by
 //! what is summed after them. Both come from here alone, so with several ranks there is one place where sums are
 //! exchanged.
 

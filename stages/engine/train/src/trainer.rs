@@ -82,10 +82,6 @@ impl Trainer {
         &self.params
     }
 
-    pub fn into_params(self) -> Params {
-        self.params
-    }
-
     /// What a finished training hands on: the moving average if one is kept, else the weights themselves.
     pub fn result(&self) -> &Params {
         self.optimizer.average.as_ref().unwrap_or(&self.params)
@@ -171,10 +167,10 @@ impl Trainer {
     }
 
     fn update(&mut self, grads: &Grads, report: &Report, totals: &StepTotals) {
-        let (backend, Settings { hyper, bias_speed, guard, .. }) = (self.backend.as_ref(), &self.settings);
+        let (backend, Settings { hyper, bias_speed, guard, frozen, .. }) = (self.backend.as_ref(), &self.settings);
         self.optimizer.update(backend, hyper, report.lr, report.gradient_norm, &mut self.params, grads);
         if *bias_speed > 0.0 {
-            self.model.balance(&mut self.params, &totals.loads, *bias_speed);
+            self.model.balance(&mut self.params, &totals.loads, *bias_speed, frozen);
         }
         self.optimizer.follow(backend, hyper, &self.params);
         if let Some(guard) = guard {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 fn config() -> Config {
     let text = r#"{ "model_type": "deepseek_v3", "vocab_size": 50, "hidden_size": 144, "intermediate_size": 160,
         "moe_intermediate_size": 32, "num_hidden_layers": 2, "num_nextn_predict_layers": 1, "num_attention_heads": 2,
-        "n_shared_experts": 1, "n_routed_experts": 4, "routed_scaling_factor": 1.0, "kv_lora_rank": 24, "q_lora_rank": 32,
+        "n_shared_experts": 1, "n_routed_experts": 4, "routed_scaling_factor": 1.0, "kv_lora_rank": 24,
+        "q_lora_rank": 32,
         "qk_rope_head_dim": 8, "v_head_dim": 16, "qk_nope_head_dim": 16, "n_group": 1, "topk_group": 1,
         "num_experts_per_tok": 2, "first_k_dense_replace": 1, "max_position_embeddings": 128, "rms_norm_eps": 1e-6 }"#;
     Config::from_json(text.as_bytes()).unwrap()
