@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn a_writer_may_add_columns_to_samples() {
         let turns = Arc::new(Int32Array::from(vec![0, 1])) as ArrayRef;
-        let columns = Arc::new(RecordBatch::try_from_iter([("turn", turns)]).unwrap());
+        let columns = Arc::new(RecordBatch::try_from_iter_with_nullable([("turn", turns, true)]).unwrap());
         let sample = |row| Sample {
             prompt: "p".into(),
             sample: 0,
