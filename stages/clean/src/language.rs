@@ -87,16 +87,30 @@ mod tests {
         let code = |text| identify(text).unwrap().code;
         assert_eq!(code("The compiler checks every borrow before the program is allowed to run."), "en");
         assert_eq!(code("Der Übersetzer prüft jede Ausleihe, bevor das Programm laufen darf."), "de");
-        assert_eq!(code("Компилятор проверяет каждое заимствование до запуска программы."), "ru");
+        assert_eq!(
+            code(
+                "Компилятор проверяет каждое \
+             заимствование до запуска программы."
+            ),
+            "ru"
+        );
         assert_eq!(code("编译器在程序运行之前检查每一次借用。"), "zh");
-        assert_eq!(code("コンパイラはプログラムを実行する前に、すべての借用を検査します。"), "ja");
+        assert_eq!(
+            code(
+                "コンパイラはプログラムを実行する前に、\
+             すべての借用を検査します。"
+            ),
+            "ja"
+        );
         assert_eq!(code("컴파일러는 프로그램이 실행되기 전에 모든 대여를 검사한다."), "ko");
     }
 
     #[test]
     fn much_english_does_not_make_a_japanese_manual_english() {
-        let manual = "rsync の --delete オプションは、送信側に存在しないファイルを受信側から削除します。\
-                      例: rsync -av --delete source/ destination/ を実行する前に --dry-run で確認してください。";
+        let manual = "rsync の --delete オプションは、送信側に存在しない\
+                      ファイルを受信側から削除します。\
+                      例: rsync -av --delete source/ destination/ を実行する前に \
+                      --dry-run で確認してください。";
         assert_eq!(identify(manual).unwrap().code, "ja");
     }
 

@@ -1,7 +1,7 @@
 //! Where pairs come from.
 
 use crate::Config;
-use smelt_answer::{Asker, Prompting, Question, can_be_spoilt, spoil};
+use smelt_answer::{Answer, Asker, Prompting, Question, can_be_spoilt, spoil};
 use smelt_checkpoint::Loaded;
 use smelt_kernels::{Backend, random};
 use smelt_stage::Error;
@@ -81,23 +81,54 @@ fn sampled(
     let questions: Vec<Question> =
         rows.iter().enumerate().flat_map(|row| (0..DRAWS).map(move |draw| question(row, draw))).collect();
     let (answers, _) = asker.ask(&sampler.params, &questions, 0.0)?;
-    let mut pairs = Vec::new();
-    for (row, answers) in rows.iter().zip(answers.chunks(DRAWS)) {
-        // an answer that was cut off is neither: what it would have become is not known
-        let whole = || answers.iter().filter(|answer| answer.is_whole);
-        let judged = || whole().filter_map(|answer| Some((answer, answer.verdict?)));
-        let right = judged().find(|(_, verdict)| verdict.is_right_throughout);
-        let wrong = judged().find(|(_, verdict)| !verdict.is_right);
-        if let (Some((right, _)), Some((wrong, _))) = (right, wrong) {
-            pairs.push(Preference {
-                id: format!("{}/sampled", row.id),
-                messages: row.messages.clone(),
-                chosen: right.text.clone(),
-                rejected: wrong.text.clone(),
-                margin: None,
-                fault: Some("sampled".into()),
-            });
+    Ok(rows.iter().zip(answers.chunks(DRAWS)).filter_map(|(row, answers)| pair(row, answers)).collect())
+}
+
+/// An answer that was cut off is neither chosen nor rejected: what it would have become is not known.
+fn pair(row: &Prompt, answers: &[Answer]) -> Option<Preference> {
+    let whole = || answers.iter().filter(|answer| answer.is_whole);
+    let judged = || whole().filter_map(|answer| Some((answer, answer.verdict?)));
+    let (right, _) = judged().find(|(_, verdict)| verdict.is_right_throughout)?;
+    let (wrong, _) = judged().find(|(_, verdict)| !verdict.is_right)?;
+    Some(Preference {
+        id: format!("{}/sampled", row.id),
+        messages: row.messages.clone(),
+        chosen: right.text.clone(),
+        rejected: wrong.text.clone(),
+        margin: None,
+        fault: Some("sampled".into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smelt_answer::Verdict;
+
+    fn answer(text: &str, is_whole: bool, is_right: bool) -> Answer {
+        let verdict = Verdict { is_right, is_right_throughout: is_right, leading_steps: 0.0 };
+        Answer {
+            prompt: "p".into(),
+            sample: 0,
+            prompt_ids: vec![0],
+            ids: vec![1],
+            logp: vec![-1.0],
+            text: text.into(),
+            is_whole,
+            verdict: Some(verdict),
+            reward: None,
         }
     }
-    Ok(pairs)
+
+    #[test]
+    fn a_pair_is_the_first_right_and_the_first_wrong_of_the_whole_answers() {
+        let row = Prompt { id: "p".into(), messages: vec![], answer: "7".into(), verifier: String::new() };
+        let (cut, wrong) = (answer("cut", false, false), answer("wrong", true, false));
+        let (right, later) = (answer("right", true, true), answer("later", true, true));
+        assert_eq!(pair(&row, &[cut.clone(), right.clone()]), None, "an answer that was cut off is not rejected");
+        assert_eq!(pair(&row, &[right.clone(), later.clone()]), None);
+        let found = pair(&row, &[cut, wrong, right, later]).unwrap();
+        assert_eq!((found.chosen.as_str(), found.rejected.as_str()), ("right", "wrong"));
+        assert_eq!((found.id.as_str(), found.fault.as_deref()), ("p/sampled", Some("sampled")));
+    }
 }

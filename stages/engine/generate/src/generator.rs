@@ -152,7 +152,7 @@ impl<'a> Generator<'a> {
             completions.extend(batcher.step());
         }
         let completion = |ticket| completions.remove(ticket).expect("every request ends");
-        Ok((tickets.iter().map(completion).collect(), batcher.drafts))
+        Ok((tickets.iter().map(completion).collect(), batcher.drafts()))
     }
 }
 

@@ -1,9 +1,8 @@
 //! What is summed over a whole step: over all its micro-batches, and over all ranks.
 //!
 //! Losses over tokens and balance losses divide by what is counted before the passes (a loss over answers or pairs
-//! brings its own count of the step); the routers' biases and clipping go by
-//! what is summed after them. Both come from here alone, so with several ranks there is one place where sums are
-//! exchanged.
+//! brings its own count of the step); the routers' biases and clipping use what is summed after them. With several
+//! ranks, this is what they exchange.
 
 use smelt_model::{Batch, IGNORE, Stats};
 use std::collections::BTreeMap;
