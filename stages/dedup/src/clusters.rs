@@ -1,43 +1,54 @@
-//! Clusters of equal and nearly equal documents, and which document of each stays.
+//! Which documents go because an earlier one is equal or nearly equal, and which document that is.
 //!
-//! Documents have numbers in input order. Whatever the order in which pairs are found, a cluster's leader is its first
-//! document: a union always puts the later root under the earlier one. So the result depends on the documents alone.
+//! Documents have numbers in input order, and the first of a group stays. By default a document goes only if it is
+//! similar to one that stays. Groups can also be transitive, as FineWeb's are: then a chain of small steps joins
+//! documents that are nothing alike.
 
-use crate::minhash::similarity;
+use std::collections::{BTreeSet, HashMap};
 
-/// What is known of a document: the digest of its folded text, and its signature if it has one.
+use crate::minhash::{jaccard, similarity};
+
+/// What is known of a document.
 ///
 /// Of each hash the low 32 bits are kept: two different hashes look equal once in 4 billion, and memory halves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sketch {
+    /// Of the text with white space folded.
     digest: [u8; 32],
+    /// Of the simplified text, numbers folded and as they are: equal and different where numbers alone differ.
+    simple: [u64; 2],
     signature: Option<Box<[u32]>>,
 }
 
 impl Sketch {
-    pub fn new(digest: [u8; 32], signature: Option<&[u64]>) -> Self {
-        Sketch { digest, signature: signature.map(|s| s.iter().map(|&hash| hash as u32).collect()) }
+    pub fn new(digest: [u8; 32], simple: [u64; 2], signature: Option<&[u64]>) -> Self {
+        Sketch { digest, simple, signature: signature.map(|s| s.iter().map(|&hash| hash as u32).collect()) }
     }
 
-    /// As text: 64 hex digits of the digest, then 8 of each hash.
+    /// As text: 64 hex digits of the digest, 32 of the simplified forms, then 8 of each hash.
     pub fn to_hex(&self) -> String {
         let digest = self.digest.iter().map(|byte| format!("{byte:02x}"));
-        digest.chain(self.signature.iter().flatten().map(|hash| format!("{hash:08x}"))).collect()
+        let simple = self.simple.iter().map(|hash| format!("{hash:016x}"));
+        let hashes = self.signature.iter().flatten().map(|hash| format!("{hash:08x}"));
+        digest.chain(simple).chain(hashes).collect()
     }
 
     /// Reads what [`Sketch::to_hex`] wrote.
     pub fn from_hex(hex: &str) -> Option<Self> {
-        let (digest, signature) = hex.split_at_checked(64)?;
+        let (digest, rest) = hex.split_at_checked(64)?;
+        let (simple, signature) = rest.split_at_checked(32)?;
         let mut bytes = [0; 32];
         for (i, byte) in bytes.iter_mut().enumerate() {
             *byte = u8::from_str_radix(digest.get(2 * i..2 * i + 2)?, 16).ok()?;
         }
+        let form = |range| u64::from_str_radix(simple.get(range)?, 16).ok();
+        let simple = [form(0..16)?, form(16..32)?];
         if signature.len() % 8 != 0 {
             return None;
         }
         let hash = |i: usize| u32::from_str_radix(signature.get(8 * i..8 * i + 8)?, 16).ok();
         let hashes: Option<Box<[u32]>> = (0..signature.len() / 8).map(hash).collect();
-        Some(Sketch { digest: bytes, signature: hashes.filter(|hashes| !hashes.is_empty()) })
+        Some(Sketch { digest: bytes, simple, signature: hashes.filter(|hashes| !hashes.is_empty()) })
     }
 }
 
@@ -51,6 +62,12 @@ impl Sketches {
     pub fn push(&mut self, sketch: Sketch) {
         self.all.push(sketch);
     }
+
+    /// Whether two documents differ in their numbers and in nothing else but case, marks and accents.
+    pub fn differ_in_numbers(&self, a: usize, b: usize) -> bool {
+        let ([a, a_numbers], [b, b_numbers]) = (self.all[a].simple, self.all[b].simple);
+        a == b && a_numbers != b_numbers
+    }
 }
 
 /// How pairs are found.
@@ -60,75 +77,146 @@ pub struct Joining {
     pub exact: bool,
     /// Bands of a signature; documents that agree in one whole band are candidates.
     pub bands: usize,
-    /// Estimated similarity from which candidates are joined.
+    /// Similarity from which candidates are joined.
     pub jaccard: f64,
+    /// Whether what is similar to a document that goes, goes with it.
+    pub transitive: bool,
 }
 
 /// Why a document is dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Duplicate {
-    /// The document of the cluster that stays.
+    /// The document that stays.
     pub leader: usize,
-    /// Whether an earlier document has the same normalised text.
+    /// Whether the two texts are equal when white space is folded.
     pub exact: bool,
-    /// Estimated Jaccard similarity to the leader.
+    /// Jaccard similarity to the leader: from their shingles where these are known, else estimated.
     pub similarity: f64,
 }
 
-/// For every document `None` if it stays, else why it is dropped.
-pub fn duplicates(sketches: &Sketches, joining: Joining) -> Vec<Option<Duplicate>> {
-    let sketches = &sketches.all;
-    let n = sketches.len();
-    let mut clusters = Clusters::new(n);
-    let mut is_repeat = vec![false; n];
-    if joining.exact {
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_unstable_by_key(|&i| (sketches[i].digest, i));
-        for run in order.chunk_by(|&a, &b| sketches[a].digest == sketches[b].digest) {
-            for &i in &run[1..] {
-                is_repeat[i] = true;
-                clusters.join(run[0], i);
-            }
-        }
-    }
-    join_candidates(sketches, joining, &mut clusters);
-    let outcome = |i: usize, leader: usize| Duplicate {
-        leader,
-        exact: is_repeat[i],
-        similarity: match (&sketches[leader].signature, &sketches[i].signature) {
-            _ if sketches[leader].digest == sketches[i].digest => 1.0,
-            (Some(a), Some(b)) => similarity(a, b),
-            _ => 0.0,
-        },
-    };
-    (0..n).map(|i| Some(clusters.root(i)).filter(|&leader| leader != i).map(|leader| outcome(i, leader))).collect()
+/// The hashes of the shingles of some documents, sorted, by the document's number.
+pub type ShingleSets = HashMap<usize, Vec<u64>>;
+
+/// The documents that agree with another one in a whole band: the only ones whose shingles matter.
+pub fn candidates(sketches: &Sketches, bands: usize) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    each_run(&sketches.all, bands, |_, run| found.extend(run));
+    found
 }
 
-/// Joins documents that agree in a whole band and whose signatures agree enough (locality-sensitive hashing).
-fn join_candidates(sketches: &[Sketch], joining: Joining, clusters: &mut Clusters) {
+/// For every document `None` if it stays, else why it is dropped.
+pub fn duplicates(sketches: &Sketches, shingles: &ShingleSets, joining: Joining) -> Vec<Option<Duplicate>> {
+    let pairs = Pairs { sketches: &sketches.all, shingles };
+    match joining.transitive {
+        true => transitive(&pairs, joining),
+        false => similar_to_a_leader(&pairs, joining),
+    }
+}
+
+/// What can be asked of two documents.
+struct Pairs<'a> {
+    sketches: &'a [Sketch],
+    shingles: &'a ShingleSets,
+}
+
+impl Pairs<'_> {
+    fn similarity(&self, a: usize, b: usize) -> f64 {
+        if self.sketches[a].digest == self.sketches[b].digest {
+            return 1.0;
+        }
+        if let (Some(a), Some(b)) = (self.shingles.get(&a), self.shingles.get(&b)) {
+            return jaccard(a, b);
+        }
+        match (&self.sketches[a].signature, &self.sketches[b].signature) {
+            (Some(a), Some(b)) => similarity(a, b),
+            _ => 0.0,
+        }
+    }
+
+    fn duplicate(&self, i: usize, leader: usize) -> Duplicate {
+        let exact = self.sketches[leader].digest == self.sketches[i].digest;
+        Duplicate { leader, exact, similarity: self.similarity(leader, i) }
+    }
+}
+
+/// Calls `take` with each band and the documents, in order, of each run of equal ones in it that has more than one.
+fn each_run(sketches: &[Sketch], bands: usize, mut take: impl FnMut(usize, &[usize])) {
     let signed: Vec<(usize, &[u32])> =
         sketches.iter().enumerate().filter_map(|(i, s)| Some((i, s.signature.as_deref()?))).collect();
     let Some(&(_, first)) = signed.first() else { return };
-    let width = first.len() / joining.bands;
-    for band in 0..joining.bands {
+    let width = first.len() / bands;
+    for band in 0..bands {
         let of = |at: usize| &signed[at].1[band * width..(band + 1) * width];
         let mut order: Vec<usize> = (0..signed.len()).collect();
         order.sort_unstable_by(|&a, &b| of(a).cmp(of(b)).then(a.cmp(&b)));
         for run in order.chunk_by(|&a, &b| of(a) == of(b)).filter(|run| run.len() > 1) {
-            // Documents of the run that are near none of the earlier ones; usually one.
-            let mut fronts: Vec<(usize, &[u32])> = Vec::new();
-            for &at in run {
-                let (i, signature) = signed[at];
-                let mut near = |front: usize, other: &[u32]| {
-                    clusters.root(front) == clusters.root(i) || similarity(other, signature) >= joining.jaccard
-                };
-                match fronts.iter().find(|&&(front, other)| near(front, other)) {
-                    Some(&(front, _)) => clusters.join(front, i),
-                    None => fronts.push((i, signature)),
-                }
-            }
+            let documents: Vec<usize> = run.iter().map(|&at| signed[at].0).collect();
+            take(band, &documents);
         }
     }
+}
+
+/// A document goes if an earlier one that stays has the same digest, or agrees in a band and is similar enough.
+fn similar_to_a_leader(pairs: &Pairs<'_>, joining: Joining) -> Vec<Option<Duplicate>> {
+    let n = pairs.sketches.len();
+    // Of each document the runs that it is in, over all bands.
+    let mut runs_of: Vec<Vec<u32>> = vec![Vec::new(); n];
+    let mut runs = 0u32;
+    each_run(pairs.sketches, joining.bands, |_, run| {
+        run.iter().for_each(|&i| runs_of[i].push(runs));
+        runs += 1;
+    });
+    // Of each run the documents that stay.
+    let mut leaders: Vec<Vec<usize>> = vec![Vec::new(); runs as usize];
+    let mut by_digest: HashMap<&[u8; 32], usize> = HashMap::new();
+    let mut outcome: Vec<Option<Duplicate>> = vec![None; n];
+    for i in 0..n {
+        let equal = by_digest.get(&pairs.sketches[i].digest).copied();
+        // An equal text that went had its reason, which is this one's as well.
+        let mut leader = equal.map(|first| outcome[first].map_or(first, |gone: Duplicate| gone.leader));
+        if leader.is_none() {
+            let near: BTreeSet<usize> =
+                runs_of[i].iter().flat_map(|&run| leaders[run as usize].iter().copied()).collect();
+            leader = near.into_iter().find(|&other| pairs.similarity(other, i) >= joining.jaccard);
+        }
+        match leader {
+            Some(leader) => outcome[i] = Some(pairs.duplicate(i, leader)),
+            None => runs_of[i].iter().for_each(|&run| leaders[run as usize].push(i)),
+        }
+        if joining.exact {
+            by_digest.entry(&pairs.sketches[i].digest).or_insert(i);
+        }
+    }
+    outcome
+}
+
+/// Whole groups go but for their first documents. The result does not depend on the order in which pairs are found: a
+/// union always puts the later root under the earlier one.
+fn transitive(pairs: &Pairs<'_>, joining: Joining) -> Vec<Option<Duplicate>> {
+    let n = pairs.sketches.len();
+    let mut clusters = Clusters::new(n);
+    if joining.exact {
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_unstable_by_key(|&i| (pairs.sketches[i].digest, i));
+        for run in order.chunk_by(|&a, &b| pairs.sketches[a].digest == pairs.sketches[b].digest) {
+            run[1..].iter().for_each(|&i| clusters.join(run[0], i));
+        }
+    }
+    each_run(pairs.sketches, joining.bands, |_, run| {
+        // Documents of the run that are near none of the earlier ones; usually one.
+        let mut fronts: Vec<usize> = Vec::new();
+        for &i in run {
+            let mut near = |&front: &usize| {
+                clusters.root(front) == clusters.root(i) || pairs.similarity(front, i) >= joining.jaccard
+            };
+            match fronts.iter().copied().find(|front| near(front)) {
+                Some(front) => clusters.join(front, i),
+                None => fronts.push(i),
+            }
+        }
+    });
+    let leaders: Vec<usize> = (0..n).map(|i| clusters.root(i)).collect();
+    leaders.into_iter().enumerate().map(|(i, leader)| (leader != i).then(|| pairs.duplicate(i, leader))).collect()
 }
 
 /// Union-find in which a cluster's root is its smallest number.
@@ -159,30 +247,55 @@ impl Clusters {
 mod tests {
     use super::*;
 
-    const JOINING: Joining = Joining { exact: true, bands: 2, jaccard: 0.0 };
+    const JOINING: Joining = Joining { exact: true, bands: 2, jaccard: 0.0, transitive: true };
 
     fn sketches(documents: &[(u8, Option<[u64; 4]>)]) -> Sketches {
         let mut sketches = Sketches::default();
         for &(digest, signature) in documents {
-            sketches.push(Sketch::new([digest; 32], signature.as_ref().map(|s| &s[..])));
+            sketches.push(Sketch::new([digest; 32], [0, 0], signature.as_ref().map(|s| &s[..])));
         }
         sketches
     }
 
     fn leaders(sketches: &Sketches, joining: Joining) -> Vec<Option<usize>> {
-        duplicates(sketches, joining).into_iter().map(|d| d.map(|d| d.leader)).collect()
+        duplicates(sketches, &ShingleSets::new(), joining).into_iter().map(|d| d.map(|d| d.leader)).collect()
     }
 
     #[test]
     fn a_sketch_is_read_as_it_is_written() {
-        let with = Sketch::new([7; 32], Some(&[1, u64::MAX, 0x1_2345_6789]));
-        let without = Sketch::new([0xab; 32], None);
+        let with = Sketch::new([7; 32], [1, u64::MAX], Some(&[1, u64::MAX, 0x1_2345_6789]));
+        let without = Sketch::new([0xab; 32], [0, 7], None);
         for sketch in [with, without] {
             assert_eq!(Sketch::from_hex(&sketch.to_hex()), Some(sketch));
         }
-        for broken in ["", "ab", &"0".repeat(65), &"x".repeat(64), &format!("{}é", "0".repeat(63))] {
+        for broken in ["", "ab", &"0".repeat(97), &"x".repeat(96), &format!("{}é", "0".repeat(95))] {
             assert_eq!(Sketch::from_hex(broken), None, "{broken:?}");
         }
+    }
+
+    #[test]
+    fn a_document_goes_only_for_one_that_stays_unless_groups_are_transitive() {
+        // 1 is like 0, 2 like 1, and 2 is nothing like 0.
+        let found = sketches(&[(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (2, Some([7, 7, 5, 5]))]);
+        let joining = Joining { transitive: false, ..JOINING };
+        assert_eq!(leaders(&found, joining), [None, Some(0), None]);
+        assert_eq!(leaders(&found, JOINING), [None, Some(0), Some(0)]);
+        assert_eq!(candidates(&found, 2), BTreeSet::from([0, 1, 2]));
+        // Known shingles decide, not the estimate.
+        let shingles = ShingleSets::from([(0, vec![1, 2, 3]), (1, vec![2, 3, 4])]);
+        let strict = Joining { jaccard: 0.51, ..joining };
+        assert_eq!(duplicates(&found, &shingles, strict)[1], None);
+        let half = duplicates(&found, &shingles, Joining { jaccard: 0.5, ..joining })[1].unwrap();
+        assert_eq!(half.similarity, 0.5);
+    }
+
+    #[test]
+    fn a_copy_of_what_went_goes_with_it() {
+        let found = sketches(&[(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (1, Some([1, 1, 5, 5]))]);
+        let joining = Joining { transitive: false, ..JOINING };
+        let all = duplicates(&found, &ShingleSets::new(), joining);
+        assert_eq!(all[2], all[1]);
+        assert_eq!(all[2].map(|d| (d.leader, d.exact, d.similarity)), Some((0, false, 0.5)));
     }
 
     #[test]
@@ -195,7 +308,7 @@ mod tests {
             (3, Some([7, 7, 3, 3])),
         ]);
         assert_eq!(leaders(&found, JOINING), [None, None, Some(1), Some(1)]);
-        let last = duplicates(&found, JOINING)[3].unwrap();
+        let last = duplicates(&found, &ShingleSets::new(), JOINING)[3].unwrap();
         assert_eq!(last, Duplicate { leader: 1, exact: false, similarity: 0.0 });
     }
 
@@ -209,7 +322,7 @@ mod tests {
     #[test]
     fn equal_texts_are_duplicates_even_without_a_signature() {
         let found = sketches(&[(5, None), (6, None), (5, None)]);
-        let all = duplicates(&found, JOINING);
+        let all = duplicates(&found, &ShingleSets::new(), JOINING);
         assert_eq!(all[2], Some(Duplicate { leader: 0, exact: true, similarity: 1.0 }));
         assert_eq!(leaders(&found, Joining { exact: false, ..JOINING }), [None, None, None]);
     }

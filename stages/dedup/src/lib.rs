@@ -1,9 +1,11 @@
-//! `dedup`: keeps one document of every cluster of equal or nearly equal documents.
+//! `dedup`: keeps one document of several equal or nearly equal ones.
 //!
 //! Reads `documents`, writes `documents`. Two documents are equal when their texts are after white space is folded, and
-//! nearly equal when the Jaccard similarity of their word 5-grams, estimated with MinHash (Broder 1997), is high: at
-//! least one band of their signatures agrees, and the estimate reaches `jaccard`. Of each cluster the first document in
-//! input order stays; a row in `drops` names it and the similarity.
+//! nearly equal when the Jaccard similarity of their word 5-grams is high: at least one band of their MinHash
+//! signatures (Broder 1997) agrees, and the similarity reaches `jaccard`. In scripts without blanks characters stand
+//! for words.
+//! A document goes if an earlier one that stays is equal or nearly equal; a row in `drops` names that one and the
+//! similarity. It is the similarity of the shingles themselves where `jaccard` asks for one, else MinHash's estimate.
 
 pub mod clusters;
 pub mod exact;
@@ -15,8 +17,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
+use smelt_words::{is_digit, simplify, simplify_keeping_numbers};
+use xxhash_rust::xxh64::xxh64;
 
-use crate::clusters::{Joining, Sketch, Sketches, duplicates};
+use crate::clusters::{Joining, ShingleSets, Sketch, Sketches, candidates, duplicates};
 use crate::minhash::MinHash;
 
 /// Defaults follow FineWeb (Penedo et al. 2024): 14 bands of 8 hashes over 5-grams of words.
@@ -27,9 +31,19 @@ pub struct Config {
     pub exact: bool,
     /// Drop documents whose text is nearly equal to an earlier one's.
     pub near: bool,
-    /// Estimated similarity from which candidates count as nearly equal, in [0, 1]. 0 takes every candidate, as FineWeb
-    /// does.
+    /// Similarity from which candidates count as nearly equal, in [0, 1]. 0 takes every candidate, as FineWeb does.
     pub jaccard: f64,
+    /// Whether what is nearly equal to a document that goes, goes with it, as FineWeb has it. A long chain of small
+    /// changes then leaves one document, which the last ones are nothing like.
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    pub transitive: bool,
+    /// Whether documents that differ in their numbers are different. FineWeb folds all numbers into one.
+    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    pub keep_numbers: bool,
+    /// Whether characters stand for words in scripts without blanks (Han, Kana, Thai, Lao, Khmer, Burmese). FineWeb's
+    /// words are what lies between blanks and marks.
+    #[serde(skip_serializing_if = "Clone::clone")]
+    pub by_script: bool,
     /// Words in a shingle, at least 1; shorter documents have no near-duplicates.
     pub words: usize,
     /// Bands of a signature, at least 1: more find less similar pairs.
@@ -43,7 +57,18 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { exact: true, near: true, jaccard: 0.0, words: 5, bands: 14, hashes: 8, hash_seed: 1 }
+        Config {
+            exact: true,
+            near: true,
+            jaccard: 0.0,
+            transitive: false,
+            keep_numbers: false,
+            by_script: true,
+            words: 5,
+            bands: 14,
+            hashes: 8,
+            hash_seed: 1,
+        }
     }
 }
 
@@ -59,7 +84,7 @@ pub struct Dedup;
 
 impl Stage for Dedup {
     const NAME: &'static str = "dedup";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // a document goes only for one that stays; characters stand for words without blanks
     const ABOUT: &'static str = "Keeps one document of every group of equal or nearly equal ones";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
@@ -92,14 +117,16 @@ impl Stage for Dedup {
         let inputs = &inputs.documents;
         let files: Vec<(usize, usize)> =
             inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f))).collect();
-        let minhash = MinHash::new(config.words, config.bands * config.hashes, config.hash_seed);
+        let mut minhash = MinHash::new(config.words, config.bands * config.hashes, config.hash_seed);
+        (minhash.keep_numbers, minhash.by_script) = (config.keep_numbers, config.by_script);
         let sketched = cx.units("sketches", files.len(), |i, unit| {
             let (artifact, file) = files[i];
             let mut found: Vec<(String, String)> = Vec::new();
             for document in inputs[artifact].read(file)? {
                 let document = document?;
                 let signature = if config.near { minhash.signature(&document.text) } else { None };
-                let sketch = Sketch::new(exact::digest(&document.text), signature.as_deref());
+                let simple = if config.near { simple_forms(&document.text) } else { [0, 0] };
+                let sketch = Sketch::new(exact::digest(&document.text), simple, signature.as_deref());
                 found.push((document.id, sketch.to_hex()));
             }
             unit.set_detail(serde_json::to_value(found).map_err(|e| Error::bug(format!("writing sketches: {e}")))?);
@@ -118,8 +145,24 @@ impl Stage for Dedup {
                 ids.push(id);
             }
         }
-        let outcome =
-            duplicates(&sketches, Joining { exact: config.exact, bands: config.bands, jaccard: config.jaccard });
+        let mut shingles = ShingleSets::new();
+        if config.jaccard > 0.0 {
+            let wanted = candidates(&sketches, config.bands);
+            for (&(artifact, file), &start) in files.iter().zip(&starts) {
+                if wanted.range(start..).next().is_none() {
+                    break;
+                }
+                for (i, document) in inputs[artifact].read(file)?.enumerate() {
+                    let text = document?.text;
+                    if wanted.contains(&(start + i)) {
+                        shingles.insert(start + i, minhash.shingles(&text));
+                    }
+                }
+            }
+        }
+        let Config { exact, bands, jaccard, transitive, .. } = config;
+        let outcome = duplicates(&sketches, &shingles, Joining { exact, bands, jaccard, transitive });
+        drop(shingles);
 
         cx.units("filter", files.len(), |i, unit| {
             let (artifact, file) = files[i];
@@ -137,6 +180,25 @@ impl Stage for Dedup {
             }
             Ok(())
         })?;
+        let near =
+            || outcome.iter().enumerate().filter_map(|(i, found)| found.filter(|d| !d.exact).map(|d| (i, d.leader)));
+        let by_numbers = near().filter(|&(i, leader)| sketches.differ_in_numbers(i, leader)).count();
+        let all = near().count();
+        if 2 * by_numbers > all {
+            cx.warn(&format!(
+                "{by_numbers} of {all} near-duplicates differ from the document that stays in their numbers alone: \
+                 `keep_numbers: true` keeps such documents"
+            ));
+        }
         Ok(())
+    }
+}
+
+/// Hashes of the simplified text, with numbers folded and with numbers as they are.
+fn simple_forms(text: &str) -> [u64; 2] {
+    let folded = xxh64(simplify(text).as_bytes(), 0);
+    match text.chars().any(is_digit) {
+        true => [folded, xxh64(simplify_keeping_numbers(text).as_bytes(), 0)],
+        false => [folded; 2],
     }
 }

@@ -5,7 +5,7 @@
 //! `((aᵢ·x + bᵢ) mod 2⁶⁴) mod (2⁶¹ − 1)`. It wraps at 2⁶⁴ first; the textbook form gives other
 //! signatures.
 
-use smelt_words::{shingles, simplify, words};
+use smelt_words::{parts, shingles, simplify, simplify_keeping_numbers, words};
 use xxhash_rust::xxh64::xxh64;
 
 const PRIME: u64 = (1 << 61) - 1;
@@ -15,22 +15,36 @@ const PRIME: u64 = (1 << 61) - 1;
 pub struct MinHash {
     coefficients: Vec<(u64, u64)>,
     words: usize,
+    /// Whether two numbers are different words; in the published signatures they are all one.
+    pub keep_numbers: bool,
+    /// Whether characters stand for words in scripts without blanks; in the published signatures such text between two
+    /// marks is one word.
+    pub by_script: bool,
 }
 
 impl MinHash {
-    /// `hashes` functions drawn from `seed` in the order numpy's legacy generator draws them: all `a`, then all `b`.
+    /// As published: `hashes` functions drawn from `seed` in the order numpy's legacy generator draws them, all `a`,
+    /// then all `b`; numbers folded, words between blanks.
     pub fn new(words: usize, hashes: usize, seed: u32) -> Self {
         let mut twister = Twister::new(seed);
         let a: Vec<u64> = (0..hashes).map(|_| 1 + twister.at_most(PRIME - 2)).collect();
         let b = (0..hashes).map(|_| twister.at_most(PRIME - 1));
-        MinHash { coefficients: a.into_iter().zip(b).collect(), words }
+        MinHash { coefficients: a.into_iter().zip(b).collect(), words, keep_numbers: false, by_script: false }
     }
 
     /// The signature of a text: per hash function the smallest hash of any shingle. `None` for a text of fewer words
     /// than a shingle has, which therefore never is a near-duplicate.
     pub fn signature(&self, text: &str) -> Option<Vec<u64>> {
-        let simple = simplify(text);
-        let words: Vec<&str> = words(&simple).collect();
+        self.of_hashes(&self.shingles(text))
+    }
+
+    /// The hashes of a text's shingles, sorted, each once.
+    pub fn shingles(&self, text: &str) -> Vec<u64> {
+        let simple = if self.keep_numbers { simplify_keeping_numbers(text) } else { simplify(text) };
+        let words: Vec<&str> = match self.by_script {
+            true => words(&simple).flat_map(parts).collect(),
+            false => words(&simple).collect(),
+        };
         let mut hashes = Vec::with_capacity(words.len());
         let mut runs = shingles(&words, self.words);
         while let Some(shingle) = runs.next() {
@@ -39,7 +53,7 @@ impl MinHash {
         // A repeated shingle cannot lower a minimum.
         hashes.sort_unstable();
         hashes.dedup();
-        self.of_hashes(&hashes)
+        hashes
     }
 
     fn of_hashes(&self, shingles: &[u64]) -> Option<Vec<u64>> {
@@ -58,6 +72,18 @@ impl MinHash {
 pub fn similarity<T: PartialEq>(a: &[T], b: &[T]) -> f64 {
     assert_eq!(a.len(), b.len(), "similarity: signatures of different lengths");
     a.iter().zip(b).filter(|(x, y)| x == y).count() as f64 / a.len() as f64
+}
+
+/// The Jaccard similarity of two sorted sets.
+pub fn jaccard(a: &[u64], b: &[u64]) -> f64 {
+    let (mut i, mut j, mut common) = (0, 0, 0usize);
+    while i < a.len() && j < b.len() {
+        common += usize::from(a[i] == b[j]);
+        let (x, y) = (a[i], b[j]);
+        i += usize::from(x <= y);
+        j += usize::from(y <= x);
+    }
+    common as f64 / (a.len() + b.len() - common).max(1) as f64
 }
 
 /// `x mod (2⁶¹ − 1)` without a division.
@@ -139,6 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_words_when_asked() {
+        let minhash = MinHash { keep_numbers: true, ..MinHash::new(5, 112, 1) };
+        let sum = |n: u32| minhash.signature(&format!("how many minutes does {n} take")).unwrap();
+        assert!(similarity(&sum(7), &sum(8)) < 0.5);
+    }
+
+    #[test]
+    fn text_without_blanks_is_compared_by_its_characters() {
+        let minhash = MinHash { by_script: true, ..MinHash::new(5, 112, 1) };
+        let shingles = |text| minhash.shingles(text).len();
+        assert_eq!(shingles("今天早上港口的管理员"), 6);
+        assert_eq!(shingles("今天 早 上，港口"), 2);
+    }
+
+    #[test]
     fn a_short_text_has_no_signature() {
         assert_eq!(MinHash::new(5, 112, 1).signature("only four words here"), None);
     }
@@ -152,6 +193,8 @@ mod tests {
         };
         let minhash = MinHash::new(5, 1024, 1);
         let estimate = similarity(&minhash.signature(&text(2000)).unwrap(), &minhash.signature(&text(3000)).unwrap());
+        let exact = jaccard(&minhash.shingles(&text(2000)), &minhash.shingles(&text(3000)));
+        assert_eq!(exact, 896.0 / 1096.0);
         // Four standard errors of √(s(1−s)/1024).
         assert!((estimate - 0.8175).abs() < 0.049, "{estimate}");
     }

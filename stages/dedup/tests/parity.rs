@@ -5,7 +5,7 @@ mod data;
 
 use data::{Set, say, sets, text};
 use serde_json::Value;
-use smelt_dedup::clusters::{Joining, Sketch, Sketches, duplicates};
+use smelt_dedup::clusters::{Joining, ShingleSets, Sketch, Sketches, duplicates};
 use smelt_dedup::minhash::MinHash;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,10 +54,10 @@ fn check_clusters(set: &Set) {
     for (i, document) in documents.iter().enumerate() {
         let mut digest = [0; 32];
         digest[..8].copy_from_slice(&(i as u64).to_le_bytes());
-        sketches.push(Sketch::new(digest, minhash.signature(text(document, "text")).as_deref()));
+        sketches.push(Sketch::new(digest, [0, 0], minhash.signature(text(document, "text")).as_deref()));
     }
-    let joining = Joining { exact: false, bands: 14, jaccard: 0.0 };
-    let removed = duplicates(&sketches, joining).iter().filter(|d| d.is_some()).count();
+    let joining = Joining { exact: false, bands: 14, jaccard: 0.0, transitive: true };
+    let removed = duplicates(&sketches, &ShingleSets::new(), joining).iter().filter(|d| d.is_some()).count();
     let theirs: BTreeSet<&str> = recorded["removed"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
     say(&format!("{}: {removed} of {} removed, recorded {}", set.name(), documents.len(), theirs.len()));
     assert!(removed.abs_diff(theirs.len()) * 100 <= theirs.len(), "{removed} removed, recorded {}", theirs.len());

@@ -5,10 +5,12 @@
 
 mod chars;
 mod ngrams;
+mod scripts;
 mod simplify;
 mod split;
 
 pub use chars::{is_digit, is_letter, is_mark, is_number, is_space, is_symbol_word, is_terminal, lines, trim};
 pub use ngrams::{NGrams, Shingles, ngrams, shingles};
-pub use simplify::simplify;
+pub use scripts::{Parts, parts, unspaced};
+pub use simplify::{simplify, simplify_keeping_numbers};
 pub use split::{Words, words};

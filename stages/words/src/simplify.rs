@@ -11,11 +11,20 @@ use crate::chars::{is_digit, is_mark, is_nonspacing, is_space, trim};
 ///
 /// "1.2.3" becomes "0 0": a number takes one decimal part, and the dot left over is a mark.
 pub fn simplify(text: &str) -> String {
+    simplified(text, true)
+}
+
+/// [`simplify`], but with every digit as it is.
+pub fn simplify_keeping_numbers(text: &str) -> String {
+    simplified(text, false)
+}
+
+fn simplified(text: &str, fold_numbers: bool) -> String {
     let lower = text.to_lowercase();
     let mut folded = String::with_capacity(lower.len());
     let mut chars = lower.chars().peekable();
     while let Some(c) = chars.next() {
-        if is_digit(c) {
+        if fold_numbers && is_digit(c) {
             while chars.next_if(|&c| is_digit(c)).is_some() {}
             let mut ahead = chars.clone();
             if ahead.next().is_some_and(is_decimal_separator) && ahead.next().is_some_and(is_digit) {
@@ -49,6 +58,11 @@ mod tests {
         assert_eq!(simplify("  Ça coûte 1.234,5 €,\n\tNON? "), "ca coute 0 0 € non");
         assert_eq!(simplify("v1.2.3 ΟΔΟΣ"), "v0 0 οδος");
         assert_eq!(simplify("...\u{301}"), "");
+    }
+
+    #[test]
+    fn numbers_stay_apart_when_asked() {
+        assert_eq!(simplify_keeping_numbers("A 1.234,5, b12"), "a 1 234 5 b12");
     }
 
     #[test]
