@@ -6,6 +6,7 @@
 //! `<|eos|>` is tokenized as those seven characters.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use smelt_stage::{ExitCode, Fault};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -67,6 +68,19 @@ pub struct Training<'a> {
     pub special: &'a [&'a str],
 }
 
+/// Bytes of a piece that a vocabulary is learnt from; longer ones are cut there. The library joins pairs within a piece
+/// in time that grows with the square of its length, and letters without blanks (DNA, base64, minified code) are one
+/// piece. Text between blanks never comes near it, and a vocabulary learnt from such text stays the library's own.
+pub const LONGEST: usize = 1024;
+
+/// The pieces that were too long to learn from as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cut {
+    pub pieces: u64,
+    /// Bytes of the longest.
+    pub longest: u64,
+}
+
 /// A tokenizer, and what is looked up in it.
 #[derive(Debug)]
 pub struct Bpe {
@@ -80,7 +94,7 @@ pub struct Bpe {
 
 impl Bpe {
     /// Learns the merges from `texts`. The result depends on the texts, not on their order or on threads.
-    pub fn train(texts: impl Iterator<Item = String> + Send, training: Training<'_>) -> Result<Self, BpeError> {
+    pub fn train(texts: impl Iterator<Item = String> + Send, training: Training<'_>) -> Result<(Self, Cut), BpeError> {
         type Trained = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
         let mut trainer = BpeTrainerBuilder::new()
             .vocab_size(training.vocabulary)
@@ -91,8 +105,17 @@ impl Bpe {
             .build();
         let characters: Vec<char> = (0..=255).map(character).collect();
         let spell = |piece: &str| piece.bytes().map(|byte| characters[usize::from(byte)]).collect();
-        let cut = |text: &str| Ok(pieces(text, training.single_digits).map(spell).collect());
+        let (long, longest) = (AtomicU64::new(0), AtomicU64::new(0));
+        let count = |piece: &&str| {
+            if piece.len() > LONGEST {
+                long.fetch_add(1, Ordering::Relaxed);
+                longest.fetch_max(piece.len() as u64, Ordering::Relaxed);
+            }
+        };
+        let cut =
+            |text: &str| Ok(pieces(text, training.single_digits).inspect(count).flat_map(chunks).map(spell).collect());
         trainer.feed(texts, cut).map_err(at("counting pieces"))?;
+        let cut = Cut { pieces: long.into_inner(), longest: longest.into_inner() };
         let mut model = BPE::default();
         let special = trainer.train(&mut model).map_err(at("training the vocabulary"))?;
         let mut tokenizer = Trained::new(model);
@@ -100,7 +123,7 @@ impl Bpe {
         tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
         tokenizer.add_special_tokens(special).map_err(at("adding the special tokens"))?;
         let json = tokenizer.to_string(false).map_err(at("writing the tokenizer"))?;
-        Bpe::load(json.as_bytes())
+        Ok((Bpe::load(json.as_bytes())?, cut))
     }
 
     /// Reads a `tokenizer.json`.
@@ -150,6 +173,16 @@ impl Bpe {
         let is_bpe = matches!(self.tokenizer.get_model(), ModelWrapper::BPE(_));
         is_bpe && ByteLevel::alphabet().iter().all(|c| self.id(&c.to_string()).is_some())
     }
+}
+
+/// A piece in parts of at most [`LONGEST`] bytes, cut between characters.
+fn chunks(piece: &str) -> impl Iterator<Item = &str> {
+    let mut rest = piece;
+    std::iter::from_fn(move || {
+        let (part, after) = rest.split_at(rest.floor_char_boundary(LONGEST));
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// Encodes texts one after the other.
@@ -244,7 +277,7 @@ mod tests {
 
     fn trained(single_digits: bool) -> Bpe {
         let texts = (0..200).map(|i| format!("the number {i} is the next after {}; let x = x + {i};\n", i - 1));
-        Bpe::train(texts, Training { vocabulary: 400, single_digits, min_frequency: 2, special: &SPECIAL }).unwrap()
+        Bpe::train(texts, Training { vocabulary: 400, single_digits, min_frequency: 2, special: &SPECIAL }).unwrap().0
     }
 
     fn encode(bpe: &Bpe, text: &str) -> Vec<u32> {
@@ -278,7 +311,7 @@ mod tests {
         assert_eq!(bpe.decode(&encode(&bpe, text)).unwrap(), text);
         let joined = |single_digits| {
             let training = Training { vocabulary: 300, single_digits, min_frequency: 2, special: &SPECIAL };
-            encode(&Bpe::train(std::iter::repeat_n("x=123;".to_owned(), 9), training).unwrap(), "123").len()
+            encode(&Bpe::train(std::iter::repeat_n("x=123;".to_owned(), 9), training).unwrap().0, "123").len()
         };
         assert_eq!((joined(false), joined(true)), (1, 3));
     }
@@ -320,12 +353,38 @@ mod tests {
         }
     }
 
+    /// Quadratic, a megabyte took minutes; cut, it takes a second.
+    #[test]
+    fn letters_without_blanks_are_learnt_from_in_parts() {
+        let mut state = 1u64;
+        let mut base = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ['a', 'c', 'g', 't'][(state >> 62) as usize]
+        };
+        let dna: String = (0..1_000_000).map(|_| base()).collect();
+        let training = Training { vocabulary: 400, single_digits: true, min_frequency: 2, special: &SPECIAL };
+        let texts = [dna.clone(), "a few words".into()];
+        let (bpe, cut) = Bpe::train(texts.into_iter(), training).unwrap();
+        assert_eq!(cut, Cut { pieces: 1, longest: 1_000_000 });
+        assert_eq!(bpe.vocabulary(), 400);
+        assert_eq!(bpe.decode(&encode(&bpe, &dna[..5000])).unwrap(), dna[..5000]);
+    }
+
+    #[test]
+    fn a_piece_is_cut_between_characters_and_nothing_is_lost() {
+        for piece in ["", "a", &"漢".repeat(1000), &"x".repeat(LONGEST), &"🦀".repeat(LONGEST / 4 + 1)] {
+            assert_eq!(chunks(piece).collect::<String>(), piece);
+            assert!(chunks(piece).all(|part| part.len() <= LONGEST));
+        }
+        assert_eq!(chunks(&"x".repeat(LONGEST)).count(), 1);
+    }
+
     #[test]
     fn the_order_of_texts_does_not_matter() {
         let texts: Vec<String> = (0..300).map(|i| format!("fn f{i}(a: &str) -> usize {{ a.len() + {i} }}")).collect();
         let training = Training { vocabulary: 350, single_digits: true, min_frequency: 2, special: &SPECIAL };
-        let forward = Bpe::train(texts.iter().cloned(), training).unwrap().to_json().unwrap();
-        let backward = Bpe::train(texts.iter().rev().cloned(), training).unwrap().to_json().unwrap();
+        let forward = Bpe::train(texts.iter().cloned(), training).unwrap().0.to_json().unwrap();
+        let backward = Bpe::train(texts.iter().rev().cloned(), training).unwrap().0.to_json().unwrap();
         assert_eq!(forward, backward);
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Documents, Drops, TokenRow, Tokenizer, Tokens};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
-use crate::bpe::{Bpe, BpeError, FEWEST, SPECIAL, Training};
+use crate::bpe::{Bpe, BpeError, Cut, FEWEST, LONGEST, SPECIAL, Training};
 
 /// The vocabulary, and which documents are used for what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -178,7 +178,13 @@ impl<'a> Corpus<'a> {
         let records = cx.units("vocabulary", 1, |_, unit| {
             let (json, config) = match given {
                 Some(given) => (taken(given)?, given.bytes_of("tokenizer_config.json")?),
-                None => (self.learn(&shares, cx.threads())?.to_json()?, bpe::tokenizer_config().into()),
+                None => {
+                    let (bpe, cut) = self.learn(&shares, cx.threads())?;
+                    if cut.pieces > 0 {
+                        cx.warn(&in_parts(cut));
+                    }
+                    (bpe.to_json()?, bpe::tokenizer_config().into())
+                }
             };
             unit.put(&out.tokenizer, "tokenizer.json", json.as_bytes())?;
             unit.put(&out.tokenizer, "tokenizer_config.json", &config)?;
@@ -211,7 +217,7 @@ impl<'a> Corpus<'a> {
         Ok(shares)
     }
 
-    fn learn(&self, shares: &[f64], threads: usize) -> Result<Bpe, Error> {
+    fn learn(&self, shares: &[f64], threads: usize) -> Result<(Bpe, Cut), Error> {
         // The trainer takes texts, not results: the first error ends the texts and is returned afterwards.
         let error = Mutex::new(None);
         let texts = self.files.iter().filter(|&&(input, _)| shares[input] > 0.0).flat_map(|&(input, file)| {
@@ -241,10 +247,10 @@ impl<'a> Corpus<'a> {
         // The trainer uses the threads of the pool that it is called in.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::machine(format!("no threads to train the vocabulary with: {e}")))?;
-        let bpe = pool.install(|| Bpe::train(texts.map(|(_, document)| document.text), training))?;
+        let learnt = pool.install(|| Bpe::train(texts.map(|(_, document)| document.text), training))?;
         match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some(e) => Err(e),
-            None => Ok(bpe),
+            None => Ok(learnt),
         }
     }
 
@@ -288,6 +294,15 @@ impl<'a> Corpus<'a> {
         }
         Ok(())
     }
+}
+
+/// The warning when the vocabulary was learnt from parts of long pieces.
+fn in_parts(cut: Cut) -> String {
+    format!(
+        "{} runs of letters or marks without a blank, the longest of {} bytes, were learnt from in parts of \
+         {LONGEST} bytes",
+        cut.pieces, cut.longest
+    )
 }
 
 /// The warning when a share was to be held out, but the hash of the ids chose none of the few documents.
