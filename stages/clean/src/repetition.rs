@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::LazyLock;
 
 /// What repeats among the parts of a text: every occurrence after the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -54,13 +55,23 @@ pub fn split_runs(text: &str, feeds: usize) -> impl Iterator<Item = &str> {
 
 /// The words of a text, prepared to compare runs of them: a run's hash comes from two prefixes (Karp & Rabin 1987),
 /// modulo 2⁶¹ − 1. Of 100,000 runs two different ones look equal with a chance of 2 in a billion.
-#[derive(Debug)]
+///
+/// Sixteen bytes a word, and eight more while one length of runs is looked at: a text of 400 MB is 66 million words.
+#[derive(Debug, Default)]
 pub struct Runs {
-    /// Of the first i words, joined without blanks: hash, bytes, code points.
-    joined: Vec<(u64, usize, usize)>,
-    /// The same with a blank after every word.
-    spaced: Vec<(u64, usize, usize)>,
+    words: Vec<Word>,
 }
+
+/// The hash of a word alone, and its length in bytes and code points.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    hash: u64,
+    bytes: u32,
+    characters: u32,
+}
+
+/// A text up to some word: its hash, its bytes and its code points.
+type Prefix = (u64, usize, usize);
 
 const PRIME: u64 = (1 << 61) - 1;
 /// The base of the hash: any number that is not a small power.
@@ -72,8 +83,17 @@ fn times(a: u64, b: u64) -> u64 {
     if folded >= PRIME { folded - PRIME } else { folded }
 }
 
-fn power(mut exponent: usize) -> u64 {
-    let (mut result, mut square) = (1, BASE);
+/// The base to a power; most runs have one of a few lengths.
+fn power(exponent: usize) -> u64 {
+    static SMALL: LazyLock<[u64; 256]> = LazyLock::new(|| {
+        let mut powers = [1; 256];
+        (1..256).for_each(|i| powers[i] = times(powers[i - 1], BASE));
+        powers
+    });
+    if let Some(&small) = SMALL.get(exponent) {
+        return small;
+    }
+    let (mut result, mut square, mut exponent) = (1, BASE, exponent);
     while exponent > 0 {
         if exponent & 1 == 1 {
             result = times(result, square);
@@ -84,42 +104,41 @@ fn power(mut exponent: usize) -> u64 {
     result
 }
 
+fn append(hash: u64, byte: u8) -> u64 {
+    (times(hash, BASE) + u64::from(byte) + 1) % PRIME
+}
+
 impl Runs {
-    pub fn new(words: &[&str]) -> Self {
-        let prefixes = |blank: &str| {
-            let (mut hash, mut bytes, mut characters) = (0, 0, 0);
-            let mut all = Vec::with_capacity(words.len() + 1);
-            all.push((hash, bytes, characters));
-            for word in words {
-                for &byte in word.as_bytes().iter().chain(blank.as_bytes()) {
-                    hash = (times(hash, BASE) + u64::from(byte) + 1) % PRIME;
-                }
-                bytes += word.len() + blank.len();
-                characters += word.chars().count() + blank.len();
-                all.push((hash, bytes, characters));
-            }
-            all
-        };
-        Runs { joined: prefixes(""), spaced: prefixes(" ") }
+    /// Adds the next word.
+    pub fn push(&mut self, word: &str) {
+        let hash = word.bytes().fold(0, append);
+        self.words.push(Word { hash, bytes: word.len() as u32, characters: word.chars().count() as u32 });
     }
 
-    /// Hash and code points of every run of `n` words.
-    fn of(prefixes: &[(u64, usize, usize)], n: usize) -> impl Iterator<Item = (u64, usize)> {
-        // Most runs have one of a few lengths.
-        let mut powers: Vec<u64> = Vec::new();
-        (0..prefixes.len().saturating_sub(n)).map(move |at| {
-            let ((before, from, skipped), (after, to, all)) = (prefixes[at], prefixes[at + n]);
-            let length = to - from;
-            let factor = if length < 256 {
-                while powers.len() <= length {
-                    powers.push(power(powers.len()));
-                }
-                powers[length]
-            } else {
-                power(length)
-            };
-            ((after + PRIME - times(before, factor)) % PRIME, all - skipped)
+    /// Hash and code points of every run of `n` words, joined without blanks or with one after each word.
+    fn of(&self, n: usize, is_spaced: bool) -> impl Iterator<Item = (u64, usize)> {
+        let after = move |(hash, bytes, characters): Prefix, word: &Word| -> Prefix {
+            let hash = (times(hash, power(word.bytes as usize)) + word.hash) % PRIME;
+            let (bytes, characters) = (bytes + word.bytes as usize, characters + word.characters as usize);
+            if is_spaced { (append(hash, b' '), bytes + 1, characters + 1) } else { (hash, bytes, characters) }
+        };
+        let ahead = self.words.iter().take(n.saturating_sub(1)).fold((0, 0, 0), after);
+        let ends = self.words.iter().skip(n.saturating_sub(1));
+        ends.zip(&self.words).scan((ahead, (0, 0, 0)), move |(head, tail), (end, start)| {
+            *head = after(*head, end);
+            let length = head.1 - tail.1;
+            let run = ((head.0 + PRIME - times(tail.0, power(length))) % PRIME, head.2 - tail.2);
+            *tail = after(*tail, start);
+            Some(run)
         })
+    }
+
+    /// The hashes of all runs of `n` words, sorted.
+    fn sorted(&self, n: usize, is_spaced: bool) -> Vec<u64> {
+        let mut hashes = Vec::with_capacity((self.words.len() + 1).saturating_sub(n));
+        hashes.extend(self.of(n, is_spaced).map(|(hash, _)| hash));
+        hashes.sort_unstable();
+        hashes
     }
 
     /// Characters that the most frequent run of `n` words takes: its length, words joined by one blank, times its
@@ -127,23 +146,34 @@ impl Runs {
     ///
     /// Runs overlap; of several equally frequent ones the first seen counts. 0 for a text of fewer than `n` words.
     pub fn top(&self, n: usize) -> usize {
-        // Count, first place and length of each. The map is only searched for a unique maximum: its order never shows.
-        let mut counts: Table<(usize, usize, usize)> = Table::default();
-        for (at, (hash, characters)) in Self::of(&self.spaced, n).enumerate() {
-            counts.entry(hash).or_insert((0, at, characters)).0 += 1;
-        }
-        let top = counts.into_values().max_by_key(|&(count, at, _)| (count, std::cmp::Reverse(at)));
-        top.map_or(0, |(count, _, characters)| (characters - 1) * count)
+        let hashes = self.sorted(n, true);
+        let Some(most) = hashes.chunk_by(u64::eq).map(<[u64]>::len).max() else { return 0 };
+        let tops: Table<()> =
+            hashes.chunk_by(u64::eq).filter(|same| most > 1 && same.len() == most).map(|same| (same[0], ())).collect();
+        let first = self.of(n, true).find(|(hash, _)| most == 1 || tops.contains_key(hash));
+        first.map_or(0, |(_, characters)| (characters - 1) * most)
     }
 
     /// Characters in repeated runs of `n` words, scanned from left to right, jumping over each repeat.
     ///
     /// Words are joined without blanks, so "ab c" repeats "a bc".
     pub fn repeated(&self, n: usize) -> usize {
-        let mut seen: Table<()> = Table::default();
+        // What stands once can be no repeat: only the others are remembered.
+        let hashes = self.sorted(n, false);
+        let several = hashes.chunk_by(u64::eq).filter(|same| same.len() > 1);
+        let mut seen: Table<bool> = several.map(|same| (same[0], false)).collect();
+        drop(hashes);
+        if seen.is_empty() {
+            return 0;
+        }
         let (mut next, mut characters) = (0, 0);
-        for (at, (hash, length)) in Self::of(&self.joined, n).enumerate() {
-            if at >= next && seen.insert(hash, ()).is_some() {
+        for (at, (hash, length)) in self.of(n, false).enumerate() {
+            if at < next {
+                continue;
+            }
+            if let Some(was_seen) = seen.get_mut(&hash)
+                && std::mem::replace(was_seen, true)
+            {
                 characters += length;
                 next = at + n;
             }
@@ -178,6 +208,12 @@ impl Hasher for Spread {
 mod tests {
     use super::*;
 
+    fn runs(words: &[&str]) -> Runs {
+        let mut runs = Runs::default();
+        words.iter().for_each(|word| runs.push(word));
+        runs
+    }
+
     #[test]
     fn repeats_are_all_after_the_first() {
         let found = repeats("a bb a bb bb".split(' '));
@@ -198,16 +234,16 @@ mod tests {
     fn the_top_run_is_the_most_frequent_and_of_equals_the_first() {
         let words = ["x", "yy", "x", "yy", "zzz", "zzz", "zzz"];
         // "x yy" and "zzz zzz" both stand twice: the first seen counts, 4 characters twice.
-        assert_eq!(Runs::new(&words).top(2), 8);
-        assert_eq!(Runs::new(&words).top(8), 0);
+        assert_eq!(runs(&words).top(2), 8);
+        assert_eq!(runs(&words).top(8), 0);
     }
 
     #[test]
     fn repeated_runs_are_jumped_over() {
         let words = ["a", "b", "a", "b", "a", "b", "c"];
         // ab, ba, then "ab" at 2 is a repeat, at 4 again, then c alone.
-        assert_eq!(Runs::new(&words).repeated(2), 4);
-        assert_eq!(Runs::new(&["ab", "c", "a", "bc"]).repeated(2), 3);
+        assert_eq!(runs(&words).repeated(2), 4);
+        assert_eq!(runs(&["ab", "c", "a", "bc"]).repeated(2), 3);
     }
 
     #[test]
@@ -228,7 +264,7 @@ mod tests {
                         best = (count, words[at..at + n].join(" ").chars().count());
                     }
                 }
-                assert_eq!(Runs::new(&words).top(n), best.0 * best.1, "{words:?}, {n}");
+                assert_eq!(runs(&words).top(n), best.0 * best.1, "{words:?}, {n}");
                 let (mut seen, mut at, mut repeated) = (HashSet::new(), 0, 0);
                 while at + n <= words.len() {
                     let joined = words[at..at + n].concat();
@@ -237,7 +273,7 @@ mod tests {
                     repeated += if is_new { 0 } else { length };
                     at += if is_new { 1 } else { n };
                 }
-                assert_eq!(Runs::new(&words).repeated(n), repeated, "{words:?}, {n}");
+                assert_eq!(runs(&words).repeated(n), repeated, "{words:?}, {n}");
             }
         }
     }

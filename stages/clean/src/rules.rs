@@ -4,10 +4,14 @@
 //! computes them. The default limits are not theirs: they are for technical text and source code, where short lines,
 //! marks and repeated closing brackets are normal. The comment of each field gives the published limit;
 //! [`Rules::gopher`] and [`Rules::fineweb`] are the published sets. A limit of null turns its rule off.
+//!
+//! The published rules split words at blanks, so a Chinese, Japanese or Thai text is a few words of monstrous length.
+//! With `by_script`, the default, its characters stand for parts of words: they are counted as the words that they make
+//! on average, say nothing of the mean length, and repetition is sought among them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_words::{is_letter, is_space, is_symbol_word, is_terminal, lines, trim};
+use smelt_words::{is_letter, is_space, is_symbol_word, is_terminal, lines, parts, trim, unspaced};
 
 use crate::repetition::{self, Runs};
 
@@ -32,6 +36,10 @@ pub struct RunLimit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
+    /// Whether the characters of scripts without blanks between words (Han, Kana, Thai, Lao, Khmer, Burmese) count as
+    /// parts of words: two or four make one (the published rules: false).
+    #[serde(skip_serializing_if = "Clone::clone")]
+    pub by_script: bool,
     /// Fewest words that are not mere marks (Gopher: 50).
     pub min_words: Option<f64>,
     /// Most words that are not mere marks (Gopher: 100000).
@@ -84,6 +92,7 @@ fn runs(limits: &[(usize, f64)]) -> Vec<RunLimit> {
 impl Default for Rules {
     fn default() -> Self {
         Rules {
+            by_script: true,
             min_words: Some(20.0),
             max_words: Some(100_000.0),
             min_word_length: Some(2.0),
@@ -108,6 +117,7 @@ impl Rules {
     /// No rule at all.
     pub fn none() -> Self {
         Rules {
+            by_script: false,
             min_words: None,
             max_words: None,
             min_word_length: None,
@@ -168,21 +178,37 @@ impl Rules {
     }
 
     /// The first rule that `text` breaks, in the order length, repetition, quality, lines; `None` if it breaks none.
-    pub fn judge(&self, text: &str, words: &[&str]) -> Option<Fault> {
+    pub fn judge(&self, text: &str) -> Option<Fault> {
         let characters = text.chars().count();
         if characters == 0 {
             return fault("empty", 0.0);
         }
-        let real: Vec<&str> = words.iter().copied().filter(|word| !is_symbol_word(word)).collect();
+        let mut found = Counted::default();
+        let mut runs = Runs::default();
+        // A text that is too long for its rule needs no list of words, which takes more memory than the text.
+        let needs_runs = !self.max_top_runs.is_empty() || !self.max_repeated_runs.is_empty();
+        for word in self.words(text) {
+            found.add(word, self.by_script);
+            if needs_runs && self.max_words.is_none_or(|most| found.real <= most) {
+                runs.push(word);
+            }
+        }
         // Length comes first: in a text of five words something always is a third of it.
-        below("too_few_words", real.len() as f64, self.min_words)
-            .or_else(|| above("too_many_words", real.len() as f64, self.max_words))
-            .or_else(|| self.judge_repetition(text, words, characters))
-            .or_else(|| self.judge_quality(text, words, &real))
-            .or_else(|| self.judge_lines(text, words))
+        below("too_few_words", found.real, self.min_words)
+            .or_else(|| above("too_many_words", found.real, self.max_words))
+            .or_else(|| self.judge_repetition(text, &runs, characters))
+            .or_else(|| self.judge_quality(text, &found))
+            .or_else(|| self.judge_lines(text, &found))
     }
 
-    fn judge_repetition(&self, text: &str, words: &[&str], characters: usize) -> Option<Fault> {
+    fn words<'t>(&self, text: &'t str) -> Box<dyn Iterator<Item = &'t str> + 't> {
+        match self.by_script && text.chars().any(|c| unspaced(c).is_some()) {
+            true => Box::new(smelt_words::words(text).flat_map(parts)),
+            false => Box::new(smelt_words::words(text)),
+        }
+    }
+
+    fn judge_repetition(&self, text: &str, runs: &Runs, characters: usize) -> Option<Fault> {
         let share = |n: usize| n as f64 / characters as f64;
         let paragraphs = repetition::repeats(repetition::split_runs(trim(text), 2));
         let by_line = repetition::repeats(repetition::split_runs(text, 1));
@@ -193,7 +219,7 @@ impl Rules {
             })
             .or_else(|| above("repeated_lines", by_line.share(), self.max_repeated_lines))
             .or_else(|| above("repeated_line_characters", share(by_line.characters), self.max_repeated_line_characters))
-            .or_else(|| self.judge_runs(&Runs::new(words), share))
+            .or_else(|| self.judge_runs(runs, share))
     }
 
     fn judge_runs(&self, runs: &Runs, share: impl Fn(usize) -> f64) -> Option<Fault> {
@@ -208,10 +234,9 @@ impl Rules {
         })
     }
 
-    fn judge_quality(&self, text: &str, words: &[&str], real: &[&str]) -> Option<Fault> {
-        let count = real.len() as f64;
-        let letters: usize = real.iter().map(|word| word.chars().count()).sum();
-        let per_word = |n: usize| n as f64 / words.len() as f64;
+    fn judge_quality(&self, text: &str, found: &Counted) -> Option<Fault> {
+        let per_word = |n: usize| n as f64 / found.all;
+        let mean_length = found.characters as f64 / found.spaced;
         let mut all_lines = 0;
         let (mut bullets, mut ellipses) = (0, 0);
         for line in lines(text) {
@@ -221,27 +246,23 @@ impl Rules {
             ellipses += usize::from(end.ends_with("...") || end.ends_with('…'));
         }
         let per_line = |n: usize| n as f64 / f64::from(all_lines);
-        below("words_too_short", letters as f64 / count, self.min_word_length)
-            .or_else(|| above("words_too_long", letters as f64 / count, self.max_word_length))
+        below("words_too_short", mean_length, self.min_word_length)
+            .or_else(|| above("words_too_long", mean_length, self.max_word_length))
             .or_else(|| above("hashes", per_word(text.matches('#').count()), self.max_hashes))
             .or_else(|| {
-                let found = text.matches("...").count() + text.matches('…').count();
-                above("ellipses", per_word(found), self.max_ellipses)
+                let dots = text.matches("...").count() + text.matches('…').count();
+                above("ellipses", per_word(dots), self.max_ellipses)
             })
             .or_else(|| above("bullet_lines", per_line(bullets), self.max_bullet_lines))
             .or_else(|| above("ellipsis_lines", per_line(ellipses), self.max_ellipsis_lines))
             .or_else(|| {
-                let of = if self.letter_words_count_marks { words.len() } else { real.len() };
-                let lettered = words.iter().filter(|word| word.chars().any(is_letter)).count();
-                below("letter_words", lettered as f64 / of as f64, self.min_letter_words)
+                let of = if self.letter_words_count_marks { found.all } else { found.real };
+                below("letter_words", found.lettered / of, self.min_letter_words)
             })
-            .or_else(|| {
-                let found = STOP_WORDS.iter().filter(|stop| words.contains(stop)).count();
-                below("stop_words", found as f64, self.min_stop_words)
-            })
+            .or_else(|| below("stop_words", f64::from(found.stops.count_ones()), self.min_stop_words))
     }
 
-    fn judge_lines(&self, text: &str, words: &[&str]) -> Option<Fault> {
+    fn judge_lines(&self, text: &str, found: &Counted) -> Option<Fault> {
         let filled: Vec<&str> = text.split('\n').filter(|line| !line.chars().all(is_space)).collect();
         if filled.is_empty() {
             return fault("empty", 0.0);
@@ -255,13 +276,50 @@ impl Rules {
             })
             .or_else(|| {
                 let all = text.chars().filter(|&c| c != '\n').count();
-                let found = repetition::repeats(filled.iter().copied());
-                above("repeated_in_lines", found.characters as f64 / all as f64, self.max_repeated_in_lines)
+                let repeats = repetition::repeats(filled.iter().copied());
+                above("repeated_in_lines", repeats.characters as f64 / all as f64, self.max_repeated_in_lines)
             })
             .or_else(|| {
                 let feeds = text.matches('\n').count();
-                above("line_feeds", feeds as f64 / words.len() as f64, self.max_line_feeds)
+                above("line_feeds", feeds as f64 / found.all, self.max_line_feeds)
             })
+    }
+}
+
+/// What the rules want to know of a text's words. A character of an unspaced script is a part of a word.
+#[derive(Debug, Default)]
+struct Counted {
+    /// Words, marks among them.
+    all: f64,
+    /// Words that are not mere marks.
+    real: f64,
+    /// Words with a letter.
+    lettered: f64,
+    /// Words between blanks that are not mere marks, and their characters.
+    spaced: f64,
+    characters: usize,
+    /// A bit for each stop word that occurs.
+    stops: u8,
+}
+
+impl Counted {
+    fn add(&mut self, word: &str, by_script: bool) {
+        let share = word.chars().next().and_then(unspaced).filter(|_| by_script);
+        let weight = share.map_or(1.0, |characters| 1.0 / characters);
+        self.all += weight;
+        if word.chars().any(is_letter) {
+            self.lettered += weight;
+        }
+        if !is_symbol_word(word) {
+            self.real += weight;
+            if share.is_none() {
+                self.spaced += 1.0;
+                self.characters += word.chars().count();
+            }
+        }
+        if let Some(stop) = STOP_WORDS.iter().position(|stop| *stop == word) {
+            self.stops |= 1 << stop;
+        }
     }
 }
 
@@ -285,8 +343,7 @@ mod tests {
     use super::*;
 
     fn judge(rules: &Rules, text: &str) -> Option<Fault> {
-        let words: Vec<&str> = smelt_words::words(text).collect();
-        rules.judge(text, &words)
+        rules.judge(text)
     }
 
     fn only(set: impl FnOnce(&mut Rules)) -> Rules {
@@ -319,6 +376,19 @@ mod tests {
             assert_eq!(judge(&rules, kept), None, "{rule} at its limit");
             assert_eq!(judge(&rules, dropped), Some(Fault { rule: rule.into(), value }));
         }
+    }
+
+    #[test]
+    fn text_without_blanks_is_judged_by_its_characters() {
+        let prose = "今天早上港口的管理员在早餐之前数了七条灰色的船，\
+                     并把它们的名字写进一本蓝色的账本里。";
+        assert_eq!(judge(&Rules::default(), prose), None);
+        assert_eq!(judge(&Rules::default(), "今天早上港口。").unwrap().rule, "too_few_words");
+        assert_eq!(judge(&Rules { by_script: false, ..Rules::default() }, prose).unwrap().rule, "too_few_words");
+        assert!(judge(&Rules::default(), &"今天早上港口的管理员".repeat(20)).is_some(), "it repeats itself");
+        // A word and three characters of which two make one; a mark is none.
+        let count = judge(&only(|r| (r.by_script, r.min_words) = (true, Some(1e6))), "港口，bread 船").unwrap();
+        assert_eq!(count.value, 1.0 + 3.0 / 2.0);
     }
 
     #[test]
