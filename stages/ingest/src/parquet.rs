@@ -1,165 +1,214 @@
-//! Rows of a Parquet file as documents.
+//! Rows of a Parquet file as records.
 
+use std::collections::VecDeque;
 use std::fs::File;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StructArray};
+use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
-use arrow_json::LineDelimitedWriter;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use serde_json::{Map, Value};
 
-use smelt_stage::kinds::Micros;
-
+use crate::cell;
 use crate::error::IngestError;
-use crate::record::{Fields, Raw, TIME_FIELDS, time};
+use crate::read::{Item, Outcome, Reading, text_of};
+use crate::record::{Place, Record, TIME_FIELDS};
 
-/// Iterator over the rows of one file. Columns that are not columns of `documents` go into `metadata`, as with JSON
-/// lines.
+/// Iterator over the rows of one file, in batches. A column that a document needs is read as text; of the others those
+/// that are kept, as JSON. A column of a type that JSON cannot hold is left out.
 pub(crate) struct ParquetRows<'a> {
     name: &'a str,
-    fields: Fields<'a>,
+    reading: Reading<'a>,
     batches: ParquetRecordBatchReader,
-    batch: Option<RecordBatch>,
-    /// Of the batch's rows.
-    metadata: Vec<Option<String>>,
-    times: Vec<Option<Micros>>,
-    /// Next row, within the batch and within the file.
-    row: usize,
+    ready: VecDeque<Outcome>,
     number: u64,
+    is_over: bool,
+}
+
+/// The columns of a file that cannot stand in `metadata`, if they are among those that are kept.
+fn left_out(schema: &Schema, reading: Reading<'_>) -> Vec<String> {
+    let own = |name: &str| name == reading.fields.text || reading.fields.id == Some(name);
+    let is_kept = |name: &str| reading.fields.metadata.is_none_or(|kept| kept.iter().any(|k| k == name));
+    let others = schema.fields().iter().filter(|field| !own(field.name()) && is_kept(field.name()));
+    let unfit = others.filter(|field| !cell::fits(field.data_type(), reading.fields.metadata.is_some()));
+    unfit.map(|field| format!("`{}` ({})", field.name(), short(field.data_type()))).collect()
+}
+
+/// The name of a type without what is inside.
+fn short(of: &DataType) -> String {
+    let text = of.to_string();
+    text.split(['(', '<']).next().unwrap_or(&text).to_owned()
 }
 
 impl<'a> ParquetRows<'a> {
-    pub(crate) fn open(name: &'a str, file: File, fields: Fields<'a>) -> Result<Self, IngestError> {
+    /// The rows, and the columns that are left out.
+    pub(crate) fn open(name: &'a str, file: File, reading: Reading<'a>) -> Result<(Self, Vec<String>), IngestError> {
         let damaged = |e: parquet::errors::ParquetError| {
             IngestError::data(name, format!("`{name}` is no whole Parquet file: {e}"))
                 .with_hint("fetch the file again, or leave it out of `paths`")
         };
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
-        let columns = builder.schema().fields();
-        for wanted in [Some(fields.text), fields.id].into_iter().flatten() {
-            if columns.iter().all(|column| column.name() != wanted) {
-                let known: Vec<String> = columns.iter().map(|column| format!("`{}`", column.name())).collect();
+        let schema = builder.schema().clone();
+        let known =
+            || schema.fields().iter().map(|column| format!("`{}`", column.name())).collect::<Vec<_>>().join(", ");
+        let wanted = [(!reading.only_records).then_some(reading.fields.text), reading.fields.id];
+        for wanted in wanted.into_iter().flatten() {
+            let Some(field) = leaf(schema.fields(), wanted) else {
                 return Err(IngestError::data(name, format!("`{name}` has no column `{wanted}`"))
-                    .with_hint(format!("set `text_field` or `id_field`; the file has {}", known.join(", "))));
+                    .with_hint(format!("set `text_field` or `id_field`; the file has {}", known())));
+            };
+            if !cell::is_text(field.data_type()) {
+                let what = format!("`{name}`: column `{wanted}` has type {}, expected text", field.data_type());
+                return Err(IngestError::data(name, what)
+                    .with_hint("name the column or the field inside it that holds the text, such as `a.b`"));
             }
         }
-        let batches = builder.with_batch_size(256).build().map_err(damaged)?;
-        Ok(ParquetRows {
-            name,
-            fields,
-            batches,
-            batch: None,
-            metadata: Vec::new(),
-            times: Vec::new(),
-            row: 0,
-            number: 0,
-        })
+        if let Some(missing) = reading
+            .fields
+            .metadata
+            .and_then(|kept| kept.iter().find(|kept| schema.fields().iter().all(|column| column.name() != *kept)))
+        {
+            return Err(IngestError::data(
+                name,
+                format!("`{name}` has no column `{missing}`, which `metadata_fields` names"),
+            )
+            .with_hint(format!("the file has {}", known())));
+        }
+        let roots = schema.fields().iter().enumerate().filter(|(_, field)| needs(field, reading)).map(|(i, _)| i);
+        let mask = ProjectionMask::roots(builder.parquet_schema(), roots.collect::<Vec<_>>());
+        let batches = builder.with_batch_size(256).with_projection(mask).build().map_err(damaged)?;
+        let left_out = left_out(&schema, reading);
+        Ok((ParquetRows { name, reading, batches, ready: VecDeque::new(), number: 0, is_over: false }, left_out))
     }
 
-    fn take_up(&mut self, batch: RecordBatch) -> Result<(), ArrowError> {
-        let own = [self.fields.text, self.fields.id.unwrap_or(self.fields.text), "url", "language"];
-        (self.metadata, self.times, self.row) = (metadata(&batch, &own)?, times(&batch)?, 0);
-        self.batch = Some(batch);
+    fn place(&self) -> Place {
+        Place { file: self.name.into(), number: self.number, unit: "row", at: self.number }
+    }
+
+    fn take_up(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
+        let Reading { fields, only_records, replace, .. } = self.reading;
+        let texts = [(!only_records).then_some(fields.text), fields.id];
+        let mut named: Vec<(&str, ArrayRef)> = Vec::new();
+        let mut root = StructArray::from(batch.clone());
+        for path in texts.into_iter().flatten() {
+            if let Some((column, rest)) = extract(&root, path) {
+                named.push((path, cell::plain(&column)?));
+                root = rest;
+            }
+        }
+        let others: Vec<(&str, ArrayRef)> = root
+            .column_names()
+            .into_iter()
+            .zip(root.columns())
+            .filter(|(_, column)| cell::fits(column.data_type(), fields.metadata.is_some()))
+            .map(|(name, column)| Ok((name, cell::plain(column)?)))
+            .collect::<Result<_, ArrowError>>()?;
+        for row in 0..batch.num_rows() {
+            let place = self.place();
+            self.number += 1;
+            let mut record = Map::new();
+            let mut bad = None;
+            for (name, column) in &named {
+                match cell::bytes(column, row).map(|bytes| text_of(bytes, 0, &place, replace)) {
+                    None => drop(record.insert((*name).to_owned(), Value::Null)),
+                    Some(Ok(text)) => drop(record.insert((*name).to_owned(), text.into())),
+                    Some(Err(e)) => bad = bad.or(Some(e)),
+                }
+            }
+            for (name, column) in &others {
+                let value = cell::json(column, row);
+                if !value.is_null() {
+                    record.insert((*name).to_owned(), value);
+                }
+            }
+            self.ready.push_back(match bad {
+                Some(bad) => Err(bad),
+                None => Ok(Item::Record(Record { place, fields: record })),
+            });
+        }
         Ok(())
     }
+}
 
-    /// What is wrong at the next row.
-    fn wrong(&self, what: String) -> IngestError {
-        IngestError::data(format!("{}:{}", self.name, self.number), what)
-    }
+/// Whether a column is read at all.
+fn needs(field: &Field, reading: Reading<'_>) -> bool {
+    let fields = reading.fields;
+    let is_root =
+        |path: &str| path == field.name() || path.split_once('.').is_some_and(|(root, _)| root == field.name());
+    let is_own = is_root(fields.text) || fields.id.is_some_and(is_root);
+    let is_column = ["url", "language"].iter().chain(&TIME_FIELDS).any(|name| name == field.name());
+    let is_kept = fields.metadata.is_none_or(|kept| kept.iter().any(|name| name == field.name()));
+    is_own
+        || ((is_kept || is_column || reading.only_records) && cell::fits(field.data_type(), fields.metadata.is_some()))
+}
 
-    fn document(&self, batch: &RecordBatch) -> Result<Raw, String> {
-        let get = |field: &str| match batch.column_by_name(field) {
-            None => Ok(None),
-            Some(column) => string(column, self.row).map_err(|e| format!("row {}, column `{field}`: {e}", self.number)),
-        };
-        let text = get(self.fields.text)?
-            .ok_or_else(|| format!("row {}, column `{}`: null, expected text", self.number, self.fields.text))?;
-        let id = match self.fields.id {
-            None => self.number.to_string(),
-            Some(field) => get(field)?.ok_or_else(|| format!("row {}, column `{field}`: null", self.number))?,
-        };
-        let id = format!("{}#{id}", self.name);
-        let (time, metadata) = (self.times[self.row], self.metadata[self.row].clone());
-        Ok(Raw { id, text, url: get("url")?, language: get("language")?, time, metadata })
+/// The field that a name or a path `a.b` leads to.
+fn leaf<'f>(fields: &'f arrow::datatypes::Fields, path: &str) -> Option<&'f Field> {
+    if let Some((_, field)) = fields.find(path) {
+        return Some(field);
     }
+    let (root, rest) = path.split_once('.')?;
+    match fields.find(root)?.1.data_type() {
+        DataType::Struct(inside) => leaf(inside, rest),
+        _ => None,
+    }
+}
+
+/// The column that a path leads to, and what is left beside it. A value is null where a part of the path is.
+fn extract(table: &StructArray, path: &str) -> Option<(ArrayRef, StructArray)> {
+    let (fields, mut columns, nulls) = table.clone().into_parts();
+    let mut fields: Vec<_> = fields.iter().cloned().collect();
+    let found = match fields.iter().position(|field| field.name() == path) {
+        Some(at) => {
+            fields.remove(at);
+            columns.remove(at)
+        }
+        None => {
+            let (root, rest) = path.split_once('.')?;
+            let at = fields.iter().position(|field| field.name() == root)?;
+            let (found, left) = extract(columns[at].as_struct_opt()?, rest)?;
+            if left.num_columns() == 0 {
+                fields.remove(at);
+                columns.remove(at);
+            } else {
+                fields[at] = Field::new(root, left.data_type().clone(), true).into();
+                columns[at] = std::sync::Arc::new(left);
+            }
+            found
+        }
+    };
+    let found = match &nulls {
+        None => found,
+        // a struct that is null holds nothing, whatever its columns say
+        Some(nulls) => {
+            let both = arrow::buffer::NullBuffer::union(Some(nulls), found.nulls());
+            arrow::array::make_array(found.to_data().into_builder().nulls(both).build().ok()?)
+        }
+    };
+    let left = match columns.is_empty() {
+        true => StructArray::new_empty_fields(table.len(), nulls),
+        false => StructArray::try_new(fields.into(), columns, nulls).ok()?,
+    };
+    Some((found, left))
 }
 
 impl Iterator for ParquetRows<'_> {
-    type Item = Result<Raw, IngestError>;
+    type Item = Result<Outcome, IngestError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(batch) = self.batch.as_ref().filter(|batch| self.row < batch.num_rows()) {
-                let document = self.document(batch).map_err(|e| self.wrong(format!("`{}` {e}", self.name)));
-                self.row += 1;
-                self.number += 1;
-                return Some(document);
+        while !self.is_over {
+            if let Some(ready) = self.ready.pop_front() {
+                return Some(Ok(ready));
             }
             let batch = self.batches.next()?;
-            match batch.and_then(|batch| self.take_up(batch)) {
-                Ok(()) => {}
-                Err(e) => {
-                    return Some(Err(self.wrong(format!("`{}` is damaged after row {}: {e}", self.name, self.number))));
-                }
+            if let Err(e) = batch.and_then(|batch| self.take_up(&batch)) {
+                self.is_over = true;
+                let what = format!("`{}` is damaged after row {}: {e}", self.name, self.number);
+                return Some(Err(IngestError::data(format!("{}:{}", self.name, self.number), what)
+                    .with_hint("fetch the file again, or leave it out of `paths`")));
             }
         }
+        None
     }
-}
-
-/// The columns besides `own`, a JSON object for each row; what is null is left out of it.
-fn metadata(batch: &RecordBatch, own: &[&str]) -> Result<Vec<Option<String>>, ArrowError> {
-    let schema = batch.schema();
-    let others: Vec<usize> =
-        (0..batch.num_columns()).filter(|&i| !own.contains(&schema.field(i).name().as_str())).collect();
-    if others.is_empty() {
-        return Ok(vec![None; batch.num_rows()]);
-    }
-    let mut writer = LineDelimitedWriter::new(Vec::new());
-    writer.write(&batch.project(&others)?)?;
-    writer.finish()?;
-    let lines = String::from_utf8(writer.into_inner()).map_err(|e| ArrowError::JsonError(e.to_string()))?;
-    Ok(lines.lines().map(|line| (line != "{}").then(|| line.to_owned())).collect())
-}
-
-/// Of each row, the first of `TIME_FIELDS` that is a time or a text that says one.
-fn times(batch: &RecordBatch) -> Result<Vec<Option<Micros>>, ArrowError> {
-    let mut times = vec![None; batch.num_rows()];
-    for column in TIME_FIELDS.iter().filter_map(|field| batch.column_by_name(field)) {
-        let is_time = matches!(column.data_type(), DataType::Timestamp(..) | DataType::Date32 | DataType::Date64);
-        let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-        // without a zone both are counted in UTC, as in the column they go into
-        let column = match is_time {
-            true => cast(column, &DataType::Timestamp(TimeUnit::Microsecond, None))?,
-            false => column.clone(),
-        };
-        for (row, found) in times.iter_mut().enumerate().filter(|(row, found)| found.is_none() && column.is_valid(*row))
-        {
-            *found = match is_time {
-                true => Some(Micros(column.as_primitive::<TimestampMicrosecondType>().value(row))),
-                false if is_text => string(&column, row).ok().flatten().and_then(|text| time(&text)),
-                false => None,
-            };
-        }
-    }
-    Ok(times)
-}
-
-/// One value of a text or whole-number column.
-fn string(column: &ArrayRef, row: usize) -> Result<Option<String>, String> {
-    use arrow::datatypes::{Int32Type, Int64Type, UInt32Type, UInt64Type};
-    if column.is_null(row) {
-        return Ok(None);
-    }
-    Ok(Some(match column.data_type() {
-        DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
-        DataType::LargeUtf8 => column.as_string::<i64>().value(row).to_owned(),
-        DataType::Utf8View => column.as_string_view().value(row).to_owned(),
-        DataType::Int32 => column.as_primitive::<Int32Type>().value(row).to_string(),
-        DataType::Int64 => column.as_primitive::<Int64Type>().value(row).to_string(),
-        DataType::UInt32 => column.as_primitive::<UInt32Type>().value(row).to_string(),
-        DataType::UInt64 => column.as_primitive::<UInt64Type>().value(row).to_string(),
-        other => return Err(format!("type {other}, expected text")),
-    }))
 }

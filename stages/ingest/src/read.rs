@@ -1,112 +1,222 @@
-//! From a file to its documents: plain text, JSON lines and Parquet, compressed with gzip or Zstandard or not.
+//! From a file to its records: plain text, JSON lines and lists, CSV and Parquet; packed with gzip, Zstandard or xz
+//! or not; in UTF-8, or in UTF-16 or UTF-32.
 //!
-//! Files are read as streams, one document at a time. Errors name the file and the line.
+//! Files are read as streams, one record at a time. What is wrong with a record is handed on as [`Bad`], because the
+//! config says what becomes of it; what is wrong with a file ends the job.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use crate::error::IngestError;
+use crate::json::{self, Elements, NoObject};
 use crate::parquet::ParquetRows;
-use crate::record::time;
-pub use crate::record::{Fields, Raw, TIME_FIELDS};
+pub use crate::record::{Bad, Fields, Place, Raw, Record, TIME_FIELDS};
+pub use crate::sniff::Format;
+use crate::sniff::{self, Packing, Wanted};
+use crate::unpack::{self, Narrowed, Peeked};
 
-/// What a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One document: plain text, Markdown, source code.
-    Text,
-    /// One JSON object per line.
-    Jsonl,
-    /// A table with a text column.
-    Parquet,
+/// How files are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    /// If `None`, each file says itself what it holds.
+    pub format: Option<Format>,
+    pub fields: Fields<'a>,
+    /// Whether bad bytes become U+FFFD.
+    pub replace: bool,
+    /// Whether every JSON object is a record, with a text field or without.
+    pub only_records: bool,
 }
 
-impl Format {
-    /// By the ending of the name, before `.gz` and `.zst`.
-    pub fn of_name(name: &str) -> Self {
-        let inner = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
-        match inner.rsplit_once('.').map(|(_, ending)| ending) {
-            Some("jsonl" | "ndjson") => Format::Jsonl,
-            Some("parquet") => Format::Parquet,
-            _ => Format::Text,
+/// What a file gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// The file is one document.
+    Whole(String),
+    Record(Record),
+}
+
+/// An item, or what is wrong with it.
+pub type Outcome = Result<Item, Bad>;
+
+type Outcomes<'a> = Box<dyn Iterator<Item = Result<Outcome, IngestError>> + 'a>;
+
+/// A file that is read.
+pub struct Opened<'a> {
+    /// What it holds, in order.
+    pub items: Outcomes<'a>,
+    /// Columns that are not read, because JSON cannot hold them: name and type.
+    pub left_out: Vec<String>,
+}
+
+impl std::fmt::Debug for Opened<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").field("left_out", &self.left_out).finish_non_exhaustive()
+    }
+}
+
+/// Whether a file is one document of the same size, so that limits apply without reading it all.
+pub fn is_plain(path: &Path, name: &str, reading: Reading<'_>) -> bool {
+    let (packed, inner) = sniff::packed_name(name);
+    match reading.format.or_else(|| sniff::by_name(&inner)) {
+        Some(Format::Text) if packed.is_some() => false,
+        Some(format) => format == Format::Text,
+        None => {
+            let Ok(file) = File::open(path) else { return true };
+            let Ok(peeked) = unpack::peek(Box::new(file)) else { return true };
+            let head = &peeked.head;
+            let is_packed = packed.is_some() || sniff::packing(head).is_some() || head.starts_with(b"PAR1");
+            !is_packed && sniff::by_content(head, peeked.is_all, reading.wanted()) == Format::Text
         }
     }
 }
 
-/// What to do with bytes that are not UTF-8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidUtf8 {
-    Error,
-    Drop,
-    Replace,
+impl Reading<'_> {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { text_field: (!self.only_records).then_some(self.fields.text) }
+    }
 }
 
-/// A document, or why it was left out.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    Document(Raw),
-    /// Not UTF-8, and the config drops such documents: the offset of the first bad byte in the document.
-    InvalidUtf8 {
-        id: String,
-        offset: u64,
-    },
-}
-
-/// The documents of one file, in order.
-pub fn documents<'a>(
-    name: &'a str,
-    path: &Path,
-    format: Format,
-    fields: Fields<'a>,
-    invalid: InvalidUtf8,
-) -> Result<Box<dyn Iterator<Item = Result<Outcome, IngestError>> + 'a>, IngestError> {
+/// Opens a file.
+pub fn open<'a>(name: &'a str, path: &Path, reading: Reading<'a>) -> Result<Opened<'a>, IngestError> {
+    let opened = |items| Ok(Opened { items, left_out: Vec::new() });
+    let cannot = |e| IngestError::io(name, e);
     let file = File::open(path).map_err(|source| IngestError::Read { name: name.to_owned(), source })?;
-    if format == Format::Parquet {
-        return Ok(Box::new(ParquetRows::open(name, file, fields)?.map(|row| row.map(Outcome::Document))));
+    let start = unpack::first_bytes(&file).map_err(cannot)?;
+    let (packed, inner) = sniff::packed_name(name);
+    let promised = reading.format.or_else(|| sniff::by_name(&inner));
+    let is_parquet = start.starts_with(b"PAR1") && reading.format.is_none_or(|format| format == Format::Parquet);
+    if is_parquet || (promised == Some(Format::Parquet) && packed.is_none()) {
+        return match sniff::foreign(&start).filter(|_| !start.starts_with(b"PAR1")) {
+            Some(found) => opened(refused(name, found)),
+            None => {
+                let (rows, left_out) = ParquetRows::open(name, file, reading)?;
+                Ok(Opened { items: Box::new(rows), left_out })
+            }
+        };
     }
-    let reader: Box<dyn BufRead> = if name.ends_with(".gz") {
-        Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))))
-    } else if name.ends_with(".zst") {
-        let unpack = zstd::stream::read::Decoder::new(file).map_err(|e| IngestError::io(name, e))?;
-        Box::new(BufReader::new(unpack))
-    } else {
-        Box::new(BufReader::new(file))
+    if packed.is_some() && sniff::packing(&start).is_none() {
+        return opened(wrongly_named(name, packed, start.is_empty()));
+    }
+    let mut reader: Box<dyn BufRead> = Box::new(BufReader::with_capacity(1 << 16, file));
+    let mut first = start;
+    // A file may be packed twice, as when a server packs what is packed already.
+    while let Some(packing) = sniff::packing(&first) {
+        let unpacked = unpack::unpack(reader, packing).map_err(cannot)?;
+        let peeked = unpack::peek(unpacked).map_err(cannot)?;
+        (first, reader) = (peeked.head, peeked.reader);
+    }
+    let mut peeked = unpack::peek(Box::new(reader)).map_err(cannot)?;
+    if let Some(wide) = unpack::wide(&peeked.head) {
+        let narrowed = Narrowed::new(peeked.reader, wide).map_err(cannot)?;
+        peeked = unpack::peek(Box::new(narrowed)).map_err(cannot)?;
+    }
+    if let Some(found) = sniff::foreign(&peeked.head) {
+        return opened(refused(name, found));
+    }
+    peeked = without_mark(peeked).map_err(cannot)?;
+    let Peeked { head, is_all, reader } = peeked;
+    let format = match promised {
+        Some(Format::Lines) if sniff::by_content(&head, is_all, reading.wanted()) == Format::List => {
+            match reading.format {
+                None => Format::List,
+                Some(_) => Format::Lines,
+            }
+        }
+        Some(format) => format,
+        None => sniff::by_content(&head, is_all, reading.wanted()),
     };
-    match format {
-        Format::Jsonl => Ok(Box::new(Lines { name, reader, fields, invalid, line: 0, offset: 0 })),
-        _ => Ok(Box::new(std::iter::once(whole(name, reader, invalid)))),
-    }
-}
-
-fn whole(name: &str, mut reader: Box<dyn BufRead>, invalid: InvalidUtf8) -> Result<Outcome, IngestError> {
-    let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes).map_err(|e| IngestError::io(name, e))?;
-    Ok(match decode(name, bytes, 0, invalid)? {
-        Ok(text) => Outcome::Document(Raw { id: name.to_owned(), text, ..Raw::default() }),
-        Err(offset) => Outcome::InvalidUtf8 { id: name.to_owned(), offset },
+    opened(match format {
+        Format::Lines => Box::new(Lines { name, reader, reading, line: 0, offset: 0, is_over: false }),
+        Format::List => Box::new(List { name, elements: Elements::new(reader), reading, number: 0 }),
+        Format::Csv(between) => Box::new(Table::open(name, reader, between, reading)?),
+        Format::Parquet => refused(name, ("no Parquet file", "leave `format` out, or name Parquet files alone")),
+        Format::Text if sniff::is_binary(&head) => {
+            refused(name, ("neither text nor anything else that is read", "leave it out of `paths`"))
+        }
+        Format::Text => Box::new(std::iter::once(whole(name, reader, reading.replace))),
     })
 }
 
-/// The bytes as text, or the offset of the first bad byte if only the document is dropped. `start`: offset of `bytes`
-/// in the decompressed file.
-fn decode(name: &str, bytes: Vec<u8>, start: u64, invalid: InvalidUtf8) -> Result<Result<String, u64>, IngestError> {
+fn without_mark(peeked: Peeked) -> std::io::Result<Peeked> {
+    const MARK: &[u8] = "\u{feff}".as_bytes();
+    let Peeked { mut head, is_all, mut reader } = peeked;
+    if head.starts_with(MARK) {
+        reader.read_exact(&mut [0; 3])?;
+        head.drain(..3);
+    }
+    Ok(Peeked { head, is_all, reader })
+}
+
+/// A file that is not read, as its only item.
+fn refused<'a>(name: &'a str, (what, hint): (&'static str, &'static str)) -> Outcomes<'a> {
+    let told = format!("`{name}` is {what}: it is not read");
+    let bad =
+        Bad { id: name.into(), rule: "not_supported", value: None, place: None, what: told, hint: Some(hint.into()) };
+    Box::new(std::iter::once(Ok(Err(bad))))
+}
+
+fn wrongly_named<'a>(name: &'a str, packed: Option<Packing>, is_empty: bool) -> Outcomes<'a> {
+    let packing = match packed {
+        Some(Packing::Zstd) => "Zstandard",
+        Some(Packing::Xz) => "xz",
+        _ => "gzip",
+    };
+    let what = match is_empty {
+        true => format!("`{name}` is damaged: it is empty, and its name says {packing}"),
+        false => format!("`{name}` is damaged or not packed: its name says {packing}, its bytes do not"),
+    };
+    let hint = "fetch the file again, or rename it if it was unpacked on the way".to_owned();
+    let bad = Bad { id: name.into(), rule: "not_supported", value: None, place: None, what, hint: Some(hint) };
+    Box::new(std::iter::once(Ok(Err(bad))))
+}
+
+fn whole(name: &str, mut reader: Box<dyn BufRead>, replace: bool) -> Result<Outcome, IngestError> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).map_err(|e| IngestError::io(name, e))?;
+    Ok(decode(bytes, replace).map(Item::Whole).map_err(|(byte, at)| Bad {
+        id: name.into(),
+        rule: "invalid_utf8",
+        value: Some(at as f64),
+        place: None,
+        what: format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {at}"),
+        hint: Some(NOT_UTF8.into()),
+    }))
+}
+
+const NOT_UTF8: &str = "convert the file, `iconv -f latin1 -t utf-8`, or set `invalid_utf8` to `drop` or `replace`";
+
+/// The bytes as text, or the first bad byte and its offset.
+fn decode(bytes: Vec<u8>, replace: bool) -> Result<String, (u8, usize)> {
     let error = match String::from_utf8(bytes) {
-        Ok(text) => return Ok(Ok(text)),
+        Ok(text) => return Ok(text),
         Err(error) => error,
     };
     let at = error.utf8_error().valid_up_to();
-    match invalid {
-        InvalidUtf8::Error => {
-            let (byte, offset) = (error.as_bytes()[at], start + at as u64);
-            let what = format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {offset}");
-            Err(IngestError::data(name, what)
-                .with_hint("convert the file, or set `invalid_utf8` to `drop` or `replace`"))
+    match replace {
+        true => Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()),
+        false => Err((error.as_bytes()[at], at)),
+    }
+}
+
+/// The text of a record that begins at byte `start` of the unpacked file.
+pub(crate) fn text_of(bytes: Vec<u8>, start: u64, place: &Place, replace: bool) -> Result<String, Bad> {
+    decode(bytes, replace).map_err(|(byte, at)| {
+        let what = format!("not UTF-8: byte 0x{byte:02x} at offset {}", start + at as u64);
+        Bad { value: Some(at as f64), ..place.bad("invalid_utf8", what).hint(NOT_UTF8) }
+    })
+}
+
+fn record(text: &str, place: Place) -> Outcome {
+    match json::object(text) {
+        Ok(fields) => Ok(Item::Record(Record { place, fields })),
+        Err(NoObject { what, hint }) => {
+            let bad = place.bad("not_json", what);
+            Err(match hint {
+                Some(hint) => bad.hint(hint),
+                None => bad,
+            })
         }
-        InvalidUtf8::Drop => Ok(Err(at as u64)),
-        InvalidUtf8::Replace => Ok(Ok(String::from_utf8_lossy(error.as_bytes()).into_owned())),
     }
 }
 
@@ -114,24 +224,27 @@ fn decode(name: &str, bytes: Vec<u8>, start: u64, invalid: InvalidUtf8) -> Resul
 struct Lines<'a> {
     name: &'a str,
     reader: Box<dyn BufRead>,
-    fields: Fields<'a>,
-    invalid: InvalidUtf8,
+    reading: Reading<'a>,
     /// Lines read, blank ones included.
     line: u64,
-    /// Bytes read of the decompressed file.
+    /// Bytes read of the unpacked file.
     offset: u64,
+    is_over: bool,
 }
 
 impl Iterator for Lines<'_> {
     type Item = Result<Outcome, IngestError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
+        while !self.is_over {
             let mut bytes = Vec::new();
             match self.reader.read_until(b'\n', &mut bytes) {
                 Ok(0) => return None,
                 Ok(_) => {}
-                Err(e) => return Some(Err(IngestError::io(self.name, e))),
+                Err(e) => {
+                    self.is_over = true;
+                    return Some(Err(IngestError::io(self.name, e)));
+                }
             }
             let start = self.offset;
             self.offset += bytes.len() as u64;
@@ -139,86 +252,99 @@ impl Iterator for Lines<'_> {
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            return Some(self.record(bytes, start));
+            let place = Place { file: self.name.into(), number: self.line - 1, unit: "line", at: self.line };
+            let outcome = text_of(bytes, start, &place, self.reading.replace);
+            // A mark inside a file is where files with marks were joined.
+            return Some(Ok(outcome.and_then(|text| record(text.trim_start_matches('\u{feff}').trim_end(), place))));
         }
+        None
     }
 }
 
-impl Lines<'_> {
-    fn record(&self, bytes: Vec<u8>, start: u64) -> Result<Outcome, IngestError> {
-        let number = self.line - 1;
-        let line = match decode(self.name, bytes, start, self.invalid)? {
-            Ok(line) => line,
-            Err(offset) => return Ok(Outcome::InvalidUtf8 { id: format!("{}#{number}", self.name), offset }),
-        };
-        let broken = |what: String| {
-            let place = format!("{}:{}", self.name, self.line);
-            IngestError::data(place, format!("`{}` line {}: {what}", self.name, self.line))
-        };
-        let record: Map<String, Value> = serde_json::from_str(line.trim_end()).map_err(|e| broken(json_error(&e)))?;
-        raw(self.name, number, record, self.fields, broken)
-    }
-}
-
-/// What JSON's reader says, without its line number: a record is one line.
-fn json_error(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("no JSON object: {what} at column {}", error.column())
-}
-
-/// A document from a record's fields; the error, made by `broken`, says what is missing.
-fn raw(
-    name: &str,
+/// Iterator over the records of a JSON list.
+struct List<'a> {
+    name: &'a str,
+    elements: Elements,
+    reading: Reading<'a>,
     number: u64,
-    mut record: Map<String, Value>,
-    fields: Fields<'_>,
-    broken: impl Fn(String) -> IngestError,
-) -> Result<Outcome, IngestError> {
-    let text = match record.shift_remove(fields.text) {
-        Some(Value::String(text)) => text,
-        Some(other) => {
-            return Err(broken(format!("field `{}` is {}, expected a string", fields.text, type_of(&other))));
-        }
-        None => {
-            let known: Vec<String> = record.keys().map(|key| format!("`{key}`")).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(broken(format!("no field `{}`", fields.text))
-                .with_hint(format!("set `text_field`; the record has {known}")));
-        }
-    };
-    let id = match fields.id {
-        None => number.to_string(),
-        Some(field) => match record.shift_remove(field) {
-            Some(Value::String(id)) => id,
-            Some(Value::Number(id)) => id.to_string(),
-            Some(other) => {
-                let found = type_of(&other);
-                return Err(broken(format!("field `{field}` is {found}, expected a string or a number")));
-            }
-            None => {
-                return Err(broken(format!("no field `{field}`"))
-                    .with_hint("set `id_field`, or leave it out to number records"));
-            }
-        },
-    };
-    let mut take = |field: &str| match record.get(field) {
-        Some(Value::String(_)) => record.shift_remove(field).and_then(|v| v.as_str().map(str::to_owned)),
-        _ => None,
-    };
-    let (url, language) = (take("url"), take("language"));
-    let time = TIME_FIELDS.iter().find_map(|field| time(record.get(*field)?.as_str()?));
-    let metadata = (!record.is_empty()).then(|| Value::Object(record).to_string());
-    Ok(Outcome::Document(Raw { id: format!("{name}#{id}"), text, url, language, time, metadata }))
 }
 
-fn type_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+impl Iterator for List<'_> {
+    type Item = Result<Outcome, IngestError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (line, bytes) = match self.elements.next() {
+            Ok(element) => element?,
+            Err(e) => return Some(Err(IngestError::io(self.name, e))),
+        };
+        let place = Place { file: self.name.into(), number: self.number, unit: "line", at: line };
+        self.number += 1;
+        if bytes.is_empty() {
+            let bad = place.bad("not_json", "the list ends in the middle");
+            return Some(Ok(Err(bad.hint("the file was cut off: fetch it again"))));
+        }
+        let outcome = text_of(bytes, 0, &place, self.reading.replace);
+        Some(Ok(outcome.and_then(|text| record(text.trim_end(), place))))
+    }
+}
+
+/// Iterator over the rows of a CSV file; every value is a string.
+struct Table<'a> {
+    name: &'a str,
+    rows: csv::Reader<Box<dyn BufRead>>,
+    names: Vec<String>,
+    reading: Reading<'a>,
+    number: u64,
+    is_over: bool,
+}
+
+impl<'a> Table<'a> {
+    fn open(name: &'a str, reader: Box<dyn BufRead>, between: u8, reading: Reading<'a>) -> Result<Self, IngestError> {
+        let mut rows = csv::ReaderBuilder::new().delimiter(between).flexible(true).from_reader(reader);
+        let header = rows.byte_headers().map_err(|e| of_csv(name, e))?;
+        let names: Vec<String> = header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
+        Ok(Table { name, rows, names, reading, number: 0, is_over: false })
+    }
+}
+
+fn of_csv(name: &str, error: csv::Error) -> IngestError {
+    match error.into_kind() {
+        csv::ErrorKind::Io(e) => IngestError::io(name, e),
+        other => IngestError::data(name, format!("`{name}` is no table: {other:?}")),
+    }
+}
+
+impl Iterator for Table<'_> {
+    type Item = Result<Outcome, IngestError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let mut row = csv::ByteRecord::new();
+        match self.rows.read_byte_record(&mut row) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(e) => {
+                self.is_over = true;
+                return Some(Err(of_csv(self.name, e)));
+            }
+        }
+        let line = row.position().map_or(0, csv::Position::line);
+        let place = Place { file: self.name.into(), number: self.number, unit: "line", at: line };
+        self.number += 1;
+        if row.len() != self.names.len() {
+            let what = format!("{} values for {} columns", row.len(), self.names.len());
+            let bad = place.bad("not_csv", what).hint("a value with a comma or a line end stands in double quotes");
+            return Some(Ok(Err(bad)));
+        }
+        let mut fields = serde_json::Map::new();
+        for (name, value) in self.names.iter().zip(&row) {
+            match text_of(value.to_vec(), 0, &place, self.reading.replace) {
+                Ok(text) => drop(fields.insert(name.clone(), text.into())),
+                Err(bad) => return Some(Ok(Err(bad))),
+            }
+        }
+        Some(Ok(Ok(Item::Record(Record { place, fields }))))
     }
 }

@@ -29,7 +29,16 @@ pub struct Selection {
     /// How many different files matched.
     pub matched: usize,
     /// Globs that match nothing.
-    pub idle: Vec<String>,
+    pub idle: Vec<Idle>,
+    /// Links to nothing.
+    pub dead: Vec<String>,
+}
+
+/// A glob that matches nothing, and what may be wrong with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Idle {
+    pub glob: String,
+    pub hint: Option<String>,
 }
 
 /// Chooses among what each glob found. `is_plain` says whether a file is one document.
@@ -40,12 +49,11 @@ pub fn select(
 ) -> Result<Selection, IngestError> {
     let mut taken: BTreeMap<String, Found> = BTreeMap::new();
     let mut seen: BTreeMap<String, Found> = BTreeMap::new();
-    let mut idle = Vec::new();
-    for (glob, files) in globs {
-        if files.is_empty() {
-            idle.push(glob);
-            continue;
-        }
+    // A file may have to be opened to be told.
+    let mut known: BTreeMap<String, bool> = BTreeMap::new();
+    let mut is_plain = |file: &Found| *known.entry(file.name.clone()).or_insert_with(|| is_plain(file));
+    let is_limited = limits.min_bytes > 0 || limits.max_bytes.is_some();
+    for (_, files) in globs {
         let mut fresh = Vec::new();
         for file in files {
             match seen.get(&file.name) {
@@ -63,7 +71,9 @@ pub fn select(
             }
         }
         fresh.retain(|file| {
-            !is_plain(file) || (file.bytes >= limits.min_bytes && limits.max_bytes.is_none_or(|max| file.bytes <= max))
+            !is_limited
+                || !is_plain(file)
+                || (file.bytes >= limits.min_bytes && limits.max_bytes.is_none_or(|max| file.bytes <= max))
         });
         fresh.sort_by_cached_key(order);
         let mut sum = 0;
@@ -94,7 +104,7 @@ pub fn select(
         });
         files.sort_by(|a, b| a.name.cmp(&b.name));
     }
-    Ok(Selection { files, matched, idle })
+    Ok(Selection { files, matched, idle: Vec::new(), dead: Vec::new() })
 }
 
 /// The place of a file in the sample: hash of its name, then the name.
@@ -156,15 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn overlapping_globs_take_a_file_once_and_idle_ones_are_named() {
-        let globs = vec![
-            ("a*".into(), vec![found("a", 1)]),
-            ("*".into(), vec![found("a", 1), found("b", 1)]),
-            ("z*".into(), vec![]),
-        ];
+    fn overlapping_globs_take_a_file_once() {
+        let globs = vec![("a*".into(), vec![found("a", 1)]), ("*".into(), vec![found("a", 1), found("b", 1)])];
         let selection = select(globs, &Limits::default(), |_| true).unwrap();
         assert_eq!(selection.files.len(), 2);
         assert_eq!(selection.matched, 2);
-        assert_eq!(selection.idle, ["z*"]);
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Date32Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use parquet::arrow::ArrowWriter;
-use smelt_ingest::read::{Fields, Format, InvalidUtf8, Outcome, Raw, documents};
+use smelt_ingest::read::{Fields, Item, Raw, Reading, open};
 use smelt_stage::Fault;
 use smelt_stage::kinds::Micros;
 
-const FIELDS: Fields<'static> = Fields { text: "text", id: None };
+const FIELDS: Fields<'static> = Fields { text: "text", id: None, metadata: None };
 
 /// A fresh folder of this test.
 fn folder(test: &str) -> PathBuf {
@@ -24,11 +24,22 @@ fn folder(test: &str) -> PathBuf {
     path
 }
 
-fn read(path: &Path, fields: Fields<'_>, invalid: InvalidUtf8) -> Result<Vec<Outcome>, String> {
+/// The documents of a file, and what is wrong with its bad records.
+fn all(path: &Path, fields: Fields<'_>, replace: bool) -> Result<Vec<Result<Raw, String>>, String> {
     let name = path.file_name().unwrap().to_str().unwrap();
-    documents(name, path, Format::of_name(name), fields, invalid)
-        .and_then(Iterator::collect::<Result<_, _>>)
-        .map_err(|e| told(&e))
+    let reading = Reading { format: None, fields, replace, only_records: false };
+    let document = |item| match item {
+        Item::Whole(text) => Ok(Raw { id: name.into(), text, ..Raw::default() }),
+        Item::Record(record) => record.document(fields),
+    };
+    let opened = open(name, path, reading).map_err(|e| told(&e))?;
+    let items = opened.items.map(|item| item.map_err(|e| told(&e)));
+    items.map(|item| Ok(item?.and_then(document).map_err(|bad| told(&bad.stop())))).collect()
+}
+
+/// The documents of a file without bad records.
+fn read(path: &Path, fields: Fields<'_>) -> Result<Vec<Raw>, String> {
+    all(path, fields, false)?.into_iter().collect()
 }
 
 /// As a person reads it: what is wrong, and what to do.
@@ -36,16 +47,12 @@ fn told(error: &impl Fault) -> String {
     error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}\nhint: {hint}"))
 }
 
-fn texts(outcomes: Vec<Outcome>) -> Vec<(String, String)> {
-    let pair = |outcome| match outcome {
-        Outcome::Document(Raw { id, text, .. }) => (id, text),
-        Outcome::InvalidUtf8 { id, offset } => (id, format!("invalid at {offset}")),
-    };
-    outcomes.into_iter().map(pair).collect()
+fn texts(found: Vec<Raw>) -> Vec<(String, String)> {
+    found.into_iter().map(|raw| (raw.id, raw.text)).collect()
 }
 
 fn error(path: &Path) -> String {
-    read(path, FIELDS, InvalidUtf8::Error).expect_err("the file is damaged")
+    read(path, FIELDS).expect_err("the file is damaged")
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -78,7 +85,7 @@ fn a_text_is_the_same_packed_or_not() {
         .unwrap();
     fs::write(folder.join("c.rs.zst"), zstd::encode_all(text.as_bytes(), 3).unwrap()).unwrap();
     for name in ["a.rs", "b.rs.gz", "c.rs.zst"] {
-        let found = texts(read(&folder.join(name), FIELDS, InvalidUtf8::Error).unwrap());
+        let found = texts(read(&folder.join(name), FIELDS).unwrap());
         assert_eq!(found, [(name.to_owned(), text.clone())]);
     }
 }
@@ -89,19 +96,24 @@ fn records_keep_their_fields_and_order() {
     let path = folder.join("a.jsonl.zst");
     let lines = "{\"n\":1,\"text\":\"one\",\"url\":\"u\",\"tags\":[\"x\"]}\n\n{\"text\":\"two\",\"language\":\"de\"}";
     fs::write(&path, zstd::encode_all(lines.as_bytes(), 3).unwrap()).unwrap();
-    let found = read(&path, FIELDS, InvalidUtf8::Error).unwrap();
+    let found = read(&path, FIELDS).unwrap();
     let one = Raw {
         id: "a.jsonl.zst#0".into(),
         text: "one".into(),
         url: Some("u".into()),
         language: None,
         time: None,
+        no_time: None,
         metadata: Some("{\"n\":1,\"tags\":[\"x\"]}".into()),
     };
     let two = Raw { id: "a.jsonl.zst#2".into(), text: "two".into(), language: Some("de".into()), ..Raw::default() };
-    assert_eq!(found, [Outcome::Document(one), Outcome::Document(two)]);
-    let by_id = read(&path, Fields { id: Some("n"), ..FIELDS }, InvalidUtf8::Error).unwrap_err();
-    assert_eq!(by_id, "`a.jsonl.zst` line 3: no field `n`\nhint: set `id_field`, or leave it out to number records");
+    assert_eq!(found, [one, two]);
+    let by_id = read(&path, Fields { id: Some("n"), ..FIELDS }).unwrap_err();
+    assert_eq!(
+        by_id,
+        "`a.jsonl.zst` line 3: no field `n`\nhint: set `id_field`, or leave it out to number records; or set \
+         `bad_records: drop` to leave such records out"
+    );
 }
 
 #[test]
@@ -109,9 +121,9 @@ fn parquet_rows_are_documents() {
     let folder = folder("parquet");
     let path = folder.join("a.parquet");
     parquet(&path, 600);
-    let found = read(&path, Fields { id: Some("key"), ..FIELDS }, InvalidUtf8::Error).unwrap();
+    let found = read(&path, Fields { id: Some("key"), ..FIELDS }).unwrap();
     assert_eq!(found.len(), 600);
-    let Outcome::Document(last) = &found[599] else { panic!("{:?}", found[599]) };
+    let last = &found[599];
     assert_eq!(last.id, "a.parquet#5990");
     assert!(last.text.starts_with("row 599 words"));
     assert_eq!(last.url, None);
@@ -145,8 +157,8 @@ fn the_other_columns_of_parquet_are_kept_as_the_fields_of_json_are() {
         metadata: Some(r#"{"stars":7,"tags":[1,null],"date":"2024-05-01"}"#.into()),
         ..document("0", "one", "de")
     };
-    let found = read(&path, FIELDS, InvalidUtf8::Error).unwrap();
-    assert_eq!(found, [one, document("1", "two", "en")].map(Outcome::Document));
+    let found = read(&path, FIELDS).unwrap();
+    assert_eq!(found, [one, document("1", "two", "en")]);
 }
 
 #[test]
@@ -164,48 +176,219 @@ fn the_first_field_that_is_a_time_fills_it_and_stays_as_it_was_written() {
         (r#""day":"2024-05-01""#, None),
     ] {
         fs::write(&path, format!("{{\"text\":\"x\",{fields}}}\n")).unwrap();
-        let found = read(&path, FIELDS, InvalidUtf8::Error).unwrap();
-        let [Outcome::Document(raw)] = &found[..] else { panic!("{found:?}") };
+        let found = read(&path, FIELDS).unwrap();
+        let [raw] = &found[..] else { panic!("{found:?}") };
         assert_eq!(raw.time, expected.map(Micros), "{fields}");
         assert_eq!(raw.metadata.as_deref(), Some(format!("{{{fields}}}").as_str()));
     }
 }
 
+const POLICY: &str = "set `bad_records: drop` to leave such records out";
+
 #[test]
-fn bytes_that_are_no_utf8_are_found_dropped_or_replaced() {
+fn bytes_that_are_no_utf8_are_found_or_replaced() {
     let folder = folder("utf8");
     let path = folder.join("a.md");
     fs::write(&path, b"good \xff bad").unwrap();
-    assert_eq!(
-        error(&path),
-        "`a.md` is not UTF-8: byte 0xff at offset 5\n\
-         hint: convert the file, or set `invalid_utf8` to `drop` or `replace`"
-    );
-    let dropped = texts(read(&path, FIELDS, InvalidUtf8::Drop).unwrap());
-    assert_eq!(dropped, [("a.md".to_owned(), "invalid at 5".to_owned())]);
-    let replaced = texts(read(&path, FIELDS, InvalidUtf8::Replace).unwrap());
-    assert_eq!(replaced, [("a.md".to_owned(), "good \u{fffd} bad".to_owned())]);
+    let hint = "hint: convert the file, `iconv -f latin1 -t utf-8`, or set `invalid_utf8` to `drop` or `replace`; or";
+    assert_eq!(error(&path), format!("`a.md` is not UTF-8: byte 0xff at offset 5\n{hint} {POLICY}"));
+    let replaced = all(&path, FIELDS, true).unwrap().remove(0).unwrap();
+    assert_eq!(replaced.text, "good \u{fffd} bad");
 
     let path = folder.join("b.jsonl");
     fs::write(&path, b"{\"text\":\"one\"}\n{\"text\":\"\xc3(\"}\n").unwrap();
-    assert!(error(&path).starts_with("`b.jsonl` is not UTF-8: byte 0xc3 at offset 24\n"), "{}", error(&path));
+    assert_eq!(error(&path), format!("`b.jsonl` line 2: not UTF-8: byte 0xc3 at offset 24\n{hint} {POLICY}"));
 }
 
 #[test]
-fn broken_records_name_their_line() {
+fn broken_records_name_their_line_and_what_may_be_wrong() {
     let folder = folder("broken");
     let path = folder.join("a.jsonl");
     for (line, told) in [
-        ("{\"text\":", "`a.jsonl` line 2: no JSON object: EOF while parsing a value at column 8"),
-        ("[1]", "`a.jsonl` line 2: no JSON object: invalid type: sequence, expected a map at column 0"),
-        ("{\"text\":7}", "`a.jsonl` line 2: field `text` is a number, expected a string"),
+        ("{\"text\":", "the record ends in the middle, at column 8\nhint: the file or a line of it was cut off; or"),
+        ("[1]", "a list is no record, expected an object\nhint: a record is written `{\"text\": …}`; or"),
+        ("{\"text\":7}", "field `text` is a number, expected a string\nhint:"),
         (
-            "{\"body\":\"b\",\"n\":1}",
-            "`a.jsonl` line 2: no field `text`\nhint: set `text_field`; the record has `body`, `n`",
+            "{'text':'a'}",
+            "no JSON: key must be a string at column 2\nhint: names and strings of JSON stand in double quotes; Python \
+             writes it with `json.dumps`; or",
+        ),
+        ("{\"body\":\"b\",\"n\":1}", "no field `text`\nhint: set `text_field`; the record has `body`, `n`; or"),
+        (
+            "{\"messages\":[]}",
+            "no field `text`\nhint: set `text_field`, or for `messages` set `kind` to `conversations`, `prompts` or \
+             `preferences`; the record has `messages`; or",
         ),
     ] {
         fs::write(&path, format!("{{\"text\":\"fine\"}}\n{line}\n")).unwrap();
-        assert_eq!(error(&path), told);
+        assert_eq!(error(&path), format!("`a.jsonl` line 2: {told} {POLICY}"));
+    }
+    // the others are read
+    fs::write(&path, "{\"text\":\"one\"}\nbroken\n\u{feff}{\"text\":\"two\"}").unwrap();
+    let found = all(&path, FIELDS, false).unwrap();
+    assert_eq!(found.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+}
+
+#[test]
+fn content_decides_where_the_name_does_not() {
+    let folder = folder("content");
+    let lines = "{\"text\":\"one\"}\n{\"text\":\"two\"}\n";
+    let list = "[\n {\"text\": \"one\"},\n {\"text\": \"two\"}\n]\n";
+    let utf16: Vec<u8> = format!("\u{feff}{lines}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let table = folder.join("t.parquet");
+    parquet(&table, 2);
+    for (name, bytes) in [
+        ("a.json", lines.as_bytes().to_vec()),
+        ("a.JSONL", lines.as_bytes().to_vec()),
+        ("a.json.gz", gzip(lines.as_bytes())),
+        ("no ending", gzip(lines.as_bytes())),
+        ("twice.jsonl.gz", gzip(&gzip(lines.as_bytes()))),
+        ("list.json", list.as_bytes().to_vec()),
+        ("list.jsonl", list.as_bytes().to_vec()),
+        ("utf16.jsonl", utf16.clone()),
+        ("utf16.json.gz", gzip(&utf16)),
+        ("mark.jsonl", format!("\u{feff}{lines}").into_bytes()),
+        ("a.csv", b"text,n\none,1\n\"two\",2\n".to_vec()),
+        ("a.tsv", b"n\ttext\n1\tone\n2\ttwo\n".to_vec()),
+        ("table", fs::read(&table).unwrap()),
+    ] {
+        let path = folder.join(name);
+        fs::write(&path, bytes).unwrap();
+        let found = read(&path, FIELDS).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(found.len(), 2, "{name}");
+        assert!(name == "table" || (found[0].text == "one" && found[1].text == "two"), "{name}: {found:?}");
+    }
+    for (name, text) in [("package.json", "{\n  \"name\": \"x\"\n}\n"), ("a.md", "{ not json }"), ("n.json", "[1, 2]")]
+    {
+        fs::write(folder.join(name), text).unwrap();
+        assert_eq!(texts(read(&folder.join(name), FIELDS).unwrap()), [(name.to_owned(), text.to_owned())]);
+    }
+}
+
+#[test]
+fn what_is_not_read_is_called_what_it_is() {
+    let folder = folder("foreign");
+    let mut tar = vec![0; 1024];
+    tar[..5].copy_from_slice(b"a.txt");
+    tar[257..262].copy_from_slice(b"ustar");
+    for (name, bytes, told) in [
+        ("a.jsonl.bz2", b"BZh91AY&SY\x01\x02".to_vec(), "packed with bzip2"),
+        ("a.zip", b"PK\x03\x04\x14\0".to_vec(), "a ZIP archive or an Office document"),
+        ("a.tar.gz", gzip(&tar), "a tar archive"),
+        ("a.arrow", b"ARROW1\0\0".to_vec(), "an Arrow file"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n".to_vec(), "a pointer of Git LFS"),
+        ("a.pdf", b"%PDF-1.7\n".to_vec(), "a PDF document"),
+        ("crawl.warc.gz", gzip(b"WARC/1.0\r\n"), "a WARC archive"),
+        ("a.bin", b"\x7fELF\x02\x01\0\0\0\xff\xfe".to_vec(), "neither text nor anything else that is read"),
+    ] {
+        fs::write(folder.join(name), bytes).unwrap();
+        let said = error(&folder.join(name));
+        assert!(said.starts_with(&format!("`{name}` is {told}")) && said.contains("not read\nhint: "), "{said}");
+        assert!(!said.contains("UTF-8"), "{said}");
+    }
+}
+
+#[test]
+fn rows_of_a_table_that_do_not_fit_are_bad_records() {
+    let path = folder("csv").join("a.csv");
+    fs::write(&path, "text,n\n\"one, with a comma\nand a line\",1\ntwo\nthree,3\n").unwrap();
+    let found = all(&path, FIELDS, false).unwrap();
+    assert_eq!(found[0].as_ref().unwrap().text, "one, with a comma\nand a line");
+    assert!(found[1].as_ref().unwrap_err().starts_with("`a.csv` line 4: 1 values for 2 columns\n"), "{found:?}");
+    assert_eq!(found[2].as_ref().unwrap().metadata.as_deref(), Some(r#"{"n":"3"}"#));
+}
+
+#[test]
+fn a_text_may_stand_inside_an_object() {
+    let folder = folder("nested");
+    let path = folder.join("a.jsonl");
+    fs::write(&path, r#"{"a":{"b":"text","c":1},"d":2}"#).unwrap();
+    let raw = read(&path, Fields { text: "a.b", ..FIELDS }).unwrap().remove(0);
+    assert_eq!((raw.text.as_str(), raw.metadata.as_deref()), ("text", Some(r#"{"a":{"c":1},"d":2}"#)));
+    let only_d = ["d".to_owned()];
+    let raw = read(&path, Fields { text: "a.b", metadata: Some(&only_d), ..FIELDS }).unwrap().remove(0);
+    assert_eq!(raw.metadata.as_deref(), Some(r#"{"d":2}"#));
+}
+
+/// Columns as pandas, Polars, Spark and DuckDB write them.
+#[test]
+fn text_columns_of_every_type_are_read() {
+    use arrow::array::*;
+    use arrow::datatypes::Int32Type as Key;
+    let folder = folder("types");
+    let path = folder.join("a.parquet");
+    let words = ["one", "zwölf"];
+    let texts: Vec<(&str, ArrayRef)> = vec![
+        ("utf8", Arc::new(StringArray::from_iter_values(words))),
+        ("large", Arc::new(LargeStringArray::from_iter_values(words))),
+        ("view", Arc::new(StringViewArray::from_iter_values(words))),
+        ("dictionary", Arc::new(words.into_iter().collect::<DictionaryArray<Key>>())),
+        ("binary", Arc::new(BinaryArray::from_iter_values(words))),
+        ("large_binary", Arc::new(LargeBinaryArray::from_iter_values(words))),
+        ("binary_view", Arc::new(BinaryViewArray::from_iter_values(words))),
+    ];
+    let bad: ArrayRef = Arc::new(BinaryArray::from_iter_values([&b"fine"[..], b"\xff"]));
+    let inner = StructArray::from(
+        vec![
+            (Arc::new(Field::new("b", DataType::Utf8, true)), texts[0].1.clone()),
+            (Arc::new(Field::new("c", DataType::Utf8, true)), texts[1].1.slice(0, 2)),
+        ]
+        .into_iter()
+        .map(|(f, c)| (Arc::new(Field::new(f.name(), c.data_type().clone(), true)), c))
+        .collect::<Vec<_>>(),
+    );
+    let gone: ArrayRef =
+        Arc::new(StructArray::new(inner.fields().clone(), inner.columns().to_vec(), Some(vec![true, false].into())));
+    let columns = texts.iter().cloned().chain([("bad", bad), ("a", gone)]);
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.map(|(n, c)| (n, c, true))).unwrap();
+    let mut writer = ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let none: [String; 0] = [];
+    let fields = |text| Fields { text, id: None, metadata: Some(&none) };
+    for (name, _) in &texts {
+        let found: Vec<String> = read(&path, fields(name)).unwrap().into_iter().map(|raw| raw.text).collect();
+        assert_eq!(found, words, "{name}");
+    }
+    let found = all(&path, fields("bad"), false).unwrap();
+    assert_eq!(found[0].as_ref().unwrap().text, "fine");
+    assert!(found[1].as_ref().unwrap_err().starts_with("`a.parquet` row 1: not UTF-8: byte 0xff at offset 0\n"));
+    let found = all(&path, fields("a.b"), false).unwrap();
+    assert_eq!(found[0].as_ref().unwrap().text, "one");
+    assert!(found[1].as_ref().unwrap_err().contains("row 1: field `a.b` is null"), "{found:?}");
+    let kept = read(&path, Fields { text: "a.b", id: None, metadata: Some(&["a".to_owned()]) });
+    assert!(kept.is_err());
+    let first =
+        all(&path, Fields { text: "a.b", id: None, metadata: Some(&["a".to_owned()]) }, false).unwrap().remove(0);
+    assert_eq!(first.unwrap().metadata.as_deref(), Some(r#"{"a":{"c":"one"}}"#));
+}
+
+/// Parquet has no one way to pack its pages.
+#[test]
+fn parquet_is_read_in_every_packing_that_others_write() {
+    use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+    use parquet::file::properties::WriterProperties;
+    let path = folder("codecs").join("a.parquet");
+    let batch = RecordBatch::try_from_iter([(
+        "text",
+        Arc::new(StringArray::from_iter_values((0..500).map(|i| format!("row {i}")))) as ArrayRef,
+    )])
+    .unwrap();
+    for packing in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(ZstdLevel::default()),
+    ] {
+        let properties = WriterProperties::builder().set_compression(packing).build();
+        let mut writer =
+            ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        assert_eq!(read(&path, FIELDS).unwrap().len(), 500, "{packing:?}");
     }
 }
 
@@ -244,7 +427,10 @@ fn damage_inside_a_packed_file_is_told() {
     fs::write(&path, bytes).unwrap();
     assert!(error(&path).starts_with("`a.md.gz` is damaged: "), "{}", error(&path));
     fs::write(&path, b"not gzip at all").unwrap();
-    assert!(error(&path).starts_with("`a.md.gz` is damaged: "), "{}", error(&path));
+    let told = "`a.md.gz` is damaged or not packed: its name says gzip, its bytes do not\nhint: ";
+    assert!(error(&path).starts_with(told), "{}", error(&path));
+    fs::write(&path, [gzip(b"a text"), b"more".to_vec()].concat()).unwrap();
+    assert!(error(&path).starts_with("`a.md.gz` is damaged: byte 0x6d behind the end"), "{}", error(&path));
 }
 
 #[test]
@@ -252,7 +438,7 @@ fn a_parquet_file_without_the_column_lists_what_it_has() {
     let folder = folder("column");
     let path = folder.join("a.parquet");
     parquet(&path, 3);
-    let told = read(&path, Fields { text: "body", id: None }, InvalidUtf8::Error).unwrap_err();
+    let told = read(&path, Fields { text: "body", ..FIELDS }).unwrap_err();
     assert_eq!(
         told,
         "`a.parquet` has no column `body`\n\

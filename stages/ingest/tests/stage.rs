@@ -48,9 +48,12 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Ingest>(json!({ "paths": paths(&root) }), &[]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads or folders change bytes");
-    assert_eq!(Ingest::VERSION, 2);
+    assert_eq!(Ingest::VERSION, 3);
     let golden = [
         "documents e2b2dcfd7178b3ba43a3fec4228b71f8d205883acaedc772a5f5f16454cf66b2",
+        "conversations c91c4cfb7a881f0fc59dff04e4683d5b180b6ff9fc69f72f39a27040a72e692a",
+        "prompts 44378856dfc343148300958e778257554b44b973ec7b354d156410c6f33ac833",
+        "preferences 033621be95346b2ffe9e976e728b01f944eeecc970d3487410bc322682f4c39e",
         "drops e603cc303293775d017c4479eca8e30b4410be5485688d3bca70c8d2b411de26",
     ];
     assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new digests here");
@@ -167,6 +170,86 @@ fn an_empty_corpus_names_the_globs() {
 }
 
 #[test]
+fn paths_that_cannot_work_say_what_to_write() {
+    let workshop = Workshop::new("ingest-paths");
+    let root = workshop.folder().to_str().unwrap().to_owned();
+    fs::create_dir_all(workshop.folder().join("data/2024")).unwrap();
+    fs::write(workshop.folder().join("data/2024/a.md"), "text").unwrap();
+    let refuse = |path: String| told(&workshop.resolve::<Ingest>(json!({ "paths": [path] }), &[]).unwrap_err());
+    assert_eq!(
+        refuse("s3://bucket/raw/*.parquet".into()),
+        "`s3://bucket/raw/*.parquet` is an address, and `ingest` reads local files\n\
+         hint: copy the files first, `aws s3 sync s3://bucket/raw data`, and write `data/**/*`; only `store:` takes an \
+         address"
+    );
+    assert_eq!(
+        refuse(format!("{root}/data/")),
+        format!("`{root}/data/` is a folder\nhint: `{root}/data/**/*` names all files below it")
+    );
+    assert_eq!(
+        refuse(format!("{root}/dat*")),
+        format!(
+            "no file matches `{root}/dat*`\nhint: it matches 1 folders: `{root}/dat*/**/*` names the files below them"
+        )
+    );
+    assert!(refuse("$HOME/x/*.md".into()).ends_with("hint: a variable is written with braces: `${HOME}`"));
+    assert!(refuse(format!("{root}/[2024]/*")).contains("a name with brackets is written `[[]2024]`"));
+    let config = json!({ "paths": [format!("{root}/data/**"), format!("{root}/da[t]a/2024/a.md")] });
+    assert_eq!(workshop.run::<Ingest>(config, &[]).unwrap().books.written, 2);
+}
+
+#[test]
+fn links_in_a_circle_and_links_to_nothing_do_no_harm() {
+    use std::os::unix::fs::symlink;
+    let workshop = Workshop::new("ingest-links");
+    let data = workshop.folder().join("data");
+    fs::create_dir_all(data.join("deep")).unwrap();
+    fs::create_dir_all(workshop.folder().join("elsewhere")).unwrap();
+    fs::write(data.join("deep/a.md"), "text").unwrap();
+    fs::write(workshop.folder().join("elsewhere/b.md"), "linked").unwrap();
+    symlink(&data, data.join("deep/circle")).unwrap();
+    symlink("deep", data.join("again")).unwrap();
+    symlink(workshop.folder().join("elsewhere"), data.join("other")).unwrap();
+    symlink("nowhere.md", data.join("dead.md")).unwrap();
+    symlink("self.md", data.join("self.md")).unwrap();
+    let config = json!({ "paths": [data.join("**/*.md")] });
+    let manifest = workshop.run::<Ingest>(config.clone(), &[]).unwrap();
+    let ids: Vec<String> = workshop.rows::<Documents>(&manifest, "documents").into_iter().map(|d| d.id).collect();
+    assert_eq!(ids, ["deep/a.md", "other/b.md"]);
+    let warnings = workshop.warnings::<Ingest>(env!("CARGO_BIN_EXE_smelt-ingest"), config, &[]);
+    assert_eq!(warnings, ["2 links to nothing left out, the first is `dead.md`"]);
+}
+
+#[test]
+fn a_file_name_that_is_no_utf8_is_written_with_escapes() {
+    use std::os::unix::ffi::OsStrExt;
+    let workshop = Workshop::new("ingest-names-latin1");
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.md");
+    if fs::write(workshop.folder().join(name), "text").is_err() {
+        return; // a file system that allows no such name
+    }
+    let manifest = workshop.run::<Ingest>(json!({ "paths": [workshop.folder().join("*.md")] }), &[]).unwrap();
+    assert_eq!(workshop.rows::<Documents>(&manifest, "documents")[0].id, "caf\\xe9.md");
+}
+
+#[test]
+fn files_that_are_not_read_stop_the_job_or_are_dropped() {
+    let workshop = Workshop::new("ingest-foreign");
+    fs::write(workshop.folder().join("a.md"), "text").unwrap();
+    fs::write(workshop.folder().join("b.zip"), b"PK\x03\x04\0\0").unwrap();
+    let config = |policy: &str| json!({ "paths": [workshop.folder().join("*.*")], "bad_records": policy });
+    let error = workshop.run::<Ingest>(config("stop"), &[]).unwrap_err();
+    assert!(
+        told(&error).starts_with("`b.zip` is a ZIP archive or an Office document: it is not read\nhint: "),
+        "{error}"
+    );
+    let manifest = workshop.run::<Ingest>(config("drop"), &[]).unwrap();
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    assert_eq!((drops[0].id.as_str(), drops[0].rule.as_str()), ("b.zip", "not_supported"));
+    assert_eq!((manifest.books.read, manifest.books.written), (2, 1));
+}
+
+#[test]
 fn two_files_of_one_name_are_refused_unless_they_are_equal() {
     let workshop = Workshop::new("ingest-twice");
     for (folder, text) in [("a", "one"), ("b", "two"), ("c", "one")] {
@@ -191,7 +274,8 @@ fn bad_bytes_stop_the_job_and_are_the_datas_fault() {
     assert_eq!(
         told(&error),
         "`bad.md` is not UTF-8: byte 0xfe at offset 10\n\
-         hint: convert the file, or set `invalid_utf8` to `drop` or `replace`"
+         hint: convert the file, `iconv -f latin1 -t utf-8`, or set `invalid_utf8` to `drop` or `replace`; or set \
+         `bad_records: drop` to leave such records out"
     );
 }
 
