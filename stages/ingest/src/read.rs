@@ -151,8 +151,7 @@ fn without_mark(peeked: Peeked) -> std::io::Result<Peeked> {
 /// A file that is not read, as its only item.
 fn refused<'a>(name: &'a str, (what, hint): (&'static str, &'static str)) -> Outcomes<'a> {
     let told = format!("`{name}` is {what}: it is not read");
-    let bad =
-        Bad { id: name.into(), rule: "not_supported", value: None, place: None, what: told, hint: Some(hint.into()) };
+    let bad = Bad { id: name.into(), rule: "not_supported", value: None, at: None, told, hint: Some(hint.into()) };
     Box::new(std::iter::once(Ok(Err(bad))))
 }
 
@@ -162,12 +161,12 @@ fn wrongly_named<'a>(name: &'a str, packed: Option<Packing>, is_empty: bool) -> 
         Some(Packing::Xz) => "xz",
         _ => "gzip",
     };
-    let what = match is_empty {
+    let told = match is_empty {
         true => format!("`{name}` is damaged: it is empty, and its name says {packing}"),
         false => format!("`{name}` is damaged or not packed: its name says {packing}, its bytes do not"),
     };
     let hint = "fetch the file again, or rename it if it was unpacked on the way".to_owned();
-    let bad = Bad { id: name.into(), rule: "not_supported", value: None, place: None, what, hint: Some(hint) };
+    let bad = Bad { id: name.into(), rule: "not_supported", value: None, at: None, told, hint: Some(hint) };
     Box::new(std::iter::once(Ok(Err(bad))))
 }
 
@@ -178,8 +177,8 @@ fn whole(name: &str, mut reader: Box<dyn BufRead>, replace: bool) -> Result<Outc
         id: name.into(),
         rule: "invalid_utf8",
         value: Some(at as f64),
-        place: None,
-        what: format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {at}"),
+        at: None,
+        told: format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {at}"),
         hint: Some(NOT_UTF8.into()),
     }))
 }

@@ -42,8 +42,8 @@ impl Place {
     }
 
     pub(crate) fn bad(&self, rule: &'static str, what: impl Into<String>) -> Bad {
-        let value = Some(self.at as f64);
-        Bad { id: self.id(), rule, value, place: Some(self.clone()), what: what.into(), hint: None }
+        let told = format!("`{}` {} {}: {}", self.file, self.unit, self.at, what.into());
+        Bad { id: self.id(), rule, value: Some(self.at as f64), at: Some(self.at), told, hint: None }
     }
 }
 
@@ -54,9 +54,10 @@ pub struct Bad {
     pub rule: &'static str,
     /// Line or row, or the offset of a byte.
     pub value: Option<f64>,
-    /// `None` where the file as a whole is not read.
-    pub place: Option<Place>,
-    pub what: String,
+    /// The record's line or row; `None` where the file as a whole is not read.
+    pub at: Option<u64>,
+    /// Where it stands and what is wrong, in one sentence.
+    pub told: String,
     pub hint: Option<String>,
 }
 
@@ -67,20 +68,13 @@ impl Bad {
         self
     }
 
-    /// Where it stands and what is wrong, in one sentence.
-    pub fn told(&self) -> String {
-        match &self.place {
-            Some(place) => format!("`{}` {} {}: {}", place.file, place.unit, place.at, self.what),
-            None => self.what.clone(),
-        }
-    }
-
     /// The error of a job that stops at the first bad record.
     pub fn stop(self) -> IngestError {
         const POLICY: &str = "set `bad_records: drop` to leave such records out";
-        let place = self.place.as_ref().map_or(self.id.clone(), |place| format!("{}:{}", place.file, place.at));
+        let file = self.id.rsplit_once('#').map_or(self.id.as_str(), |(file, _)| file);
+        let place = self.at.map_or_else(|| self.id.clone(), |at| format!("{file}:{at}"));
         let hint = self.hint.as_ref().map_or(POLICY.to_owned(), |hint| format!("{hint}; or {POLICY}"));
-        IngestError::data(place, self.told()).with_hint(hint)
+        IngestError::data(place, self.told).with_hint(hint)
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn bad(&mut self, bad: &Bad) {
         *self.bad.entry(bad.rule.into()).or_default() += 1;
-        self.first_bad.get_or_insert_with(|| (bad.told(), bad.hint.clone()));
+        self.first_bad.get_or_insert_with(|| (bad.told.clone(), bad.hint.clone()));
     }
 
     pub(crate) fn time(&mut self, raw: &Raw) {

@@ -82,9 +82,9 @@ pub(crate) fn read_file(
                 Ok(Row::Document(Raw { id: file.name.clone(), text, ..Raw::default() }))
             }
             Ok(Item::Whole(_)) => {
-                let what = format!("`{}` is a text: it holds no {}", file.name, config.kind.name());
+                let told = format!("`{}` is a text: it holds no {}", file.name, config.kind.name());
                 let hint = Some("chats are read from JSON, CSV and Parquet".to_owned());
-                Err(Bad { id: file.name.clone(), rule: "not_supported", value: None, place: None, what, hint })
+                Err(Bad { id: file.name.clone(), rule: "not_supported", value: None, at: None, told, hint })
             }
             Ok(Item::Record(record)) => match config.kind {
                 RecordKind::Documents => document_of(config, record, &mut ids),
@@ -127,8 +127,7 @@ pub(crate) fn read_file(
 
 fn drop_bad(bad: Bad, out: &Outputs, unit: &mut Unit) -> Result<(), Error> {
     unit.count_read(1);
-    let told = bad.told();
-    unit.drop_row(&out.drops, &bad.id, bad.rule, bad.value, Some(told))
+    unit.drop_row(&out.drops, &bad.id, bad.rule, bad.value, Some(bad.told))
 }
 
 fn document_of(config: &Config, record: Record, ids: &mut Ids) -> Result<Row, Bad> {
