@@ -37,14 +37,12 @@ impl Case {
     }
 }
 
-/// The folders of one kind.
+/// The folders of one kind; the large kinds are not in every clone.
 pub(crate) fn cases(name: &str) -> Vec<Case> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let known = [repository.join("tests/cases/data"), repository.join("../shared/cases/data")];
-    let others = std::env::var_os("SMELT_CASES").map(PathBuf::from);
+    let others = std::env::var_os("SMELT_CASES").map(|folder| repository.join(folder));
     let of = |folder: PathBuf, is_known| Case { name: name.into(), folder: folder.join(name), is_known };
     let all = known.into_iter().map(|folder| of(folder, true)).chain(others.map(|folder| of(folder, false)));
-    let found: Vec<Case> = all.filter(|case| case.folder.is_dir()).collect();
-    assert!(!found.is_empty(), "no case `{name}`");
-    found
+    all.filter(|case| case.folder.is_dir()).collect()
 }

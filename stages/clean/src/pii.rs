@@ -111,8 +111,9 @@ fn phone(text: &str, found: Match<'_>) -> Option<usize> {
     let has_plus = matched.starts_with(['+', '＋']);
     let is_glued = before.ends_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, ')' | ']' | '_'));
     let last = before.trim_end_matches([' ', '\t']).chars().next_back();
-    let is_operand = |c: char| c.is_ascii_digit() || c == ')' || (!has_plus && is_operator(c));
-    if is_glued || (last.is_some_and(is_operand) && !has_scheme(matched)) {
+    // `5 +49301234567` adds, and so does `a + (415) 555-0123`; `1 (415) 555-0123` is dialled.
+    let is_operand = |c: char| if has_plus { c.is_ascii_digit() } else { is_operator(c) };
+    if is_glued || (last.is_some_and(is_operand) && !has_scheme(matched)) || is_date(matched) {
         return None;
     }
     let length = if has_plus { international(matched)? } else { matched.len() };
@@ -120,6 +121,13 @@ fn phone(text: &str, found: Match<'_>) -> Option<usize> {
     let goes_on = length == matched.len() && rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     let next = rest.trim_start_matches([' ', '\t']).chars().next();
     (!goes_on && !next.is_some_and(is_operator)).then_some(length)
+}
+
+/// `+2024-05-01 12`: a line that a diff adds.
+fn is_date(matched: &str) -> bool {
+    let bytes = matched.as_bytes();
+    matches!(bytes, [b'+', b'1' | b'2', b'0' | b'9', _, _, b'-' | b'.' | b'/', m, _, b'-' | b'.' | b'/', d, ..]
+        if matches!(m, b'0' | b'1') && matches!(d, b'0'..=b'3'))
 }
 
 fn is_operator(c: char) -> bool {
@@ -233,6 +241,9 @@ mod tests {
             ("+86 138 0013 8000", "PHONE"),
             ("phone：＋１ ４１５ ５５５ ０１２３", "phone：PHONE"),
             ("phone=+14155550123", "phone=PHONE"),
+            ("(office) +49 30 1234567", "(office) PHONE"),
+            ("dial 1 (415) 555-0123", "dial 1 PHONE"),
+            ("+4930 1234567", "PHONE"),
         ] {
             assert_eq!(masked(text), expected);
         }
@@ -251,6 +262,7 @@ mod tests {
             "+49301234567 + 1",
             "f(415) 555-0123",
             "+100000000 users",
+            "+2024-05-01 12:30:00 INFO",
             "a[1]+49301234567",
         ] {
             assert_eq!(masked(sum), sum);

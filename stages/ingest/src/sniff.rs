@@ -109,7 +109,7 @@ pub(crate) fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
     const UNPACK: &str = "unpack it first; gzip, Zstandard and xz are read as they are";
     const CONVERT: &str = "write it as Parquet, JSON lines or CSV first";
     const EXTRACT: &str = "extract its text first";
-    let starts: [(&[u8], &str, &str); 19] = [
+    let starts: [(&[u8], &str, &str); 18] = [
         (
             b"version https://git-lfs.github.com/spec/",
             "a pointer of Git LFS, not the file itself",
@@ -121,18 +121,17 @@ pub(crate) fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
         (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
         (b"\xff\x06\0\0sNaPpY", "packed with Snappy", UNPACK),
         (b"\x5d\0\0", "packed with LZMA", UNPACK),
-        (b"LZIP", "packed with lzip", UNPACK),
-        (b"ARROW1", "an Arrow file", CONVERT),
+        (b"LZIP\x01", "packed with lzip", UNPACK),
+        (b"ARROW1\0\0", "an Arrow file", CONVERT),
         (b"Obj\x01", "an Avro file", CONVERT),
         (b"SQLite format 3\0", "an SQLite database", CONVERT),
         (b"\x89HDF\r\n", "an HDF5 file", CONVERT),
         (b"\x93NUMPY", "a NumPy array", CONVERT),
         (b"PAR1", "a Parquet file inside another packing", "unpack it first: Parquet packs its own pages"),
         (b"%PDF-", "a PDF document", EXTRACT),
-        (b"WARC/", "a WARC archive", "extract its texts first, for example with trafilatura"),
+        (b"WARC/1.", "a WARC archive", "extract its texts first, for example with trafilatura"),
         (b"\x89PNG", "an image", "leave it out of `paths`"),
         (b"\xff\xd8\xff", "an image", "leave it out of `paths`"),
-        (b"GIF8", "an image", "leave it out of `paths`"),
     ];
     let found = starts.iter().find(|(magic, ..)| head.starts_with(magic)).map(|&(_, what, hint)| (what, hint));
     let is_bzip2 = head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY");

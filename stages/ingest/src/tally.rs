@@ -74,6 +74,10 @@ impl Tally {
         let (first, hint) = all.first_bad.clone().unwrap_or_default();
         let name = config.kind.name();
         if kept == 0 {
+            if read == 0 {
+                let what = format!("the files hold no records; the first is `{first_file}`");
+                return Err(Error::data(what).hint("they are empty, or hold nothing but blank lines"));
+            }
             if bad == 0 {
                 let what = format!("{read} documents were read and none was kept; the first file is `{first_file}`");
                 let hint = "loosen `min_bytes`, `max_bytes` or `max_digit_share`, or look at the files";

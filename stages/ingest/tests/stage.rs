@@ -167,6 +167,12 @@ fn an_empty_corpus_names_the_globs() {
             .starts_with("1 documents were read and none was kept; the first file is `beta-2.0.0/src/table.rs`\n"),
         "{error}"
     );
+    fs::write(workshop.folder().join("empty.jsonl"), "\n\n").unwrap();
+    let error = workshop.run::<Ingest>(json!({ "paths": [workshop.folder().join("*.jsonl")] }), &[]).unwrap_err();
+    assert_eq!(
+        told(&error),
+        "the files hold no records; the first is `empty.jsonl`\nhint: they are empty, or hold nothing but blank lines"
+    );
 }
 
 #[test]
