@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use smelt_stage::kinds::{Conversation, Message, Preference, Prompt};
 use smelt_verify::Verifier;
 
-use crate::record::{Bad, Record, type_of};
+use crate::record::{Bad, Place, Record, type_of};
 
 /// The names of the fields, where they are not the usual ones; each may be a path, `reward_model.ground_truth`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +23,7 @@ pub struct Names {
     /// What is said. Usual: `content`, `value`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// What is asked. Usual: `prompt`, `question`, `instruction` (with `input`), `problem`, `query`.
+    /// What is asked. Usual: `prompt`, `question`, `instruction` (with `input`), `problem`, `query`, `input`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// What is answered. Usual: `completion`, `response`, `answer`, `output`, `solution`.
@@ -66,8 +66,8 @@ type Refusal = (&'static str, String);
 
 impl Chat<'_> {
     pub(crate) fn conversation(self, id: String, mut record: Record) -> Result<Conversation, Bad> {
-        let place = record.place.clone();
-        let messages = self.whole(&mut record).map_err(|(rule, what)| place.bad(rule, what))?;
+        let (place, known) = (record.place.clone(), record.known());
+        let messages = self.whole(&mut record).map_err(|refusal| refused(&place, &known, refusal))?;
         Ok(Conversation { id, messages, source: place.file, checkpoint: None })
     }
 
@@ -78,9 +78,9 @@ impl Chat<'_> {
                 let question = self.question(record)?;
                 let usual = ["completion", "response", "answer", "output", "solution"];
                 let Some(answer) = find(record, self.names.completion.as_ref(), &usual) else {
-                    return Err(no_fields(record, "neither `messages` nor the `completion` of a prompt"));
+                    return Err(no_fields("neither `messages` nor the `completion` of a prompt"));
                 };
-                let mut question = question.ok_or_else(|| no_fields(record, "neither `messages` nor a `prompt`"))?;
+                let mut question = question.ok_or_else(|| no_fields("neither `messages` nor a `prompt`"))?;
                 question.extend(self.turns(answer, "assistant")?);
                 question
             }
@@ -94,8 +94,9 @@ impl Chat<'_> {
     }
 
     pub(crate) fn prompt(self, id: String, mut record: Record) -> Result<Prompt, Bad> {
-        let place = record.place.clone();
-        let (messages, answer, verifier) = self.asked(&mut record).map_err(|(rule, what)| place.bad(rule, what))?;
+        let (place, known) = (record.place.clone(), record.known());
+        let (messages, answer, verifier) =
+            self.asked(&mut record).map_err(|refusal| refused(&place, &known, refusal))?;
         Ok(Prompt { id, messages, answer, verifier })
     }
 
@@ -109,7 +110,7 @@ impl Chat<'_> {
         };
         let mut messages = match self.question(record)? {
             Some(question) => question,
-            None => self.messages(record)?.ok_or_else(|| no_fields(record, "neither `prompt` nor `question`"))?,
+            None => self.messages(record)?.ok_or_else(|| no_fields("neither `prompt` nor `question`"))?,
         };
         while messages.last().is_some_and(|m| m.role == "assistant") {
             messages.pop();
@@ -121,7 +122,7 @@ impl Chat<'_> {
             Some(Value::String(text)) => text,
             Some(Value::Number(number)) => number.to_string(),
             Some(other) => return Err(("no_answer", format!("the answer is {}, expected text", type_of(&other)))),
-            None => return Err(no_fields(record, "no `answer`")),
+            None => return Err(no_fields("no `answer`")),
         };
         // GSM8K writes the way to the answer first.
         let answer = answer.rsplit_once("####").map_or(answer.as_str(), |(_, last)| last).trim().to_owned();
@@ -134,8 +135,8 @@ impl Chat<'_> {
     }
 
     pub(crate) fn preference(self, id: String, mut record: Record) -> Result<Preference, Bad> {
-        let place = record.place.clone();
-        let pair = self.pair(&mut record).map_err(|(rule, what)| place.bad(rule, what))?;
+        let (place, known) = (record.place.clone(), record.known());
+        let pair = self.pair(&mut record).map_err(|refusal| refused(&place, &known, refusal))?;
         let [chosen, rejected] = [pair.1, pair.2];
         Ok(Preference { id, messages: pair.0, chosen, rejected, margin: pair.3, fault: None })
     }
@@ -146,7 +147,7 @@ impl Chat<'_> {
         let has_prompt = prompt.is_some();
         let mut side = |given: Option<&String>, usual: &str| match find(record, given, &[usual]) {
             Some(value) => self.side(value, has_prompt),
-            None => Err(no_fields(record, need)),
+            None => Err(no_fields(need)),
         };
         let (before, chosen) = side(self.names.chosen.as_ref(), "chosen")?;
         let (before_rejected, rejected) = side(self.names.rejected.as_ref(), "rejected")?;
@@ -159,7 +160,7 @@ impl Chat<'_> {
             (Some(prompt), false) => [prompt, before].concat(),
             (None, false) => match self.messages(record)? {
                 Some(messages) => [messages, before].concat(),
-                None => return Err(no_fields(record, "neither a `prompt` nor whole chats in `chosen` and `rejected`")),
+                None => return Err(no_fields("neither a `prompt` nor whole chats in `chosen` and `rejected`")),
             },
             (_, true) => before,
         };
@@ -202,7 +203,7 @@ impl Chat<'_> {
 
     /// What is asked, as messages.
     fn question(self, record: &mut Record) -> Result<Option<Vec<Message>>, Refusal> {
-        let usual = ["prompt", "question", "instruction", "problem", "query"];
+        let usual = ["prompt", "question", "instruction", "problem", "query", "input"];
         let is_alpaca = self.names.prompt.is_none() && record.fields.contains_key("instruction");
         let Some(value) = find(record, self.names.prompt.as_ref(), &usual) else { return Ok(None) };
         let input = if is_alpaca { record.take("input") } else { None };
@@ -223,12 +224,25 @@ impl Chat<'_> {
                 _ => return Ok(vec![Message::new(role, text)]),
             },
             Value::Array(list) => list,
+            Value::Object(fields) => self.rows(fields),
             other => return Err(("no_messages", format!("{}, expected text or a list of messages", type_of(&other)))),
         };
         if list.is_empty() {
             return Err(("no_messages", "a list without a message".into()));
         }
         list.into_iter().enumerate().map(|(i, message)| self.message(i + 1, message)).collect()
+    }
+
+    /// The messages of an object: itself, or one for each place where its fields are lists, as `datasets` once wrote
+    /// lists of objects.
+    fn rows(self, fields: Map<String, Value>) -> Vec<Value> {
+        let length = fields.values().filter_map(Value::as_array).map(Vec::len).max();
+        let has_parts = |list: &Vec<Value>| list.iter().any(Value::is_object);
+        let Some(length) = length.filter(|_| !fields.values().filter_map(Value::as_array).any(has_parts)) else {
+            return vec![fields.into()];
+        };
+        let at = |i: usize| fields.iter().filter_map(move |(name, list)| Some((name.clone(), list.get(i)?.clone())));
+        (0..length).map(|i| at(i).collect::<Map<String, Value>>().into()).collect()
     }
 
     fn message(self, number: usize, message: Value) -> Result<Message, Refusal> {
@@ -276,9 +290,12 @@ impl Chat<'_> {
 }
 
 fn ends_with_a_question(messages: &[Message]) -> Result<(), Refusal> {
-    match messages.last().is_some_and(|m| m.role != "assistant" && m.role != "system") {
-        true => Ok(()),
-        false => Err(("no_question", "the prompt does not end with a question".into())),
+    match messages.last() {
+        Some(last) if last.role == "assistant" || last.role == "system" => {
+            Err(("no_question", "the prompt does not end with a question".into()))
+        }
+        Some(last) if !last.content.trim().is_empty() => Ok(()),
+        _ => Err(("no_question", "the question is empty".into())),
     }
 }
 
@@ -322,6 +339,15 @@ fn find(record: &mut Record, given: Option<&String>, usual: &[&str]) -> Option<V
     found.filter(|value| !value.is_null())
 }
 
-fn no_fields(record: &Record, need: &str) -> Refusal {
-    ("no_fields", format!("{need}; the record has {}, and `fields` can name others", record.known()))
+fn no_fields(need: &str) -> Refusal {
+    (NO_FIELDS, need.into())
+}
+
+const NO_FIELDS: &str = "no_fields";
+
+fn refused(place: &Place, known: &str, (rule, what): Refusal) -> Bad {
+    match rule {
+        NO_FIELDS => place.bad(rule, format!("{what}; the record has {known}, and `fields` can name others")),
+        _ => place.bad(rule, what),
+    }
 }

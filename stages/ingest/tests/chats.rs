@@ -52,6 +52,8 @@ fn conversations_are_read_in_every_form() {
         json!({ "messages": usual.to_string() }),
         json!({ "system_prompt": "s", "messages": usual }),
         json!({ "messages": [{ "role": "system", "content": "own" }, usual[0], usual[1]], "system": "s" }),
+        json!({ "messages": { "role": ["user", "assistant"], "content": ["q", "a"] } }),
+        json!({ "input": "q", "output": "a" }),
     ];
     let manifest = run(&workshop, &rows, json!({ "kind": "conversations" })).unwrap();
     let found = workshop.rows::<Conversations>(&manifest, "conversations");
@@ -70,6 +72,8 @@ fn conversations_are_read_in_every_form() {
             "u:q a:a",
             "s:s u:q a:a",
             "s:own u:q a:a",
+            "u:q a:a",
+            "u:q a:a",
         ]
     );
     assert_eq!((found[0].id.as_str(), found[0].source.as_str()), ("a.jsonl#0", "a.jsonl"));
@@ -159,6 +163,9 @@ fn preferences_are_read_in_every_form() {
         json!({ "prompt": [user], "chosen": [says("good")], "rejected": [says("bad")], "system": "s" }),
         json!({ "chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad" }),
         json!({ "question": "q", "chosen": "good", "rejected": "bad" }),
+        json!({ "conversations": [{ "from": "human", "value": "q" }], "chosen": { "from": "gpt", "value": "good" },
+                "rejected": { "from": "gpt", "value": "bad" } }),
+        json!({ "prompt": " ", "chosen": "good", "rejected": "bad" }),
         json!({ "prompt": "q", "chosen": "same", "rejected": "same" }),
         json!({ "prompt": "q", "chosen": "good" }),
         json!({ "chosen": [user, says("good")], "rejected": [says("x"), says("bad")] }),
@@ -167,16 +174,16 @@ fn preferences_are_read_in_every_form() {
     ];
     let manifest = run(&workshop, &rows, json!({ "kind": "preferences" })).unwrap();
     let found = workshop.rows::<Preferences>(&manifest, "preferences");
-    assert_eq!(found.len(), 6);
+    assert_eq!(found.len(), 7);
     assert!(
         found.iter().all(|row| (row.chosen.as_str(), row.rejected.as_str()) == ("good", "bad") && row.fault.is_none())
     );
     let prompts: Vec<String> = found.iter().map(|row| short(&row.messages)).collect();
-    assert_eq!(prompts, ["u:q", "u:q", "u:q", "s:s u:q", "u:q", "u:q"]);
+    assert_eq!(prompts, ["u:q", "u:q", "u:q", "s:s u:q", "u:q", "u:q", "u:q"]);
     let margins: Vec<Option<f64>> = found.iter().map(|row| row.margin).collect();
-    assert_eq!(margins, [Some(0.5), None, Some(2.5), None, None, None]);
+    assert_eq!(margins, [Some(0.5), None, Some(2.5), None, None, None, None]);
     let rules: Vec<String> = drops(&workshop, &manifest).into_iter().map(|(_, rule)| rule).collect();
-    assert_eq!(rules, ["equal_answers", "no_fields", "different_prompts", "no_fields", "no_answer"]);
+    assert_eq!(rules, ["no_question", "equal_answers", "no_fields", "different_prompts", "no_fields", "no_answer"]);
 }
 
 /// As `datasets` writes chats.
