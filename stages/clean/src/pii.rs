@@ -151,8 +151,8 @@ fn international(matched: &str) -> Option<usize> {
             ends.push((at + c.len_utf8(), digits.len()));
         }
     }
-    let is_grouped = ends.len() > 1;
-    ends.into_iter().rev().find(|&(_, n)| is_number(&digits[..n], is_grouped)).map(|(end, _)| end)
+    let groups = (1..=ends.len()).rev();
+    groups.map(|n| (n, ends[n - 1])).find(|&(n, (_, count))| is_number(&digits[..count], n)).map(|(_, (end, _))| end)
 }
 
 /// Country codes of two digits; all others but 1 and 7 have three.
@@ -163,8 +163,8 @@ const THREE_DIGITS: &str = "21 22 23 24 25 26 29 35 37 38 42 50 59 67 68 69 80 8
 
 /// Whether there is an assigned country code before a plausible count of digits: at most 15, and so many that a signed
 /// number is seldom taken for one.
-fn is_number(digits: &str, is_grouped: bool) -> bool {
-    let fewest = if is_grouped { 9 } else { 10 };
+fn is_number(digits: &str, groups: usize) -> bool {
+    let fewest = if groups > 2 { 9 } else { 10 };
     if !(fewest..=15).contains(&digits.len()) {
         return false;
     }
@@ -262,6 +262,7 @@ mod tests {
             "+49301234567 + 1",
             "f(415) 555-0123",
             "+100000000 users",
+            "+44 1234567",
             "+2024-05-01 12:30:00 INFO",
             "a[1]+49301234567",
         ] {
