@@ -38,7 +38,6 @@ pub struct RunLimit {
 pub struct Rules {
     /// Whether the characters of scripts without blanks between words (Han, Kana, Thai, Lao, Khmer, Burmese) count as
     /// parts of words: two or four make one (the published rules: false).
-    #[serde(skip_serializing_if = "Clone::clone")]
     pub by_script: bool,
     /// Fewest words that are not mere marks (Gopher: 50).
     pub min_words: Option<f64>,

@@ -35,14 +35,11 @@ pub struct Config {
     pub jaccard: f64,
     /// Whether what is nearly equal to a document that goes, goes with it, as FineWeb has it. A long chain of small
     /// changes then leaves one document, which the last ones are nothing like.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub transitive: bool,
     /// Whether documents that differ in their numbers are different. FineWeb folds all numbers into one.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub keep_numbers: bool,
     /// Whether characters stand for words in scripts without blanks (Han, Kana, Thai, Lao, Khmer, Burmese). FineWeb's
     /// words are what lies between blanks and marks.
-    #[serde(skip_serializing_if = "Clone::clone")]
     pub by_script: bool,
     /// Words in a shingle, at least 1; shorter documents have no near-duplicates.
     pub words: usize,

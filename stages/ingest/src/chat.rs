@@ -15,36 +15,26 @@ use crate::record::{Bad, Place, Record, type_of};
 #[serde(deny_unknown_fields, default)]
 pub struct Names {
     /// The messages of a chat. Usual: `messages`, `conversations`, `conversation`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<String>,
     /// Who speaks. Usual: `role`, `from`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// What is said. Usual: `content`, `value`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// What is asked. Usual: `prompt`, `question`, `instruction` (with `input`), `problem`, `query`, `input`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// What is answered. Usual: `completion`, `response`, `answer`, `output`, `solution`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub completion: Option<String>,
     /// The better answer. Usual: `chosen`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<String>,
     /// The worse answer. Usual: `rejected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<String>,
     /// By how much the better answer is better. Usual: `margin`, or the difference of `score_chosen` and
     /// `score_rejected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<String>,
     /// The answer that a verifier expects. Usual: `answer`, `final_answer`, `ground_truth`,
     /// `reward_model.ground_truth`, `solution`, `target`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
     /// The system prompt of a row without a system message. Usual: `system`, `system_prompt`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use smelt_stage::Error;
 use smelt_stage::files::{Found, expand};
-use smelt_stage::{Error, is_default};
 use smelt_verify::Verifier;
 
 use crate::chat::{Chat, Names, ROLES};
@@ -16,7 +16,7 @@ use crate::read::{self, Fields, Format, Reading};
 use crate::select::{self, Idle, Limits, Selection};
 
 /// Which files are read, and how much of them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Globs: `*` and `?` inside a name, `**` across folders, `{a,b}` for either. `~`, `${NAME}` and `${NAME:-default}`
@@ -24,7 +24,7 @@ pub struct Config {
     /// Documents are named from `/./` on, or from the last folder before the first wildcard.
     pub paths: Vec<String>,
     /// What the records become.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub kind: RecordKind,
     /// What the files hold; if not given, their first bytes and the endings of their names decide.
     #[serde(default)]
@@ -37,23 +37,23 @@ pub struct Config {
     #[serde(default)]
     pub id_field: Option<String>,
     /// The other fields or columns of a document to keep in `metadata`; by default all.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub metadata_fields: Option<Vec<String>>,
     /// The names of the fields of chats, where they are not the usual ones.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub fields: Names,
     /// Who the speakers of chats are, where they are not called as usual: `{ customer: user }`. They become `system`,
     /// `user`, `assistant` or `tool`.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub roles: BTreeMap<String, String>,
-    /// What judges the answers to prompts that do not say it themselves; if not given, `{ family: number }`.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub verifier: Option<BTreeMap<String, Value>>,
+    /// What judges the answers to prompts that do not say it themselves.
+    #[serde(default = "number")]
+    pub verifier: BTreeMap<String, Value>,
     /// What happens to records that cannot be read: broken JSON, a missing text, a repeated id.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub bad_records: OnBad,
     /// Largest share of all records that may be dropped because they cannot be read or are no chats, in [0, 1].
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub max_bad_share: Option<f64>,
     /// What happens to documents that are not UTF-8.
     #[serde(default)]
@@ -76,6 +76,10 @@ pub struct Config {
     /// Documents or chats to take in all.
     #[serde(default)]
     pub max_documents: Option<u64>,
+}
+
+fn number() -> BTreeMap<String, Value> {
+    BTreeMap::from([("family".to_owned(), "number".into())])
 }
 
 fn text_field() -> String {
@@ -190,8 +194,7 @@ impl Config {
 
     /// What judges the answers of prompts.
     pub(crate) fn verifier(&self) -> Result<Verifier, Error> {
-        let Some(given) = &self.verifier else { return Ok(Verifier::Number) };
-        let text = serde_json::to_string(given).map_err(|e| Error::config("/verifier", e.to_string()))?;
+        let text = serde_json::to_string(&self.verifier).map_err(|e| Error::config("/verifier", e.to_string()))?;
         text.parse::<Verifier>().map_err(|e| Error::in_config("/verifier", &e))
     }
 
