@@ -11,8 +11,10 @@ pub mod account;
 pub mod addition;
 pub mod chain;
 pub mod corrupt;
+mod number;
 mod rng;
 pub mod verifier;
 
+pub use number::{Number, final_number};
 pub use rng::{Rng, hash};
 pub use verifier::{Score, Verifier, VerifierError};
