@@ -1,7 +1,10 @@
 //! All tests of the whole system, in one program: several programs would each link everything.
 
 mod architecture;
+mod border;
+mod cases_models;
 mod cli;
+mod config_bounds;
 mod contract;
 mod exit_codes;
 mod import;

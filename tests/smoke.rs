@@ -243,8 +243,9 @@ fn what_a_training_cannot_be_is_refused_before_anything_runs() {
         ("ramp={from: 9, steps: 2}", "`from` is 9, expected 1 to `sequences`, 4"),
         ("weights=[1, 2]", "2 weights for 1 inputs of `tokens`"),
         ("weights=[0]", "0 is no share, expected more than 0"),
-        ("fim_rate=1.5", "`fim_rate` is 1.5, expected 0 to 1"),
-        ("optimizer.average=1", "`average` is 1, expected 0 to less than 1"),
+        ("fim_rate=1.5", "`config.fim_rate`: 1.5 is greater than the maximum of 1"),
+        ("lr=-1", "`config.lr`: -1 is less than the minimum of 0"),
+        ("optimizer.average=1", "`config.optimizer.average`: 1 is greater than or equal to the maximum of 1"),
         ("precision=fp4", "\"fp4\" is none of \"fp32\", \"bf16\", \"fp8\", { fp8 }"),
     ] {
         let set = format!("base.config.{set}");

@@ -248,6 +248,8 @@ macro_rules! operations {
         fn bias(&self, y: &mut Tensor, bias: &Tensor);
         /// `dbias += Σ_rows dy`
         fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
+        /// `x *= by`
+        fn scale(&self, x: &mut Tensor, by: f64);
         /// `acc += x`
         fn add(&self, acc: &mut Tensor, x: &Tensor);
         /// Columns `..at` and `at..`.

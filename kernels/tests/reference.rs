@@ -178,6 +178,7 @@ checks! {
     rope: In::F32AndF64;
     bias: In::F32AndF64;
     bias_backward: In::F32AndF64;
+    scale: In::F32AndF64;
     add: In::F32AndF64;
     split: In::F32AndF64;
     join: In::F32AndF64;
@@ -392,6 +393,13 @@ mod checks {
         let (dy, mut dbias) = (d.tensor(&[n, cols]), d.tensor(&[cols]));
         d.device.bias_backward(&dy, &mut dbias);
         d.near("dbias", &dbias);
+    }
+
+    pub(crate) fn scale(d: &mut Trial) {
+        let shape = [300, 200].map(|most| d.up_to(most));
+        let mut x = d.tensor(&shape);
+        d.device.scale(&mut x, 1.0 / 0.7);
+        d.same_tensor("x", &x);
     }
 
     pub(crate) fn add(d: &mut Trial) {

@@ -190,6 +190,16 @@ pub(super) fn bias_backward<T: Real>(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor)
     }
 }
 
+pub(super) fn scale<T: Real>(cpu: &Cpu, x: &mut Tensor, by: f64) {
+    let (step, by) = (cpu.step(x.len(), 1), T::of(by));
+    let tasks = x.write::<T>().chunks_mut(step).collect();
+    cpu.each(
+        tasks,
+        #[inline(always)]
+        |x: &mut [T]| x.iter_mut().for_each(|x| *x *= by),
+    );
+}
+
 pub(super) fn add<T: Real>(cpu: &Cpu, acc: &mut Tensor, x: &Tensor) {
     acc.expect("add: acc", x.shape());
     let step = cpu.step(x.len(), 1);

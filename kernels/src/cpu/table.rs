@@ -88,6 +88,10 @@ impl Backend for Cpu {
         real!(dy, T => rows::bias_backward::<T>(self, dy, dbias))
     }
 
+    fn scale(&self, x: &mut Tensor, by: f64) {
+        real!(x, T => rows::scale::<T>(self, x, by))
+    }
+
     fn add(&self, acc: &mut Tensor, x: &Tensor) {
         real!(x, T => rows::add::<T>(self, acc, x))
     }

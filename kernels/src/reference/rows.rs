@@ -103,6 +103,10 @@ pub(super) fn bias_backward<T: Real>(dy: &Tensor, dbias: &mut Tensor) {
     }
 }
 
+pub(super) fn scale<T: Real>(x: &mut Tensor, by: f64) {
+    x.write::<T>().iter_mut().for_each(|x| *x *= T::of(by));
+}
+
 pub(super) fn add<T: Real>(acc: &mut Tensor, x: &Tensor) {
     for (acc, &x) in acc.write::<T>().iter_mut().zip(x.read::<T>()) {
         *acc += x;

@@ -75,6 +75,10 @@ impl Backend for Reference {
         real!(dy, T => rows::bias_backward::<T>(dy, dbias))
     }
 
+    fn scale(&self, x: &mut Tensor, by: f64) {
+        real!(x, T => rows::scale::<T>(x, by))
+    }
+
     fn add(&self, acc: &mut Tensor, x: &Tensor) {
         real!(x, T => rows::add::<T>(acc, x))
     }

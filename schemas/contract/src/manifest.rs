@@ -59,13 +59,17 @@ pub struct PortRecord {
     pub kind: Kind,
     pub digest: Digest,
     pub files: Vec<FileRecord>,
+    /// Names the tokenizer that the port's ids were made with, where its stage says so: ids of one mean nothing to
+    /// another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
 }
 
 impl PortRecord {
     /// Sorts `files` by path and takes their digest.
     pub fn new(kind: Kind, mut files: Vec<FileRecord>) -> Self {
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        Self { digest: port_digest(&kind, &files), kind, files }
+        Self { digest: port_digest(&kind, &files), kind, files, tokenizer: None }
     }
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.bytes).sum()

@@ -99,10 +99,4 @@ mod tests {
         assert_eq!(resumed, undisturbed);
         assert_eq!(Guard::restore(Value::Null).unwrap(), Guard::default(), "saves of before know no guard");
     }
-
-    #[test]
-    fn a_guard_that_is_not_asked_for_is_no_part_of_the_config() {
-        let printed = serde_json::to_value(Config::default()).unwrap();
-        assert!(printed.get("min_entropy").is_none(), "{printed}");
-    }
 }

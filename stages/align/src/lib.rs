@@ -11,15 +11,14 @@ mod step;
 use guard::Guard;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Asker, Prompting, Scorer};
-use smelt_checkpoint::{Loaded, Storage, write};
+use smelt_answer::{Asker, Prompting, Scorer, nothing_left, write_unusable};
+use smelt_checkpoint::{Loaded, Storage, Use, expect_one_tokenizer, write};
 use smelt_kernels::{Backend, Cpu};
 use smelt_loop::Course;
 use smelt_stage::estimates::before_the_checkpoint;
-use smelt_stage::kinds::{Checkpoint, Metrics, Prompt, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
+use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Prompts, Samples};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use step::{Policy, Rollout};
 
@@ -29,48 +28,63 @@ use step::{Policy, Rollout};
 pub struct Config {
     pub seed: u64,
     /// Rollouts, each with one update.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub steps: u64,
     /// Prompts per step.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub prompts: u64,
     /// Answers per prompt.
+    #[schemars(range(min = 2, max = 1_000_000))]
     pub group: usize,
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub temperature: f64,
     /// Tokens of an answer at most.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
     /// Tokens computed at once.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub micro_batch_tokens: usize,
+    #[schemars(range(min = 0.0))]
     pub lr: f64,
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup: u64,
     /// Last learning rate as a share of the largest; the course is linear.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
     pub optimizer: Hyper,
     /// Change of the routers' correction biases per step.
+    #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
     /// The ratio of new to old probability is clipped to 1 ± this.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub clip: f64,
     /// Weight of the KL to the reference.
+    #[schemars(range(min = 0.0))]
     pub beta: f64,
-    /// System prompt of the rollouts; empty asks without one.
+    /// System prompt of the rollouts, for prompts without one of their own; empty asks without one.
     pub system: String,
     /// A right answer earns 1 by rule, a wrong one this times its share of leading right steps.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub partial_credit: f64,
     /// Weight of the reward model's sigmoid beside the rule.
+    #[schemars(range(min = 0.0))]
     pub reward_weight: f64,
-    /// System prompt under which the reward model scores.
+    /// System prompt under which the reward model scores, for prompts without one of their own.
     pub reward_system: String,
     /// Stop when the mean KL to the reference per token passes this.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub max_kl: f64,
     /// Stop when for ten steps in a row more than this share of answers is cut off.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub max_truncated: f64,
     /// Stop when the mean entropy of a step falls below this, in nats per token: the policy has collapsed onto single
     /// answers and groups have no spread. 0, the default, does not check.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    #[schemars(range(min = 0.0))]
     pub min_entropy: f64,
     /// How the weights are written.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
     /// Steps between two evaluations on the input `validation`; 0 evaluates after the last step alone.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    #[schemars(range(max = 1_000_000_000))]
     pub evaluate_every: u64,
 }
 
@@ -114,7 +128,9 @@ smelt_stage::inputs! {
     }
 }
 smelt_stage::outputs! {
-    pub struct Outputs { model: Port<Checkpoint>, samples: Port<Samples>, metrics: Port<Metrics> }
+    pub struct Outputs {
+        model: Port<Checkpoint>, samples: Port<Samples>, drops: Port<Drops>, metrics: Port<Metrics>,
+    }
 }
 
 #[derive(Debug)]
@@ -122,32 +138,13 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 4; // an answer also ends with the document's end; the schedule counts steps without an update
+    const VERSION: u32 = 5; // tempered log-probabilities; own system messages; the end of a turn in all configs
     const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
     const ROWS: &'static str = "samples";
     const CORES: Cores = Cores::All;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
-
-    fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
-        if config.group < 2 {
-            let what = format!("a group of {} has no spread, expected at least 2", config.group);
-            return Err(Error::config("/group", what));
-        }
-        if config.prompts == 0 || config.steps == 0 || config.max_tokens == 0 {
-            return Err(Error::config("", "`prompts`, `steps` and `max_tokens` must be at least 1"));
-        }
-        if config.temperature <= 0.0 || !config.temperature.is_finite() {
-            let what = format!("{} gives one answer again and again, expected more than 0", config.temperature);
-            return Err(Error::config("/temperature", what));
-        }
-        if !(config.min_entropy >= 0.0 && config.min_entropy.is_finite()) {
-            let what = format!("{} is no entropy, expected 0 or more nats per token", config.min_entropy);
-            return Err(Error::config("/min_entropy", what));
-        }
-        Ok(Vec::new())
-    }
 
     fn estimate(config: &Config) -> Estimate {
         let answers = (config.steps * config.prompts) as f64 * config.group as f64;
@@ -166,7 +163,7 @@ impl Stage for Align {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let loaded = Loaded::open(&inputs.model)?;
+        let loaded = Loaded::open(&inputs.model)?.ending_turns()?;
         let reward = inputs.reward.as_ref().map(Loaded::open).transpose()?;
         if reward.as_ref().is_some_and(|reward| !reward.model.config().reward_head) {
             return Err(
@@ -174,16 +171,27 @@ impl Stage for Align {
             );
         }
         let reward = reward.filter(|_| config.reward_weight != 0.0);
-        let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
-        if prompts.is_empty() {
-            return Err(Error::data("there is not one prompt to learn from"));
+        if let (Some(port), Some(reward)) = (&inputs.reward, &reward) {
+            // the reward model reads the policy's ids
+            expect_one_tokenizer(&[
+                Use::new(inputs.model.label(), Some(loaded.text.tokenizer_digest()?)),
+                Use::new(port.label(), Some(reward.text.tokenizer_digest()?)),
+            ])?;
         }
-        let held_out: Vec<Prompt> = inputs.validation.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
         let backend: Arc<dyn Backend> = Arc::new(Cpu::new(cx.threads()));
         let scorer = Scorer::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
         let form = Prompting::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };
         let (model, text) = (loaded.model.clone(), &loaded.text);
         let mut asker = Asker::of(&model, text, backend.as_ref(), form, config.max_tokens, &[])?;
+        let (prompts, unusable) = asker.usable(inputs.prompts.read_all())?;
+        if prompts.is_empty() {
+            return Err(nothing_left("prompts", &unusable));
+        }
+        let (held_out, left_out) = asker.usable(inputs.validation.iter().flat_map(Artifact::read_all))?;
+        if let Some(first) = left_out.first() {
+            let (count, all) = (left_out.len(), left_out.len() + held_out.len());
+            cx.warn(&format!("{count} of {all} validation prompts are left out, the first as {}", first.rule));
+        }
         asker.concurrency = config.prompts as usize * config.group;
         let reference = loaded.params.copy();
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
@@ -200,12 +208,15 @@ impl Stage for Align {
             reference: &reference,
             guard: Guard::default(),
             last: None,
+            flat: 0,
         };
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, course, &mut trainer, &mut policy)?;
+        policy.warn_if_flat(cx);
         // saves lie before the last step, so every process that gets here has made it
         let rows = policy.last.map_or_else(Vec::new, Rollout::samples);
         cx.single(|unit| {
+            write_unusable(unit, &out.drops, &unusable)?;
             for row in &rows {
                 unit.count_derived(1);
                 unit.keep(&out.samples, row.clone())?;

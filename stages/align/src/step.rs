@@ -8,8 +8,8 @@ use smelt_checkpoint::{Loaded, fault};
 use smelt_kernels::{math, random};
 use smelt_loop::{Figures, Training};
 use smelt_model::{Batch, Params};
-use smelt_stage::Error;
 use smelt_stage::kinds::{Prompt, Sample};
+use smelt_stage::{Context, Error};
 use smelt_train::{Example, Grpo, Objective, Trainer, group_advantages, masked_batch, micro_batches, sample};
 
 pub(crate) struct Policy<'a> {
@@ -22,6 +22,8 @@ pub(crate) struct Policy<'a> {
     pub reference: &'a Params,
     pub guard: Guard,
     pub last: Option<Rollout>,
+    /// Steps of this process in which no group had spread.
+    pub flat: u64,
 }
 
 /// Answers of one step, each with what it earned; groups stand one after the other.
@@ -37,6 +39,7 @@ impl Training for Policy<'_> {
         let get = |name| find(name).unwrap_or(0.0);
         let note = format!("reward {:.3}, right {:.0} %, KL {:.3}", get("reward"), 100.0 * get("right"), get("kl"));
         self.guard.check(self.config, trainer.steps(), get("kl"), get("truncated"), find("entropy"))?;
+        self.flat += u64::from(get("used") == 0.0);
         self.last = Some(rollout);
         Ok(Figures::new(&values, note))
     }
@@ -66,6 +69,17 @@ impl Training for Policy<'_> {
 }
 
 impl Policy<'_> {
+    /// Says so when the training had nothing to learn from.
+    pub(crate) fn warn_if_flat(&self, cx: &Context) {
+        if self.flat > 0 {
+            let (flat, steps) = (self.flat, self.config.steps);
+            cx.warn(&format!(
+                "{flat} of {steps} steps changed nothing: all answers of every group earned the same, so no group has \
+                 spread; raise `group` or `temperature`, or take prompts that are answered right sometimes"
+            ));
+        }
+    }
+
     /// Asks the policy as it is now.
     fn rollout(&self, trainer: &Trainer) -> Result<Rollout, Error> {
         let (config, step, group) = (self.config, trainer.steps(), self.config.group as u64);
@@ -112,7 +126,8 @@ impl Policy<'_> {
         let sequences: Vec<(&[u32], usize)> =
             sequences.map(|(example, answer)| (example.ids.as_slice(), answer.prompt_ids.len())).collect();
         let (backend, limit) = (trainer.backend().clone(), config.micro_batch_tokens);
-        let reference = logprobs(trainer.model(), self.reference, backend.as_ref(), &sequences, limit)?;
+        let reference =
+            logprobs(trainer.model(), self.reference, backend.as_ref(), &sequences, limit, config.temperature)?;
         let mut parts: Vec<(Batch, Grpo)> = Vec::new();
         for part in micro_batches(examples.iter().map(|example| example.ids.len()), limit) {
             let mut grpo = Grpo { clip: config.clip, beta: config.beta, ..Grpo::default() };
@@ -123,7 +138,8 @@ impl Policy<'_> {
                 grpo.reference.extend(&reference[at]);
                 grpo.weight.extend(std::iter::repeat_n(1.0 / (count * rollout.0.len()) as f64, count));
             }
-            parts.push((masked_batch(&examples[part]), grpo));
+            let batch = masked_batch(&examples[part]);
+            parts.push((Batch { temperature: config.temperature, ..batch }, grpo));
         }
         let micro: Vec<(Batch, &dyn Objective)> =
             parts.iter().map(|(batch, grpo)| (batch.clone(), grpo as _)).collect();

@@ -1,8 +1,9 @@
 //! What a running stage can ask for and report.
 
 use crate::Mapped;
+use crate::Port;
 use crate::error::Error;
-use crate::kinds::Metric;
+use crate::kinds::{KindType, Metric};
 use crate::lock::lock;
 use crate::saves::{Saved, Saves, newest};
 use crate::unit::Unit;
@@ -27,6 +28,8 @@ pub struct Context {
     pub(crate) curve: Mutex<Vec<Metric>>,
     pub(crate) results: Mutex<BTreeMap<String, f64>>,
     pub(crate) phases: Mutex<Vec<String>>,
+    /// By port.
+    pub(crate) tokenizers: Mutex<BTreeMap<&'static str, String>>,
     events: AtomicU64,
     last_progress: Mutex<Option<Instant>>,
     pub(crate) saves: Saves,
@@ -57,6 +60,7 @@ impl Context {
             curve: Mutex::default(),
             results: Mutex::default(),
             phases: Mutex::default(),
+            tokenizers: Mutex::default(),
             events: AtomicU64::new(0),
             last_progress: Mutex::default(),
         }
@@ -220,6 +224,11 @@ impl Context {
     /// One value for the manifest.
     pub fn result(&self, name: &str, value: f64) {
         lock(&self.results).insert(name.into(), value);
+    }
+
+    /// Notes in the manifest which tokenizer the ids of `port` were made with, so that a later job can refuse to mix.
+    pub fn made_with_tokenizer<K: KindType>(&self, port: &Port<K>, digest: &str) {
+        lock(&self.tokenizers).insert(port.name, digest.into());
     }
 
     /// Something a person should know, although work continues.

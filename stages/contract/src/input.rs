@@ -129,6 +129,16 @@ impl<K: KindType> Artifact<K> {
         &self.record.digest
     }
 
+    /// What it is called in messages: ``input `tokens` ``.
+    pub fn label(&self) -> String {
+        format!("input `{}`", self.name)
+    }
+
+    /// Names the tokenizer that its ids were made with, where the job that made it said so.
+    pub fn tokenizer(&self) -> Option<&str> {
+        self.record.tokenizer.as_deref()
+    }
+
     /// The record of the job that made it.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -57,6 +57,7 @@
 //! ```
 
 pub mod checks;
+mod config;
 mod context;
 mod error;
 pub mod estimates;
@@ -77,7 +78,7 @@ mod unit;
 pub use context::Context;
 pub use error::Error;
 pub use input::{Artifact, Connected, Connections, Inputs, Rows};
-pub use mapped::Mapped;
+pub use mapped::{Mapped, MappedFile};
 pub use port::{Outputs, Port};
 pub use program::{Stage, main, run_invocation};
 pub use saves::Saved;
@@ -86,11 +87,6 @@ pub use smelt_schemas::{
 };
 pub use smelt_store::LocalFile;
 pub use unit::{PortFile, Unit};
-
-/// For `skip_serializing_if` of a config field that was added later: see [`Stage::Config`].
-pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
 
 /// Declares the input ports of a stage: `Artifact<K>`, `Option<Artifact<K>>` or `Vec<Artifact<K>>` each.
 #[macro_export]

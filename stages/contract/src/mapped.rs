@@ -4,6 +4,7 @@ use crate::error::Error;
 use memmap2::Mmap;
 use smelt_store::LocalFile;
 use std::ops::Deref;
+use std::path::Path;
 
 /// The bytes of a file of an artifact or a save: mapped, so that one larger than memory can be read tensor by tensor.
 #[derive(Debug)]
@@ -30,5 +31,29 @@ impl Deref for Mapped {
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+/// A file from outside the store, mapped. Its owner must leave it as it is while a job reads it: a file that is cut short
+/// meanwhile ends the job by a signal.
+#[derive(Debug)]
+pub struct MappedFile(Option<Mmap>);
+
+impl MappedFile {
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let mapped = std::fs::File::open(path).and_then(|file| {
+            let is_empty = file.metadata()?.len() == 0; // nothing to map
+            // SAFETY: what the documentation of the type asks of the file's owner.
+            if is_empty { Ok(None) } else { unsafe { Mmap::map(&file) }.map(Some) }
+        });
+        mapped.map(Self).map_err(|e| Error::machine(format!("cannot read `{}`: {e}", path.display())))
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
     }
 }

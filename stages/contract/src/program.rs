@@ -1,5 +1,6 @@
 //! The five verbs, and a job from its invocation to its manifest.
 
+use crate::config;
 use crate::context::{Context, emit};
 use crate::error::Error;
 use crate::help;
@@ -33,8 +34,9 @@ pub trait Stage {
     const ROWS: &'static str = "documents";
     const CORES: Cores = Cores::One;
 
-    /// A field that is added later must be left out of the serialized form while it has its default, so that old
-    /// artifacts keep their fingerprint. A field `seed: u64` is filled from the pipeline's.
+    /// Every field is written, also one that has its default, so that `--help`, the schema and `resolve` show what a run
+    /// uses; a field that is added later therefore comes with a new version. A field `seed: u64` is filled from the
+    /// pipeline's.
     type Config: Serialize + DeserializeOwned + JsonSchema;
     type Inputs: Inputs;
     type Outputs: Outputs;
@@ -71,13 +73,22 @@ pub(crate) fn describe<S: Stage>() -> Description {
         cores: S::CORES,
         inputs: S::Inputs::specs(),
         outputs: S::Outputs::specs(),
-        config: schemars::schema_for!(S::Config).to_value(),
+        config: schema::<S>(),
     }
 }
 
-/// Reads a config as the stage's type; the error names the field.
-fn typed<S: Stage>(config: &serde_json::Value) -> Result<S::Config, Error> {
-    serde_path_to_error::deserialize(config).map_err(|e| {
+fn schema<S: Stage>() -> serde_json::Value {
+    config::with_own_defaults(&schemars::schema_for!(S::Config).to_value())
+}
+
+/// Reads a config as the stage's type, and checks the bounds that its schema states; the error names the field. What a
+/// nested object leaves out has the stage's defaults.
+fn typed<S: Stage>(given: &serde_json::Value) -> Result<S::Config, Error> {
+    let defaults = serde_json::from_value::<S::Config>(serde_json::json!({})).ok();
+    let defaults = defaults.and_then(|config| serde_json::to_value(config).ok()).unwrap_or_default();
+    let given = config::over(&defaults, given);
+    config::check_bounds(&schema::<S>(), &given)?;
+    serde_path_to_error::deserialize(&given).map_err(|e| {
         let field: String = e
             .path()
             .iter()
@@ -261,7 +272,8 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
     })?;
     let mut ports: IndexMap<String, PortRecord> = IndexMap::new();
     for spec in S::Outputs::specs() {
-        let record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
+        let mut record = PortRecord::new(spec.kind, files.remove(&spec.name).unwrap_or_default());
+        record.tokenizer = lock(&cx.tokenizers).get(spec.name.as_str()).cloned();
         // Sorted by path. The second file has replaced the first, so one of the two records is false.
         if let Some(pair) = record.files.windows(2).find(|pair| pair[0].path == pair[1].path) {
             let path = &pair[0].path;

@@ -3,17 +3,16 @@
 //! Reads a `checkpoint` (the expert) and `prompts`, writes `conversations` in two forms, <problem, original answer> and
 //! <system prompt, problem, long answer>, and all `samples`. A prompt of which no sample is accepted is dropped. From
 //! the long conversations the system prompt can be left out for a share: a model that never answered at length without
-//! it cannot learn to by reinforcement.
+//! it cannot learn to by reinforcement. A prompt's own system message stays in all forms.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Answer, Asker, Prompting, Question, Verdict};
+use smelt_answer::{Answer, Asker, Prompting, Question, Unusable, Verdict, nothing_left, write_unusable};
 use smelt_checkpoint::Loaded;
 use smelt_kernels::{Cpu, random};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversation, Conversations, Drops, Message, Prompt, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
-use std::collections::BTreeMap;
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Stage, Unit};
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,17 +20,21 @@ use std::collections::BTreeMap;
 pub struct Config {
     pub seed: u64,
     /// Answers drawn per prompt.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub samples: u32,
+    #[schemars(range(min = 0.0))]
     pub temperature: f64,
     /// Tokens of an answer at most.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
     /// What an answer has to be.
     pub keep: Keep,
-    /// The system prompt with which the expert is asked; empty for none.
+    /// The system prompt with which the expert is asked, for prompts without one of their own; empty for none.
     pub expert_system: String,
-    /// The system prompt of long conversations.
+    /// The system prompt of long conversations, for prompts without one of their own.
     pub system: String,
     /// Share of the long conversations that are written without it, in [0, 1].
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_system: f64,
     /// Also write the problem with its original answer.
     pub originals: bool,
@@ -75,26 +78,13 @@ const UNIT: usize = 32;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 3; // answers end at the end of a document too; a cut-off one is never right
+    const VERSION: u32 = 4; // a prompt's own system message stays; prompts that cannot be asked are dropped
     const ABOUT: &'static str = "Samples an expert and keeps the answers that a verifier accepts";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
-
-    fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
-        if config.samples == 0 || config.max_tokens == 0 {
-            return Err(Error::config("", "`samples` and `max_tokens` must be at least 1"));
-        }
-        if !(0.0..=1.0).contains(&config.drop_system) {
-            return Err(Error::config("/drop_system", format!("{} is no share, expected 0 to 1", config.drop_system)));
-        }
-        if !(config.temperature >= 0.0 && config.temperature.is_finite()) {
-            return Err(Error::config("/temperature", format!("{} is no temperature", config.temperature)));
-        }
-        Ok(Vec::new())
-    }
 
     fn estimate(config: &Config) -> Estimate {
         let (samples, tokens) = (f64::from(config.samples), config.max_tokens as f64);
@@ -108,10 +98,19 @@ impl Stage for Distill {
         let cpu = Cpu::new(1); // units run side by side
         let system = (!config.expert_system.is_empty()).then_some(config.expert_system.as_str());
         let asker = Asker::new(&loaded, &cpu, Prompting::Chat { system }, config.max_tokens, &[])?;
+        let objections: Vec<Option<Unusable>> =
+            prompts.iter().map(|row| asker.objection(row)).collect::<Result<_, _>>()?;
+        if objections.iter().all(Option::is_some) {
+            return Err(nothing_left("prompts", &objections.into_iter().flatten().collect::<Vec<_>>()));
+        }
         let expert = Expert { config: &config, loaded: &loaded, asker: &asker, out: &out };
         cx.units("sample", prompts.len().div_ceil(UNIT), |i, unit| {
-            let rows = &prompts[i * UNIT..prompts.len().min((i + 1) * UNIT)];
-            expert.unit(i * UNIT, rows, unit)
+            let rows = i * UNIT..prompts.len().min((i + 1) * UNIT);
+            let unusable: Vec<Unusable> = objections[rows.clone()].iter().flatten().cloned().collect();
+            write_unusable(unit, &out.drops, &unusable)?;
+            let usable: Vec<(usize, &Prompt)> =
+                rows.filter(|&at| objections[at].is_none()).map(|at| (at, &prompts[at])).collect();
+            expert.unit(&usable, unit)
         })?;
         Ok(())
     }
@@ -128,21 +127,21 @@ struct Expert<'a> {
 }
 
 impl Expert<'_> {
-    /// Prompts `first..`: draws, judges, writes.
-    fn unit(&self, first: usize, prompts: &[Prompt], unit: &mut Unit) -> Result<(), Error> {
+    /// Prompts with their places in the input: draws, judges, writes.
+    fn unit(&self, prompts: &[(usize, &Prompt)], unit: &mut Unit) -> Result<(), Error> {
         let config = self.config;
-        let question = |(i, prompt), sample: u32| {
-            let seed = random::bits(config.seed, (first + i) as u64, sample.into());
+        let question = |at: usize, prompt, sample: u32| {
+            let seed = random::bits(config.seed, at as u64, sample.into());
             Question { prompt, sample, seed, temperature: config.temperature }
         };
-        let rows = prompts.iter().enumerate();
+        let rows = prompts.iter();
         let questions: Vec<Question> =
-            rows.flat_map(|row| (0..config.samples).map(move |sample| question(row, sample))).collect();
+            rows.flat_map(|&(at, row)| (0..config.samples).map(move |sample| question(at, row, sample))).collect();
         let (answers, _) = self.asker.ask(&self.loaded.params, &questions, PARTIAL_CREDIT)?;
         let mut answers = answers.into_iter();
-        for (i, row) in prompts.iter().enumerate() {
+        for &(at, row) in prompts {
             unit.count_read(1);
-            self.prompt((first + i) as u64, row, answers.by_ref().take(config.samples as usize), unit)?;
+            self.prompt(at as u64, row, answers.by_ref().take(config.samples as usize), unit)?;
         }
         Ok(())
     }
@@ -170,11 +169,19 @@ impl Expert<'_> {
             return unit.drop_row(&self.out.drops, &row.id, rule, None, None);
         };
         let config = self.config;
+        let own_system: Vec<Message> =
+            row.messages.iter().filter(|message| message.role == "system").cloned().collect();
         let has_system = random::uniform(config.seed, 0x5e5, index) >= config.drop_system;
         let conversation = |kind: &str, system: Option<&str>, answer: &str, checkpoint: Option<String>| {
             let user = row.messages.iter().filter(|message| message.role != "system").cloned();
-            let system = system.map(|text| Message::new("system", text));
-            let messages = system.into_iter().chain(user).chain([Message::new("assistant", answer)]).collect();
+            let system = system.filter(|_| own_system.is_empty()).map(|text| Message::new("system", text));
+            let messages = own_system
+                .iter()
+                .cloned()
+                .chain(system)
+                .chain(user)
+                .chain([Message::new("assistant", answer)])
+                .collect();
             Conversation { id: format!("{}/{kind}", row.id), messages, source: format!("distill/{kind}"), checkpoint }
         };
         let system = has_system.then_some(config.system.as_str());

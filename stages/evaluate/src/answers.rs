@@ -1,7 +1,7 @@
 //! A model's answers to the problems, and what the verifiers say.
 
 use crate::{Config, Form};
-use smelt_answer::{Answer, Asker, Drafts, Question};
+use smelt_answer::{Answer, Asker, Drafts, Prompting, Question};
 use smelt_checkpoint::Loaded;
 use smelt_kernels::{Backend, random};
 use smelt_stage::Error;
@@ -17,18 +17,22 @@ pub(crate) struct Judged {
     pub drafts: Drafts,
 }
 
+/// How model `i` is asked.
+pub(crate) fn prompting(config: &Config, i: usize) -> Prompting<'_> {
+    match config.forms.get(i).copied().unwrap_or(Form::Chat) {
+        Form::Plain => Prompting::Plain,
+        Form::Chat => Prompting::Chat { system: None },
+        Form::System => Prompting::Chat { system: Some(&config.system) },
+    }
+}
+
 pub(crate) fn judge(
     config: &Config,
-    form: Form,
+    form: Prompting,
     loaded: &Loaded,
     prompts: &[Prompt],
     backend: &dyn Backend,
 ) -> Result<Judged, Error> {
-    let form = match form {
-        Form::Plain => smelt_answer::Prompting::Plain,
-        Form::Chat => smelt_answer::Prompting::Chat { system: None },
-        Form::System => smelt_answer::Prompting::Chat { system: Some(&config.system) },
-    };
     let mut asker = Asker::new(loaded, backend, form, config.max_tokens, &config.stop)?;
     if config.speculate {
         (asker.speculates, asker.concurrency) = (true, 1); // a draft pays where few answers are drawn at once

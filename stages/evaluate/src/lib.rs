@@ -8,15 +8,16 @@
 mod answers;
 mod text;
 
-use answers::{Judged, judge};
+use answers::{Judged, judge, prompting};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::Scorer;
-use smelt_checkpoint::Loaded;
+use smelt_answer::{Asker, Scorer, Unusable, nothing_left, write_unusable};
+use smelt_checkpoint::{Loaded, Use, about, expect_one_tokenizer, fault};
 use smelt_kernels::Cpu;
+use smelt_model::Model;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{
-    Checkpoint, Preference, Preferences, Prompt, Prompts, Samples, Score, Scores, TokenRow, Tokens,
+    Checkpoint, Drops, Preference, Preferences, Prompt, Prompts, Samples, Score, Scores, TokenRow, Tokens,
 };
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
 use std::collections::BTreeMap;
@@ -29,25 +30,28 @@ pub struct Config {
     pub names: Vec<String>,
     /// How each is asked; empty asks all by chat.
     pub forms: Vec<Form>,
-    /// System prompt of the form `system`.
+    /// System prompt of the form `system`, for prompts without one of their own.
     pub system: String,
     /// Name of the problems in `scores`.
     pub benchmark: String,
     /// Answers per prompt for avg@k and pass@k; 0 leaves both out.
+    #[schemars(range(max = 1_000_000))]
     pub samples: usize,
     /// Prompts that are sampled; 0 takes all.
+    #[schemars(range(max = 1_000_000_000))]
     pub sampled_prompts: usize,
+    #[schemars(range(min = 0.0))]
     pub temperature: f64,
     /// Tokens of an answer at most.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
     /// Texts that end an answer besides the model's own end; no part of it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
     /// Answer one problem at a time, and let the MTP module draft tokens: the answers are the same, and
     /// `draft_acceptance` is the share of accepted drafts.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub speculate: bool,
     /// Tokens of text read at most; 0 reads all.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub text_tokens: usize,
     /// Pairs of names: the second minus the first, problem by problem, and document by document for bits per byte.
     pub compare: Vec<[String; 2]>,
@@ -59,7 +63,7 @@ pub struct Config {
 pub enum Form {
     /// `problem;` as text that goes on to the end of its line: for models without a chat template.
     Plain,
-    /// By the chat template, without a system prompt.
+    /// By the chat template, without a system prompt beside the prompts' own.
     Chat,
     /// By the chat template, with the system prompt.
     System,
@@ -94,14 +98,16 @@ smelt_stage::inputs! {
         reward: Option<Artifact<Checkpoint>>,
     }
 }
-smelt_stage::outputs! { pub struct Outputs { scores: Port<Scores>, samples: Port<Samples> } }
+smelt_stage::outputs! {
+    pub struct Outputs { scores: Port<Scores>, samples: Port<Samples>, drops: Port<Drops> }
+}
 
 #[derive(Debug)]
 pub struct Evaluate;
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 3; // exp in fused multiply-adds
+    const VERSION: u32 = 4; // own system messages; what cannot be asked is dropped; errors of single and equal values
     const ABOUT: &'static str = "Measures models on the same problems and texts";
     const ROWS: &'static str = "scores";
     const CORES: Cores = Cores::All;
@@ -157,6 +163,14 @@ impl Stage for Evaluate {
             Some(preferences) => preferences.read_all().collect::<Result<_, _>>()?,
             None => Vec::new(),
         };
+        expect_tokenizers(&inputs)?;
+        if inputs.prompts.is_some() && prompts.is_empty() {
+            cx.warn(&format!(
+                "benchmark `{}` is empty: input `prompts` has no rows, so it has no scores",
+                config.benchmark
+            ));
+        }
+        let (prompts, unusable) = usable(&config, &inputs, prompts, cx)?;
         if inputs.tokens.is_some() && rows.is_empty() {
             cx.warn(
                 "input `tokens` has no rows, so there are no bits per byte: if it is the `validation` of \
@@ -167,11 +181,10 @@ impl Stage for Evaluate {
         let cpu = Cpu::new(1);
         let records = cx.units("models", inputs.models.len(), |i, unit| {
             let loaded = Loaded::open(&inputs.models[i])?;
-            let form = config.forms.get(i).copied().unwrap_or(Form::Chat);
             let mut sheet = Sheet { model: &config.names[i], unit, out: &out };
             let mut paired = Paired::default();
             if !prompts.is_empty() {
-                let judged = judge(&config, form, &loaded, &prompts, &cpu)?;
+                let judged = judge(&config, prompting(&config, i), &loaded, &prompts, &cpu)?;
                 sheet.answers(&config, &judged)?;
                 paired.problems = judged.per_problem;
             }
@@ -180,7 +193,8 @@ impl Stage for Evaluate {
                 for (metric, (value, error)) in
                     [("bits_per_byte", scores.bits_per_byte), ("perplexity", scores.perplexity)]
                 {
-                    sheet.row("text", metric, value, Some(error), scores.documents.len())?;
+                    let documents = scores.documents.len();
+                    sheet.row("text", metric, value, (documents > 1).then_some(error), documents)?;
                 }
                 paired.text = Some(scores.documents);
             }
@@ -201,24 +215,72 @@ impl Stage for Evaluate {
                 for (metric, before) in &paired[a].problems {
                     if let Some(after) = paired[b].problems.get(metric) {
                         let gaps: Vec<f64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
-                        let (mean, error) = mean_and_error(&gaps);
-                        sheet.row(&config.benchmark, metric, mean, Some(error), gaps.len())?;
+                        let values = if is_share(metric) { Values::Differences } else { Values::Numbers };
+                        let (mean, error) = mean_and_error(&gaps, values);
+                        sheet.row(&config.benchmark, metric, mean, error, gaps.len())?;
                     }
                 }
                 if let (Some(before), Some(after)) = (&paired[a].text, &paired[b].text) {
                     let (difference, error) = after.minus(before);
-                    sheet.row("text", "bits_per_byte", difference, Some(error), after.len())?;
+                    sheet.row("text", "bits_per_byte", difference, (after.len() > 1).then_some(error), after.len())?;
                 }
             }
             if let Some(reward) = &inputs.reward {
                 let name = "reward";
                 let mut sheet = Sheet { model: name, unit: &mut *unit, out: &out };
-                pairs(&config, &Loaded::open(reward)?, &preferences, &cpu, &mut sheet)?;
+                pairs(&config, &Loaded::open(reward)?, preferences.clone(), &cpu, &mut sheet)?;
             }
+            write_unusable(unit, &out.drops, &unusable)?;
             Ok(())
         })?;
         Ok(())
     }
+}
+
+/// Ids mean the same to who reads them: tokens to every model, preferences to the reward model.
+fn expect_tokenizers(inputs: &Inputs) -> Result<(), Error> {
+    if let Some(tokens) = &inputs.tokens {
+        let mut uses = vec![Use::new(tokens.label(), tokens.tokenizer().map(str::to_owned))];
+        for (i, model) in inputs.models.iter().enumerate() {
+            let label = format!("number {} of {}", i + 1, model.label());
+            uses.push(Use::new(label, Some(about(model)?.1.tokenizer_digest()?)));
+        }
+        expect_one_tokenizer(&uses)?;
+    }
+    if let (Some(preferences), Some(reward)) = (&inputs.preferences, &inputs.reward) {
+        expect_one_tokenizer(&[
+            Use::new(preferences.label(), preferences.tokenizer().map(str::to_owned)),
+            Use::new(reward.label(), Some(about(reward)?.1.tokenizer_digest()?)),
+        ])?;
+    }
+    Ok(())
+}
+
+/// The prompts that every model can be asked, for all are measured on the same ones.
+fn usable(
+    config: &Config,
+    inputs: &Inputs,
+    prompts: Vec<Prompt>,
+    cx: &Context,
+) -> Result<(Vec<Prompt>, Vec<Unusable>), Error> {
+    let (mut usable, mut unusable) = (prompts, Vec::new());
+    if usable.is_empty() {
+        return Ok((usable, unusable));
+    }
+    for (i, artifact) in inputs.models.iter().enumerate() {
+        let (sizes, text) = about(artifact)?;
+        let model = Model::new(sizes).map_err(fault)?;
+        let cpu = Cpu::new(1);
+        let asker = Asker::of(&model, &text, &cpu, prompting(config, i), config.max_tokens, &config.stop)?;
+        if i == 0 {
+            asker.idle_stop_strings().iter().for_each(|told| cx.warn(told));
+        }
+        let (rest, more) = asker.usable(usable.into_iter().map(Ok))?;
+        usable = rest;
+        let name = &config.names[i];
+        unusable.extend(more.into_iter().map(|row| Unusable { detail: format!("{name}: {}", row.detail), ..row }));
+    }
+    if usable.is_empty() { Err(nothing_left("prompts", &unusable)) } else { Ok((usable, unusable)) }
 }
 
 /// What a model's unit leaves for paired differences.
@@ -230,11 +292,13 @@ struct Paired {
 }
 
 /// Accuracy of a reward model on held-out pairs, over all and by fault.
-fn pairs(config: &Config, reward: &Loaded, rows: &[Preference], cpu: &Cpu, sheet: &mut Sheet) -> Result<(), Error> {
+fn pairs(config: &Config, reward: &Loaded, rows: Vec<Preference>, cpu: &Cpu, sheet: &mut Sheet) -> Result<(), Error> {
     let scorer = Scorer::new(reward, &config.system, 8192)?;
-    let prefers = scorer.prefers(&reward.model, &reward.params, cpu, &scorer.pairs(rows)?)?;
+    let pairs = scorer.pairs(rows)?;
+    let prefers = scorer.prefers(&reward.model, &reward.params, cpu, &pairs.examples)?;
     let mut by_fault: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (row, is_right) in rows.iter().zip(prefers) {
+    write_unusable(sheet.unit, &sheet.out.drops, &pairs.unusable)?;
+    for (row, is_right) in pairs.rows.iter().zip(prefers) {
         let right = f64::from(u8::from(is_right));
         by_fault.entry("pair_accuracy".into()).or_default().push(right);
         if let Some(fault) = &row.fault {
@@ -242,8 +306,8 @@ fn pairs(config: &Config, reward: &Loaded, rows: &[Preference], cpu: &Cpu, sheet
         }
     }
     for (metric, right) in &by_fault {
-        let (mean, error) = mean_and_error(right);
-        sheet.row("preferences", metric, mean, Some(error), right.len())?;
+        let (mean, error) = mean_and_error(right, Values::Shares);
+        sheet.row("preferences", metric, mean, error, right.len())?;
     }
     Ok(())
 }
@@ -257,6 +321,11 @@ struct Sheet<'a, 'u> {
 
 impl Sheet<'_, '_> {
     fn row(&mut self, benchmark: &str, metric: &str, value: f64, error: Option<f64>, n: usize) -> Result<(), Error> {
+        if let Some(wrong) = [Some(value), error].into_iter().flatten().find(|x| !x.is_finite()) {
+            let model = self.model;
+            return Err(Error::data(format!("metric `{metric}` of model `{model}` on `{benchmark}` is {wrong}"))
+                .hint("the model gives logits that are not finite or far beyond any trained model's: look at how it was trained"));
+        }
         self.unit.count_derived(1);
         let row = Score {
             model: self.model.into(),
@@ -271,12 +340,14 @@ impl Sheet<'_, '_> {
 
     fn answers(&mut self, config: &Config, judged: &Judged) -> Result<(), Error> {
         for (metric, values) in &judged.per_problem {
-            let (mean, error) = mean_and_error(values);
-            self.row(&config.benchmark, metric, mean, Some(error), values.len())?;
+            let kind = if is_share(metric) { Values::Shares } else { Values::Numbers };
+            let (mean, error) = mean_and_error(values, kind);
+            self.row(&config.benchmark, metric, mean, error, values.len())?;
         }
         if let Some(share) = judged.drafts.acceptance() {
             let offered = judged.drafts.offered as f64;
-            let error = (share * (1.0 - share) / offered).sqrt();
+            let is_mixed = share > 0.0 && share < 1.0;
+            let error = if is_mixed { (share * (1.0 - share) / offered).sqrt() } else { wilson(share, offered) };
             self.row(&config.benchmark, "draft_acceptance", share, Some(error), offered as usize)?;
         }
         for sample in &judged.samples {
@@ -286,12 +357,41 @@ impl Sheet<'_, '_> {
     }
 }
 
-/// Mean, and its standard error by the spread of the values.
-fn mean_and_error(values: &[f64]) -> (f64, f64) {
+/// What kind of values a mean is taken of: it decides what equal values say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    /// In [0, 1]: right or wrong, or a share of it.
+    Shares,
+    /// Between two shares.
+    Differences,
+    Numbers,
+}
+
+fn is_share(metric: &str) -> bool {
+    metric != "tokens_per_answer"
+}
+
+/// Mean, and its standard error by the spread of the values. One value has no spread, so it has no error. Shares that
+/// are all equal have none either, and yet the next may differ: their error is that of Wilson's interval.
+fn mean_and_error(values: &[f64], kind: Values) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
+    if values.len() < 2 {
+        return (mean, None);
+    }
     let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
-    (mean, if n > 1.0 { (squares / (n - 1.0) / n).sqrt() } else { 0.0 })
+    let error = match kind {
+        Values::Shares if squares == 0.0 => wilson(mean, n),
+        // of two shares, each as uncertain as it is at least
+        Values::Differences if squares == 0.0 => wilson(0.0, n) * std::f64::consts::SQRT_2,
+        _ => (squares / (n - 1.0) / n).sqrt(),
+    };
+    (mean, Some(error))
+}
+
+/// Half of Wilson's interval of one standard deviation around a share of n (Wilson 1927, at z = 1).
+fn wilson(share: f64, n: f64) -> f64 {
+    (share * (1.0 - share) / n + 0.25 / (n * n)).sqrt() / (1.0 + 1.0 / n)
 }
 
 #[cfg(test)]
@@ -300,9 +400,20 @@ mod tests {
 
     #[test]
     fn the_standard_error_is_that_of_the_mean() {
-        let (mean, error) = mean_and_error(&[1.0, 0.0, 1.0, 1.0]);
+        let (mean, error) = mean_and_error(&[1.0, 0.0, 1.0, 1.0], Values::Shares);
         assert_eq!(mean, 0.75);
-        assert!((error - (0.75f64 / 3.0 / 4.0).sqrt()).abs() < 1e-15);
-        assert_eq!(mean_and_error(&[0.5]), (0.5, 0.0));
+        assert!((error.unwrap() - (0.75f64 / 3.0 / 4.0).sqrt()).abs() < 1e-15);
+    }
+
+    /// Wilson's interval at z = 1 for 0 of n: (z²/n) / (1 + z²/n) wide, from 0.
+    #[test]
+    fn values_without_spread_are_not_certain() {
+        assert_eq!(mean_and_error(&[0.5], Values::Shares), (0.5, None));
+        for share in [0.0, 1.0] {
+            let (_, error) = mean_and_error(&[share; 9], Values::Shares);
+            assert!((error.unwrap() - 0.5 * (1.0 / 9.0) / (1.0 + 1.0 / 9.0)).abs() < 1e-15);
+        }
+        assert!(mean_and_error(&[0.0; 9], Values::Differences).1.unwrap() > 0.05);
+        assert_eq!(mean_and_error(&[3.0; 9], Values::Numbers), (3.0, Some(0.0)));
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn text_scores(
         counts.push(starts.len());
         pieces.extend(starts.map(|start| (&ids[start..ids.len().min(start + context + 1)], 1)));
     }
-    let logp = logprobs(&loaded.model, &loaded.params, backend, &pieces, 4096)?;
+    let logp = logprobs(&loaded.model, &loaded.params, backend, &pieces, 4096, 1.0)?;
     let mut of_piece = logp.iter().map(|logp| -logp.iter().sum::<f64>());
     let nats: Vec<f64> = counts.iter().map(|&count| of_piece.by_ref().take(count).sum()).collect();
     let bytes: Vec<f64> = documents.iter().map(|(_, bytes)| *bytes).collect();

@@ -1,21 +1,26 @@
 //! `import`: takes a checkpoint that others made, as Hugging Face lays it out: DeepSeek-V3, Qwen2 (2.5), Qwen3 and
 //! Llama.
 //!
-//! Reads a local folder with config.json, safetensors (one file, or shards with their index) and tokenizer.json; writes
-//! a `checkpoint` and its `tokenizer`, so that `sft`, `align`, `evaluate` and the others can go on from it, and
-//! `tokenize` can encode for it. The whole model is loaded once: a tensor that is missing, extra or of another shape is
-//! found here, and not by the job that trains it. Export needs no stage: every checkpoint artifact is such a folder.
+//! Reads a local folder with config.json, weights and tokenizer.json; writes a `checkpoint` and its `tokenizer`, so that
+//! `sft`, `align`, `evaluate` and the others can go on from it, and `tokenize` can encode for it. Weights are safetensors
+//! or `pytorch_model.bin`, in one file or in shards with their index. Every value is looked at once, a tensor at a time:
+//! a tensor that is missing, extra, of another shape or not finite is found here, and not by the job that trains it.
+//! Files whose names and types smelt writes itself are copied as they are; others are written anew, with the same values.
+//! Export needs no stage: every checkpoint artifact is such a folder.
 
+mod folder;
+
+use folder::{Folder, GENERATION, TEMPLATE, TEXT, VOCABULARY};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::fault;
-use smelt_model::load;
-use smelt_stage::files::{Found, Memory, expand, hash};
+use smelt_checkpoint::{TextFiles, fault};
+use smelt_model::{Config as Sizes, Opened, TokenIds};
+use smelt_stage::files::Memory;
 use smelt_stage::kinds::{Checkpoint, Tokenizer};
 use smelt_stage::{Context, Error, Source, Stage};
-use smelt_text::with_chat_template;
+use smelt_text::{with_chat_template, with_fields, with_special_tokens_map};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Write;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -30,48 +35,9 @@ smelt_stage::outputs! { pub struct Outputs { model: Port<Checkpoint>, tokenizer:
 #[derive(Debug)]
 pub struct Import;
 
-const CONFIG: &str = "config.json";
-const VOCABULARY: &str = "tokenizer.json";
-const ABOUT_TEXT: &str = "tokenizer_config.json";
-/// Where newer versions of transformers keep the template that older ones keep in [`ABOUT_TEXT`].
-const TEMPLATE: &str = "chat_template.jinja";
-
-fn is_weight(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
-}
-
-/// The files of the folder that count, by name.
-fn files(config: &Config) -> Result<Vec<Found>, Error> {
-    let folder = expand(&config.path, |name| std::env::var(name).ok()).map_err(|e| Error::in_config("/path", &e))?;
-    let cannot = |error: std::io::Error| {
-        Error::config("/path", format!("the folder `{folder}` cannot be read: {error}"))
-            .hint("name a folder with config.json, safetensors files and tokenizer.json")
-    };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(Path::new(&folder)).map_err(cannot)? {
-        let entry = entry.map_err(cannot)?;
-        let path = entry.path();
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        if [CONFIG, VOCABULARY, ABOUT_TEXT, TEMPLATE].contains(&name.as_str()) || is_weight(&name) {
-            let meta = std::fs::metadata(&path).map_err(cannot)?;
-            if meta.is_file() {
-                found.push(Found { name, bytes: meta.len(), path });
-            }
-        }
-    }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    let missing = [CONFIG, VOCABULARY].into_iter().find(|wanted| found.iter().all(|file| file.name != *wanted));
-    let missing = missing.or((!found.iter().any(|file| is_weight(&file.name))).then_some("a .safetensors file"));
-    match missing {
-        None => Ok(found),
-        Some(missing) => Err(Error::config("/path", format!("the folder `{folder}` has no {missing}"))
-            .hint("download the whole repository; pickled weights (.bin) must be converted to safetensors first")),
-    }
-}
-
 impl Stage for Import {
     const NAME: &'static str = "import";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2; // generation configs, special tokens maps, F16, pickled weights and names without prefix
     const ABOUT: &'static str = "Takes a checkpoint that others made, as Hugging Face lays it out";
     const ROWS: &'static str = "checkpoints";
     type Config = Config;
@@ -82,51 +48,77 @@ impl Stage for Import {
         if config.path.is_empty() {
             return Err(Error::config("/path", "no folder is given").hint("set `path` to the checkpoint's folder"));
         }
-        Ok(Memory::of_user().sources(&files(config)?)?)
+        Ok(Memory::of_user().sources(&folder::files(&config.path)?)?)
     }
 
     fn run(config: Config, _: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let mut contents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for (file, source) in files(&config)?.iter().zip(cx.sources()) {
-            let bytes = std::fs::read(&file.path)
-                .map_err(|e| Error::machine(format!("cannot read `{}`: {e}", file.path.display())))?;
-            // the fingerprint stands for the bytes that were planned, so others are refused
-            if hash(file)? != *source {
-                return Err(Error::again(format!("`{}` has changed since the job was planned", file.name)));
-            }
-            contents.insert(file.name.clone(), bytes);
+        let folder = Folder::open(&config.path, cx.sources())?;
+        let opened = Opened::new(folder.get(folder::CONFIG), folder.weights()).map_err(fault)?;
+        opened.verify().map_err(fault)?;
+        for name in opened.drawn() {
+            cx.warn(&format!(
+                "`{name}` is in no file, for a bare model was saved: its values are drawn at random, as transformers does; \
+                 if the model shares it with the embedding, set `tie_word_embeddings` to true in config.json"
+            ));
         }
-        let text = about_text(&contents)?;
-        let vocabulary = smelt_text::Tokenizer::from_files(&contents[VOCABULARY], &text).map_err(fault)?.vocabulary();
-        let weights = contents.iter().filter(|(name, _)| is_weight(name));
-        let (model, params) =
-            load(&contents[CONFIG], weights.map(|(name, bytes)| (name.as_str(), bytes.as_slice()))).map_err(fault)?;
-        let sizes = model.config();
-        if vocabulary > sizes.vocab_size {
-            let what = format!("the tokenizer has {vocabulary} tokens, the model {}", sizes.vocab_size);
+        let sizes = opened.model().config();
+        let text = text_files(&folder, sizes)?;
+        let tokenizer = text.tokenizer()?;
+        if tokenizer.vocabulary() > sizes.vocab_size {
+            let what = format!("the tokenizer has {} tokens, the model {}", tokenizer.vocabulary(), sizes.vocab_size);
             return Err(Error::data(what).hint("take the tokenizer.json that belongs to these weights"));
         }
-        cx.result("parameters", params.count() as f64);
-        drop(params);
+        cx.made_with_tokenizer(&out.tokenizer, &text.tokenizer_digest()?);
+        cx.result("parameters", opened.parameters() as f64);
         cx.single(|unit| {
             unit.count_derived(1);
             unit.count_written(1);
-            for (name, bytes) in contents.iter().filter(|(name, _)| *name == CONFIG || is_weight(name)) {
-                unit.put(&out.model, name, bytes)?;
+            unit.put(&out.model, folder::CONFIG, folder.get(folder::CONFIG))?;
+            if opened.is_foreign() {
+                let mut file = unit.file(&out.model, "model.safetensors")?;
+                let written = opened.write(&mut file);
+                written.map_err(|e| file.error(e))?;
+                file.finish(unit)?;
+            } else {
+                for (name, bytes) in folder.weights() {
+                    let mut file = unit.file(&out.model, name)?;
+                    let written = file.write_all(bytes);
+                    written.map_err(|e| file.error(e))?;
+                    file.finish(unit)?;
+                }
             }
-            unit.put(&out.model, VOCABULARY, &contents[VOCABULARY])?;
-            unit.put(&out.model, ABOUT_TEXT, &text)?;
-            unit.put(&out.tokenizer, VOCABULARY, &contents[VOCABULARY])?;
-            unit.put(&out.tokenizer, ABOUT_TEXT, &text)
+            unit.put(&out.model, VOCABULARY, &text.tokenizer)?;
+            unit.put(&out.model, TEXT, &text.config)?;
+            if let Some(generation) = &text.generation {
+                unit.put(&out.model, GENERATION, generation)?;
+            }
+            unit.put(&out.tokenizer, VOCABULARY, &text.tokenizer)?;
+            unit.put(&out.tokenizer, TEXT, &text.config)
         })
     }
 }
 
-/// tokenizer_config.json, with the chat template in it wherever that lay.
-fn about_text(contents: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u8>, Error> {
-    let text = contents.get(ABOUT_TEXT).map_or(&b"{}"[..], Vec::as_slice);
-    match contents.get(TEMPLATE) {
-        None => Ok(text.to_vec()),
-        Some(template) => with_chat_template(text, &String::from_utf8_lossy(template)).map_err(fault),
+/// What is about text: the chat template and the special tokens go into tokenizer_config.json, wherever they lay.
+fn text_files(folder: &Folder, sizes: &Sizes) -> Result<TextFiles, Error> {
+    let mut config = folder.find(TEXT).unwrap_or(b"{}").to_vec();
+    if let Some(template) = folder.find(TEMPLATE) {
+        let template =
+            std::str::from_utf8(template).map_err(|e| Error::data(format!("{TEMPLATE} is not UTF-8: {e}")))?;
+        config = with_chat_template(&config, template).map_err(fault)?;
     }
+    if let Some(map) = folder.find(folder::TOKENS) {
+        config = with_special_tokens_map(&config, map).map_err(fault)?;
+    }
+    let generation = folder.find(GENERATION).map(<[u8]>::to_vec);
+    let text = TextFiles { tokenizer: folder.get(VOCABULARY).to_vec(), config, generation };
+    let tokenizer = text.tokenizer()?;
+    // where the tokenizer names no end, the model's config does
+    let ends = sizes.eos_token_id.iter().flat_map(TokenIds::as_slice);
+    let end = ends.copied().find_map(|id| tokenizer.special_text(id).map(str::to_owned));
+    Ok(match end.filter(|_| tokenizer.eos().is_err()) {
+        Some(end) => {
+            TextFiles { config: with_fields(&text.config, [("eos_token", end.into())]).map_err(fault)?, ..text }
+        }
+        None => text,
+    })
 }

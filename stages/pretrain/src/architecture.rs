@@ -10,47 +10,68 @@ use smelt_model::{Config, DeepseekV3, Error, Family, Init};
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
     /// Of the residual stream.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub width: usize,
+    #[schemars(range(min = 1, max = 1000))]
     pub layers: usize,
     /// How many of the first layers have a dense feed-forward.
+    #[schemars(range(max = 1000))]
     pub dense_layers: usize,
     /// Width of a dense feed-forward.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub dense_width: usize,
     /// Routed experts per layer.
+    #[schemars(range(max = 4096))]
     pub experts: usize,
+    #[schemars(range(max = 4096))]
     pub experts_per_token: usize,
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub expert_width: usize,
     /// Experts that every token uses.
+    #[schemars(range(max = 4096))]
     pub shared_experts: usize,
     /// Number of groups of experts; a token may use `kept_groups` of them.
+    #[schemars(range(max = 4096))]
     pub groups: usize,
+    #[schemars(range(max = 4096))]
     pub kept_groups: usize,
     /// Weights of a token's experts sum to this.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub expert_scale: f64,
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub heads: usize,
     /// Per head, of queries and keys: without and with a position.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub nope: usize,
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub rope: usize,
     /// Per head, of values.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub value: usize,
     /// Of the latent from which keys and values come.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub latent: usize,
     /// Of the latent from which queries come; 0 does not compress them.
+    #[schemars(range(max = 1_000_000))]
     pub query_latent: usize,
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub rope_theta: f64,
     /// Positions the model knows; 0 takes twice the training context.
+    #[schemars(range(max = 100_000_000))]
     pub positions: usize,
     /// Embedding and output head share one tensor.
     pub tied: bool,
     /// Modules for multi-token prediction (MTP).
+    #[schemars(range(max = 1000))]
     pub mtp_layers: usize,
     /// Standard deviation of new embeddings.
+    #[schemars(range(min = 0.0))]
     pub embedding_std: f64,
     /// Standard deviation of new weights; 0 takes 1/√(3·inputs).
+    #[schemars(range(min = 0.0))]
     pub weight_std: f64,
     /// Fields of Hugging Face's config.json, which overrule the sizes above: `{ rope_scaling: { type: yarn, factor: 4,
     /// … } }`, `{ model_type: qwen3, num_key_value_heads: 2 }`. The ids of the tokenizer cannot be set.
-    #[serde(skip_serializing_if = "Map::is_empty")]
     pub fields: Map<String, Value>,
 }
 
@@ -209,6 +230,9 @@ mod tests {
             says("`hiden_size` in `fields` is no field of config.json that is known here")
         );
         assert_eq!(refused(json!({ "vocab_size": 64 })), says("`vocab_size` in `fields`"));
-        assert_eq!(refused(json!({ "scoring_func": "softmax" })), says("`scoring_func` is \"softmax\""));
+        assert_eq!(
+            refused(json!({ "scoring_func": "softmax" })),
+            "this model is not supported: `scoring_func` is \"softmax\""
+        );
     }
 }

@@ -10,12 +10,12 @@ pub use architecture::Architecture;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, Storage, fault, tokenizer, write};
+use smelt_checkpoint::{Loaded, Storage, Use, about, expect_one_tokenizer, fault, tokenizer, write};
 use smelt_kernels::Cpu;
 use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, is_default};
+use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
 use smelt_train::{
     Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
@@ -31,72 +31,74 @@ use std::time::Instant;
 pub struct Config {
     pub seed: u64,
     /// Optimizer steps.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub steps: u64,
     /// Sequences per step.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub sequences: u64,
     /// Smaller steps at the start: `{ from: 4, steps: 100 }` grows from 4 sequences to `sequences` over 100 steps.
-    #[serde(skip_serializing_if = "is_default")]
     pub ramp: Option<Ramp>,
     /// Tokens per sequence.
+    #[schemars(range(min = 1, max = 100_000_000))]
     pub context: usize,
     /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub micro_batch_tokens: usize,
     /// Largest learning rate.
+    #[schemars(range(min = 0.0))]
     pub lr: f64,
     /// Steps of linear warm-up, within `steps`.
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup: u64,
     /// Steps at the largest learning rate after the warm-up.
-    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(max = 1_000_000_000))]
     pub constant: u64,
     /// Course after that, over the steps that the tails leave.
     pub decay: Decay,
     /// Last learning rate as a share of the largest.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
     /// The last steps of all, at constant rates: `[{ steps: 20, share: 0.1 }]`, shares of the largest rate.
-    #[serde(skip_serializing_if = "is_default")]
     pub tails: Vec<Tail>,
     pub optimizer: Hyper,
     /// Weight of the MTP loss, when the model has MTP modules.
+    #[schemars(range(min = 0.0))]
     pub mtp_weight: f64,
     /// Weight of the MTP loss from `mtp_switch` on, 0.1 unless set (DeepSeek-V3 goes from 0.3 to 0.1, §4.2).
-    #[serde(skip_serializing_if = "is_late_weight_default")]
+    #[schemars(range(min = 0.0))]
     pub mtp_weight_late: f64,
     /// Share of the steps after which `mtp_weight_late` holds; 1, the default, is never.
-    #[serde(skip_serializing_if = "is_never")]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub mtp_switch: f64,
     /// Weight of the mean of the squared log-sum-exp of the logits.
-    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = 0.0))]
     pub z_loss: f64,
     /// Weight of the balance loss.
+    #[schemars(range(min = 0.0))]
     pub balance_loss: f64,
     /// Whether each sequence is to be balanced, or the tokens computed at once (see `micro_batch_tokens`) together.
-    #[serde(skip_serializing_if = "is_default")]
     pub balance_scope: BalanceScope,
     /// Which experts of a token the balance loss counts.
-    #[serde(skip_serializing_if = "is_default")]
     pub balance_counts: BalanceCounts,
     /// Change of the routers' correction biases per step.
+    #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
     /// Skips steps whose loss is a spike, and goes back after several: `{ window: 100, z: 6, patience: 3 }`.
-    #[serde(skip_serializing_if = "is_default")]
     pub guard: Option<SpikeGuard>,
     /// Shares of the inputs in every stretch of training, in their order; empty takes all documents as one corpus.
-    #[serde(skip_serializing_if = "is_default")]
     pub weights: Vec<f64>,
     /// Share of the documents whose middle comes last, to learn to complete between two ends (DeepSeek-V3: 0.1).
-    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub fim_rate: f64,
     /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain
     /// in speed.
-    #[serde(skip_serializing_if = "Precision::is_full")]
     pub precision: Precision,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
     /// How the weights are written.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
     /// Steps between two evaluations on the input `validation`; 0 evaluates after the last step alone.
-    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(max = 1_000_000_000))]
     pub evaluate_every: u64,
 }
 
@@ -135,16 +137,6 @@ impl Default for Config {
     }
 }
 
-// A field that came after version 1 is left out of the effective config while it has its default: see `Stage::Config`.
-
-fn is_late_weight_default(weight: &f64) -> bool {
-    *weight == 0.1
-}
-
-fn is_never(switch: &f64) -> bool {
-    *switch == 1.0
-}
-
 smelt_stage::inputs! {
     pub struct Inputs {
         tokens: Vec<Artifact<Tokens>>,
@@ -167,7 +159,7 @@ pub struct Pretrain;
 
 impl Stage for Pretrain {
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 4; // `state` has the tensors of a checkpoint, not the packed ones
+    const VERSION: u32 = 5; // with `init`, the checkpoint keeps that one's chat template and ends
     const ABOUT: &'static str = "Trains a language model on tokens";
     const CORES: Cores = Cores::All;
     type Config = Config;
@@ -177,18 +169,6 @@ impl Stage for Pretrain {
     fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
         if inputs.get("tokens").is_some_and(|&n| n == 0) {
             return Err(Error::config("", "`pretrain` reads tokens, but no input is given").hint("set `tokens: JOB`"));
-        }
-        let positive = [
-            ("steps", config.steps as usize),
-            ("sequences", config.sequences as usize),
-            ("context", config.context),
-            ("micro_batch_tokens", config.micro_batch_tokens),
-        ];
-        if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::config(&format!("/{field}"), format!("`{field}` is 0, expected at least 1")));
-        }
-        if !(config.lr.is_finite() && config.lr >= 0.0) {
-            return Err(Error::config("/lr", format!("{} is no learning rate", config.lr)));
         }
         let refuse = |field: &str, what: String| Err(Error::config(&format!("/{field}"), what));
         if let Some(ramp) = config.ramp
@@ -204,17 +184,6 @@ impl Stage for Pretrain {
             if let Some(weight) = config.weights.iter().find(|weight| !(weight.is_finite() && **weight > 0.0)) {
                 return refuse("weights", format!("{weight} is no share, expected more than 0"));
             }
-        }
-        for (field, value) in [("fim_rate", config.fim_rate), ("mtp_switch", config.mtp_switch)] {
-            if !(0.0..=1.0).contains(&value) {
-                return refuse(field, format!("`{field}` is {value}, expected 0 to 1"));
-            }
-        }
-        if !(0.0..1.0).contains(&config.optimizer.average) {
-            return refuse(
-                "optimizer",
-                format!("`average` is {}, expected 0 to less than 1", config.optimizer.average),
-            );
         }
         // sizes that contradict each other are found before anything runs; the vocabulary comes with the tokenizer
         let model = config.model.config(512, config.context);
@@ -252,18 +221,26 @@ impl Stage for Pretrain {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let text = tokenizer(&inputs.tokenizer)?;
+        let mut uses = vec![Use::new(inputs.tokenizer.label(), Some(text.tokenizer_digest()?))];
+        let tokens = inputs.tokens.iter().chain(&inputs.validation);
+        uses.extend(tokens.map(|tokens| Use::new(tokens.label(), tokens.tokenizer().map(str::to_owned))));
+        if let Some(init) = &inputs.init {
+            uses.push(Use::new(init.label(), Some(about(init)?.1.tokenizer_digest()?)));
+        }
+        expect_one_tokenizer(&uses)?;
         let tokenizer = text.tokenizer()?;
         let data = Data::read(&config, &inputs.tokens, &tokenizer)?;
-        let (model, params) = match &inputs.init {
+        let (model, params, text) = match &inputs.init {
+            // with its own chat template and ends
             Some(init) => {
                 let loaded = Loaded::open(init)?;
-                (loaded.model, loaded.params)
+                (loaded.model, loaded.params, loaded.text)
             }
             None => {
                 let model =
                     config.model.config(tokenizer.vocabulary(), config.context).and_then(Model::new).map_err(fault)?;
                 let params = model.init(&Init { seed: config.seed, ..config.model.init() });
-                (Arc::new(model), params)
+                (Arc::new(model), params, text)
             }
         };
         cx.result("parameters", params.count() as f64);
@@ -449,33 +426,4 @@ fn values(report: &Report, cx: &Context) -> Vec<(String, f64)> {
         cx.warn(&format!("step {}: the training goes back to what it was after {updates} updates", report.step));
     }
     values
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::Value;
-
-    /// What version 1 printed: a base of that time keeps its address while later fields have their defaults.
-    #[test]
-    fn the_default_config_has_the_fields_of_the_first_version_and_no_other() {
-        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        let printed = serde_json::to_value(Config::default()).unwrap();
-        let first = "seed steps sequences context micro_batch_tokens lr warmup decay floor optimizer mtp_weight \
-        balance_loss bias_speed model";
-        assert_eq!(keys(&printed).join(" "), first);
-        assert_eq!(keys(&printed["optimizer"]).join(" "), "beta1 beta2 eps weight_decay clip");
-        assert_eq!(serde_json::from_value::<Config>(printed).unwrap(), Config::default());
-
-        let late = serde_json::json!({ "mtp_weight_late": 0.0, "mtp_switch": 0.0,
-            "optimizer": { "moments": "bf16", "average": 0.5 } });
-        let config: Config = serde_json::from_value(late).unwrap();
-        let printed = serde_json::to_value(&config).unwrap();
-        assert_eq!(
-            (&printed["mtp_weight_late"], &printed["mtp_switch"]),
-            (&0.0.into(), &0.0.into()),
-            "0 is no default here"
-        );
-        assert_eq!(serde_json::from_value::<Config>(printed).unwrap(), config);
-    }
 }

@@ -35,29 +35,39 @@ pub struct Config {
     /// changes of an account.
     pub sizes: Vec<usize>,
     /// Largest number in accounts, at least 2.
+    #[schemars(range(min = 2, max = 1_000_000))]
     pub largest: u64,
     /// Whether training problems or test problems are drawn.
     pub split: Split,
     /// Share of all problems that are test problems, in [0, 1); the same in every job of a pipeline, or they overlap.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub test_share: f64,
     /// Different problems written as `prompts`.
+    #[schemars(range(max = 1_000_000_000))]
     pub prompts: usize,
     /// Different problems written as `conversations`.
+    #[schemars(range(max = 1_000_000_000))]
     pub conversations: usize,
     /// What the assistant says in `conversations`.
     pub answers: Answers,
     /// Share of prompts and conversations that begin with the system prompt, in [0, 1].
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub system: f64,
     /// Share of the results in worked solutions of `conversations` that are replaced by random ones, in [0, 1]; the
     /// solution continues from the replaced result.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub wrong: f64,
     /// Characters written as `documents`.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub characters: usize,
     /// Minimum characters of one document, at least 1.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub document_characters: usize,
     /// Share of the characters of documents in single facts such as `3+4=7`, in [0, 1].
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub facts: f64,
     /// As `wrong`, in the worked solutions of documents.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub documents_wrong: f64,
 }
 
@@ -120,18 +130,6 @@ impl Stage for Problems {
     type Outputs = Outputs;
 
     fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
-        let shares = [
-            ("test_share", config.test_share),
-            ("system", config.system),
-            ("wrong", config.wrong),
-            ("facts", config.facts),
-            ("documents_wrong", config.documents_wrong),
-        ];
-        for (field, share) in shares {
-            if !(0.0..=1.0).contains(&share) {
-                return Err(Error::config(&format!("/{field}"), format!("{share} is no share, expected 0 to 1")));
-            }
-        }
         let largest_size = config.family.largest_size();
         if let Some(size) = config.sizes.iter().find(|size| !(1..=largest_size).contains(size)) {
             let what = format!("{size} is no size of `{}`, expected 1 to {largest_size}", config.family.name());
@@ -139,12 +137,6 @@ impl Stage for Problems {
         }
         if config.sizes.is_empty() {
             return Err(Error::config("/sizes", "no sizes are given"));
-        }
-        if !(2..=1_000_000).contains(&config.largest) {
-            return Err(Error::config(
-                "/largest",
-                format!("{} is out of range, expected 2 to 1000000", config.largest),
-            ));
         }
         if config.prompts == 0 && config.conversations == 0 && config.characters == 0 {
             return Err(

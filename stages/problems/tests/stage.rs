@@ -110,7 +110,6 @@ fn wrong_configs_are_refused_before_anything_runs() {
         refuse(json!({})),
         expected("", "nothing is asked for\nhint: set `prompts`, `conversations` or `characters`")
     );
-    assert_eq!(refuse(json!({ "facts": 35 })), expected("/facts", "35 is no share, expected 0 to 1"));
     assert_eq!(
         refuse(json!({ "family": "addition", "sizes": [3, 30] })),
         expected("/sizes", "30 is no size of `addition`, expected 1 to 18")

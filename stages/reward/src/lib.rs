@@ -1,22 +1,24 @@
 //! `reward`: trains a reward model on pairs of a better and a worse answer (Bradley and Terry 1952).
 //!
-//! Reads a `checkpoint` and `prompts`, writes a `checkpoint` with a reward head, the `preferences` it learnt from and
-//! those held out. The better answer is the right solution, or one that `sampler` gave; the worse one is spoilt on
-//! purpose (a wrong step, a slip in copying, a wrong last digit, a missing part, a repeated step) or a wrong one of
-//! `sampler`'s. The score reads the answer under the system prompt, whatever the policy will be given.
+//! Reads a `checkpoint` and `preferences` that are given, or `prompts` to make some from, or both; writes a `checkpoint`
+//! with a reward head, the `preferences` it learnt from and those held out. Of a pair that is made, the better answer is
+//! the right solution, or one that `sampler` gave; the worse one is spoilt on purpose (a wrong step, a slip in copying, a
+//! wrong last digit, a missing part, a repeated step) or a wrong one of `sampler`'s. The score reads the answer under the
+//! row's own system message or else under the system prompt, whatever the policy will be given. Pairs that cannot be used
+//! are dropped, each with its reason.
 
 mod pairs;
 
-use pairs::Pairs;
+use pairs::Made;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::Scorer;
-use smelt_checkpoint::{Loaded, Storage, fault, with_reward_head, write};
+use smelt_answer::{Scorer, nothing_left};
+use smelt_checkpoint::{Loaded, Storage, Use, expect_one_tokenizer, fault, with_reward_head, write};
 use smelt_kernels::{Backend, Cpu, random};
 use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Batch, Init, Model, Params};
 use smelt_stage::estimates::before_the_checkpoint;
-use smelt_stage::kinds::{Checkpoint, Metrics, Preferences, Prompt, Prompts};
+use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_train::{
     BradleyTerry, Decay, Example, Hyper, Objective, Schedule, Settings, Trainer, micro_batches, scored_batch,
@@ -29,30 +31,40 @@ use std::sync::Arc;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub seed: u64,
-    /// Pairs to learn from, spoilt on purpose.
+    /// Pairs to learn from, spoilt on purpose; needs `prompts`.
+    #[schemars(range(max = 1_000_000_000))]
     pub pairs: usize,
-    /// Pairs held out, spoilt on purpose.
+    /// Pairs held out: spoilt on purpose, or without `prompts` taken from the given ones, all of a prompt or none.
+    #[schemars(range(max = 1_000_000_000))]
     pub held_out: usize,
     /// Pairs of each of the two, of right and wrong answers that `sampler` gave; needs that input.
+    #[schemars(range(max = 1_000_000_000))]
     pub sampled: usize,
     /// Optimizer steps.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub steps: u64,
     /// Pairs per step.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub batch: usize,
     /// Tokens computed at once.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub micro_batch_tokens: usize,
+    #[schemars(range(min = 0.0))]
     pub lr: f64,
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup: u64,
     /// Last learning rate as a share of the largest.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
     pub optimizer: Hyper,
-    /// The system prompt under which answers are scored.
+    /// The system prompt under which answers are scored, for rows without one of their own.
     pub system: String,
     /// Tokens of a sampled answer at most.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
     /// Steps between two measurements of the accuracy on the held-out pairs; 0 measures before the first step and after
     /// the last.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    #[schemars(range(max = 1_000_000_000))]
     pub evaluate_every: u64,
 }
 
@@ -80,7 +92,11 @@ impl Default for Config {
 smelt_stage::inputs! {
     pub struct Inputs {
         model: Artifact<Checkpoint>,
-        prompts: Artifact<Prompts>,
+        prompts: Option<Artifact<Prompts>>,
+        /// Given pairs to learn from.
+        preferences: Vec<Artifact<Preferences>>,
+        /// Given pairs that are held out.
+        validation: Option<Artifact<Preferences>>,
         sampler: Option<Artifact<Checkpoint>>,
     }
 }
@@ -89,6 +105,7 @@ smelt_stage::outputs! {
         model: Port<Checkpoint>,
         preferences: Port<Preferences>,
         validation: Port<Preferences>,
+        drops: Port<Drops>,
         metrics: Port<Metrics>,
     }
 }
@@ -98,7 +115,7 @@ pub struct Reward;
 
 impl Stage for Reward {
     const NAME: &'static str = "reward";
-    const VERSION: u32 = 4; // MTP modules no longer decay; sampled answers are whole, and end with a document too
+    const VERSION: u32 = 5; // pairs that are given; own system messages; what cannot be used is dropped
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;
@@ -107,8 +124,17 @@ impl Stage for Reward {
     type Outputs = Outputs;
 
     fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
-        if config.pairs + config.sampled == 0 || config.batch == 0 {
-            return Err(Error::config("/pairs", "there is nothing to learn from: `pairs`, `sampled` or `batch` is 0"));
+        let given = |name: &str| inputs.get(name).is_some_and(|&n| n > 0);
+        if !given("prompts") {
+            // nothing to make pairs from: the effective config says so
+            (config.pairs, config.sampled) = (0, 0);
+        }
+        if config.pairs + config.sampled == 0 && !given("preferences") && !inputs.is_empty() {
+            return Err(Error::config(
+                "/pairs",
+                "there is nothing to learn from: no pairs are given and none are made",
+            )
+            .hint("connect `preferences`, or `prompts` and set `pairs` or `sampled` above 0"));
         }
         if config.sampled > 0 && inputs.get("sampler").is_none_or(|&n| n == 0) {
             return Err(
@@ -133,29 +159,61 @@ impl Stage for Reward {
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
         let sampler = inputs.sampler.as_ref().map(Loaded::open).transpose()?;
-        let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
+        let digest = loaded.text.tokenizer_digest()?;
+        let mut uses = vec![Use::new(inputs.model.label(), Some(digest.clone()))];
+        let given = || inputs.preferences.iter().chain(&inputs.validation);
+        uses.extend(given().map(|pairs| Use::new(pairs.label(), pairs.tokenizer().map(str::to_owned))));
+        expect_one_tokenizer(&uses)?;
+        cx.made_with_tokenizer(&out.preferences, &digest);
+        cx.made_with_tokenizer(&out.validation, &digest);
+        let prompts: Vec<Prompt> = inputs.prompts.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
         let backend = Arc::new(Cpu::new(cx.threads()));
         let scorer = Scorer::new(&loaded, &config.system, config.micro_batch_tokens)?;
-        let pairs = Pairs::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;
-        let (examples, held_out) = (scorer.pairs(&pairs.train)?, scorer.pairs(&pairs.validation)?);
+        let mut made = Made::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;
+        let (count_given, count_made) = made.add(
+            &config,
+            inputs.preferences.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?,
+            inputs.validation.as_ref().map(|pairs| pairs.read_all().collect::<Result<_, _>>()).transpose()?,
+        );
+        let (train, validation) = (scorer.pairs(made.train)?, scorer.pairs(made.validation)?);
+        if train.rows.is_empty() {
+            return Err(nothing_left("pairs", &train.unusable));
+        }
+        if validation.rows.is_empty() {
+            cx.warn("no pair is held out, so there is no accuracy on pairs that were not learnt: raise `held_out`");
+        }
+        let (examples, held_out) = (&train.examples, &validation.examples);
 
         let init = Init { seed: config.seed, embedding: 0.02, router: 0.02, weight: None };
         let (model, params) = with_reward_head(&loaded, &init)?;
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = model.mtp_parameters().collect();
         let settings = Settings { frozen, ..Settings::new(config.optimizer, schedule) };
-        let mut ranking = Ranking { config: &config, scorer: &scorer, examples: &examples, held_out: &held_out };
-        cx.result("accuracy_untrained", ranking.accuracy(&model, &params, backend.as_ref())?);
+        let mut ranking = Ranking { config: &config, scorer: &scorer, examples, held_out };
+        let is_measured = !ranking.held_out.is_empty();
+        if is_measured {
+            cx.result("accuracy_untrained", ranking.accuracy(&model, &params, backend.as_ref())?);
+        }
         let mut trainer = Trainer::new(model, params, backend.clone(), settings);
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, course, &mut trainer, &mut ranking)?;
-        cx.result("accuracy", ranking.accuracy(trainer.model(), trainer.result(), backend.as_ref())?);
+        if is_measured {
+            cx.result("accuracy", ranking.accuracy(trainer.model(), trainer.result(), backend.as_ref())?);
+        }
         cx.single(|unit| {
-            for (port, rows) in [(&out.preferences, &pairs.train), (&out.validation, &pairs.validation)] {
-                for row in rows {
-                    unit.count_derived(1);
+            unit.count_read(count_given);
+            unit.count_derived(count_made);
+            for (port, pairs) in [(&out.preferences, &train), (&out.validation, &validation)] {
+                for row in &pairs.rows {
                     unit.keep(port, row.clone())?;
                 }
+                for row in &pairs.unusable {
+                    unit.drop_row(&out.drops, &row.id, row.rule, row.value, Some(row.detail.clone()))?;
+                }
+            }
+            for row in &made.unusable {
+                unit.count_read(1);
+                unit.drop_row(&out.drops, &row.id, row.rule, row.value, Some(row.detail.clone()))?;
             }
             write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, Storage::Fp32)
         })

@@ -1,11 +1,13 @@
 //! `sft`: fine-tunes a checkpoint on conversations.
 //!
 //! Reads a `checkpoint` and `conversations`, writes a `checkpoint` with the chat template it was trained with. Only the
-//! assistant's answers and the tokens that end them are learnt. Conversations that cannot be used are dropped, each
-//! with its reason.
+//! assistant's answers and the tokens that end them are learnt, and the checkpoint's configs name the token that ends a
+//! turn as its end. Conversations that cannot be used are dropped, each with its reason; so are single answers that the
+//! template rewrites in longer chats, whose conversation is trained without them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smelt_answer::{nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, fault, write};
 use smelt_kernels::Cpu;
 use smelt_loop::{Course, Figures, Training};
@@ -25,30 +27,36 @@ use std::sync::Arc;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub seed: u64,
-    /// Passes over the conversations.
+    /// Passes over the conversations: every pass trains each once. The last step has what is left.
+    #[schemars(range(max = 1_000_000.0), extend("exclusiveMinimum" = 0.0))]
     pub epochs: f64,
     /// Conversations per step.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub batch: u64,
     /// Tokens computed at once; a step with more is cut into micro-batches.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub micro_batch_tokens: usize,
     /// Largest learning rate.
+    #[schemars(range(min = 0.0))]
     pub lr: f64,
     /// Steps of linear warm-up.
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup: u64,
     /// Course after the warm-up.
     pub decay: Decay,
     /// Last learning rate as a share of the largest.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
     pub optimizer: Hyper,
     /// Change of the routers' correction biases per step.
+    #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
-    /// Jinja, as transformers renders it; empty keeps the checkpoint's, or takes our own when it has none.
+    /// Jinja, as transformers renders it; empty keeps the checkpoint's own, or takes smelt's when it has none.
     pub chat_template: String,
     /// How the weights are written.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
     pub storage: Storage,
     /// Steps between two evaluations on the input `validation`; 0 evaluates after the last step alone.
-    #[serde(skip_serializing_if = "smelt_stage::is_default")]
+    #[schemars(range(max = 1_000_000_000))]
     pub evaluate_every: u64,
 }
 
@@ -89,7 +97,7 @@ pub struct Sft;
 
 impl Stage for Sft {
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 4; // the MTP modules, which are not trained, no longer decay
+    const VERSION: u32 = 5; // the last step has what is left; the end of a turn stands in all configs
     const ABOUT: &'static str = "Fine-tunes a model on conversations";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
@@ -97,13 +105,9 @@ impl Stage for Sft {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+    fn resolve(_config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
         if inputs.get("conversations").is_some_and(|&n| n == 0) {
             return Err(Error::config("", "`sft` reads conversations, but no input is given"));
-        }
-        if config.batch == 0 || !(config.epochs > 0.0 && config.epochs.is_finite()) {
-            let (batch, epochs) = (config.batch, config.epochs);
-            return Err(Error::config("", format!("`batch` is {batch} and `epochs` {epochs}, expected more than 0")));
         }
         Ok(Vec::new())
     }
@@ -120,48 +124,97 @@ impl Stage for Sft {
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
         let text = loaded.text.speaking(&config.chat_template)?;
+        let loaded = Loaded { text, ..loaded }.ending_turns()?;
         let limit = loaded.model.config().max_position_embeddings;
         let conversations = inputs.conversations.iter().flat_map(Artifact::read_all);
-        let (examples, unusable) = smelt_answer::examples(&text, conversations, limit)?;
+        let read = smelt_answer::examples(&loaded.text, conversations, limit)?;
+        let examples = &read.examples;
         if examples.is_empty() {
-            return Err(Error::data("not one conversation can be trained on").hint("the port `drops` would say why"));
+            return Err(nothing_left("conversations", &read.unusable));
+        }
+        if let Some(first) = read.without_thoughts.first() {
+            let (some, all) = (read.without_thoughts.len(), examples.len());
+            cx.warn(&format!(
+                "the chat template leaves out the thoughts of answers in {some} of {all} conversations, such as `{first}`: \
+                 they are not learnt"
+            ));
         }
         let held_out = inputs.validation.iter().flat_map(Artifact::read_all);
-        let (held_out, left_out) = smelt_answer::examples(&text, held_out, limit)?;
-        if let Some(first) = left_out.first() {
-            let (count, all) = (left_out.len(), left_out.len() + held_out.len());
+        let held_out = smelt_answer::examples(&loaded.text, held_out, limit)?;
+        if let Some(first) = held_out.unusable.first() {
+            let (count, all) = (held_out.unusable.len(), held_out.unusable.len() + held_out.examples.len());
             cx.warn(&format!("{count} of {all} validation conversations are left out, the first as {}", first.rule));
         }
-        let steps = ((config.epochs * examples.len() as f64 / config.batch as f64) as u64).max(1);
+        let course = Epochs::new(config.epochs, examples.len(), config.batch);
+        let steps = course.steps();
+        cx.result("conversations_trained", course.places as f64);
         let schedule = Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor);
         let frozen = loaded.model.mtp_parameters().collect();
         let settings = Settings { bias_speed: config.bias_speed, frozen, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model, loaded.params, Arc::new(Cpu::new(cx.threads())), settings);
-        let course = Course { steps, evaluate_every: config.evaluate_every };
-        let mut tuning = Tuning { config: &config, examples: &examples, held_out: &held_out };
-        smelt_loop::run(cx, course, &mut trainer, &mut tuning)?;
+        let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples };
+        let loop_course = Course { steps, evaluate_every: config.evaluate_every };
+        smelt_loop::run(cx, loop_course, &mut trainer, &mut tuning)?;
         cx.single(|unit| {
-            unit.count_read((examples.len() + unusable.len()) as u64);
-            unit.count_written(examples.len() as u64);
-            for row in &unusable {
-                unit.drop_row(&out.drops, &row.id, row.rule, None, Some(row.detail.clone()))?;
+            let used = course.used();
+            unit.count_read(examples.len() as u64);
+            unit.count_written(used);
+            if used < examples.len() as u64 {
+                unit.count_dropped("beyond_epochs", examples.len() as u64 - used);
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &text, config.storage)
+            write_unusable(unit, &out.drops, &read.unusable)?;
+            // single answers: more rows than were read
+            for row in &read.untrained_answers {
+                unit.count_derived(1);
+                unit.drop_row(&out.drops, &row.id, row.rule, row.value, Some(row.detail.clone()))?;
+            }
+            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, config.storage)
         })
+    }
+}
+
+/// Passes over examples in batches: pass after pass, each example once in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Epochs {
+    examples: u64,
+    batch: u64,
+    /// Examples of all passes together.
+    places: u64,
+}
+
+impl Epochs {
+    fn new(epochs: f64, examples: usize, batch: u64) -> Self {
+        let places = (epochs * examples as f64).round().max(1.0) as u64;
+        Self { examples: examples as u64, batch, places }
+    }
+
+    fn steps(&self) -> u64 {
+        self.places.div_ceil(self.batch)
+    }
+
+    /// Examples of step `step`, from 0: the last may have fewer.
+    fn size(&self, step: u64) -> u64 {
+        self.batch.min(self.places - step * self.batch)
+    }
+
+    /// Examples that are trained on at all.
+    fn used(&self) -> u64 {
+        self.places.min(self.examples)
     }
 }
 
 struct Tuning<'a> {
     config: &'a Config,
+    course: Epochs,
     examples: &'a [Example],
     held_out: &'a [Example],
 }
 
 impl Training for Tuning<'_> {
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
-        let Self { config, examples, .. } = *self;
+        let Self { config, course, examples, .. } = *self;
         let place = |i| sample(config.seed, trainer.steps(), config.batch, i, examples.len() as u64) as usize;
-        let chosen: Vec<&Example> = (0..config.batch).map(|i| &examples[place(i)]).collect();
+        let chosen: Vec<&Example> = (0..course.size(trainer.steps())).map(|i| &examples[place(i)]).collect();
         let parts = micro_batches(chosen.iter().map(|example| example.ids.len()), config.micro_batch_tokens);
         let micro: Vec<(Batch, &dyn Objective)> =
             parts.into_iter().map(|part| (masked_batch(chosen[part].iter().copied()), &Masked as _)).collect();
@@ -178,5 +231,26 @@ impl Training for Tuning<'_> {
         let parts = micro_batches(lengths, self.config.micro_batch_tokens);
         let batches = parts.into_iter().map(|part| masked_batch(&self.held_out[part]));
         Ok(vec![("validation_loss", mean_loss(trainer, batches).map_err(fault)?)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pass_trains_each_example_once() {
+        for (epochs, examples, batch) in [(3.0, 10, 4), (1.0, 5, 8), (2.0, 8, 4), (0.5, 9, 2)] {
+            let course = Epochs::new(epochs, examples, batch);
+            let mut seen = vec![0u64; examples];
+            for step in 0..course.steps() {
+                assert!(course.size(step) > 0);
+                (0..course.size(step)).for_each(|i| seen[sample(1, step, batch, i, examples as u64) as usize] += 1);
+            }
+            let (least, most) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
+            assert_eq!(seen.iter().sum::<u64>(), (epochs * examples as f64).round() as u64);
+            assert!(most - least <= u64::from(epochs.fract() > 0.0), "{epochs} {seen:?}");
+            assert_eq!(course.used(), seen.iter().filter(|&&times| times > 0).count() as u64);
+        }
     }
 }

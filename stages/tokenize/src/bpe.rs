@@ -294,6 +294,23 @@ mod tests {
         assert!(bpe.vocabulary() > FEWEST && bpe.vocabulary() <= 400);
     }
 
+    /// As transformers' fast tokenizers hold a SentencePiece model.
+    #[test]
+    fn a_unigram_model_encodes_as_the_library_does() {
+        let pieces = [("<unk>", 0.0), ("\u{2581}", -3.0), ("\u{2581}an", -1.0), ("na", -2.0), ("n", -4.0), ("a", -4.0)];
+        let metaspace =
+            serde_json::json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always" });
+        let file = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": metaspace,
+            "post_processor": null, "decoder": metaspace, "truncation": null, "padding": null,
+            "model": { "type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": false }
+        });
+        let bpe = Bpe::load(file.to_string().as_bytes()).unwrap();
+        assert!(!bpe.is_byte_level());
+        assert_eq!(encode(&bpe, "anna nax"), [2, 3, 1, 3, 0]);
+        assert_eq!(bpe.decode(&[2, 3, 1, 3]).unwrap(), "anna na");
+    }
+
     #[test]
     fn a_document_cannot_spell_a_special_token() {
         let bpe = trained(true);

@@ -177,7 +177,7 @@ impl<'a> Corpus<'a> {
         let shares = if given.is_some() { Vec::new() } else { self.learning_shares(cx)? };
         let records = cx.units("vocabulary", 1, |_, unit| {
             let (json, config) = match given {
-                Some(given) => (taken(given)?, given.bytes_of("tokenizer_config.json")?),
+                Some(given) => (taken(given, cx)?, given.bytes_of("tokenizer_config.json")?),
                 None => {
                     let (bpe, cut) = self.learn(&shares, cx.threads())?;
                     if cut.pieces > 0 {
@@ -192,6 +192,10 @@ impl<'a> Corpus<'a> {
             Ok(())
         })?;
         let json = records[0].detail.as_str().ok_or_else(|| Error::bug("a committed unit holds no vocabulary"))?;
+        let digest = smelt_text::Tokenizer::digest(json.as_bytes()).map_err(|e| Error::of(&e))?;
+        cx.made_with_tokenizer(&out.tokenizer, &digest);
+        cx.made_with_tokenizer(&out.tokens, &digest);
+        cx.made_with_tokenizer(&out.validation, &digest);
         Ok(Bpe::load(json.as_bytes())?)
     }
 
@@ -335,14 +339,15 @@ fn mostly_left_out(names: &[&str], tokens: &[u64], weights: &[f64], shares: &[f6
     (0..shares.len()).filter(is_cut).map(tell).collect()
 }
 
-/// The `tokenizer.json` of another job or of an imported checkpoint, if it can encode any text.
-fn taken(given: &Artifact<Tokenizer>) -> Result<String, Error> {
+/// The `tokenizer.json` of another job or of an imported checkpoint.
+fn taken(given: &Artifact<Tokenizer>, cx: &Context) -> Result<String, Error> {
     let bytes = given.bytes_of("tokenizer.json")?;
     let bpe = Bpe::load(&bytes).map_err(|e| Error::data(format!("the input `tokenizer`: {e}")))?;
     if !bpe.is_byte_level() {
-        return Err(Error::data(
-            "the input `tokenizer` is no byte-level BPE: some texts would not come back from their ids",
-        ));
+        cx.warn(
+            "the input `tokenizer` is no byte-level BPE: characters that it does not know become its token for unknown \
+             ones, and a text may come back from its ids with other white space",
+        );
     }
     String::from_utf8(bytes).map_err(|_| Error::data("`tokenizer.json` of the input `tokenizer` is not UTF-8"))
 }

@@ -1,6 +1,6 @@
 //! How a model is asked and heard.
 
-use crate::Verdict;
+use crate::{Unusable, Verdict};
 use smelt_checkpoint::{Loaded, TextFiles, fault, with_system};
 use smelt_generate::{Drafts, Finish, Generator, Request, Sampling};
 use smelt_kernels::Backend;
@@ -55,7 +55,7 @@ pub struct Answer {
     pub prompt_ids: Vec<u32>,
     /// What it wrote, its end included.
     pub ids: Vec<u32>,
-    /// Of each id, by the model that wrote it.
+    /// Of each id, by the model that wrote it, at the temperature that it was drawn at.
     pub logp: Vec<f64>,
     /// Without special tokens, up to the stop string.
     pub text: String,
@@ -97,7 +97,10 @@ impl<'a> Asker<'a> {
     ) -> Result<Self, Error> {
         let tokenizer = text.tokenizer()?;
         let chat = if form == Prompting::Plain { None } else { Some(text.chat()?) };
-        let mut ends = vec![tokenizer.eos().map_err(fault)?];
+        let mut ends = text.ends(model.config())?;
+        if ends.is_empty() {
+            ends.push(tokenizer.eos().map_err(fault)?); // its error says that there is none
+        }
         let mut stop_strings = stop.to_vec();
         match &chat {
             Some(chat) => ends.push(chat.stop().map_err(fault)?),
@@ -107,14 +110,59 @@ impl<'a> Asker<'a> {
         Ok(Self { model, backend, form, chat, tokenizer, sampling, concurrency: 128, speculates: false })
     }
 
-    fn prompt_ids(&self, row: &Prompt) -> Result<Vec<u32>, Error> {
+    fn prompt_ids(&self, row: &Prompt) -> Result<Vec<u32>, smelt_text::Error> {
         if let (Some(chat), Prompting::Chat { system }) = (&self.chat, self.form) {
-            return chat.prompt(&with_system(&row.messages, system)).map_err(fault);
+            return chat.prompt(&with_system(&row.messages, system));
         }
         let user = row.messages.iter().filter(|message| message.role == "user");
         let text: String = user.map(|message| format!("{};", message.content)).collect();
-        let bos = self.tokenizer.bos().map_err(fault)?;
-        Ok([vec![bos], self.tokenizer.encode(&text).map_err(fault)?].concat())
+        let bos = self.tokenizer.bos()?;
+        Ok([vec![bos], self.tokenizer.encode(&text)?].concat())
+    }
+
+    /// Why a prompt cannot be asked and judged; None when it can.
+    pub fn objection(&self, row: &Prompt) -> Result<Option<Unusable>, Error> {
+        let positions = self.model.config().max_position_embeddings;
+        Ok(match self.prompt_ids(row) {
+            Err(error) => Some(Unusable::of_chat(&row.id, error)?),
+            // an answer needs a position of its own
+            Ok(ids) if ids.len() >= positions => Some(Unusable::too_long(&row.id, ids.len(), positions)),
+            Ok(_) => Verdict::objection(row),
+        })
+    }
+
+    /// The prompts that can be asked and judged, in order, and the others.
+    pub fn usable(
+        &self,
+        prompts: impl IntoIterator<Item = Result<Prompt, Error>>,
+    ) -> Result<(Vec<Prompt>, Vec<Unusable>), Error> {
+        let (mut usable, mut unusable) = (Vec::new(), Vec::new());
+        for row in prompts {
+            let row = row?;
+            match self.objection(&row)? {
+                None => usable.push(row),
+                Some(objection) => unusable.push(objection),
+            }
+        }
+        Ok((usable, unusable))
+    }
+
+    /// Stop strings that no answer of this model can hold, each with the reason.
+    pub fn idle_stop_strings(&self) -> Vec<String> {
+        let told = |stop: &String| {
+            let why = if let Some(token) = self.tokenizer.spelled(stop) {
+                format!("it spells the special token `{token}`, and special tokens are no part of an answer's text")
+            } else if self.tokenizer.encode(stop).is_ok_and(|ids| ids.is_empty()) {
+                "it is empty".to_owned()
+            } else if self.tokenizer.encode(stop).and_then(|ids| self.tokenizer.decode(&ids)).is_ok_and(|t| t != *stop)
+            {
+                "the tokenizer cannot write it".to_owned()
+            } else {
+                return None;
+            };
+            Some(format!("the stop string `{stop}` can never match: {why}"))
+        };
+        self.sampling.stop_strings.iter().filter_map(told).collect()
     }
 
     /// Answers in the order of the questions, and how speculation went. `partial_credit` as in [`Verdict::reward`].
@@ -129,7 +177,7 @@ impl<'a> Asker<'a> {
             let prompt =
                 match i.checked_sub(1).filter(|&before| std::ptr::eq(questions[before].prompt, question.prompt)) {
                     Some(before) => requests[before].prompt.clone(),
-                    None => self.prompt_ids(question.prompt)?,
+                    None => self.prompt_ids(question.prompt).map_err(fault)?,
                 };
             let sampling = Sampling { temperature: question.temperature, ..self.sampling.clone() };
             requests.push(Request { prompt, seed: question.seed, sampling });

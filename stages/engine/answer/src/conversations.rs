@@ -1,46 +1,46 @@
 //! Conversations as examples with a mask: the assistant's answers and the tokens that end them are learnt.
 
-use smelt_checkpoint::{TextFiles, fault, messages};
+use crate::Unusable;
+use smelt_checkpoint::{TextFiles, messages};
 use smelt_stage::Error;
 use smelt_stage::kinds::Conversation;
 use smelt_train::Example;
 
-/// A conversation that cannot be trained on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unusable {
-    /// Id of the conversation.
-    pub id: String,
-    pub rule: &'static str,
-    pub detail: String,
+/// What can be learnt from conversations, and what cannot.
+#[derive(Clone, Debug, Default)]
+pub struct Examples {
+    pub examples: Vec<Example>,
+    /// Whole conversations that are left out.
+    pub unusable: Vec<Unusable>,
+    /// Single answers that stand in an example without being learnt, `<conversation>#<message>`: the template writes them
+    /// otherwise in a longer chat, as Qwen3's does with old thoughts.
+    pub untrained_answers: Vec<Unusable>,
+    /// Conversations with answers whose thoughts the template does not write.
+    pub without_thoughts: Vec<String>,
 }
 
-/// Conversations of at most `limit` tokens as examples, in order; the others, each with its reason.
+/// Conversations of at most `limit` tokens as examples, in order.
 pub fn examples(
     text: &TextFiles,
     conversations: impl IntoIterator<Item = Result<Conversation, Error>>,
     limit: usize,
-) -> Result<(Vec<Example>, Vec<Unusable>), Error> {
+) -> Result<Examples, Error> {
     let chat = text.chat()?;
-    let (mut examples, mut unusable) = (Vec::new(), Vec::new());
+    let mut out = Examples::default();
     for row in conversations {
         let row = row?;
-        let (rule, detail) = match chat.trained(&messages(&row.messages)) {
+        match chat.trained(&messages(&row.messages)) {
             Ok(trained) if trained.ids.len() <= limit => {
-                examples.push(Example { ids: trained.ids, mask: trained.mask });
-                continue;
+                out.examples.push(Example { ids: trained.ids, mask: trained.mask });
+                out.untrained_answers.extend(trained.left_out.iter().map(|at| {
+                    let id = format!("{}#{at}", row.id);
+                    Unusable::new(&id, "rewritten_answer", "in the whole chat the template writes it otherwise")
+                }));
+                out.without_thoughts.extend((!trained.without_thoughts.is_empty()).then(|| row.id.clone()));
             }
-            Ok(trained) => ("too_long", format!("{} tokens, {limit} positions", trained.ids.len())),
-            Err(error) => {
-                let rule = match error {
-                    smelt_text::Error::Nothing => "no_answer",
-                    smelt_text::Error::Spelled { .. } => "special_token",
-                    smelt_text::Error::Prefix { .. } | smelt_text::Error::Template { .. } => "template",
-                    _ => return Err(fault(error)),
-                };
-                (rule, error.to_string())
-            }
-        };
-        unusable.push(Unusable { id: row.id, rule, detail });
+            Ok(trained) => out.unusable.push(Unusable::too_long(&row.id, trained.ids.len(), limit)),
+            Err(error) => out.unusable.push(Unusable::of_chat(&row.id, error)?),
+        }
     }
-    Ok((examples, unusable))
+    Ok(out)
 }

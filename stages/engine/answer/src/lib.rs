@@ -13,11 +13,13 @@ mod asker;
 mod conversations;
 mod pairs;
 mod scores;
+mod unusable;
 mod verdict;
 
 pub use asker::{Answer, Asker, Prompting, Question};
-pub use conversations::{Unusable, examples};
-pub use pairs::{can_be_spoilt, spoil};
-pub use scores::{Scorer, logprobs};
+pub use conversations::{Examples, examples};
+pub use pairs::spoil;
+pub use scores::{Pairs, Scorer, logprobs};
 pub use smelt_generate::Drafts;
+pub use unusable::{Unusable, nothing_left, write_unusable};
 pub use verdict::Verdict;

@@ -1,5 +1,6 @@
 //! What a model makes of answers that are given: log-probabilities, and a reward model's scores.
 
+use crate::Unusable;
 use smelt_checkpoint::{Loaded, fault, with_system};
 use smelt_kernels::Backend;
 use smelt_model::{Model, Params};
@@ -9,31 +10,43 @@ use smelt_text::Chat;
 use smelt_train::{Example, reward_scores};
 
 /// Sequences with the place of the first token to score (at least 1), about `limit` tokens at a time. Returns the
-/// log-probability of every token from there on.
+/// log-probability of every token from there on, of a sampler at `temperature`.
 pub fn logprobs(
     model: &Model,
     params: &Params,
     backend: &dyn Backend,
     sequences: &[(&[u32], usize)],
     limit: usize,
+    temperature: f64,
 ) -> Result<Vec<Vec<f64>>, Error> {
-    smelt_generate::logprobs(model, params, backend, sequences, limit).map_err(fault)
+    smelt_generate::logprobs(model, params, backend, sequences, limit, temperature).map_err(fault)
 }
 
-/// How answers are put to a reward model: by a chat template, under a system prompt of its own, whatever the policy was
-/// given.
+/// How answers are put to a reward model: by a chat template, under the row's own system message, or else under a system
+/// prompt of the reward model's, whatever the policy was given.
 #[derive(Debug)]
 pub struct Scorer {
     chat: Chat,
     system: String,
     /// Tokens computed at once.
     limit: usize,
+    positions: usize,
+}
+
+/// Pairs that can be scored.
+#[derive(Clone, Debug, Default)]
+pub struct Pairs {
+    pub rows: Vec<Preference>,
+    /// Chosen and rejected of each row, by turns.
+    pub examples: Vec<Example>,
+    pub unusable: Vec<Unusable>,
 }
 
 impl Scorer {
     /// `speaker`: the checkpoint whose template and tokenizer the answers are written with.
     pub fn new(speaker: &Loaded, system: &str, limit: usize) -> Result<Self, Error> {
-        Ok(Self { chat: speaker.chat()?, system: system.into(), limit })
+        let positions = speaker.model.config().max_position_embeddings;
+        Ok(Self { chat: speaker.chat()?, system: system.into(), limit, positions })
     }
 
     /// An answer that is given as ids, its end included.
@@ -42,18 +55,41 @@ impl Scorer {
         Ok(Example::new(&prompt, answer))
     }
 
-    /// The chosen and the rejected answer of every pair, by turns.
-    pub fn pairs<'p>(&self, rows: impl IntoIterator<Item = &'p Preference>) -> Result<Vec<Example>, Error> {
-        let (mut examples, stop) = (Vec::new(), self.chat.stop().map_err(fault)?);
+    /// The chosen and the rejected answer of every pair, by turns, and the pairs that cannot be scored.
+    pub fn pairs(&self, rows: Vec<Preference>) -> Result<Pairs, Error> {
+        let (mut pairs, stop) = (Pairs::default(), self.chat.stop().map_err(fault)?);
         for row in rows {
-            let prompt = self.chat.prompt(&with_system(&row.messages, Some(&self.system))).map_err(fault)?;
-            for answer in [&row.chosen, &row.rejected] {
-                let mut ids = self.chat.tokenizer.encode(answer).map_err(fault)?;
-                ids.push(stop);
-                examples.push(Example::new(&prompt, &ids));
+            match self.pair(&row, stop)? {
+                Ok(examples) => {
+                    pairs.examples.extend(examples);
+                    pairs.rows.push(row);
+                }
+                Err(unusable) => pairs.unusable.push(unusable),
             }
         }
-        Ok(examples)
+        Ok(pairs)
+    }
+
+    fn pair(&self, row: &Preference, stop: u32) -> Result<Result<[Example; 2], Unusable>, Error> {
+        let prompt = match self.chat.prompt(&with_system(&row.messages, Some(&self.system))) {
+            Ok(prompt) => prompt,
+            Err(error) => return Ok(Err(Unusable::of_chat(&row.id, error)?)),
+        };
+        let encode = |answer: &str| self.chat.tokenizer.encode(answer).map_err(fault);
+        let [chosen, rejected] = [encode(&row.chosen)?, encode(&row.rejected)?];
+        if chosen == rejected {
+            return Ok(Err(Unusable::new(&row.id, "equal_answers", "the chosen answer is the rejected one")));
+        }
+        let examples = [chosen, rejected].map(|mut answer| {
+            answer.push(stop);
+            Example::new(&prompt, &answer)
+        });
+        let longest = examples.iter().map(|example| example.ids.len()).max().unwrap_or(0);
+        Ok(if longest > self.positions {
+            Err(Unusable::too_long(&row.id, longest, self.positions))
+        } else {
+            Ok(examples)
+        })
     }
 
     /// One score per example.

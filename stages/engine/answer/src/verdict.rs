@@ -1,5 +1,6 @@
 //! What a verifier makes of an answer.
 
+use crate::Unusable;
 use smelt_checkpoint::fault;
 use smelt_stage::Error;
 use smelt_stage::kinds::Prompt;
@@ -26,6 +27,18 @@ impl Verdict {
             is_right_throughout: score.every_step && is_whole,
             leading_steps: score.leading_steps,
         }))
+    }
+
+    /// Why answers to a prompt cannot be judged; None when they can.
+    pub(crate) fn objection(row: &Prompt) -> Option<Unusable> {
+        match row.verifier.parse::<Verifier>() {
+            Err(error) => Some(Unusable::new(&row.id, "verifier", error.to_string())),
+            Ok(verifier) if verifier.score(&row.answer, "").is_none() => {
+                let answer: String = row.answer.chars().take(100).collect();
+                Some(Unusable::new(&row.id, "unscorable", format!("its verifier cannot read the answer `{answer}`")))
+            }
+            Ok(_) => None,
+        }
     }
 
     /// The rule's reward: 1 for a right answer, else `partial_credit` times the share of leading right steps.
@@ -56,6 +69,11 @@ mod tests {
     #[test]
     fn what_cannot_be_judged_has_no_verdict_and_an_unknown_verifier_is_named() {
         assert_eq!(Verdict::of(&prompt("many", r#"{"family":"number"}"#), "7", true).unwrap(), None);
+        let rule = |row| Verdict::objection(&row).map(|unusable| (unusable.rule, unusable.detail));
+        let (unscorable, detail) = rule(prompt("many", r#"{"family":"number"}"#)).unwrap();
+        assert_eq!((unscorable, detail.as_str()), ("unscorable", "its verifier cannot read the answer `many`"));
+        assert_eq!(rule(prompt("7", "{}")).unwrap().0, "verifier");
+        assert_eq!(rule(prompt("7", r#"{"family":"number"}"#)), None);
         let error = Verdict::of(&prompt("7", r#"{"family":"judge"}"#), "7", true).unwrap_err();
         assert!(error.to_string().starts_with(r#"`{"family":"judge"}` is no verifier: unknown variant"#), "{error}");
         assert_eq!(error.problem().hint.as_deref(), Some("known families are `chain`, `addition` and `number`"));

@@ -11,17 +11,13 @@ use smelt_model::{Config, Model, Params, load, save};
 use smelt_schemas::Fault;
 use smelt_stage::kinds::{Checkpoint, KindType, Message, Tokenizer};
 use smelt_stage::{Artifact, Error, Mapped, Port, Unit};
-use smelt_text::{CHAT_TEMPLATE, Chat, with_chat_template};
 use std::sync::Arc;
 
-/// The files of a checkpoint that are about text.
-#[derive(Clone, Debug, Default)]
-pub struct TextFiles {
-    /// tokenizer.json
-    pub tokenizer: Vec<u8>,
-    /// tokenizer_config.json, with the chat template once there is one.
-    pub config: Vec<u8>,
-}
+mod text;
+mod tokenizers;
+
+pub use text::TextFiles;
+pub use tokenizers::{Use, expect_one_tokenizer};
 
 /// How the weights of a checkpoint are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,9 +57,11 @@ pub fn fault(error: impl Fault) -> Error {
 }
 
 fn text_files<K: KindType>(artifact: &Artifact<K>) -> Result<TextFiles, Error> {
+    let has_generation = artifact.files().iter().any(|file| file.path == text::GENERATION);
     Ok(TextFiles {
         tokenizer: artifact.bytes_of("tokenizer.json")?,
         config: artifact.bytes_of("tokenizer_config.json")?,
+        generation: has_generation.then(|| artifact.bytes_of(text::GENERATION)).transpose()?,
     })
 }
 
@@ -86,33 +84,28 @@ impl Loaded {
     }
 
     /// The tokenizer and the chat template; an error without a template.
-    pub fn chat(&self) -> Result<Chat, Error> {
+    pub fn chat(&self) -> Result<smelt_text::Chat, Error> {
         self.text.chat()
     }
-}
 
-impl TextFiles {
-    /// With the chat template for fine-tuning: `template`, or if that is empty the checkpoint's own, or ours if it has
-    /// none.
-    pub fn speaking(self, template: &str) -> Result<Self, Error> {
-        if template.is_empty() && self.chat().is_ok() {
-            return Ok(self);
-        }
-        let template = if template.is_empty() { CHAT_TEMPLATE } else { template };
-        Ok(Self { config: with_chat_template(&self.config, template).map_err(fault)?, ..self })
-    }
-
-    /// The tokenizer, with the checkpoint's own tokens that begin and end a text.
-    pub fn tokenizer(&self) -> Result<smelt_text::Tokenizer, Error> {
-        smelt_text::Tokenizer::from_files(&self.tokenizer, &self.config).map_err(fault)
-    }
-
-    pub fn chat(&self) -> Result<Chat, Error> {
-        Chat::from_files(&self.tokenizer, &self.config).map_err(fault)
+    /// With the token that ends a turn as the model's end, in all three files that say so: a model that is trained on
+    /// whole turns stops by itself, here, in transformers and in vLLM.
+    pub fn ending_turns(self) -> Result<Self, Error> {
+        let (text, ends) = self.text.ending_turns(self.model.config())?;
+        let config = Config { eos_token_id: Some(ends), ..self.model.config().clone() };
+        let model = Arc::new(Model::new(config).map_err(fault)?);
+        Ok(Self { model, text, ..self })
     }
 }
 
-/// Writes a checkpoint to a port, with its tokenizer, as `transformers` loads it.
+/// What a checkpoint says of itself, without its weights.
+pub fn about(artifact: &Artifact<Checkpoint>) -> Result<(Config, TextFiles), Error> {
+    let config = Config::from_json(&artifact.bytes_of("config.json")?).map_err(fault)?;
+    Ok((config, text_files(artifact)?))
+}
+
+/// Writes a checkpoint to a port, with its tokenizer, as `transformers` loads it. Weights that are not finite are an
+/// error: nobody can go on from them.
 pub fn write(
     unit: &mut Unit,
     port: &Port<Checkpoint>,
@@ -121,6 +114,7 @@ pub fn write(
     text: &TextFiles,
     storage: Storage,
 ) -> Result<(), Error> {
+    params.expect_finite().map_err(fault)?;
     for file in save(model, params, storage.dtype()) {
         let mut out = unit.file(port, &file.name)?;
         let written = file.write(&mut out);
@@ -128,7 +122,8 @@ pub fn write(
         out.finish(unit)?;
     }
     unit.put(port, "tokenizer.json", &text.tokenizer)?;
-    unit.put(port, "tokenizer_config.json", &text.config)
+    unit.put(port, "tokenizer_config.json", &text.config)?;
+    text.generation.as_ref().map_or(Ok(()), |generation| unit.put(port, text::GENERATION, generation))
 }
 
 /// A model with a reward head that starts from `loaded`'s parameters.
@@ -139,15 +134,34 @@ pub fn with_reward_head(loaded: &Loaded, init: &smelt_model::Init) -> Result<(Ar
     Ok((Arc::new(model), params))
 }
 
-/// The messages of a row as a chat template reads them; `system` replaces what the row says: None leaves no system
-/// prompt.
-pub fn with_system(messages: &[Message], system: Option<&str>) -> Vec<smelt_text::Message> {
-    let rest = messages.iter().filter(|message| message.role != "system");
-    let rest = rest.map(|message| smelt_text::Message::new(&message.role, message.content.as_str()));
-    system.map(|text| smelt_text::Message::new("system", text)).into_iter().chain(rest).collect()
+/// The messages of a row as a chat template reads them; `system` is for rows that have no system message of their own.
+pub fn with_system(row: &[Message], system: Option<&str>) -> Vec<smelt_text::Message> {
+    let system = system.filter(|_| row.iter().all(|message| message.role != "system"));
+    let system = system.map(|text| smelt_text::Message::new("system", text));
+    system.into_iter().chain(messages(row)).collect()
 }
 
 /// The messages of a row as a chat template reads them.
 pub fn messages(messages: &[Message]) -> Vec<smelt_text::Message> {
     messages.iter().map(|message| smelt_text::Message::new(&message.role, message.content.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rows_own_system_message_stays() {
+        let own = [Message::new("system", "Be brief."), Message::new("user", "1+2")];
+        let texts = |row: &[Message], system| -> Vec<String> {
+            with_system(row, system)
+                .into_iter()
+                .map(|message| format!("{}: {}", message.role, message.content))
+                .collect()
+        };
+        assert_eq!(texts(&own, Some("Think.")), ["system: Be brief.", "user: 1+2"]);
+        assert_eq!(texts(&own, None), ["system: Be brief.", "user: 1+2"]);
+        assert_eq!(texts(&own[1..], Some("Think.")), ["system: Think.", "user: 1+2"]);
+        assert_eq!(texts(&own[1..], None), ["user: 1+2"]);
+    }
 }

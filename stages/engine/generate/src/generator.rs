@@ -298,7 +298,7 @@ impl Generator<'_> {
         let s = &r.request.sampling;
         let id = logits.draw(s, r.request.seed, r.done.tokens.len(), row);
         r.done.tokens.push(id);
-        r.done.logp.push(logits.logp(row, id));
+        r.done.logp.push(logits.logp(s, row, id));
         r.next.clear();
         if s.stop.contains(&id) {
             r.done.finish = Finish::Stop;
@@ -377,9 +377,17 @@ impl Logits {
         draw(s, &self.e.read::<f32>()[row * vocabulary..][..vocabulary], seed, place as u64) as u32
     }
 
-    fn logp(&self, row: usize, id: u32) -> f64 {
-        let logit = self.logits.read::<f32>()[row * self.logits.cols() + id as usize];
-        f64::from(logit) - self.max[row] - math::ln(self.sum[row])
+    /// Of the distribution that the token was drawn from, before `top_p` and `top_k` cut it; of the model's own where
+    /// none was drawn.
+    fn logp(&self, s: &Sampling, row: usize, id: u32) -> f64 {
+        let vocabulary = self.logits.cols();
+        let logits = &self.logits.read::<f32>()[row * vocabulary..][..vocabulary];
+        let above = f64::from(logits[id as usize]) - self.max[row];
+        if s.temperature == 0.0 || s.temperature == 1.0 {
+            return above - math::ln(self.sum[row]);
+        }
+        let tempered = |logit: &f32| math::exp((f64::from(*logit) - self.max[row]) / s.temperature);
+        above / s.temperature - math::ln(logits.iter().map(tempered).sum())
     }
 }
 

@@ -4,17 +4,18 @@ use smelt_kernels::{Backend, DocumentBounds};
 use smelt_model::{Batch, Error, IGNORE, Model, Params};
 
 /// Sequences with the place of the first token to score (at least 1); about `limit` tokens at a time. Returns the
-/// log-probability of every token from there on.
+/// log-probability of every token from there on, of a sampler at `temperature`.
 pub fn logprobs(
     model: &Model,
     params: &Params,
     backend: &dyn Backend,
     sequences: &[(&[u32], usize)],
     limit: usize,
+    temperature: f64,
 ) -> Result<Vec<Vec<f64>>, Error> {
     let (mut scores, mut next) = (Vec::with_capacity(sequences.len()), 0);
     while next < sequences.len() {
-        let (mut batch, mut lengths, start) = (Batch::default(), Vec::new(), next);
+        let (mut batch, mut lengths, start) = (Batch { temperature, ..Batch::default() }, Vec::new(), next);
         while next < sequences.len() && (next == start || batch.ids.len() + sequences[next].0.len() <= limit) {
             let (ids, first) = sequences[next];
             let length = ids.len().saturating_sub(1);

@@ -124,18 +124,22 @@ fn a_prompt_read_at_once_or_token_by_token_gives_the_same_bits() {
 /// Generation's form and training's sum in different orders; 1e-4 is what the design asks for.
 #[test]
 fn log_probabilities_agree_with_training() {
-    models(128).iter().for_each(|(model, params)| check_agreement(model, params));
+    for (model, params) in &models(128) {
+        [1.0, 0.6, 1.8].iter().for_each(|&temperature| check_agreement(model, params, temperature));
+    }
 }
 
-fn check_agreement(model: &Model, params: &Params) {
-    let (requests, cpu) = (requests(), Cpu::new(2));
+/// At the temperature that the tokens were drawn at: what reinforcement learns from.
+fn check_agreement(model: &Model, params: &Params, temperature: f64) {
+    let (mut requests, cpu) = (requests(), Cpu::new(2));
+    requests.iter_mut().for_each(|request| request.sampling.temperature = temperature);
     let generator = Generator::new(model, params, &cpu, 16);
     let completions = generator.run(&requests).unwrap();
     let sequences: Vec<Vec<u32>> =
         requests.iter().zip(&completions).map(|(r, c)| [&r.prompt[..], &c.tokens].concat()).collect();
     let scored: Vec<(&[u32], usize)> = sequences.iter().zip(&requests).map(|(s, r)| (&s[..], r.prompt.len())).collect();
     for limit in [40, 10_000] {
-        let scores = logprobs(model, params, &cpu, &scored, limit).unwrap();
+        let scores = logprobs(model, params, &cpu, &scored, limit, temperature).unwrap();
         for (found, completion) in scores.iter().zip(&completions) {
             assert_eq!(found.len(), completion.logp.len());
             for (a, b) in found.iter().zip(&completion.logp) {

@@ -6,7 +6,7 @@ use smelt_kernels::DocumentBounds;
 pub const IGNORE: u32 = u32::MAX;
 
 /// Packed documents: row i holds `ids[i]` and predicts `targets[i]`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     pub ids: Vec<u32>,     // [N]
     pub targets: Vec<u32>, // [N], or IGNORE
@@ -15,6 +15,22 @@ pub struct Batch {
     pub score_rows: Vec<u32>,
     /// The MTP modules run too.
     pub runs_mtp: bool,
+    /// The head's logits are divided by this: log-probabilities are those of a sampler at this temperature. The MTP
+    /// modules' are not.
+    pub temperature: f64,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            ids: Vec::new(),
+            targets: Vec::new(),
+            documents: DocumentBounds::default(),
+            score_rows: Vec::new(),
+            runs_mtp: false,
+            temperature: 1.0,
+        }
+    }
 }
 
 impl Batch {
@@ -27,8 +43,8 @@ impl Batch {
             ids: documents.iter().flat_map(|ids| &ids[..ids.len() - 1]).copied().collect(),
             targets: documents.iter().flat_map(|ids| &ids[1..]).copied().collect(),
             documents: DocumentBounds::of_lengths(&lengths),
-            score_rows: Vec::new(),
             runs_mtp: true,
+            ..Self::default()
         }
     }
 

@@ -1,121 +1,23 @@
 //! Checkpoints as Hugging Face lays them out: config.json and safetensors whose names are the parameters' own.
 //!
-//! Bytes in, bytes out, tensor by tensor: readers may map files, writers stream them. Reading is strict: a tensor that
-//! is missing, extra, or of another shape is an error that names it, because a model that loads "almost" computes
-//! nonsense without a word.
+//! Bytes in, bytes out, tensor by tensor: readers may map files (`opened.rs`), writers stream them. Reading is strict: a
+//! tensor that is missing, extra, or of another shape is an error that names it, because a model that loads "almost"
+//! computes nonsense without a word.
 
-use crate::params::{Part, layer_of};
-use crate::quantised::{Quantisation, config_with, is_quantised, quantise, scale_shape};
+use crate::params::Part;
+use crate::quantised::{config_with, is_quantised, quantise, scale_shape};
 use crate::tensor_file::write_tensors;
-use crate::{Config, Error, Family, Model, Params, Stored};
+use crate::{Model, Params, Stored};
 use bytemuck::cast_slice;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
-use serde::Deserialize;
+use safetensors::tensor::{Dtype, View};
 use serde_json::json;
-use smelt_kernels::{DType, Tensor, bf16};
+use smelt_kernels::{DType, bf16};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
 /// Bytes of tensors per file; larger models are written in shards with an index.
 const SHARD: usize = 4 << 30;
-const INDEX: &str = ".safetensors.index.json";
-
-/// `files`: names and contents; those that end in `.safetensors` are read, and an index of them is checked; others are
-/// ignored. Weights in FP8 are dequantised. MTP modules of which the files hold nothing are left out.
-pub fn load<'a>(config: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<(Model, Params), Error> {
-    let mut fields = Config::from_json(config)?;
-    let quantisation = Quantisation::from_json(config)?;
-    let (indices, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(file, _)| file.ends_with(INDEX));
-    for (index, bytes) in indices {
-        check_index(index, bytes, &files)?;
-    }
-    let mut found = HashMap::new();
-    for (file, bytes) in files.into_iter().filter(|(file, _)| file.ends_with(".safetensors")) {
-        let tensors = SafeTensors::deserialize(bytes).map_err(|source| Error::File { file: file.into(), source })?;
-        // `tensors()` borrows from `bytes`, not from the list
-        found.extend(tensors.tensors());
-    }
-    // transformers drops the MTP modules, and its config.json goes on naming them
-    let last = fields.num_hidden_layers;
-    let has_mtp = found.keys().any(|name| layer_of(name).is_some_and(|layer| layer >= last));
-    if let (Family::DeepseekV3(v3), false) = (&mut fields.family, has_mtp) {
-        v3.num_nextn_predict_layers = 0;
-    }
-    let model = Model::new(fields)?;
-    let mut values = Vec::new();
-    for spec in &model.specs().0 {
-        let mut flat = Vec::with_capacity(spec.shape.len());
-        for part in &spec.parts {
-            let expected = || format!("{:?}", part.shape);
-            let view = found
-                .remove(&part.name)
-                .ok_or_else(|| Error::Missing { name: part.name.clone(), expected: expected() })?;
-            if view.shape() != part.shape {
-                let found = format!("{:?}", view.shape());
-                return Err(Error::Shape { name: part.name.clone(), expected: expected(), found });
-            }
-            match (view.dtype(), &quantisation) {
-                (Dtype::F8_E4M3, Some(quantisation)) => {
-                    let scale = found.remove(&format!("{}_scale_inv", part.name));
-                    quantisation.read(&part.name, &view, scale, &mut flat)?;
-                }
-                (Dtype::F8_E4M3, None) => {
-                    return Err(Error::Config {
-                        what: format!("`{}` is stored in FP8, but there is no `quantization_config`", part.name),
-                        hint: "take the config.json that was written with these files",
-                    });
-                }
-                _ => read(&part.name, &view, &mut flat)?,
-            }
-        }
-        values.push(Tensor::new(spec.shape, &flat));
-    }
-    // released files repeat the shared tensors under the MTP modules, and some the head although it is tied
-    let config = model.config();
-    let mtp_layers = config.num_hidden_layers..config.num_hidden_layers + config.num_nextn_predict_layers();
-    for layer in mtp_layers {
-        found.remove(&format!("model.layers.{layer}.embed_tokens.weight"));
-        found.remove(&format!("model.layers.{layer}.shared_head.head.weight"));
-    }
-    if config.tie_word_embeddings {
-        found.remove("lm_head.weight");
-    }
-    // no elements, as of zero shared experts; or a table that follows from the config, in old Llama files
-    found.retain(|name, view| !view.shape().contains(&0) && !name.ends_with(".rotary_emb.inv_freq"));
-    if let Some(name) = found.into_keys().min() {
-        return Err(Error::Extra { name });
-    }
-    let params = Params::new(model.specs().clone(), values);
-    Ok((model, params))
-}
-
-/// Every shard that the index names must be there.
-fn check_index(index: &str, bytes: &[u8], files: &[(&str, &[u8])]) -> Result<(), Error> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let Index { weight_map } = serde_json::from_slice(bytes)?;
-    let is_missing = |shard: &&String| files.iter().all(|(file, _)| file != shard);
-    match weight_map.values().find(is_missing) {
-        Some(shard) => Err(Error::Shard { index: index.into(), shard: shard.clone() }),
-        None => Ok(()),
-    }
-}
-
-fn read(name: &str, view: &TensorView, out: &mut Vec<f32>) -> Result<(), Error> {
-    match view.dtype() {
-        // files promise no alignment
-        Dtype::F32 => out.extend(view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
-        Dtype::BF16 => {
-            let bits = view.data().as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
-            out.extend(bits.map(|bits| bf16::from_bits(bits).to_f32()));
-        }
-        other => return Err(Error::DType { name: name.into(), found: format!("{other:?}") }),
-    }
-    Ok(())
-}
 
 /// A tensor of a checkpoint whose bytes are computed when they are written.
 #[derive(Clone, Debug)]
@@ -276,8 +178,9 @@ fn shards(tensors: BTreeMap<String, Deferred>, limit: usize) -> Vec<CheckpointFi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Init;
     use crate::testing::{deepseek, dense, tiny};
+    use crate::{Config, Init, load};
+    use safetensors::tensor::SafeTensors;
 
     const INIT: Init = Init { seed: 1, embedding: 0.5, router: 0.1, weight: None };
 

@@ -4,6 +4,7 @@
 //! only one set loads in the other without an error and computes wrong logits. So both are read, and both are written.
 
 use crate::family::{check_known, check_sizes, complete};
+use crate::known::check_fields;
 use crate::rope_scaling::tables;
 use crate::{AttentionKind, DeepseekV3, Error, Family, RopeScaling};
 use serde::{Deserialize, Serialize};
@@ -92,12 +93,7 @@ impl Config {
         let mut fields: Map<String, Value> = serde_json::from_slice(bytes)?;
         fields.retain(|_, value| !value.is_null()); // null means the default, as in Python
         let model = fields.entry("model_type").or_insert("deepseek_v3".into()).clone();
-        if !Family::NAMES.iter().any(|name| model == *name) {
-            return Err(Error::Config {
-                what: format!("`model_type` is `{}`", model.as_str().unwrap_or_default()),
-                hint: "`deepseek_v3`, `qwen2`, `qwen3` and `llama` checkpoints can be read",
-            });
-        }
+        check_fields(&fields)?;
         read_rope(&mut fields)?;
         match model == "deepseek_v3" {
             true => check_known(&fields)?,
@@ -189,17 +185,36 @@ impl Config {
     }
 }
 
-/// Whichever set of rotary fields there is becomes `rope_theta` and `rope_scaling`.
+/// Whichever set of rotary fields there is becomes `rope_theta` and `rope_scaling`; two that differ are refused.
 fn read_rope(fields: &mut Map<String, Value>) -> Result<(), Error> {
-    let scaling =
-        ["rope_scaling", "rope_parameters"].into_iter().find_map(|name| fields.get(name)?.as_object().cloned());
-    fields.remove("rope_scaling");
-    let mut rope = scaling.unwrap_or_default();
-    rope.retain(|_, value| !value.is_null());
-    if let Some(theta) = rope.get("rope_theta") {
-        fields.entry("rope_theta").or_insert(theta.clone());
+    let refuse = |what, hint: &str| Err(Error::Unsupported { what, hint: hint.into() });
+    let set = |name: &str| {
+        let mut set = fields.get(name).and_then(Value::as_object).cloned()?;
+        set.retain(|_, value| !value.is_null());
+        Some(set)
+    };
+    let (old, new) = (set("rope_scaling"), set("rope_parameters"));
+    if let (Some(old), Some(new)) = (&old, &new) {
+        let is_other = |name: &&String| new.get(*name).is_some_and(|value| !is_same(value, &old[*name]));
+        if let Some(name) = old.keys().find(is_other) {
+            return Err(Error::Config {
+                what: format!("`{name}` is {} in `rope_scaling`, {} in `rope_parameters`", old[name], new[name]),
+                hint: "transformers 5 reads the second, older programs the first: keep the right one",
+            });
+        }
     }
-    let refuse = |what, hint| Err(Error::Config { what, hint });
+    let mut rope = old.unwrap_or_default();
+    rope.extend(new.unwrap_or_default());
+    fields.remove("rope_scaling");
+    if let Some(theta) = rope.get("rope_theta") {
+        let own = fields.entry("rope_theta").or_insert(theta.clone());
+        if !is_same(own, theta) {
+            return Err(Error::Config {
+                what: format!("`rope_theta` is {own}, and {theta} in `rope_parameters` or `rope_scaling`"),
+                hint: "transformers 5 reads the second, older programs the first: keep the right one",
+            });
+        }
+    }
     let share = rope.get("partial_rotary_factor").or(fields.get("partial_rotary_factor"));
     if let Some(share) = share.filter(|share| share.as_f64() != Some(1.0)) {
         return refuse(format!("`partial_rotary_factor` is {share}"), "all of a rotary head is rotated here");
@@ -220,6 +235,11 @@ fn read_rope(fields: &mut Map<String, Value>) -> Result<(), Error> {
         }
         other => refuse(format!("`rope_type` is `{other}`"), "`default`, `yarn` and `llama3` are known"),
     }
+}
+
+/// 10000 and 10000.0 are the same number.
+fn is_same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| a == b)
 }
 
 #[cfg(test)]
@@ -320,6 +340,9 @@ mod tests {
         let refused = |change: Value| {
             let Ok(Value::Object(mut fields)) = serde_json::from_slice(&dense()[1].to_json()) else { unreachable!() };
             let Value::Object(change) = change else { unreachable!() };
+            if change.contains_key("rope_scaling") {
+                fields.remove("rope_parameters"); // the same in newer words
+            }
             fields.extend(change);
             told(Config::from_json(&serde_json::to_vec(&fields).unwrap()).unwrap_err())
         };
@@ -362,7 +385,41 @@ mod tests {
         ];
         for (change, expected) in texts {
             let text = refused(change);
-            assert!(text.contains(&format!("contradicts itself: {expected}")), "{text}");
+            let begins = ["the model's config contradicts itself: ", "this model is not supported: "];
+            assert!(begins.iter().any(|begin| text.starts_with(&format!("{begin}{expected}"))), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_compute_something_else_is_refused_by_name() {
+        let refused = |change: Value| {
+            let Ok(Value::Object(mut fields)) = serde_json::from_slice(&dense()[2].to_json()) else { unreachable!() };
+            let Value::Object(change) = change else { unreachable!() };
+            fields.extend(change);
+            Config::from_json(&serde_json::to_vec(&fields).unwrap()).map(drop).map_err(told)
+        };
+        let begin = |change: Value| refused(change).unwrap_err();
+        assert_eq!(
+            begin(json!({ "model_type": "mistral" })),
+            "this model is not supported: `model_type` is `mistral`\nhint: models of the types `deepseek_v3`, `qwen2`, \
+             `qwen3`, `llama` are supported"
+        );
+        assert!(
+            begin(json!({ "architectures": ["LlamaForSequenceClassification"] })).contains("`architectures` names")
+        );
+        assert!(
+            begin(json!({ "embedding_multiplier": 12.0 })).contains("`embedding_multiplier` is 12.0\nhint: nothing")
+        );
+        assert!(begin(json!({ "attention_dropout": 0.1 })).contains("set `attention_dropout` to 0"));
+        let theta = begin(json!({ "rope_theta": 500.0 }));
+        assert!(theta.contains("contradicts itself: `rope_theta` is 500.0, and 100.0 in `rope_parameters`"), "{theta}");
+        let scaling = begin(json!({ "rope_scaling": { "rope_type": "llama3" } }));
+        assert!(scaling.contains("`rope_type` is \"llama3\" in `rope_scaling`, \"default\" in"), "{scaling}");
+        for change in [
+            json!({ "final_logit_softcapping": null, "use_qk_norm": false, "torch_dtype": "bfloat16", "pruned_heads": {} }),
+            json!({ "rope_theta": 100, "architectures": ["LlamaModel"], "attention_dropout": 0 }),
+        ] {
+            refused(change).unwrap();
         }
     }
 

@@ -164,6 +164,10 @@ fn refuse(what: String, hint: &'static str) -> Result<(), Error> {
     Err(Error::Config { what, hint })
 }
 
+fn unsupported(what: String, hint: &str) -> Result<(), Error> {
+    Err(Error::Unsupported { what, hint: hint.into() })
+}
+
 /// The first of `sizes` that is 0.
 pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), Error> {
     match sizes.iter().find(|(_, size)| *size == 0) {
@@ -185,7 +189,7 @@ pub(crate) fn check_known(fields: &Map<String, Value>) -> Result<(), Error> {
         known.iter().find_map(|(name, value)| fields.get(*name).filter(|found| *found != value).zip(Some(name)));
     match other {
         None => Ok(()),
-        Some((found, name)) => refuse(
+        Some((found, name)) => unsupported(
             format!("`{name}` is {found}"),
             "only DeepSeek-V3's own is known: silu, no biases, experts in every layer, sigmoid, noaux_tc",
         ),
@@ -197,16 +201,16 @@ pub(crate) fn check_known(fields: &Map<String, Value>) -> Result<(), Error> {
 pub(crate) fn complete(fields: &mut Map<String, Value>) -> Result<(), Error> {
     let is_on = |name: &str| fields.get(name).and_then(Value::as_bool) == Some(true);
     if let Some(act) = fields.get("hidden_act").filter(|act| act.as_str() != Some("silu")) {
-        return refuse(format!("`hidden_act` is {act}"), "only `silu` is known");
+        return unsupported(format!("`hidden_act` is {act}"), "only `silu` is known");
     }
     if is_on("mlp_bias") {
-        return refuse("`mlp_bias` is true".into(), "feed-forward layers have no biases here");
+        return unsupported("`mlp_bias` is true".into(), "feed-forward layers have no biases here");
     }
     let mut kinds = fields.get("layer_types").and_then(Value::as_array).into_iter().flatten();
     let other = kinds.find(|kind| kind.as_str() != Some("full_attention"));
     if is_on("use_sliding_window") || other.is_some() {
         let what = other.map_or("`use_sliding_window` is true".into(), |kind| format!("`layer_types` has {kind}"));
-        return refuse(what, "every layer attends to the whole document; sliding windows are not known");
+        return unsupported(what, "every layer attends to the whole document; sliding windows are not known");
     }
     let size = |name: &str| fields.get(name).and_then(Value::as_u64);
     let (Some(width), Some(heads)) = (size("hidden_size"), size("num_attention_heads")) else {
@@ -273,7 +277,7 @@ impl DeepseekV3 {
             ("v_head_dim", self.v_head_dim),
         ])?;
         if let Some(RopeScaling::Llama3(_)) = &c.rope_scaling {
-            return refuse("`rope_type` is `llama3`".into(), "DeepSeek-V3 has `default` or `yarn`");
+            return unsupported("`rope_type` is `llama3`".into(), "DeepSeek-V3 has `default` or `yarn`");
         }
         if !self.qk_rope_head_dim.is_multiple_of(2) {
             return refuse(

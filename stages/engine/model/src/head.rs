@@ -58,9 +58,10 @@ pub(crate) struct OutputSaved {
 /// The output head on some rows.
 #[derive(Debug)]
 struct Read {
-    x: Tensor, // [M, D]
+    x: Tensor, // over the temperature, [M, D]
     head: Head,
     targets: Vec<u32>,
+    temperature: f64,
 }
 
 #[derive(Debug)]
@@ -110,7 +111,7 @@ impl OutputHead {
     pub(crate) fn forward(&self, cx: &Cx, batch: &Batch, x: Tensor, has_mtp: bool) -> (HeadOutput, OutputSaved) {
         let (hidden, norm) = self.norm.forward(cx, x);
         let mut out = HeadOutput { rows: batch.target_rows(), ..Default::default() };
-        let read = (!out.rows.is_empty()).then(|| self.read(cx, &hidden, &out.rows, &batch.targets));
+        let read = (!out.rows.is_empty()).then(|| self.read(cx, &hidden, &out.rows, &batch.targets, batch.temperature));
         if let Some(Read { head, .. }) = &read {
             (out.logp, out.lse) = (head.logp.clone(), head.lse.clone());
         }
@@ -134,12 +135,17 @@ impl OutputHead {
         (out, OutputSaved { norm, hidden, read, scored, mtp })
     }
 
-    /// The output head on `rows` of `hidden`.
-    fn read(&self, cx: &Cx, hidden: &Tensor, rows: &[u32], targets: &[u32]) -> Read {
+    /// The output head on `rows` of `hidden`. Logits are linear in what it reads, so that is what a temperature divides.
+    fn read(&self, cx: &Cx, hidden: &Tensor, rows: &[u32], targets: &[u32], temperature: f64) -> Read {
         let targets: Vec<u32> = rows.iter().map(|&row| targets[row as usize]).collect();
-        let x = if rows.len() == hidden.rows() { hidden.clone() } else { cx.backend.gather(hidden, rows) };
+        let is_whole = rows.len() == hidden.rows();
+        let mut x = if is_whole { hidden.clone() } else { cx.backend.gather(hidden, rows) };
+        if temperature != 1.0 {
+            x = if is_whole { x.copy() } else { x };
+            cx.backend.scale(&mut x, 1.0 / temperature);
+        }
         let head = cx.backend.head(&x, cx.params.get(self.head), &targets);
-        Read { x, head, targets }
+        Read { x, head, targets, temperature }
     }
 
     /// Module `depth` (from 1) over what came before; None when every document is too short, or nothing is predicted.
@@ -163,7 +169,7 @@ impl OutputHead {
         let embedding = cx.backend.embedding(&ids, cx.params.get(self.embedding));
         let balance = if cx.balance.mtp { cx.balance } else { Balance::NONE };
         let (hidden, saved) = module.forward(&Cx { documents: &documents, balance, ..*cx }, h, embedding);
-        let read = self.read(cx, &hidden, &rows, &targets);
+        let read = self.read(cx, &hidden, &rows, &targets, 1.0);
         Some(MtpPass { documents, from, ids, saved, hidden, rows, read })
     }
 
@@ -179,8 +185,11 @@ impl OutputHead {
         let (backend, dtype, n) = (cx.backend, saved.hidden.dtype(), saved.hidden.rows());
         let w = cx.params.get(self.head);
         let mut dhidden = match saved.read {
-            Some(Read { x, head, targets }) => {
-                let dx = backend.head_backward(head, &x, w, &targets, &d.dlogp, &d.dlse, grads.get_mut(self.head));
+            Some(Read { x, head, targets, temperature }) => {
+                let mut dx = backend.head_backward(head, &x, w, &targets, &d.dlogp, &d.dlse, grads.get_mut(self.head));
+                if temperature != 1.0 {
+                    backend.scale(&mut dx, 1.0 / temperature);
+                }
                 spread(backend, dx, &batch.target_rows(), n)
             }
             None => Tensor::zeros(saved.hidden.shape(), dtype),
@@ -197,7 +206,7 @@ impl OutputHead {
         let mut rows_of_before: Vec<usize> = saved.mtp.iter().map(|pass| pass.hidden.rows()).collect();
         rows_of_before.insert(0, n);
         for (depth, pass) in saved.mtp.into_iter().enumerate().rev() {
-            let (Read { x, head, targets }, dlse) = (pass.read, vec![0.0; pass.rows.len()]);
+            let (Read { x, head, targets, .. }, dlse) = (pass.read, vec![0.0; pass.rows.len()]);
             let dx = backend.head_backward(head, &x, w, &targets, &d.mtp[depth], &dlse, grads.get_mut(self.head));
             let mut dy = spread(backend, dx, &pass.rows, pass.hidden.rows());
             if let Some(more) = dbefore.take() {

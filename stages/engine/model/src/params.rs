@@ -3,6 +3,7 @@
 //! A parameter's one name is Hugging Face's. A packed tensor (gate and up of a feed-forward layer; all experts of a
 //! layer) lists the names it holds in the order of memory; the optimizer walks packed tensors, checkpoints the parts.
 
+use crate::Error;
 use smelt_kernels::{Backend, DType, Shape, Tensor, random};
 use std::fmt;
 use std::ops::Range;
@@ -148,6 +149,15 @@ pub struct Params {
     values: Vec<Tensor>,
 }
 
+/// # Errors
+/// [`Error::NotFinite`] for the first value of tensor `name` that is NaN or infinite.
+pub(crate) fn expect_finite(name: &str, values: &[f32]) -> Result<(), Error> {
+    match values.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(place) => Err(Error::NotFinite { name: name.into(), place, value: values[place] }),
+    }
+}
+
 /// Counts alone: there are too many values to print.
 impl fmt::Debug for Params {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -204,6 +214,18 @@ impl Params {
 
     pub fn iter(&self) -> impl Iterator<Item = (Param, &Spec, &Tensor)> {
         self.specs.0.iter().zip(&self.values).enumerate().map(|(i, (spec, value))| (Param(i), spec, value))
+    }
+
+    /// # Errors
+    /// [`Error::NotFinite`] for the first value that is NaN or infinite.
+    pub fn expect_finite(&self) -> Result<(), Error> {
+        for (_, spec, value) in self.iter() {
+            let values = value.read::<f32>();
+            for (part, span) in spec.spans() {
+                expect_finite(&part.name, &values[span])?;
+            }
+        }
+        Ok(())
     }
 
     pub fn handles(&self) -> impl Iterator<Item = Param> + use<> {

@@ -98,12 +98,6 @@ impl From<Precision> for Written {
     }
 }
 
-impl Precision {
-    pub fn is_full(&self) -> bool {
-        *self == Precision::Fp32
-    }
-}
-
 impl Fp8 {
     /// Of activations: `Tile::Row` for forward, `Tile::Column` for the weight's gradient.
     pub(crate) fn activations(self, along: Tile) -> Quantiser {

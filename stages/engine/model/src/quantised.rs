@@ -18,15 +18,15 @@ pub(crate) struct Quantisation {
     #[serde(default)]
     fmt: Option<String>,
     /// Rows and columns that share a scale.
-    #[serde(default = "tile")]
-    weight_block_size: [usize; 2],
-}
-
-fn tile() -> [usize; 2] {
-    [TILE; 2]
+    #[serde(default)]
+    weight_block_size: Option<[usize; 2]>,
 }
 
 impl Quantisation {
+    fn block(&self) -> [usize; 2] {
+        self.weight_block_size.unwrap_or([TILE; 2])
+    }
+
     /// None when the checkpoint is not quantised.
     pub(crate) fn from_json(config: &[u8]) -> Result<Option<Self>, Error> {
         #[derive(Deserialize)]
@@ -34,14 +34,16 @@ impl Quantisation {
             quantization_config: Option<Quantisation>,
         }
         let found = serde_json::from_slice::<Fields>(config)?.quantization_config;
-        if let Some(Self { quant_method, fmt, weight_block_size: [rows, cols] }) = &found {
-            let fmt = fmt.as_deref().unwrap_or("e4m3");
-            if quant_method != "fp8" || fmt != "e4m3" || *rows == 0 || *cols == 0 {
-                return Err(Error::Config {
-                    what: format!("weights are quantised as `{quant_method}`, `{fmt}`, in blocks of [{rows}, {cols}]"),
-                    hint: "`fp8` in `e4m3` can be read; convert the checkpoint to bf16 for the others",
-                });
-            }
+        let Some(own) = &found else { return Ok(None) };
+        let (fmt, [rows, cols]) = (own.fmt.as_deref().unwrap_or("e4m3"), own.block());
+        let method = &own.quant_method;
+        if method != "fp8" || fmt != "e4m3" || rows == 0 || cols == 0 {
+            let how = if method == "fp8" { format!(", `{fmt}`, in blocks of [{rows}, {cols}]") } else { String::new() };
+            return Err(Error::Unsupported {
+                what: format!("its weights are quantised as `{method}`{how}"),
+                hint: "`fp8` in `e4m3` with a scale per block can be read; take the checkpoint in bf16, or convert it"
+                    .into(),
+            });
         }
         Ok(found)
     }
@@ -51,10 +53,10 @@ impl Quantisation {
         &self,
         name: &str,
         q: &TensorView,
-        scale: Option<TensorView>,
+        scale: Option<&TensorView>,
         out: &mut Vec<f32>,
     ) -> Result<(), Error> {
-        let [rows, cols] = self.weight_block_size;
+        let [rows, cols] = self.block();
         let refuse = |what: String| Error::Scale { name: name.into(), what, rows, cols };
         let &[height, width] = q.shape() else { return Err(refuse(format!("cannot be for {:?}", q.shape()))) };
         let expected = [height.div_ceil(rows), width.div_ceil(cols)];

@@ -15,18 +15,17 @@ pub enum Error {
     Config { source: serde_json::Error },
     #[error("the checkpoint has no chat template")]
     NoTemplate,
-    #[error("the chat template fails: {source}")]
-    Template { source: minijinja::Error },
+    /// `what` begins with the line, where there is one.
+    #[error("the chat template fails{what}")]
+    Template { what: String },
     /// A message spells a special token: it would become one.
     #[error("message {message} spells the special token `{token}`")]
     Spelled { message: usize, token: String },
     #[error("nothing in the conversation is trained: it has no assistant's answer")]
     Nothing,
-    #[error(
-        "the chat template does not build on its own prompts: what it makes of {messages} messages does not begin \
-         with the prompt before the last"
-    )]
-    Prefix { messages: usize },
+    /// What the model would be asked with is not what stands before its answer in training.
+    #[error("no answer can be trained: the chat template writes message {message} otherwise than a model would")]
+    Rewritten { message: usize },
 }
 
 impl Fault for Error {
@@ -40,10 +39,14 @@ impl Fault for Error {
             Self::Tokenizer { .. } => "it must be what Hugging Face's `tokenizers` writes",
             Self::Special { .. } => "`tokenize` reserves it; take a tokenizer that was made by it",
             Self::NoTemplate => "`sft` writes one; use a fine-tuned checkpoint",
-            Self::Template { .. } => "it is `chat_template` in tokenizer_config.json",
+            Self::Template { .. } => {
+                "mend `chat_template` in tokenizer_config.json, or give `sft` another one by its field `chat_template`"
+            }
             Self::Spelled { .. } => "remove it from the text, or leave the conversation out",
             Self::Nothing => "end it with one, or leave it out",
-            Self::Prefix { .. } => "a template must render a longer chat as a continuation of the shorter one",
+            Self::Rewritten { .. } => {
+                "a template must begin an answer with its generation prompt, and end it as it stands in a longer chat"
+            }
             Self::Encode { .. } | Self::Config { .. } => return None,
         };
         Some(hint.into())

@@ -16,6 +16,9 @@ pub const SPECIAL: [&str; 9] = [
     "<|fim_end|>",
 ];
 
+/// An id and its place in the text, in bytes.
+pub(crate) type Placed = (u32, std::ops::Range<usize>);
+
 #[derive(Debug)]
 pub struct Tokenizer {
     /// Reads special tokens in text as such.
@@ -64,9 +67,39 @@ impl Tokenizer {
         encode(&self.template, text)
     }
 
+    /// The same with the place of each id in the text, in bytes.
+    pub(crate) fn encode_with_places(&self, text: &str) -> Result<Vec<Placed>, Error> {
+        let encoding = self.template.encode(text, false).map_err(|error| Error::Encode { what: error.to_string() })?;
+        Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(&id, &(start, end))| (id, start..end)).collect())
+    }
+
+    /// The special token that stands first in `text`, the longest of those that begin there.
+    pub(crate) fn first_special(&self, text: &str) -> Option<u32> {
+        let found = self.special.iter().filter_map(|(id, token)| Some((text.find(token.as_str())?, token.len(), *id)));
+        found.min_by_key(|&(place, length, _)| (place, usize::MAX - length)).map(|(_, _, id)| id)
+    }
+
+    /// The text of a special token.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        let place = self.special.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(&self.special[place].1)
+    }
+
     /// Text of `ids`, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         self.plain.decode(ids, true).map_err(|error| Error::Encode { what: error.to_string() })
+    }
+
+    /// What names a tokenizer: a digest of what decides over its ids. Special tokens' roles, padding and chat templates
+    /// are no part of it, nor is the order of the file's fields.
+    pub fn digest(json: &[u8]) -> Result<String, Error> {
+        let read = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(json);
+        let mut file = read.map_err(|error| Error::Tokenizer { what: error.to_string() })?;
+        file.retain(|name, _| ["added_tokens", "normalizer", "pre_tokenizer", "model", "decoder"].contains(&&**name));
+        let mut file = serde_json::Value::Object(file);
+        file.sort_all_objects();
+        let bytes = serde_json::to_vec(&file).map_err(|error| Error::Tokenizer { what: error.to_string() })?;
+        Ok(blake3::hash(&bytes).to_hex().to_string())
     }
 
     pub fn vocabulary(&self) -> usize {

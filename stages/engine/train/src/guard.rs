@@ -15,10 +15,13 @@ use std::collections::VecDeque;
 #[serde(deny_unknown_fields, default)]
 pub struct SpikeGuard {
     /// Number of recent losses that a step's loss is compared with, and of updates between two snapshots.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub window: usize,
     /// A loss this many standard deviations above their mean is a spike.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub z: f64,
     /// Skipped steps in a row after which the training returns to the last snapshot.
+    #[schemars(range(min = 1))]
     pub patience: u64,
 }
 

@@ -18,24 +18,23 @@ pub enum Moments {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hyper {
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta1: f64,
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta2: f64,
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub eps: f64,
     /// On tensors of two or more dims: gains are not pulled to zero.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 does not clip.
+    #[schemars(range(min = 0.0))]
     pub clip: f64,
-    #[serde(skip_serializing_if = "is_default")]
     pub moments: Moments,
     /// Decay of an exponential moving average of the weights, such as 0.999; the average is what is written. 0 writes
     /// the last weights.
-    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub average: f64,
-}
-
-/// Whether a field that came after the first version is left out of the effective config, which names artifacts.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 impl Default for Hyper {

@@ -12,7 +12,9 @@ use smelt_kernels::random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ramp {
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub from: u64,
+    #[schemars(range(max = 10_000_000))]
     pub steps: u64,
 }
 
@@ -28,7 +30,7 @@ impl Batches {
     /// Samples of step `step`, from 0.
     pub fn size(&self, step: u64) -> u64 {
         match self.ramp {
-            Some(Ramp { from, steps }) if step < steps => from + (self.sequences - from) * step / steps,
+            Some(Ramp { from, steps }) if step < steps => from + self.sequences.saturating_sub(from) * step / steps,
             _ => self.sequences,
         }
     }

@@ -15,8 +15,10 @@ pub enum Decay {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tail {
+    #[schemars(range(max = 1_000_000_000))]
     pub steps: u64,
     /// Of the peak.
+    #[schemars(range(min = 0.0))]
     pub share: f64,
 }
 
