@@ -1,5 +1,5 @@
-//! What a user brings beside a model: prompts, preferences, tokenizers, templates; none of it changes a result without a
-//! word, and no job dies of one row.
+//! What a user brings beside a model: prompts, preferences, tokenizers, templates; none of it changes a result without
+//! a word, and no job dies of one row.
 
 use crate::support::Bench;
 use serde_json::json;

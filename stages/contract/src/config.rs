@@ -1,7 +1,7 @@
 //! Configs of stages: what is given over what is not, and the bounds that a schema states.
 //!
-//! A nested config such as `optimizer` has a type that several stages share, with other defaults in each. Its type's own
-//! defaults would fill what a user leaves out of it; here the stage's do, whether one field is given or none.
+//! A nested config such as `optimizer` has a type that several stages share, with other defaults in each. Its type's
+//! own defaults would fill what a user leaves out of it; here the stage's do, whether one field is given or none.
 
 use crate::error::Error;
 use serde_json::{Map, Value};

@@ -34,8 +34,8 @@ impl Deref for Mapped {
     }
 }
 
-/// A file from outside the store, mapped. Its owner must leave it as it is while a job reads it: a file that is cut short
-/// meanwhile ends the job by a signal.
+/// A file from outside the store, mapped. Its owner must leave it as it is while a job reads it: a file that is cut
+/// short meanwhile ends the job by a signal.
 #[derive(Debug)]
 pub struct MappedFile(Option<Mmap>);
 

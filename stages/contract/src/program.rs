@@ -34,8 +34,8 @@ pub trait Stage {
     const ROWS: &'static str = "documents";
     const CORES: Cores = Cores::One;
 
-    /// Every field is written, also one that has its default, so that `--help`, the schema and `resolve` show what a run
-    /// uses; a field that is added later therefore comes with a new version. A field `seed: u64` is filled from the
+    /// Every field is written, also one that has its default, so that `--help`, the schema and `resolve` show what a
+    /// run uses; a field that is added later therefore comes with a new version. A field `seed: u64` is filled from the
     /// pipeline's.
     type Config: Serialize + DeserializeOwned + JsonSchema;
     type Inputs: Inputs;

@@ -1,12 +1,12 @@
 //! `import`: takes a checkpoint that others made, as Hugging Face lays it out: DeepSeek-V3, Qwen2 (2.5), Qwen3 and
 //! Llama.
 //!
-//! Reads a local folder with config.json, weights and tokenizer.json; writes a `checkpoint` and its `tokenizer`, so that
-//! `sft`, `align`, `evaluate` and the others can go on from it, and `tokenize` can encode for it. Weights are safetensors
-//! or `pytorch_model.bin`, in one file or in shards with their index. Every value is looked at once, a tensor at a time:
-//! a tensor that is missing, extra, of another shape or not finite is found here, and not by the job that trains it.
-//! Files whose names and types smelt writes itself are copied as they are; others are written anew, with the same values.
-//! Export needs no stage: every checkpoint artifact is such a folder.
+//! Reads a local folder with config.json, weights and tokenizer.json; writes a `checkpoint` and its `tokenizer`, so
+//! that `sft`, `align`, `evaluate` and the others can go on from it, and `tokenize` can encode for it. Weights are
+//! safetensors or `pytorch_model.bin`, in one file or in shards with their index. Every value is looked at once, a
+//! tensor at a time: a tensor that is missing, extra, of another shape or not finite is found here, and not by the job
+//! that trains it. Files whose names and types smelt writes itself are copied as they are; others are written anew,
+//! with the same values. Export needs no stage: every checkpoint artifact is such a folder.
 
 mod folder;
 

@@ -1,11 +1,11 @@
 //! `reward`: trains a reward model on pairs of a better and a worse answer (Bradley and Terry 1952).
 //!
-//! Reads a `checkpoint` and `preferences` that are given, or `prompts` to make some from, or both; writes a `checkpoint`
-//! with a reward head, the `preferences` it learnt from and those held out. Of a pair that is made, the better answer is
-//! the right solution, or one that `sampler` gave; the worse one is spoilt on purpose (a wrong step, a slip in copying, a
-//! wrong last digit, a missing part, a repeated step) or a wrong one of `sampler`'s. The score reads the answer under the
-//! row's own system message or else under the system prompt, whatever the policy will be given. Pairs that cannot be used
-//! are dropped, each with its reason.
+//! Reads a `checkpoint` and `preferences` that are given, or `prompts` to make some from, or both; writes a
+//! `checkpoint` with a reward head, the `preferences` it learnt from and those held out. Of a pair that is made, the
+//! better answer is the right solution, or one that `sampler` gave; the worse one is spoilt on purpose (a wrong step, a
+//! slip in copying, a wrong last digit, a missing part, a repeated step) or a wrong one of `sampler`'s. The score reads
+//! the answer under the row's own system message or else under the system prompt, whatever the policy will be given.
+//! Pairs that cannot be used are dropped, each with its reason.
 
 mod pairs;
 

@@ -83,9 +83,9 @@ impl Made {
         Ok(pairs)
     }
 
-    /// Adds pairs that are given, and those that are given to be held out. Where none are, and none are made, `held_out`
-    /// of the given ones are: all pairs of a prompt or none, so that no prompt is on both sides. Returns how many were
-    /// given and how many had been made.
+    /// Adds pairs that are given, and those that are given to be held out. Where none are, and none are made,
+    /// `held_out` of the given ones are: all pairs of a prompt or none, so that no prompt is on both sides. Returns how
+    /// many were given and how many had been made.
     pub(crate) fn add(
         &mut self,
         config: &Config,

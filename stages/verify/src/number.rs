@@ -1,8 +1,9 @@
 //! Numbers as people write them, and the number that an answer ends with.
 //!
-//! A number is exact: a fraction of whole numbers, so 0.5, 1/2 and 50 % are the same and 0.33 is not 1/3. What counts as
-//! the final answer goes by what is said most clearly: `\boxed{…}`, then `#### …`, then a sentence that says "the answer
-//! is", then a line that is nothing but a number, then the last number of the text; remarks behind it do not count.
+//! A number is exact: a fraction of whole numbers, so 0.5, 1/2 and 50 % are the same and 0.33 is not 1/3. What counts
+//! as the final answer goes by what is said most clearly: `\boxed{…}`, then `#### …`, then a sentence that says "the
+//! answer is", then a line that is nothing but a number, then the last number of the text; remarks behind it do not
+//! count.
 
 use regex::Regex;
 use std::sync::LazyLock;
@@ -150,8 +151,8 @@ fn unsigned(text: &[char], at: usize) -> Option<((i128, i128), usize)> {
         digits.push(text[end]);
         end += 1;
     }
-    // thousands marks: groups of three behind at most three digits, all with the same mark; a point only where it stands
-    // twice
+    // thousands marks: groups of three behind at most three digits, all with the same mark; a point only where it
+    // stands twice
     if (1..=3).contains(&digits.len())
         && let Some(&mark @ (',' | ' ' | '\'' | '’' | '_' | '.')) = text.get(end)
         && three(end + 1)
@@ -396,9 +397,9 @@ fn sentence(text: &str) -> &str {
 
 /// The number that `text` names as its answer.
 ///
-/// What stands before `</think>` is no part of it. `\boxed{…}` decides where there is one; then what follows `####`; then
-/// the last sentence that says what the answer is; then the last line that is nothing but a number; then the last number,
-/// remarks left out.
+/// What stands before `</think>` is no part of it. `\boxed{…}` decides where there is one; then what follows `####`;
+/// then the last sentence that says what the answer is; then the last line that is nothing but a number; then the last
+/// number, remarks left out.
 pub fn final_number(text: &str) -> Option<Number> {
     static PHRASE: LazyLock<Regex> = LazyLock::new(|| {
         regex(r"(?i)\b(?:answer|result|solution|total)\b[^.\n=:]{0,60}?(?:\bis\b|\bare\b|\bequals\b|[:=])(\s*not\b)?")

@@ -12,8 +12,8 @@ pub struct Examples {
     pub examples: Vec<Example>,
     /// Whole conversations that are left out.
     pub unusable: Vec<Unusable>,
-    /// Single answers that stand in an example without being learnt, `<conversation>#<message>`: the template writes them
-    /// otherwise in a longer chat, as Qwen3's does with old thoughts.
+    /// Single answers that stand in an example without being learnt, `<conversation>#<message>`: the template writes
+    /// them otherwise in a longer chat, as Qwen3's does with old thoughts.
     pub untrained_answers: Vec<Unusable>,
     /// Conversations with answers whose thoughts the template does not write.
     pub without_thoughts: Vec<String>,

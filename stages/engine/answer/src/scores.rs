@@ -22,8 +22,8 @@ pub fn logprobs(
     smelt_generate::logprobs(model, params, backend, sequences, limit, temperature).map_err(fault)
 }
 
-/// How answers are put to a reward model: by a chat template, under the row's own system message, or else under a system
-/// prompt of the reward model's, whatever the policy was given.
+/// How answers are put to a reward model: by a chat template, under the row's own system message, or else under a
+/// system prompt of the reward model's, whatever the policy was given.
 #[derive(Debug)]
 pub struct Scorer {
     chat: Chat,

@@ -1,7 +1,7 @@
 //! Checkpoints as Hugging Face lays them out: config.json and safetensors whose names are the parameters' own.
 //!
-//! Bytes in, bytes out, tensor by tensor: readers may map files (`opened.rs`), writers stream them. Reading is strict: a
-//! tensor that is missing, extra, or of another shape is an error that names it, because a model that loads "almost"
+//! Bytes in, bytes out, tensor by tensor: readers may map files (`opened.rs`), writers stream them. Reading is strict:
+//! a tensor that is missing, extra, or of another shape is an error that names it, because a model that loads "almost"
 //! computes nonsense without a word.
 
 use crate::params::Part;

@@ -135,7 +135,8 @@ impl OutputHead {
         (out, OutputSaved { norm, hidden, read, scored, mtp })
     }
 
-    /// The output head on `rows` of `hidden`. Logits are linear in what it reads, so that is what a temperature divides.
+    /// The output head on `rows` of `hidden`. Logits are linear in what it reads, so that is what a temperature
+    /// divides.
     fn read(&self, cx: &Cx, hidden: &Tensor, rows: &[u32], targets: &[u32], temperature: f64) -> Read {
         let targets: Vec<u32> = rows.iter().map(|&row| targets[row as usize]).collect();
         let is_whole = rows.len() == hidden.rows();
