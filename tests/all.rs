@@ -5,6 +5,7 @@ mod cli;
 mod contract;
 mod exit_codes;
 mod import;
+mod queries;
 mod quickstart;
 mod s3;
 mod schemas;
