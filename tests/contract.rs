@@ -230,14 +230,14 @@ fn a_signal_that_ends_a_stage_is_named() {
 #[test]
 fn a_stage_sees_the_proxy_and_the_cache_of_its_user() {
     let bench = Bench::new();
-    std::fs::write(bench.path("a.md"), "A text of some words, all of them plain.\n").unwrap();
-    for name in ["XDG_CACHE_HOME", "https_proxy", "HTTP_PROXY", "no_proxy", "ALL_PROXY", "SSL_CERT_DIR"] {
-        let text =
-            format!("name: p\njobs: {{ raw: {{ stage: ingest, config: {{ paths: ['${{{name}}}/*.md'] }} }} }}\n");
-        let mut command = bench.pipeline("p.yaml", &text).command(&["check", "p.yaml"]);
-        let said: crate::support::Said = command.env(name, bench.folder.path()).output().unwrap().into();
-        said.ok();
-    }
+    let names = ["XDG_CACHE_HOME", "https_proxy", "HTTPS_PROXY", "http_proxy", "no_proxy", "ALL_PROXY", "SSL_CERT_DIR"];
+    let shown: Vec<String> = names.iter().map(|name| format!("{name}=${name}")).collect();
+    crate::cli::files_stage(&bench, &format!("echo \"{} SECRET=$SECRET\"; exit 3", shown.join(" ")));
+    let mut command = bench.command(&["run", "p.yaml"]);
+    names.iter().for_each(|name| drop(command.env(name, format!("value-of-{name}"))));
+    assert_eq!(command.env("SECRET", "hidden").output().unwrap().status.code(), Some(3));
+    let expected: Vec<String> = names.iter().map(|name| format!("{name}=value-of-{name}")).collect();
+    assert_eq!(bench.smelt(&["logs", "b"]).ok().out, format!("{} SECRET=\n", expected.join(" ")));
 }
 
 #[test]

@@ -74,6 +74,7 @@ fn look<'a>(
     });
     let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.dedup_by(|a, b| a.0.1 == b.0.1); // instances with one recipe share their files
     found.into_iter().map(|(_, damage)| damage.map_err(|e| Failure::of(&e))).collect()
 }
 
@@ -81,6 +82,7 @@ fn tell(damaged: Vec<Damage>, said: &str) -> Result<(), Failure> {
     let Some(first) = damaged.first() else { return Ok(()) };
     let more = match damaged.len() {
         1 => String::new(),
+        2 => "; so is 1 other file".into(),
         n => format!("; so are {} other files", n - 1),
     };
     let said = if said.is_empty() { String::new() } else { format!(": {said}") };

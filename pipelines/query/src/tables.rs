@@ -11,14 +11,13 @@ use datafusion::arrow::error::ArrowError;
 use datafusion::catalog::{MemorySchemaProvider, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::common::TableReference;
+use datafusion::common::config::Dialect;
 use datafusion::datasource::MemTable;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, lit};
 use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::prefix::PrefixStore;
 use serde_json::Value;
 use smelt_schemas::{ExitCode, QueryFile, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
 use smelt_store::Store;
@@ -32,7 +31,13 @@ pub(crate) fn failed(e: DataFusionError) -> Failure {
 
 /// The query's own fault: its integers do not fit.
 pub(crate) fn overflow(said: &str) -> Option<Failure> {
-    let what = said[said.find("Arithmetic overflow: ")?..].lines().next().unwrap_or_default();
+    // Inside a scan the library tells the error as its programmers see it.
+    let what = match (said.split_once("Arithmetic overflow: "), said.split_once("ArithmeticOverflow(\"")) {
+        (Some((_, what)), _) => what.lines().next(),
+        (None, Some((_, what))) => what.split('"').next(),
+        (None, None) => return None,
+    };
+    let what = format!("Arithmetic overflow: {}", what.unwrap_or_default());
     let hint = "compute in a wider type, such as `cast(x as decimal(38, 0))` or `cast(x as double)`";
     Some(Failure::new(ExitCode::Pipeline, what).hint(hint))
 }
@@ -48,14 +53,20 @@ pub(crate) struct Session<'a> {
 pub(crate) async fn register(request: &QueryRequest) -> Result<Session<'_>, Failure> {
     let store = Store::open(&request.store).map_err(|e| Failure::of(&e))?;
     let mut config = SessionConfig::new().with_information_schema(true);
+    // JSON's operators are PostgreSQL's: elsewhere `a->>'k' = 'v'` would be `a->>('k' = 'v')`.
+    if ["->", "#>", "?"].iter().any(|operator| request.sql.contains(operator)) {
+        config.options_mut().sql_parser.dialect = Dialect::PostgreSQL;
+    }
     config.options_mut().execution.parquet.pushdown_filters = true;
     let mut context = SessionContext::new_with_config(config);
     datafusion_functions_json::register_all(&mut context).map_err(failed)?;
     checked::register(&mut context).map_err(failed)?;
     let url = url::Url::parse(ROOT).map_err(|e| Failure::new(ExitCode::Bug, format!("`{ROOT}`: {e}")))?;
+    let mut root = String::new();
     match (store.objects(), store.directory()) {
         (Some((objects, prefix)), _) => {
-            context.register_object_store(&url, Arc::new(PrefixStore::new(objects, Path::from(prefix))));
+            root = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+            context.register_object_store(&url, objects);
         }
         // A store that is not there yet has no files to read.
         (None, Some(folder)) if folder.is_dir() => {
@@ -91,7 +102,7 @@ pub(crate) async fn register(request: &QueryRequest) -> Result<Session<'_>, Fail
     for table in &request.tables {
         let name = reference(table);
         let provider = match is_read(&name) {
-            true => port(&context, table).await?,
+            true => port(&context, &root, table).await?,
             false => promised(table, &request.tables)?,
         };
         context.deregister_table(name.clone()).map_err(failed)?;
@@ -177,13 +188,14 @@ fn constant(value: &Value, of: &DataType) -> ScalarValue {
     }
 }
 
-async fn port(context: &SessionContext, table: &QueryTable) -> Result<Arc<dyn TableProvider>, Failure> {
+/// `root`: of all keys, in the client of the store.
+async fn port(context: &SessionContext, root: &str, table: &QueryTable) -> Result<Arc<dyn TableProvider>, Failure> {
     let mut whole: Option<DataFrame> = None;
     let types = constant_types(table);
     for part in &table.parts {
         let mut providers = Vec::new();
         if !part.files.is_empty() {
-            providers.push(scan(context, table, part).await?);
+            providers.push(scan(context, root, table, part).await?);
         }
         if !part.rows.is_empty() || part.files.is_empty() {
             providers.push(in_memory(table, part)?);
@@ -222,11 +234,12 @@ fn in_memory(table: &QueryTable, part: &QueryPart) -> Result<Arc<dyn TableProvid
 
 async fn scan(
     context: &SessionContext,
+    root: &str,
     table: &QueryTable,
     part: &QueryPart,
 ) -> Result<Arc<dyn TableProvider>, Failure> {
     let listing = async |files: &[QueryFile]| {
-        let urls = files.iter().map(|file| ListingTableUrl::parse(address(&file.key)));
+        let urls = files.iter().map(|file| ListingTableUrl::parse(address(&format!("{root}{}", file.key))));
         let urls = urls.collect::<Result<Vec<_>, _>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);

@@ -16,7 +16,7 @@ use crate::programs::{Answer, Program};
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use smelt_schemas::{Arity, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions};
+use smelt_schemas::{Arity, Each, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions};
 use smelt_store::Store;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -306,9 +306,11 @@ fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft
                 })
                 .collect();
         }
+        // An instance has its own values; the lists of all would make a thousand instances a million values.
+        let plain = serde_json::to_value(Job { each: Each::default(), ..text.clone() }).expect("a job is plain data");
         for axes in combinations {
             let name = instance_name(base, &axes);
-            let mut value = serde_json::to_value(text).expect("a job is plain data");
+            let mut value = plain.clone();
             substitute(&mut value, &|name| axes.get(name).cloned());
             let mut own = Tree::of(value);
             let mut set = Vec::new();
