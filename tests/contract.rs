@@ -234,7 +234,7 @@ fn a_stage_sees_the_proxy_and_the_cache_of_its_user() {
     let shown: Vec<String> = names.iter().map(|name| format!("{name}=${name}")).collect();
     crate::cli::files_stage(&bench, &format!("echo \"{} SECRET=$SECRET\"; exit 3", shown.join(" ")));
     let mut command = bench.command(&["run", "p.yaml"]);
-    names.iter().for_each(|name| drop(command.env(name, format!("value-of-{name}"))));
+    command.envs(names.map(|name| (name, format!("value-of-{name}"))));
     assert_eq!(command.env("SECRET", "hidden").output().unwrap().status.code(), Some(3));
     let expected: Vec<String> = names.iter().map(|name| format!("{name}=value-of-{name}")).collect();
     assert_eq!(bench.smelt(&["logs", "b"]).ok().out, format!("{} SECRET=\n", expected.join(" ")));
@@ -345,8 +345,9 @@ fn two_runs_at_once_agree_on_one_commit() {
 #[test]
 fn of_two_runs_at_once_one_works_and_the_other_adopts() {
     let bench = Bench::new();
-    let text = "name: p\njobs:\n  a: { stage: STAGE(count), config: { rows: 8, units: 4, delay_ms: 700 } }\n  b: { stage: \
-        STAGE(count), config: { rows: 8, units: 4, delay_ms: 700, seed: 2 } }\n  c: { stage: STAGE(merge), input: [a, b] }\n";
+    let text = "name: p\njobs:\n  a: { stage: STAGE(count), config: { rows: 8, units: 4, delay_ms: 700 } }\n  b: { \
+        stage: STAGE(count), config: { rows: 8, units: 4, delay_ms: 700, seed: 2 } }\n  c: { stage: STAGE(merge), \
+        input: [a, b] }\n";
     bench.pipeline("p.yaml", text);
     let start = || {
         let mut command = bench.command(&["run", "p.yaml", "--cores", "2"]);

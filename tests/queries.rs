@@ -65,16 +65,13 @@ fn no_table_is_short_without_a_word() {
 #[test]
 fn axes_are_numbers_where_they_were_written_so() {
     let bench = Bench::new();
-    let text = "name: p\njobs:\n  a: { stage: STAGE(count), each: { seed: [0, 1, 10], rate: [0.5, 2], word: [x, '7'] }, \
-        config: { seed: '${seed}', rows: 1, units: 1 } }\nreport: select sum(seed + rate) s, max(word) w from a\n";
+    let text = "name: p\njobs:\n  a: { stage: STAGE(count), each: { seed: [0, 1, 10], rate: [0.5, 2], word: [x, '7'] \
+        }, config: { seed: '${seed}', rows: 1, units: 1 } }\nreport: select sum(seed + rate) s, max(word) w from a\n";
     let said = bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok().out;
     assert!(said.contains("| 59.0 | x |"), "{said}");
     assert_eq!(csv(&bench, "select distinct seed from a order by seed").ok().out, "seed\n0\n1\n10\n");
-    let types = "select column_name, data_type from information_schema.columns where table_name = 'a' and column_name \
-        in ('seed', 'rate', 'word') order by 1";
-    let told =
-        csv(&bench, &format!("select arrow_typeof(seed) s, arrow_typeof(rate) r, arrow_typeof(word) w from a limit 1"));
-    assert_eq!(told.ok().out, "s,r,w\nInt64,Float64,Utf8\n", "{types}");
+    let types = "select arrow_typeof(seed) s, arrow_typeof(rate) r, arrow_typeof(word) w from a limit 1";
+    assert_eq!(csv(&bench, types).ok().out, "s,r,w\nInt64,Float64,Utf8\n");
 }
 
 #[test]
@@ -96,9 +93,7 @@ fn an_integer_that_overflows_is_an_error() {
         format!("select n % 2, sum({big}) {from} group by 1"),
         format!("select sum(distinct n * 800000000000000000) {from}"),
         format!("select sum({big}) over (order by n) {from}"),
-        format!(
-            "select sum(x) from (values (cast(18446744073709551615 as bigint unsigned)), (cast(1 as bigint unsigned))) as t(x)"
-        ),
+        "select sum(arrow_cast(x, 'UInt64')) from (values (18446744073709551615), (1)) as t(x)".to_owned(),
     ] {
         let said = csv(&bench, &query).fails(2).err;
         assert!(said.contains("overflow") && said.contains("decimal(38, 0)"), "{query}: {said}");

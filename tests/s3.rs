@@ -218,8 +218,8 @@ fn an_endpoint_without_a_scheme_is_refused() {
     let said: Said = command.envs(keys).env("AWS_ENDPOINT_URL", "minio:9000").output().unwrap().into();
     assert_eq!(
         said.fails(6).err,
-        "error: `minio:9000`, which AWS_ENDPOINT_URL says, is no address of an S3 server: it does not begin with http:// \
-         or https://\n  --> --store\nhint: write it as http://minio:9000 or https://s3.example.org\n"
+        "error: `minio:9000`, which AWS_ENDPOINT_URL says, is no address of an S3 server: it does not begin with \
+         http:// or https://\n  --> --store\nhint: write it as http://minio:9000 or https://s3.example.org\n"
     );
 }
 

@@ -323,13 +323,7 @@ mod tests {
 
     #[test]
     fn any_key_is_one_address() {
-        assert_eq!(
-            address(
-                "a/b c#?%\
-.parquet"
-            ),
-            "smelt://store/a/b%20c%23%3F%25%5C%0A.parquet"
-        );
+        assert_eq!(address("a/b c#?%\\\n.parquet"), "smelt://store/a/b%20c%23%3F%25%5C%0A.parquet");
         assert_eq!(address("a!5Bx=1!5D/é"), "smelt://store/a!5Bx=1!5D/%C3%A9");
     }
 }

@@ -81,8 +81,8 @@ mod tests {
 
     const CREDENTIALS: &str = "# mine\n[default]\naws_access_key_id = AK1\naws_secret_access_key=S/1+=\n\n\
         [lab]\naws_access_key_id=AK2 ; old\naws_secret_access_key = S2\naws_session_token = T2\n";
-    const CONFIG: &str = "[default]\nregion = eu-west-1\n[profile lab]\nregion=us-east-2\nendpoint_url = http://lab:9000\n\
-        s3 =\n  endpoint_url = http://nested\n[profile sso]\nsso_session = work\n[lab]\nregion = not-a-profile\n";
+    const CONFIG: &str = "[default]\nregion = eu-west-1\n[profile lab]\nregion=us-east-2\n\
+        endpoint_url = http://lab:9000\ns3 =\n  endpoint_url = http://nested\n[profile sso]\nsso_session = work\n[lab]\nregion = not-a-profile\n";
 
     #[test]
     fn a_profile_is_read_from_both_files_as_the_aws_tools_do() {
