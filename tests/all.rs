@@ -8,6 +8,7 @@ mod config_bounds;
 mod contract;
 mod exit_codes;
 mod import;
+mod queries;
 mod quickstart;
 mod s3;
 mod schemas;

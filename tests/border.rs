@@ -30,9 +30,18 @@ const PROMPTS: &str = "name: border
 jobs:
   hub: { stage: import, config: { path: 'FOLDER' } }
   asked: { stage: ingest, config: { paths: [prompts.jsonl], kind: prompts } }
-  aligned: { stage: align, input: { model: hub, prompts: asked.prompts }, config: { steps: 1, prompts: 2, group: 2, max_tokens: 3 } }
-  scored: { stage: evaluate, input: { models: [hub], prompts: asked.prompts }, config: { names: [hub], samples: 1, max_tokens: 3, stop: ['<|im_end|>'] } }
-  drawn: { stage: distill, input: { model: hub, prompts: asked.prompts }, config: { samples: 1, max_tokens: 3, keep: answer } }
+  aligned:
+    stage: align
+    input: { model: hub, prompts: asked.prompts }
+    config: { steps: 1, prompts: 2, group: 2, max_tokens: 3 }
+  scored:
+    stage: evaluate
+    input: { models: [hub], prompts: asked.prompts }
+    config: { names: [hub], samples: 1, max_tokens: 3, stop: ['<|im_end|>'] }
+  drawn:
+    stage: distill
+    input: { model: hub, prompts: asked.prompts }
+    config: { samples: 1, max_tokens: 3, keep: answer }
 ";
 
 #[test]
@@ -70,8 +79,14 @@ fn a_reward_model_learns_from_preferences_that_are_given() {
 jobs:
   hub: { stage: import, config: { path: 'FOLDER' } }
   liked: { stage: ingest, config: { paths: [pairs.jsonl], kind: preferences } }
-  judge: { stage: reward, input: { model: hub, preferences: liked.preferences }, config: { steps: 2, batch: 4, held_out: 3, evaluate_every: 1 } }
-  scored: { stage: evaluate, input: { models: [hub], preferences: judge.validation, reward: judge }, config: { names: [hub] } }
+  judge:
+    stage: reward
+    input: { model: hub, preferences: liked.preferences }
+    config: { steps: 2, batch: 4, held_out: 3, evaluate_every: 1 }
+  scored:
+    stage: evaluate
+    input: { models: [hub], preferences: judge.validation, reward: judge }
+    config: { names: [hub] }
 ";
     bench.pipeline("border.yaml", &pipeline.replace("FOLDER", model().to_str().unwrap()));
     let pair = |i: usize| json!({ "prompt": format!("{i}+1"), "chosen": format!("{}", i + 1), "rejected": "no" });
@@ -120,7 +135,10 @@ const TUNED: &str = "name: border
 jobs:
   hub: { stage: import, config: { path: 'FOLDER' } }
   talks: { stage: problems, config: { conversations: 8, answers: short, characters: 0, prompts: 0, sizes: [2] } }
-  tuned: { stage: sft, input: { model: hub, conversations: talks.conversations }, config: { epochs: 1, batch: 8, warmup: 0 } }
+  tuned:
+    stage: sft
+    input: { model: hub, conversations: talks.conversations }
+    config: { epochs: 1, batch: 8, warmup: 0 }
 ";
 
 #[test]

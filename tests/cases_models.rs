@@ -164,9 +164,17 @@ fn folders_are_imported_or_refused_by_what_they_are() {
     }
 }
 
-const TALKS: &str = "  talks: { stage: problems, config: { conversations: 8, answers: short, characters: 0, prompts: 4, sizes: [2] } }
-  tuned: { stage: sft, input: { model: hub, conversations: talks.conversations }, config: { epochs: 1, batch: 8, warmup: 0 } }
-  aligned: { stage: align, input: { model: tuned, prompts: talks.prompts }, config: { steps: 1, prompts: 2, group: 2, max_tokens: 4 } }
+const TALKS: &str = "  talks:
+    stage: problems
+    config: { conversations: 8, answers: short, characters: 0, prompts: 4, sizes: [2] }
+  tuned:
+    stage: sft
+    input: { model: hub, conversations: talks.conversations }
+    config: { epochs: 1, batch: 8, warmup: 0 }
+  aligned:
+    stage: align
+    input: { model: tuned, prompts: talks.prompts }
+    config: { steps: 1, prompts: 2, group: 2, max_tokens: 4 }
 ";
 
 /// What `generate` of transformers and vLLM stop at.

@@ -98,16 +98,146 @@ fn a_killed_stage_goes_on_with_less_than_one_unit_redone() {
 fn a_saved_progress_is_taken_up_and_the_curve_is_whole() {
     let bench = Bench::new();
     bench.pipeline("p.yaml", "name: p\njobs: { a: { stage: STAGE(train), config: { steps: 20, save_every: 5 } } }\n");
-    // Write 1 is the lease; a save is two files and the progress, from the second on also the deletion of the two files
-    // of the save before: 2 to 4, 5 to 9. The kill comes in the third save, before its second file.
+    // Write 1 is the lease; a save is two files and the progress, from the second on also the deletion of the save
+    // before: 2 to 4, 5 to 8. The kill comes in the third save, before its second file.
     let mut command = bench.command(&["run", "p.yaml", "--retries", "0"]);
-    assert!(!command.env("SMELT_KILL_AT_WRITE", "teststage-train:11").output().unwrap().status.success());
+    assert!(!command.env("SMELT_KILL_AT_WRITE", "teststage-train:10").output().unwrap().status.success());
     bench.smelt(&["run", "p.yaml"]).ok();
     let said = bench.smelt(&["logs", "a"]).ok().out;
     assert!(said.starts_with("step 10\n"), "went on from the save at step 10: {said}");
     let store = bench.store();
     let manifest = store.manifest(&store.pointer("p", "a").unwrap().unwrap().artifact).unwrap().unwrap();
     assert_eq!(manifest.ports["metrics"].rows(), Some(20), "points of both processes");
+    // Neither the last save nor the half of one that the kill left is part of the artifact.
+    let (folder, key) = attempt(&bench, &manifest);
+    assert!(!folder.join("saves").exists() || std::fs::read_dir(folder.join("saves")).unwrap().next().is_none());
+
+    // What a kill between the commit and that leaves is found by gc, and nothing else goes.
+    let before = store.list(&key).unwrap();
+    for left in ["saves/15/state", "files/model/other.bin", "files/model/.state.txt.0a1b.smelt-tmp"] {
+        std::fs::create_dir_all(folder.join(left).parent().unwrap()).unwrap();
+        std::fs::write(folder.join(left), [7; 2000]).unwrap();
+    }
+    std::fs::create_dir_all(folder.join("saves/20")).unwrap();
+    let gc = |dry: &[&str]| bench.smelt(&[&["artifacts", "gc", "--older-than", "0"][..], dry].concat()).ok().out;
+    let words = "0 artifacts and 0 attempts, and 4 leftovers inside others, 6.0 kB,";
+    assert!(gc(&["--dry-run"]).contains(&format!("{words} would go")), "{}", gc(&["--dry-run"]));
+    assert!(folder.join("saves/15/state").exists());
+    assert!(gc(&[]).contains(&format!("{words} deleted")));
+    assert!(gc(&[]).contains("0 artifacts and 0 attempts, 0 B, deleted"));
+    assert_eq!(store.list(&key).unwrap(), before);
+    assert!(std::fs::read_dir(folder.join("saves")).unwrap().next().is_none(), "no empty folder stays");
+    bench.smelt(&["artifacts", "verify"]).ok();
+}
+
+/// The folder of the attempt that made an artifact, and its key.
+fn attempt(bench: &Bench, manifest: &smelt_schemas::Manifest) -> (std::path::PathBuf, String) {
+    let key = format!("artifacts/{}/{}/attempts/{}", manifest.stage, manifest.fingerprint, manifest.attempt);
+    (bench.path("artifacts").join(&key), key)
+}
+
+#[test]
+fn saves_that_every_asks_for_stay_with_the_artifact() {
+    let bench = Bench::new();
+    let text = "name: p\njobs: { a: { stage: STAGE(train), run: { save: { every: 10 } } } }\n";
+    bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
+    let store = bench.store();
+    let manifest = store.manifest(&store.pointer("p", "a").unwrap().unwrap().artifact).unwrap().unwrap();
+    let (_, key) = attempt(&bench, &manifest);
+    assert_eq!(store.list_here(&format!("{key}/saves")).unwrap().1, ["10", "20"]);
+    assert!(
+        bench.smelt(&["artifacts", "gc", "--older-than", "0"]).ok().out.starts_with("0 artifacts and 0 attempts, 0 B")
+    );
+}
+
+#[test]
+fn a_running_job_is_seen_with_its_progress_and_its_curve() {
+    let bench = Bench::new();
+    let text = "name: p\njobs: { a: { stage: STAGE(train), each: { seed: [3] }, config: { seed: '${seed}', steps: 600, \
+        delay_ms: 50 } } }\n";
+    bench.pipeline("p.yaml", text);
+    let mut run = bench.command(&["run", "p.yaml"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut status = String::new();
+    wait_until("the job has told its progress", || {
+        status = bench.smelt(&["status", "p.yaml"]).out;
+        status.contains("steps ")
+    });
+    assert!(status.contains("running") && status.contains("/600") && status.contains("last run"), "{status}");
+    let sql = |query: &str| bench.smelt(&["sql", query, "--format", "csv", "--pipeline", "p.yaml"]).ok().out;
+    let curve = |from: &str| -> u64 {
+        let said = sql(&format!("select max(step) n from {from} and name = 'state'"));
+        said.lines().nth(1).unwrap().parse().unwrap_or(0)
+    };
+    wait_until("the curve has points", || curve("smelt.metrics where job = 'a[seed=3]'") > 5);
+    assert!(curve("a.metrics where seed = 3") > 5);
+    let json: serde_json::Value =
+        serde_json::from_str(&bench.smelt(&["status", "p.yaml", "--format", "json"]).ok().out).unwrap();
+    assert!(json[0]["state"] == "running" && json[0]["took"].is_f64() && json[0]["made"].is_f64(), "{json}");
+    // SAFETY: signals a child of this test that has not been waited for.
+    unsafe { libc::kill(run.id() as i32, libc::SIGINT) };
+    assert_eq!(run.wait().unwrap().code(), Some(4));
+    let status = bench.smelt(&["status", "p.yaml"]).ok().out;
+    assert!(!status.contains("running") && status.contains("stopped"), "{status}");
+
+    // The curve of a process that goes on begins where the first one began.
+    let before = bench.store().list("artifacts").unwrap().into_iter().rfind(|e| e.key.ends_with("curve.json"));
+    assert!(before.is_some(), "it was saved");
+    let mut run = bench.command(&["run", "p.yaml"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let first = "select min(step) first from smelt.metrics where job = 'a[seed=3]'";
+    wait_until("the curve is whole", || sql(first) == "first\n1\n");
+    run.kill().unwrap();
+    run.wait().unwrap();
+}
+
+#[test]
+fn a_process_that_a_stage_leaves_behind_delays_nothing() {
+    let bench = Bench::new();
+    let copy = "cp $(sed -n 's/.*\"\\(\\/[^\"]*parquet[^\"]*\\)\".*/\\1/p' \"$2\" | head -1) \
+        $(sed -n 's/.*\"\\(\\/[^\"]*out\\/documents[^\"]*\\)\".*/\\1/p' \"$2\")/a.parquet";
+    let text = format!("sleep 300 & echo $! > '{}'\n{copy}", bench.path("left").display());
+    crate::cli::files_stage(&bench, &text);
+    let begun = std::time::Instant::now();
+    let said = bench.smelt(&["run", "p.yaml"]).ok().out;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(said.contains("it left processes behind; they were ended") && said.contains("2 jobs in"), "{said}");
+    let left = std::fs::read_to_string(bench.path("left")).unwrap();
+    wait_until("it has ended", || {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
+        state.is_empty() || state.contains(") Z ")
+    });
+}
+
+#[test]
+fn a_signal_that_ends_a_stage_is_named() {
+    for (signal, words) in [("KILL", "hint: was memory short?"), ("SEGV", "hint: `smelt logs b` shows")] {
+        let bench = Bench::new();
+        crate::cli::files_stage(&bench, &format!("kill -{signal} $$"));
+        let said = bench.smelt(&["run", "p.yaml", "--retries", "0"]).fails(4).err;
+        let what = format!("error: job `b` failed: it was killed by SIG{signal}\n");
+        assert!(said.contains(&what) && said.contains(words), "{said}");
+    }
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", TWO);
+    let mut command = bench.command(&["run", "p.yaml", "--retries", "0"]);
+    let said: crate::support::Said = command.env("SMELT_KILL_AT_WRITE", "teststage-train:3").output().unwrap().into();
+    let said = said.fails(4).err;
+    assert!(
+        said.contains("job `model` failed: it was killed by SIGKILL") && said.contains("was memory short?"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_stage_sees_the_proxy_and_the_cache_of_its_user() {
+    let bench = Bench::new();
+    let names = ["XDG_CACHE_HOME", "https_proxy", "HTTPS_PROXY", "http_proxy", "no_proxy", "ALL_PROXY", "SSL_CERT_DIR"];
+    let shown: Vec<String> = names.iter().map(|name| format!("{name}=${name}")).collect();
+    crate::cli::files_stage(&bench, &format!("echo \"{} SECRET=$SECRET\"; exit 3", shown.join(" ")));
+    let mut command = bench.command(&["run", "p.yaml"]);
+    command.envs(names.map(|name| (name, format!("value-of-{name}"))));
+    assert_eq!(command.env("SECRET", "hidden").output().unwrap().status.code(), Some(3));
+    let expected: Vec<String> = names.iter().map(|name| format!("{name}=value-of-{name}")).collect();
+    assert_eq!(bench.smelt(&["logs", "b"]).ok().out, format!("{} SECRET=\n", expected.join(" ")));
 }
 
 #[test]
@@ -210,6 +340,33 @@ fn two_runs_at_once_agree_on_one_commit() {
     assert!(both.iter_mut().all(|c| c.wait().unwrap().success()));
     assert_eq!(digests(&bench.store(), "two"), undisturbed(TWO, "two"));
     assert_eq!(bench.store().artifacts().unwrap().len(), 4);
+}
+
+#[test]
+fn of_two_runs_at_once_one_works_and_the_other_adopts() {
+    let bench = Bench::new();
+    let text = "name: p\njobs:\n  a: { stage: STAGE(count), config: { rows: 8, units: 4, delay_ms: 700 } }\n  b: { \
+        stage: STAGE(count), config: { rows: 8, units: 4, delay_ms: 700, seed: 2 } }\n  c: { stage: STAGE(merge), \
+        input: [a, b] }\n";
+    bench.pipeline("p.yaml", text);
+    let start = || {
+        let mut command = bench.command(&["run", "p.yaml", "--cores", "2"]);
+        command.stdout(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let first = start();
+    let is_lease = |entry: &smelt_store::Entry| entry.key.ends_with("/lease.json");
+    wait_until("the first run works", || bench.store().list("artifacts").unwrap().iter().any(is_lease));
+    let second: crate::support::Said = start().wait_with_output().unwrap().into();
+    let first: crate::support::Said = first.wait_with_output().unwrap().into();
+    let (first, second) = (first.ok().out, second.ok().out);
+    assert!(second.contains("does the same work: waiting for what it commits"), "{second}");
+    assert!(!first.contains("waiting for what it commits"), "{first}");
+    let store = bench.store();
+    for job in ["a", "b", "c"] {
+        let artifact = store.pointer("p", job).unwrap().unwrap().artifact;
+        let attempts = format!("artifacts/{}/{}/attempts", artifact.stage, artifact.fingerprint);
+        assert_eq!(store.list_here(&attempts).unwrap().1.len(), 1, "{job} was made once");
+    }
 }
 
 /// A killed runner writes nothing more: its stage ends with it, and its record shows that it was interrupted.

@@ -190,8 +190,37 @@ fn a_missing_bucket_and_missing_credentials_are_told_apart() {
     bench.pipeline("p.yaml", PIPELINE);
     let said = server.smelt(&bench, SECRET, &["run", "p.yaml", "--store", "s3://nowhere/x"]).fails(2).err;
     assert!(said.contains("bucket") && said.contains("nowhere") && said.contains("hint: "), "{said}");
-    let said = bench.smelt(&["run", "p.yaml", "--store", "s3://bucket/x"]).fails(6).err;
+    let of = |set: &[(&str, &str)]| -> Said {
+        let mut command = bench.command(&["run", "p.yaml", "--store", "s3://bucket/profile"]);
+        command.env("HOME", bench.folder.path()).envs(set.iter().copied()).output().unwrap().into()
+    };
+    let said = of(&[]).fails(6).err;
     assert!(said.contains("neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set"), "{said}");
+    assert!(said.contains("~/.aws has no keys for profile `default`"), "{said}");
+
+    // The files of the AWS tools are read, by the runner, its stages and its queries.
+    std::fs::create_dir(bench.path(".aws")).unwrap();
+    let keys = format!("[lab]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n");
+    std::fs::write(bench.path(".aws/credentials"), keys).unwrap();
+    let config = format!("[profile lab]\nregion = us-east-1\nendpoint_url = {}\n", server.address);
+    std::fs::write(bench.path(".aws/config"), config).unwrap();
+    assert!(of(&[]).fails(6).err.contains("profile `default`"));
+    let said = of(&[("AWS_PROFILE", "lab")]).ok().out;
+    assert!(said.contains("| 20 |"), "the report was answered: {said}");
+}
+
+#[test]
+fn an_endpoint_without_a_scheme_is_refused() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", PIPELINE);
+    let mut command = bench.command(&["run", "p.yaml", "--store", "s3://bucket/x"]);
+    let keys = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+    let said: Said = command.envs(keys).env("AWS_ENDPOINT_URL", "minio:9000").output().unwrap().into();
+    assert_eq!(
+        said.fails(6).err,
+        "error: `minio:9000`, which AWS_ENDPOINT_URL says, is no address of an S3 server: it does not begin with \
+         http:// or https://\n  --> --store\nhint: write it as http://minio:9000 or https://s3.example.org\n"
+    );
 }
 
 #[test]

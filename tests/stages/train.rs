@@ -9,11 +9,13 @@ struct Config {
     steps: u64,
     save_every: u64,
     seed: u64,
+    /// Waits this long in each step.
+    delay_ms: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { steps: 20, save_every: 5, seed: 1 }
+        Self { steps: 20, save_every: 5, seed: 1, delay_ms: 0 }
     }
 }
 
@@ -41,8 +43,10 @@ impl Stage for Train {
         while step < config.steps {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             println!("step {step}");
+            std::thread::sleep(std::time::Duration::from_millis(config.delay_ms));
             step += 1;
             cx.metrics(step, &[("state", (state >> 40) as f64)]);
+            cx.progress("train", step, Some(config.steps), "steps", "");
             if step % config.save_every == 0 {
                 cx.save(step, serde_json::Value::Null, &[("state", state.to_string().as_bytes())])?;
             }

@@ -1,30 +1,61 @@
 //! One query, answered as a table, JSON, CSV or Parquet.
 
 use crate::failure::Failure;
-use crate::tables::failed;
+use crate::tables::{Session, failed, overflow};
+use crate::{csv, files};
 use arrow::json::WriterBuilder;
-use arrow::json::writer::LineDelimited;
+use arrow::json::writer::JsonArray;
+use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
-use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
-use datafusion::arrow::datatypes::{Field, Schema};
-use datafusion::arrow::error::ArrowError;
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::Field;
+use datafusion::common::Column;
 use datafusion::error::DataFusionError;
-use datafusion::prelude::{SQLOptions, SessionContext};
+use datafusion::logical_expr::Expr;
+use datafusion::prelude::{DataFrame, SQLOptions};
+use datafusion_functions_json::JSON_UNION_DATA_TYPE;
+use datafusion_functions_json::functions::json_union_to_text;
 use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
-use smelt_schemas::{ExitCode, QueryFormat, QueryRequest};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use smelt_schemas::{ExitCode, Fault, QueryFormat, QueryRequest};
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::Arc;
 
-pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Result<(), Failure> {
+pub(crate) async fn give(session: &Session<'_>, request: &QueryRequest) -> Result<(), Failure> {
     // A query only reads: artifacts are immutable, and there is nothing else to change.
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    let frame = context.sql_with_options(&request.sql, options).await.map_err(|e| explain(&e, request))?;
+    let planned = session.context.sql_with_options(&request.sql, options).await;
+    let frame = planned.and_then(json_as_text).map_err(|e| explain(&e, request))?;
     if request.check {
         frame.create_physical_plan().await.map_err(|e| explain(&e, request))?;
         return Ok(());
     }
+    write(frame, request).await.map_err(|e| match e.exit_code() {
+        ExitCode::Data => files::explain(&session.store, &session.read, e),
+        _ => e,
+    })
+}
+
+/// `metadata->'k'` is a union of JSON's types, which no format can hold: it leaves the query as JSON text.
+fn json_as_text(frame: DataFrame) -> Result<DataFrame, DataFusionError> {
+    let is_json = |field: &Field| *field.data_type() == *JSON_UNION_DATA_TYPE;
+    if !frame.schema().fields().iter().any(|field| is_json(field)) {
+        return Ok(frame);
+    }
+    let columns = frame.schema().iter().map(|(table, field)| {
+        let column = Expr::Column(Column::new(table.cloned(), field.name()));
+        match is_json(field) {
+            true => json_union_to_text(column).alias(field.name()),
+            false => column,
+        }
+    });
+    let columns: Vec<Expr> = columns.collect();
+    frame.select(columns)
+}
+
+async fn write(frame: DataFrame, request: &QueryRequest) -> Result<(), Failure> {
     let schema = frame.schema().as_arrow().clone();
     let mut rows = frame.execute_stream().await.map_err(|e| explain(&e, request))?;
     let machine = |e: String| Failure::new(ExitCode::Machine, format!("the answer cannot be written: {e}"));
@@ -35,12 +66,13 @@ pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Re
             while let Some(batch) = rows.next().await {
                 batches.push(batch.map_err(failed)?);
             }
-            let format = arrow::util::display::FormatOptions::new().with_null("");
+            let format = FormatOptions::new().with_null("");
             let table = pretty_format_batches_with_options(&batches, &format).map_err(|e| machine(e.to_string()))?;
             writeln!(out, "{table}").map_err(|e| machine(e.to_string()))?;
         }
         QueryFormat::Json => {
-            let mut writer = arrow::json::ArrayWriter::new(&mut out);
+            let builder = WriterBuilder::new().with_explicit_nulls(true);
+            let mut writer = builder.build::<_, JsonArray>(&mut out);
             while let Some(batch) = rows.next().await {
                 writer.write(&batch.map_err(failed)?).map_err(|e| machine(e.to_string()))?;
             }
@@ -49,11 +81,10 @@ pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Re
             writeln!(out).map_err(|e| machine(e.to_string()))?;
         }
         QueryFormat::Csv => {
-            let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut out);
-            let flat = |batch: RecordBatch| flat(batch).map_err(|e| machine(e.to_string()));
-            writer.write(&flat(RecordBatch::new_empty(schema.into()))?).map_err(|e| machine(e.to_string()))?;
+            let names = schema.fields().iter().map(|f| f.name().as_str());
+            csv::write_line(&mut out, names.map(Some)).map_err(|e| machine(e.to_string()))?;
             while let Some(batch) = rows.next().await {
-                writer.write(&flat(batch.map_err(failed)?)?).map_err(|e| machine(e.to_string()))?;
+                csv::write_rows(&mut out, &batch.map_err(failed)?).map_err(machine)?;
             }
         }
         QueryFormat::Parquet => {
@@ -64,7 +95,10 @@ pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Re
             let temporary = path.with_extension("smelt-tmp");
             let written = async {
                 let file = std::fs::File::create(&temporary).map_err(|e| machine(e.to_string()))?;
-                let mut writer = ArrowWriter::try_new(file, schema.into(), None).map_err(|e| machine(e.to_string()))?;
+                let compressed =
+                    WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+                let mut writer =
+                    ArrowWriter::try_new(file, schema.into(), Some(compressed)).map_err(|e| machine(e.to_string()))?;
                 while let Some(batch) = rows.next().await {
                     writer.write(&batch.map_err(failed)?).map_err(|e| machine(e.to_string()))?;
                 }
@@ -82,32 +116,12 @@ pub(crate) async fn give(context: &SessionContext, request: &QueryRequest) -> Re
     out.flush().map_err(|e| machine(e.to_string()))
 }
 
-/// Lists and structs as JSON: a field of CSV is text.
-fn flat(batch: RecordBatch) -> Result<RecordBatch, ArrowError> {
-    let as_text = |column: &ArrayRef| -> Result<ArrayRef, ArrowError> {
-        if !column.data_type().is_nested() {
-            return Ok(column.clone());
-        }
-        let one = RecordBatch::try_from_iter_with_nullable([("v", column.clone(), true)])?;
-        let mut text = Vec::new();
-        let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut text);
-        writer.write(&one)?;
-        writer.finish()?;
-        drop(writer);
-        let text = String::from_utf8(text).map_err(|e| ArrowError::JsonError(e.to_string()))?;
-        let value = |line: &str| line.strip_prefix("{\"v\":")?.strip_suffix('}').map(str::to_owned);
-        Ok(Arc::new(text.lines().map(|line| value(line).filter(|v| v != "null")).collect::<StringArray>()))
-    };
-    let columns = batch.columns().iter().map(as_text).collect::<Result<Vec<_>, _>>()?;
-    let schema = batch.schema();
-    let names = schema.fields().iter().map(|f| f.name());
-    let fields: Vec<Field> = names.zip(&columns).map(|(n, c)| Field::new(n, c.data_type().clone(), true)).collect();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
-}
-
 /// Says what a person can do about it: an unknown table lists the known ones.
 fn explain(error: &DataFusionError, request: &QueryRequest) -> Failure {
     let text = error.strip_backtrace();
+    if let Some(failure) = overflow(&text) {
+        return failure;
+    }
     let unknown = text.split_once("table '").and_then(|(_, rest)| rest.split_once("' not found")).map(|(name, _)| name);
     if let Some(name) = unknown {
         let name = name.trim_start_matches("datafusion.").trim_start_matches("public.");
@@ -158,7 +172,6 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{ListBuilder, StringBuilder};
 
     #[test]
     fn an_error_of_the_parser_is_told_in_its_own_words() {
@@ -167,19 +180,5 @@ mod tests {
         assert_eq!(place(text).as_deref(), Some("1:8"));
         assert_eq!(place("Schema error: No field named nam."), None);
         assert_eq!(plain("Schema error: No field named nam."), "No field named nam.");
-    }
-
-    #[test]
-    fn a_list_is_one_field_of_csv() {
-        let mut list = ListBuilder::new(StringBuilder::new());
-        list.append_value([Some("a,b"), Some("c\"d")]);
-        list.append_null();
-        let batch = RecordBatch::try_from_iter_with_nullable([
-            ("id", Arc::new(StringArray::from(vec!["x", "y"])) as ArrayRef, false),
-            ("tags", Arc::new(list.finish()) as ArrayRef, true),
-        ]);
-        let mut text = Vec::new();
-        arrow::csv::WriterBuilder::new().build(&mut text).write(&flat(batch.unwrap()).unwrap()).unwrap();
-        assert_eq!(String::from_utf8(text).unwrap(), "id,tags\nx,\"[\"\"a,b\"\",\"\"c\\\"\"d\"\"]\"\ny,\n");
     }
 }

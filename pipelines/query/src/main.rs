@@ -4,7 +4,10 @@
 //! scanned in place with projection and predicates pushed down; a listing of a folder is never trusted.
 
 mod answer;
+mod checked;
+mod csv;
 mod failure;
+mod files;
 mod inspect;
 mod tables;
 
@@ -38,7 +41,7 @@ fn run() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(ExitCode::Machine, format!("no threads: {e}")))?;
     runtime.block_on(async {
-        let context = tables::register(&request).await?;
-        answer::give(&context, &request).await
+        let session = tables::register(&request).await?;
+        answer::give(&session, &request).await
     })
 }

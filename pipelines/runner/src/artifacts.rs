@@ -1,8 +1,8 @@
 //! `smelt artifacts`: what a store holds, where it came from, whether it is whole.
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::query;
 use crate::table::{Format, Listing, Measure, bytes, duration, time};
+use crate::{digests, query};
 use clap::Subcommand;
 use serde_json::json;
 use smelt_schemas::{ArtifactRef, Books, ExitCode, Manifest};
@@ -50,7 +50,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: Where,
     },
-    /// Delete what no tag and no pipeline reaches any more, and abandoned attempts
+    /// Delete what no tag and no pipeline reaches any more, abandoned attempts, and what killed processes left
     Gc {
         #[command(flatten)]
         at: Where,
@@ -106,18 +106,8 @@ fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> {
     {
         return store.manifest(&pointer.artifact)?.ok_or_else(gone);
     }
-    if wanted.len() >= 6 {
-        let mut newest: Option<Manifest> = None;
-        for m in store.manifests()?.0 {
-            if m.fingerprint.as_str().starts_with(wanted)
-                || m.ports.values().any(|p| p.digest.as_str().starts_with(wanted))
-            {
-                newest = Some(m);
-            }
-        }
-        if let Some(found) = newest {
-            return Ok(found);
-        }
+    if let Some((found, _)) = digests::find(store, wanted)? {
+        return Ok(found);
     }
     Err(Diagnostic::pipeline(format!("`{wanted}` is no job, tag or digest in {}", store.address()))
         .hint("`smelt artifacts list` shows what is there"))
@@ -151,14 +141,8 @@ fn list(store: &Store, format: Format) -> Result<()> {
             json!(format!("{}/{}", m.fingerprint.short(), m.edition)),
             json!(m.provenance.started),
             json!(m.bytes()),
-            json!(
-                m.ports
-                    .values()
-                    .filter(|p| p.kind.counts_as_output())
-                    .map(|p| p.rows().unwrap_or(0))
-                    .max()
-                    .unwrap_or(0)
-            ),
+            // Of the port that the stage names first; null if its rows are not counted, as those of a checkpoint.
+            json!(m.ports.values().next().filter(|p| p.kind.schema().is_some()).and_then(|p| p.rows())),
             json!(named),
         ]);
     }
@@ -294,8 +278,14 @@ fn gc(store: &Store, dry_run: bool, age: f64) -> Result<()> {
     if !dry_run {
         store.gc(&plan)?;
     }
+    for key in plan.leftovers.folders.iter().chain(&plan.leftovers.files) {
+        println!("leftover {key}");
+    }
     let verb = if dry_run { "would go" } else { "deleted" };
-    println!("{} artifacts and {} attempts, {}, {verb}", plan.artifacts.len(), plan.attempts.len(), bytes(plan.bytes));
+    let (artifacts, attempts) = (plan.artifacts.len(), plan.attempts.len());
+    let leftovers = plan.leftovers.folders.len() + plan.leftovers.files.len();
+    let more = if leftovers > 0 { format!(", and {leftovers} leftovers inside others") } else { String::new() };
+    println!("{artifacts} artifacts and {attempts} attempts{more}, {}, {verb}", bytes(plan.bytes));
     Ok(())
 }
 
@@ -316,8 +306,18 @@ fn tag(store: &Store, at: &Where, name: &str, artifact: Option<String>, delete: 
         (_, true) => store.delete_tag(name)?,
         (Some(artifact), false) => {
             let artifact = find(store, at, &artifact)?.artifact();
+            let before = store.tag(name)?.map(|tag| tag.artifact);
             store.set_tag(name, &Tag { artifact: artifact.clone(), time: now() })?;
-            println!("tag:{name} is {} {}/{}", artifact.stage, artifact.fingerprint.short(), artifact.edition);
+            let shown = |a: &ArtifactRef| format!("{} {}/{}", a.stage, a.fingerprint.short(), a.edition);
+            println!(
+                "tag:{name} is {}{}",
+                shown(&artifact),
+                match before {
+                    None => String::new(),
+                    Some(before) if before == artifact => ", as before".into(),
+                    Some(before) => format!(", moved from {}", shown(&before)),
+                }
+            );
         }
         (None, false) => {
             let t = store.tag(name)?.ok_or_else(|| {

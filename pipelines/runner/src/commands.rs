@@ -8,7 +8,7 @@ use crate::programs::{self, Program};
 use crate::run::{self, summarise};
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{job, query};
+use crate::{job, live, query};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::Store;
@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// A pipeline as the command line names it.
 pub(crate) struct Target {
@@ -97,7 +98,14 @@ pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn run(args: RunArgs, only: &[String], from: &[String], again: Option<String>) -> Result<()> {
+/// `begun`: when this program started.
+pub(crate) fn run(
+    args: RunArgs,
+    only: &[String],
+    from: &[String],
+    again: Option<String>,
+    begun: Instant,
+) -> Result<()> {
     run::catch_signals();
     let mode = match (args.quiet, args.format) {
         (true, _) => Mode::Quiet,
@@ -115,7 +123,7 @@ pub(crate) fn run(args: RunArgs, only: &[String], from: &[String], again: Option
         _ => return Err(Diagnostic::pipeline("`--only` and `--from` exclude each other")),
     };
     let whole = only.is_empty() && from.is_empty();
-    let options = run::Options { wanted, again, retries: args.retries, mode, cores: args.cores };
+    let options = run::Options { wanted, again, retries: args.retries, mode, cores: args.cores, begun };
     let summary = run::run(&plan, &store, &options)?;
     if let (Some(sql), true, Mode::Auto) = (&plan.report, whole && summary.ran > 0, mode) {
         println!();
@@ -149,8 +157,22 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
         ("took", Measure::Seconds),
         ("holds", Measure::Plain),
     ]);
+    let running = live::jobs(&store, &plan.name)?;
     for (job, state) in plan.jobs.iter().zip(&states) {
         let stage = json!(job.program.description.name);
+        if let Some(live) = running.iter().find(|live| live.running.job == job.name) {
+            let (since, seconds) = (json!(live.running.started), json!(live.seconds()));
+            listing.row(vec![
+                json!(job.name),
+                stage,
+                json!("running"),
+                Value::Null,
+                since,
+                seconds,
+                json!(live.words()),
+            ]);
+            continue;
+        }
         listing.row(match state {
             State::Cached(m) => vec![
                 json!(job.name),

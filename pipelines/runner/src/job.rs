@@ -3,12 +3,11 @@
 use crate::diagnostic::{Diagnostic, Result};
 use crate::load::Instance;
 use crate::plan::Recipe;
-use crate::programs;
 use crate::view::{Progress, View};
+use crate::{child, programs};
 use serde_json::Value;
 use smelt_schemas::{ArtifactRef, Event, EventBody, ExitCode, Invocation, Io, Manifest, PROTOCOL, Problem};
 use smelt_store::{Owner, Store, safe_name};
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -38,6 +37,8 @@ struct Ended {
     problem: Option<Problem>,
     committed: Option<ArtifactRef>,
     why: String,
+    /// What to do about it, if nobody says better.
+    hint: Option<String>,
     /// It was ended at its time limit, so another try would not help.
     late: bool,
 }
@@ -98,7 +99,7 @@ impl Work<'_> {
                 self.view.failed(name, stage, remedy);
                 let mut error =
                     Diagnostic::new(ended.code, format!("job `{name}` failed: {message}")).at(self.job.place.clone());
-                error.hint = hint.or_else(|| match ended.late {
+                error.hint = hint.or(ended.hint).or_else(|| match ended.late {
                     true => Some("give it more with `run: { timeout: … }`; saved work is kept".into()),
                     false => Some(format!("`smelt logs {name}{}` shows what it said", self.store_flag)),
                 });
@@ -148,54 +149,54 @@ impl Work<'_> {
         command.arg("run").arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         programs::environment(&mut command, &self.job.run.env);
         command.env("SMELT_RUNNER_PID", std::process::id().to_string());
-        programs::end_with_me(&mut command);
+        child::end_with_me(&mut command);
         // A separate process group: Ctrl-C reaches only the runner, which then ends its jobs in order.
         command.process_group(0);
         let start_failed =
             |e| Diagnostic::new(ExitCode::Machine, format!("job `{}` cannot be started: {e}", self.job.name));
         let mut child = command.spawn().map_err(start_failed)?;
         let said = Mutex::new((None, None));
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        let (status, why) = std::thread::scope(|scope| {
-            scope.spawn(|| self.listen(out, logs, &said));
-            scope.spawn(|| programs::lines(err, |line| logs.text(line)));
-            self.wait(&mut child)
-        });
+        let group = child.id();
+        let (status, why) = child::listen(
+            &mut child,
+            |line| self.hear(line, logs, &said),
+            |line| logs.text(line),
+            |child| self.wait(child),
+        );
+        if child::end_group(group) {
+            let stage = &self.job.program.description.name;
+            self.view.warning(&self.job.name, stage, "it left processes behind; they were ended");
+        }
         let (problem, committed) = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let code = status.map_or(ExitCode::Bug, |s| ExitCode::of_process(s.code()));
+        let code = status.map_or(ExitCode::Bug, child::code);
         let code = if why.is_some() { ExitCode::Again } else { code };
         let late = why.is_some() && !STOP.load(Ordering::SeqCst);
-        let why = why.unwrap_or_else(|| match status {
-            Some(s) => format!("its process ended with {s}"),
-            None => "its process could not be waited for".into(),
-        });
-        Ok(Ended { code, problem, committed, why, late })
+        let hint = status.filter(|_| why.is_none()).and_then(child::hint).map(str::to_owned);
+        let why = why.unwrap_or_else(|| status.map_or_else(|| "it could not be waited for".into(), child::how));
+        Ok(Ended { code, problem, committed, why, hint, late })
     }
 
-    fn listen(&self, out: Option<impl Read>, logs: &Logs, said: &Mutex<(Option<Problem>, Option<ArtifactRef>)>) {
+    /// One line of the job's standard output: an event, or log text.
+    fn hear(&self, line: &str, logs: &Logs, said: &Mutex<(Option<Problem>, Option<ArtifactRef>)>) {
         let (name, stage) = (&self.job.name, &self.job.program.description.name);
-        programs::lines(out, |line| {
-            let Ok(event) = serde_json::from_str::<Event>(line) else {
-                logs.text(line);
-                return;
-            };
-            logs.event(line);
-            match event.body {
-                EventBody::Progress { phase, done, total, unit, note } => {
-                    let progress = Progress { phase: &phase, done, total, unit: &unit, note: &note };
-                    self.view.progress(name, stage, progress);
-                }
-                EventBody::Warning { message } => self.view.warning(name, stage, &message),
-                EventBody::Error { problem, .. } => {
-                    said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).0 = Some(problem);
-                }
-                EventBody::Committed { fingerprint, edition, .. } => {
-                    let artifact = ArtifactRef { stage: stage.clone(), fingerprint, edition };
-                    said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1 = Some(artifact);
-                }
-                EventBody::Started { .. } | EventBody::Metrics { .. } | EventBody::Books(_) => {}
+        let Ok(event) = serde_json::from_str::<Event>(line) else {
+            logs.text(line);
+            return;
+        };
+        logs.event(line);
+        let said = || said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event.body {
+            EventBody::Progress { phase, done, total, unit, note } => {
+                let progress = Progress { phase: &phase, done, total, unit: &unit, note: &note };
+                self.view.progress(name, stage, progress);
             }
-        });
+            EventBody::Warning { message } => self.view.warning(name, stage, &message),
+            EventBody::Error { problem, .. } => said().0 = Some(problem),
+            EventBody::Committed { fingerprint, edition, .. } => {
+                said().1 = Some(ArtifactRef { stage: stage.clone(), fingerprint, edition });
+            }
+            EventBody::Started { .. } | EventBody::Metrics { .. } | EventBody::Books(_) => {}
+        }
     }
 
     /// Waits for the process; ends it at its time limit, or when the run is stopped. The second value says why.

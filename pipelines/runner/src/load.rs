@@ -9,14 +9,14 @@ mod values;
 use self::draft::Draft;
 pub(crate) use self::draft::Input;
 use self::inputs::{main_port, resolve_reference, unknown_port};
-use self::shape::{check_schema, wrong_type};
-use self::values::{Set, substitute, unfilled};
+use self::shape::{Schemas, wrong_type};
+use self::values::{Set, from_environment, substitute, unfilled};
 use crate::diagnostic::{Diagnostic, Place, Result, nearest};
-use crate::programs::Program;
+use crate::programs::{Answer, Program};
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use smelt_schemas::{Arity, Job, Pipeline, ResolveRequest, Resolved, RunOptions};
+use smelt_schemas::{Arity, Each, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions};
 use smelt_store::Store;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -92,8 +92,8 @@ pub(crate) fn store_address(given: Option<&str>, in_file: Option<&str>) -> (Stri
 
 /// Opens a store. The error of a bad address names where the address came from. `place`: of the pipeline's `store:`.
 pub(crate) fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<Store> {
-    Store::open(address).map_err(|e| {
-        let error = Diagnostic::from(e);
+    let opened = from_environment(address).and_then(|address| Ok(Store::open(&address)?));
+    opened.map_err(|error| {
         error.at(match by {
             StoreBy::CommandLine => Some(Place::named("--store")),
             StoreBy::Environment => Some(Place::named("SMELT_STORE")),
@@ -108,6 +108,7 @@ pub(crate) struct Instance {
     /// `score`, or `score[seed=1]`.
     pub name: String,
     pub base: String,
+    pub axes: Map<String, Value>,
     pub program: Program,
     /// What each input port reads.
     pub inputs: BTreeMap<String, Vec<Input>>,
@@ -305,9 +306,11 @@ fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft
                 })
                 .collect();
         }
+        // An instance has its own values; the lists of all would make a thousand instances a million values.
+        let plain = serde_json::to_value(Job { each: Each::default(), ..text.clone() }).expect("a job is plain data");
         for axes in combinations {
             let name = instance_name(base, &axes);
-            let mut value = serde_json::to_value(text).expect("a job is plain data");
+            let mut value = plain.clone();
             substitute(&mut value, &|name| axes.get(name).cloned());
             let mut own = Tree::of(value);
             let mut set = Vec::new();
@@ -403,18 +406,19 @@ fn connect(
     let order = sort(tree, &drafts, &all_inputs)?;
     let place_of: HashMap<usize, usize> = order.iter().enumerate().map(|(new, &old)| (old, new)).collect();
     // 3. Configs: checked by the schema first, because its errors name the field, then by the stage.
+    let mut resolved = resolve_configs(tree, pipeline, &drafts, &order, programs, &all_inputs, store)?;
     let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
     let mut jobs = Vec::new();
     for &old in &order {
         let draft = drafts[old].take().expect("each draft is taken once");
         let program = programs[&draft.text.stage].clone();
+        let resolved = resolved[old].take().expect("each config is resolved once");
         let mut inputs = std::mem::take(&mut all_inputs[old]);
         for input in inputs.values_mut().flatten() {
             if let Input::Job { job, .. } = input {
                 *job = place_of[job];
             }
         }
-        let resolved = resolve_config(tree, pipeline, &draft, &program, &inputs)?;
         let timeout = draft.text.run.timeout.as_deref().map(|t| {
             seconds(t).ok_or_else(|| {
                 Diagnostic::pipeline(format!("`{t}` is no time"))
@@ -427,6 +431,7 @@ fn connect(
             timeout: timeout.transpose()?,
             name: draft.name,
             base: draft.base,
+            axes: draft.axes.into_iter().collect(),
             program,
             inputs,
             resolved,
@@ -477,21 +482,60 @@ fn sort(tree: &Tree, drafts: &[Draft], inputs: &[BTreeMap<String, Vec<Input>>]) 
     Ok(order)
 }
 
-fn resolve_config(
+/// A draft, by its place, and what its stage is asked.
+type Asked = (usize, ResolveRequest);
+
+/// The effective config of each draft. Jobs of one stage are asked for together, because a process for each of a
+/// thousand instances takes longer than all the rest; stages are asked at the same time.
+fn resolve_configs(
     tree: &Tree,
     pipeline: &Pipeline,
-    draft: &Draft,
-    program: &Program,
-    inputs: &BTreeMap<String, Vec<Input>>,
-) -> Result<Resolved> {
-    let mut config: Map<String, Value> = draft.text.config.clone();
-    if program.description.takes_seed() && !config.contains_key("seed") {
-        config.insert("seed".into(), pipeline.seed.into());
+    drafts: &[Draft],
+    order: &[usize],
+    programs: &HashMap<String, Program>,
+    inputs: &[BTreeMap<String, Vec<Input>>],
+    store: &Store,
+) -> Result<Vec<Option<Resolved>>> {
+    let mut schemas = Schemas::default();
+    let mut groups: IndexMap<(&str, &[String]), Vec<Asked>> = IndexMap::new();
+    for &i in order {
+        let draft = &drafts[i];
+        let program = &programs[&draft.text.stage];
+        let mut config: Map<String, Value> = draft.text.config.clone();
+        if program.description.takes_seed() && !config.contains_key("seed") {
+            config.insert("seed".into(), pipeline.seed.into());
+        }
+        let config = Value::Object(config);
+        schemas.check(tree, draft, &program.description.config, &config)?;
+        let counts = inputs[i].iter().map(|(port, list)| (port.clone(), list.len())).collect();
+        let request = ResolveRequest { config, inputs: counts, store: Some(store.address().into()) };
+        groups.entry((&draft.text.stage, &draft.text.run.env)).or_default().push((i, request));
     }
-    let config = Value::Object(config);
-    check_schema(tree, draft, &program.description.config, &config)?;
-    let counts = inputs.iter().map(|(port, list)| (port.clone(), list.len())).collect();
-    program.resolve(&ResolveRequest { config, inputs: counts }, &draft.text.run.env).map_err(|e| match e {
+    let mut answers: Vec<Option<Answer>> = drafts.iter().map(|_| None).collect();
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = groups
+            .into_iter()
+            .map(|((stage, env), group)| {
+                let (places, requests): (Vec<usize>, Vec<ResolveRequest>) = group.into_iter().unzip();
+                (places, scope.spawn(move || programs[stage].resolve_all(&requests, env)))
+            })
+            .collect();
+        for (places, answer) in asked {
+            let given = answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            places.into_iter().zip(given).for_each(|(i, answer)| answers[i] = Some(answer));
+        }
+    });
+    let mut resolved: Vec<Option<Resolved>> = drafts.iter().map(|_| None).collect();
+    for &i in order {
+        let answer = answers[i].take().expect("every draft was asked for");
+        resolved[i] = Some(answer.map_err(|refused| refusal(tree, &drafts[i], refused))?);
+    }
+    Ok(resolved)
+}
+
+/// What a stage says against a config, with its place in the file.
+fn refusal(tree: &Tree, draft: &Draft, refused: std::result::Result<(ExitCode, Problem), Diagnostic>) -> Diagnostic {
+    match refused {
         Ok((code, problem)) => {
             let field = problem.field.unwrap_or_default();
             let dotted = field.trim_start_matches('/').replace('/', ".");
@@ -501,7 +545,7 @@ fn resolve_config(
             if let Some(hint) = problem.hint { error.hint(hint) } else { error }
         }
         Err(bug) => bug.at(tree.key_place(&format!("/jobs/{}", draft.base))),
-    })
+    }
 }
 
 /// YAML files here and under `pipelines/`.

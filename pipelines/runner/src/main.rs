@@ -1,10 +1,13 @@
 //! `smelt`: the command people type. It knows stages through their five verbs and their manifests, never through Rust.
 
 mod artifacts;
+mod child;
 mod cli;
 mod commands;
 mod diagnostic;
+mod digests;
 mod job;
+mod live;
 mod load;
 mod plan;
 mod programs;
@@ -18,16 +21,18 @@ mod yaml;
 use clap::Parser;
 use cli::{Cli, Command};
 use std::process::ExitCode;
+use std::time::Instant;
 
 fn main() -> ExitCode {
+    let begun = Instant::now();
     // A closed pipe (`smelt status | head`) ends the program, quietly.
     // SAFETY: restores the default action of a signal before any thread starts.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let done = match Cli::parse().command {
         Command::Check(p) => commands::check(&p.into()),
         Command::Plan { pipeline, format } => commands::plan(&pipeline.into(), format),
-        Command::Run { run, only, from } => commands::run(run, &only, &from, None),
-        Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job)),
+        Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
+        Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),
         Command::Status { pipeline, format } => commands::status(pipeline.into(), format),
         Command::Logs { job, store, pipeline, run, events } => {
             commands::logs(store.store.as_deref(), pipeline.as_deref(), &job, run.as_deref(), events)

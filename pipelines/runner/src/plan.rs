@@ -80,30 +80,32 @@ fn readable(found: smelt_store::Result<Option<Manifest>>) -> Result<std::result:
     }
 }
 
-/// Looks a recipe up: the edition that the pipeline's pointer names, else the newest.
-pub(crate) fn look_up(store: &Store, plan: &Plan, job: &Instance, recipe: &Recipe) -> Result<State> {
+/// Looks a recipe up: the edition that the pipeline's pointer names, else the newest. The second value: the pointer
+/// names it already.
+pub(crate) fn look_up(store: &Store, plan: &Plan, job: &Instance, recipe: &Recipe) -> Result<(State, bool)> {
     let pointer = store.pointer(&plan.name, &job.name)?;
     let stage = &job.program.description.name;
     if let Some(pointer) = &pointer
         && (&pointer.artifact.stage, &pointer.artifact.fingerprint) == (stage, &recipe.fingerprint)
         && let Ok(Some(manifest)) = readable(store.manifest(&pointer.artifact))?
     {
-        return Ok(State::Cached(Box::new(manifest)));
+        return Ok((State::Cached(Box::new(manifest)), true));
     }
+    let new = |why: &str| Ok((State::New(why.into()), false));
     match readable(store.newest(stage, &recipe.fingerprint))? {
-        Ok(Some(manifest)) => return Ok(State::Cached(Box::new(manifest))),
+        Ok(Some(manifest)) => return Ok((State::Cached(Box::new(manifest)), false)),
         Ok(None) => {}
-        Err(Damaged) => return Ok(State::Damaged),
+        Err(Damaged) => return Ok((State::Damaged, false)),
     }
-    let Some(pointer) = pointer else { return Ok(State::New("first run".into())) };
+    let Some(pointer) = pointer else { return new("first run") };
     if pointer.artifact.fingerprint == recipe.fingerprint {
-        return Ok(State::New("its manifest is gone".into()));
+        return new("its manifest is gone");
     }
-    Ok(State::New(match readable(store.manifest(&pointer.artifact))? {
+    new(&match readable(store.manifest(&pointer.artifact))? {
         Ok(Some(before)) => difference(&before, job, recipe),
         Ok(None) => "its last manifest is gone".into(),
         Err(Damaged) => "its last manifest is damaged".into(),
-    }))
+    })
 }
 
 /// What differs between a job's last manifest and its recipe now.
@@ -167,7 +169,7 @@ pub(crate) fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
     let mut states = Vec::new();
     for (i, job) in plan.jobs.iter().enumerate() {
         let state = match recipe(plan, job, &done) {
-            Ok(recipe) => look_up(store, plan, job, &recipe)?,
+            Ok(recipe) => look_up(store, plan, job, &recipe)?.0,
             Err(input) => State::After(input),
         };
         if let State::Cached(manifest) = &state {

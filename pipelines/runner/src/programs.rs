@@ -1,13 +1,12 @@
 //! Stage programs: where they are, and how they describe themselves.
 
+use crate::child;
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use serde_json::{Map, Value, json};
-use smelt_schemas::{Description, Doctor, ExitCode, Io, PROTOCOL, Problem, ResolveRequest, Resolved};
+use smelt_schemas::{Description, Doctor, ExitCode, Io, PROTOCOL, Problem, ResolveAnswer, ResolveRequest, Resolved};
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// A stage program that answered `describe`.
 #[derive(Clone, Debug)]
@@ -71,7 +70,7 @@ pub(crate) fn known() -> BTreeSet<String> {
 /// Gives a stage's process the variables that it may see. They are the same for every verb, so that `run` finds the
 /// files that `resolve` found. Other secrets do not reach it. `named`: the job's `run.env`.
 pub(crate) fn environment(command: &mut Command, named: &[String]) {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 21] = [
         "PATH",
         "HOME",
         "USER",
@@ -81,7 +80,18 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
         "RUST_BACKTRACE",
         "LD_LIBRARY_PATH",
         "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
         "VIRTUAL_ENV",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
     ];
     const PREFIXES: [&str; 5] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON"];
     command.env_clear();
@@ -90,21 +100,6 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
         if NAMES.contains(&text) || PREFIXES.iter().any(|p| text.starts_with(p)) || named.iter().any(|e| e == text) {
             command.env(&name, value);
         }
-    }
-}
-
-/// Makes the process that `command` starts end when this one ends, for any reason.
-pub(crate) fn end_with_me(command: &mut Command) {
-    let me = std::process::id() as i32;
-    // SAFETY: the closure makes plain system calls only; the second look closes the gap before the first.
-    unsafe {
-        command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            match libc::getppid() == me {
-                true => Ok(()),
-                false => Err(std::io::ErrorKind::BrokenPipe.into()),
-            }
-        });
     }
 }
 
@@ -122,7 +117,7 @@ impl Program {
         let bug = |what: String| Diagnostic::new(ExitCode::Bug, format!("stage `{name}` ({}) {what}", path.display()));
         let mut describe = Command::new(&path);
         environment(&mut describe, &[]);
-        let answer = describe.arg("describe").stdin(Stdio::null()).output();
+        let answer = child::ask(describe.arg("describe"), b"");
         let answer = answer.map_err(|e| bug(format!("cannot be started: {e}")).hint("is it executable?"))?;
         if !answer.status.success() {
             let said = String::from_utf8_lossy(&answer.stderr);
@@ -137,12 +132,25 @@ impl Program {
         Ok(Self { path, description })
     }
 
-    /// The effective config. A problem of the config comes as `Err(Ok(problem))`. `named`: the job's `run.env`.
-    pub(crate) fn resolve(
-        &self,
-        request: &ResolveRequest,
-        named: &[String],
-    ) -> std::result::Result<Resolved, std::result::Result<(ExitCode, Problem), Diagnostic>> {
+    /// The effective configs, in order, from as few processes as the stage allows. `named`: the jobs' `run.env`.
+    pub(crate) fn resolve_all(&self, requests: &[ResolveRequest], named: &[String]) -> Vec<Answer> {
+        if let ([_, _, ..], true) = (requests, self.description.resolves_lists) {
+            let text = serde_json::to_vec(requests).expect("requests are plain data");
+            let answer = child::ask(self.verb("resolve", named).arg("-"), &text).ok().filter(|a| a.status.success());
+            let answers = answer.and_then(|a| serde_json::from_slice::<Vec<ResolveAnswer>>(&a.stdout).ok());
+            if let Some(answers) = answers.filter(|answers| answers.len() == requests.len()) {
+                let answer = |answer| match answer {
+                    ResolveAnswer::Resolved(resolved) => Ok(resolved),
+                    ResolveAnswer::Refused { code, problem } => Err(Ok((code, problem))),
+                };
+                return answers.into_iter().map(answer).collect();
+            }
+            // One of them ended the process; alone it says so.
+        }
+        requests.iter().map(|request| self.resolve(request, named)).collect()
+    }
+
+    fn resolve(&self, request: &ResolveRequest, named: &[String]) -> Answer {
         if self.description.io == Io::Files {
             let mut config = request.config.clone();
             fill_defaults(&mut config, &self.description.config);
@@ -150,45 +158,30 @@ impl Program {
         }
         let bug =
             |what: String| Err(Diagnostic::new(ExitCode::Bug, format!("stage `{}` {what}", self.description.name)));
-        let run = || -> std::io::Result<_> {
-            let mut child = self
-                .verb("resolve", named)
-                .arg("-")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()?;
-            let text = serde_json::to_vec(request)?;
-            child.stdin.take().expect("it is piped").write_all(&text)?;
-            child.wait_with_output()
-        };
-        let answer = run().map_err(|e| bug(format!("cannot be started: {e}")))?;
+        let text = serde_json::to_vec(request).expect("a request is plain data");
+        let answer = child::ask(self.verb("resolve", named).arg("-"), &text)
+            .map_err(|e| bug(format!("cannot be started: {e}")))?;
         if answer.status.success() {
             return serde_json::from_slice(&answer.stdout)
                 .map_err(|e| bug(format!("does not answer `resolve` as a stage does: {e}")));
         }
         match serde_json::from_slice::<Problem>(&answer.stdout) {
-            Ok(problem) => Err(Ok((ExitCode::of_process(answer.status.code()), problem))),
-            Err(_) => Err(bug(format!("failed at `resolve`: {}", String::from_utf8_lossy(&answer.stderr).trim()))),
+            Ok(problem) => Err(Ok((child::code(answer.status), problem))),
+            Err(_) => {
+                let said = String::from_utf8_lossy(&answer.stderr);
+                Err(bug(format!("failed at `resolve`: {}: {}", child::how(answer.status), said.trim())))
+            }
         }
     }
 
     pub(crate) fn doctor(&self) -> Doctor {
-        let answer = self.verb("doctor", &[]).stdin(Stdio::null()).output();
+        let answer = child::ask(&mut self.verb("doctor", &[]), b"");
         answer.ok().and_then(|a| serde_json::from_slice(&a.stdout).ok()).unwrap_or_default()
     }
 }
 
-/// Lines of a pipe; bytes that are not UTF-8 are replaced.
-pub(crate) fn lines(pipe: Option<impl Read>, mut take: impl FnMut(&str)) {
-    let Some(pipe) = pipe else { return };
-    let mut reader = BufReader::new(pipe);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        take(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
-        line.clear();
-    }
-}
+/// What `resolve` says; a problem of the config comes as `Err(Ok(problem))`.
+pub(crate) type Answer = std::result::Result<Resolved, std::result::Result<(ExitCode, Problem), Diagnostic>>;
 
 /// Fills in the defaults of a schema: what `resolve` does, for stages without that verb.
 fn fill_defaults(config: &mut Value, schema: &Value) {

@@ -2,11 +2,12 @@
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::load::{self, Plan};
+use crate::{child, live};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use smelt_schemas::{
-    ExitCode, InspectAnswer, InspectRequest, Kind, Manifest, Problem, QueryFormat, QueryPart, QueryRequest, QueryTable,
-    RecordTable, RecordType, kind,
+    ExitCode, FileRecord, InspectAnswer, InspectRequest, Kind, LostJob, Manifest, Problem, QueryFile, QueryFormat,
+    QueryPart, QueryRequest, QueryTable, RecordTable, RecordType, kind,
 };
 use smelt_store::{Error, Pointer, RunRecord, Store};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,50 +47,68 @@ pub(crate) fn pipeline_name(store: &Store, given: Option<&str>) -> Result<String
     })
 }
 
-fn records(store: &Store) -> Result<Vec<JobRecord>> {
-    let mut found = Vec::new();
-    for (pipeline, job, pointer) in store.pointers()? {
-        match store.manifest(&pointer.artifact) {
-            Ok(Some(manifest)) => found.push(JobRecord { pipeline, job, pointer, manifest }),
-            Ok(None) => {}
-            Err(e @ Error::Corrupt { .. }) => eprintln!("warning: job `{job}` of `{pipeline}` has no table: {e}"),
+/// The jobs of all pipelines; of `pipeline` also those whose manifest cannot be had.
+fn records(store: &Store, pipeline: &str) -> Result<(Vec<JobRecord>, Vec<LostJob>)> {
+    let (mut found, mut lost) = (Vec::new(), Vec::new());
+    for (of, job, pointer) in store.pointers()? {
+        let why = match store.manifest(&pointer.artifact) {
+            Ok(Some(manifest)) => {
+                found.push(JobRecord { pipeline: of, job, pointer, manifest });
+                continue;
+            }
+            Ok(None) => {
+                let a = &pointer.artifact;
+                format!("its artifact {} {}/{} is gone", a.stage, a.fingerprint.short(), a.edition)
+            }
+            Err(e @ Error::Corrupt { .. }) => e.to_string(),
             Err(e) => return Err(e.into()),
+        };
+        if of == pipeline {
+            eprintln!("warning: job `{job}` has no table: {why}");
+            lost.push(LostJob { job, why });
         }
     }
-    Ok(found)
+    Ok((found, lost))
 }
 
-/// `train[seed=1]` as (`train`, {seed: 1})
-fn split_instance(job: &str) -> (String, BTreeMap<String, String>) {
-    match job.split_once('[') {
-        None => (job.into(), BTreeMap::new()),
-        Some((base, axes)) => {
-            let pairs = axes.trim_end_matches(']').split(',').filter_map(|p| p.split_once('='));
-            (base.into(), pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+/// `train[seed=1]` as (`train`, {seed: 1}). `axes`: as they were written, if that is known; the name tells a number
+/// from a text only by its looks.
+fn split_instance(job: &str, axes: &Map<String, Value>) -> (String, BTreeMap<String, Value>) {
+    let Some((base, pairs)) = job.split_once('[') else { return (job.into(), BTreeMap::new()) };
+    if !axes.is_empty() {
+        return (base.into(), axes.iter().map(|(name, value)| (name.clone(), value.clone())).collect());
+    }
+    let looks = |text: &str| serde_json::from_str::<serde_json::Number>(text).map_or_else(|_| json!(text), Value::from);
+    let pairs = pairs.trim_end_matches(']').split(',').filter_map(|p| p.split_once('='));
+    (base.into(), pairs.map(|(name, value)| (name.to_owned(), looks(value))).collect())
+}
+
+/// The tables of a request while they are collected.
+#[derive(Default)]
+struct Tables(Vec<QueryTable>);
+
+impl Tables {
+    fn add(&mut self, schema: Option<&str>, name: &str, kind: &Kind, part: QueryPart) {
+        match self.0.iter_mut().find(|t| t.schema.as_deref() == schema && t.name == name && t.kind == *kind) {
+            Some(table) => table.parts.push(part),
+            None => self.0.push(QueryTable {
+                schema: schema.map(str::to_owned),
+                name: name.into(),
+                kind: kind.clone(),
+                parts: vec![part],
+            }),
         }
     }
 }
 
 fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
-    let all = records(store)?;
-    let mut tables: Vec<QueryTable> = Vec::new();
-    let mut add = |schema: Option<String>,
-                   name: &str,
-                   record: &JobRecord,
-                   port: &str,
-                   constants: BTreeMap<String, String>| {
-        let port_record = &record.manifest.ports[port];
-        let files = port_record.files.iter().map(|f| (store.file_key(&record.manifest, port, f), f.bytes)).collect();
-        let part = QueryPart { files, constants };
-        match tables.iter_mut().find(|t| t.schema == schema && t.name == name && t.kind == port_record.kind) {
-            Some(table) => table.parts.push(part),
-            None => {
-                tables.push(QueryTable { schema, name: name.into(), kind: port_record.kind.clone(), parts: vec![part] })
-            }
-        }
-    };
+    let (all, lost) = records(store, pipeline)?;
+    let mut tables = Tables::default();
+    // The events of a long training are long: they are read only for a query that may be about curves.
+    let live = if sql.contains("metrics") { live::jobs(store, pipeline)? } else { Vec::new() };
+    let is_live = |job: &str| live.iter().any(|live| live.running.job == job);
     for record in all.iter().filter(|r| r.pipeline == pipeline) {
-        let (base, axes) = split_instance(&record.job);
+        let (base, axes) = split_instance(&record.job, &record.pointer.axes);
         let mut first = true;
         // The name of a job means the first of its ports that has rows, but never `drops` or `metrics`.
         let mut ports: Vec<(&String, bool)> = record
@@ -100,25 +119,48 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
             .collect();
         ports.sort_by_key(|(n, side)| (*side, record.manifest.ports[*n].files.is_empty()));
         for (port, side) in ports {
-            let of = &record.manifest.ports[port].kind;
-            if of.schema().is_none() {
+            let port_record = &record.manifest.ports[port];
+            let of = &port_record.kind;
+            if of.schema().is_none() || *of == kind::metrics() && is_live(&record.job) {
                 continue;
             }
+            let file = |f: &FileRecord| QueryFile {
+                key: store.file_key(&record.manifest, port, f),
+                bytes: f.bytes,
+                blake3: f.blake3.clone(),
+            };
+            let part = |constants: BTreeMap<String, Value>| QueryPart {
+                job: record.job.clone(),
+                files: port_record.files.iter().map(file).collect(),
+                rows: Vec::new(),
+                constants,
+            };
             if std::mem::take(&mut first) && !side {
-                add(None, &base, record, port, axes.clone());
+                tables.add(None, &base, of, part(axes.clone()));
             }
-            add(Some(base.clone()), port, record, port, axes.clone());
-            let job = BTreeMap::from([("job".to_owned(), record.job.clone())]);
+            tables.add(Some(&base), port, of, part(axes.clone()));
+            let job = BTreeMap::from([("job".to_owned(), json!(record.job))]);
             if *of == kind::drops() {
-                add(Some("smelt".into()), "drops", record, port, job);
+                tables.add(Some("smelt"), "drops", of, part(job));
             } else if *of == kind::metrics() {
-                add(Some("smelt".into()), "metrics", record, port, job);
+                tables.add(Some("smelt"), "metrics", of, part(job));
             }
         }
     }
+    for live in &live {
+        let job = &live.running.job;
+        let known = all.iter().find(|r| r.pipeline == pipeline && r.job == *job);
+        let (base, axes) = split_instance(job, &known.map_or_else(Map::new, |r| r.pointer.axes.clone()));
+        let part = QueryPart { job: job.clone(), rows: live.curve(store)?, ..QueryPart::default() };
+        let constants = BTreeMap::from([("job".to_owned(), json!(job))]);
+        tables.add(Some("smelt"), "metrics", &kind::metrics(), QueryPart { constants, ..part.clone() });
+        tables.add(Some(&base), "metrics", &kind::metrics(), QueryPart { constants: axes, ..part });
+    }
+    let mut tables = tables.0;
     for (name, kind) in [("drops", kind::drops()), ("metrics", kind::metrics())] {
         if !tables.iter().any(|t| t.schema.as_deref() == Some("smelt") && t.name == name) {
-            let empty = QueryPart { files: Vec::new(), constants: BTreeMap::from([("job".into(), String::new())]) };
+            let constants = BTreeMap::from([("job".into(), json!(""))]);
+            let empty = QueryPart { constants, ..QueryPart::default() };
             tables.push(QueryTable { schema: Some("smelt".into()), name: name.into(), kind, parts: vec![empty] });
         }
     }
@@ -131,26 +173,26 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
         check: false,
         tables,
         records,
+        lost,
     })
 }
 
 /// The tables that a pipeline will have, without rows.
 fn tables_to_be(plan: &Plan) -> Vec<QueryTable> {
     let mut tables = Vec::new();
-    let mut add = |schema: Option<&str>, name: &str, kind: &Kind, constants: &[String]| {
-        let constants = constants.iter().map(|axis| (axis.clone(), String::new())).collect();
-        let parts = vec![QueryPart { files: Vec::new(), constants }];
+    let mut add = |schema: Option<&str>, name: &str, kind: &Kind, constants: &Map<String, Value>| {
+        let constants = constants.iter().map(|(axis, value)| (axis.clone(), value.clone())).collect();
+        let parts = vec![QueryPart { constants, ..QueryPart::default() }];
         tables.push(QueryTable { schema: schema.map(str::to_owned), name: name.into(), kind: kind.clone(), parts });
     };
     for (name, kind) in [("drops", kind::drops()), ("metrics", kind::metrics())] {
-        add(Some("smelt"), name, &kind, &["job".to_owned()]);
+        add(Some("smelt"), name, &kind, &Map::from_iter([("job".to_owned(), json!(""))]));
     }
     for job in &plan.jobs {
-        let axes: Vec<String> = split_instance(&job.name).1.into_keys().collect();
         for port in job.resolved.outputs.iter().filter(|port| port.kind.schema().is_some()) {
-            add(Some(&job.base), &port.name, &port.kind, &axes);
+            add(Some(&job.base), &port.name, &port.kind, &job.axes);
             if port.kind != kind::drops() && port.kind != kind::metrics() {
-                add(None, &job.base, &port.kind, &axes);
+                add(None, &job.base, &port.kind, &job.axes);
             }
         }
     }
@@ -203,15 +245,18 @@ fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::R
             Err(_) => eprintln!("{line}"), // words for people
         }
     }
-    Ok(match ExitCode::of_process(answer.status.code()) {
+    Ok(match child::code(answer.status) {
         ExitCode::Done => Ok(answer.stdout),
-        code => {
-            let message = match answer.status.signal() {
-                Some(libc::SIGPIPE) => String::new(), // the reader has gone: nobody would read the error either
-                _ => format!("`smelt-query` ended with {} and did not say why", answer.status),
-            };
-            Err((code, problem.unwrap_or(Problem { message, ..Problem::default() })))
-        }
+        // The reader has read enough: `smelt sql … | head`.
+        _ if answer.status.signal() == Some(libc::SIGPIPE) => Ok(answer.stdout),
+        code => Err((
+            code,
+            problem.unwrap_or_else(|| Problem {
+                message: format!("`smelt-query` did not say why {}", child::how(answer.status)),
+                hint: child::hint(answer.status).map(str::to_owned),
+                ..Problem::default()
+            }),
+        )),
     })
 }
 
@@ -332,7 +377,9 @@ pub(crate) fn shell(store: &Store, pipeline: &str) -> Result<()> {
         Diagnostic::new(ExitCode::Machine, format!("the terminal cannot be read: {e}"))
     };
     let mut editor = rustyline::DefaultEditor::new().map_err(failed)?;
-    let history = std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache/smelt/sql_history"));
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    let history = cache.map(|cache| cache.join("smelt/sql_history"));
     if let Some(file) = &history {
         drop(std::fs::create_dir_all(file.parent().unwrap_or(Path::new("."))));
         drop(editor.load_history(file)); // the first time there is none

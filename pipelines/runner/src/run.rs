@@ -2,19 +2,20 @@
 
 use crate::diagnostic::Result;
 use crate::job::{self, STOP, Work};
-use crate::load::{Input, Plan};
+use crate::load::{Input, Instance, Plan};
 use crate::plan::{self, Done, State};
 use crate::query;
 use crate::table::duration;
 use crate::view::{Mode, View};
 use serde_json::{Value, json};
 use smelt_schemas::{ArtifactRef, Cores, Manifest};
-use smelt_store::{Error, Owner, Pointer, RENEW, RunRecord, RunState, Store};
+use smelt_store::{Error, Owner, Pointer, RENEW, RunRecord, RunState, Running, Store};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Instant;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// Which jobs may run; all when empty.
     pub wanted: Option<Vec<bool>>,
@@ -23,6 +24,8 @@ pub(crate) struct Options {
     pub retries: Option<u32>,
     pub mode: Mode,
     pub cores: Option<usize>,
+    /// When this program started: what a user waits for begins there.
+    pub begun: Instant,
 }
 
 /// What a run did.
@@ -55,6 +58,13 @@ fn new_run() -> String {
     format!("{}-{}.{milliseconds:03}-{}", &stamp[..8], &stamp[8..], &smelt_store::unique()[..4])
 }
 
+/// A job that must run: why, and as which edition.
+struct Ready {
+    recipe: plan::Recipe,
+    why: String,
+    edition: u32,
+}
+
 struct Runner<'a> {
     plan: &'a Plan,
     store: &'a Store,
@@ -64,6 +74,9 @@ struct Runner<'a> {
     done: Done,
     /// Jobs that were started, are cached, or are not wanted.
     settled: Vec<bool>,
+    /// Jobs that must run and wait for free cores.
+    ready: HashMap<usize, Ready>,
+    running: Vec<Running>,
     began: bool,
     started: f64,
     owner: Owner,
@@ -72,7 +85,6 @@ struct Runner<'a> {
 }
 
 pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summary> {
-    let clock = Instant::now();
     let view =
         View::new(options.mode, plan.jobs.iter().map(|j| (j.name.chars().count(), j.program.description.name.len())));
     let n = plan.jobs.len();
@@ -85,6 +97,8 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
         run: new_run(),
         done: vec![None; n],
         settled: wanted.iter().map(|w| !w).collect(),
+        ready: HashMap::new(),
+        running: Vec::new(),
         began: false,
         started: smelt_store::now(),
         owner: Owner::this_process(),
@@ -105,7 +119,7 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
         view.note(&format!(
             "{} jobs in {}, {} cached; store {}, run {}",
             s.ran,
-            duration(clock.elapsed().as_secs_f64()),
+            duration(options.begun.elapsed().as_secs_f64()),
             s.cached,
             store.address(),
             runner.run
@@ -116,7 +130,7 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
             "{}: nothing to do, {} jobs cached ({:.2} s)",
             plan.name,
             runner.summary.cached,
-            clock.elapsed().as_secs_f64()
+            options.begun.elapsed().as_secs_f64()
         ));
     }
     Ok(runner.summary)
@@ -169,6 +183,7 @@ impl Runner<'_> {
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 };
                 (free, running) = (free + threads, running - 1);
+                self.running.retain(|r| r.job != plan.jobs[i].name);
                 match result.and_then(|manifest| self.finish(i, manifest)) {
                     Ok(()) => {}
                     Err(e) => {
@@ -193,34 +208,43 @@ impl Runner<'_> {
         running: &mut usize,
         mut spawn: impl FnMut(usize, plan::Recipe, u32, usize, Option<u32>),
     ) -> Result<()> {
-        let mut settled_one = true;
+        let (mut settled_one, mut started_one) = (true, false);
         while std::mem::take(&mut settled_one) {
             for i in 0..self.plan.jobs.len() {
                 let job = &self.plan.jobs[i];
                 if self.settled[i] {
                     continue;
                 }
-                let Ok(recipe) = plan::recipe(self.plan, job, &self.done) else { continue };
-                let state = plan::look_up(self.store, self.plan, job, &recipe)?;
                 let stage = &job.program.description.name;
-                let again = self.options.again.contains(&i);
-                let taken = again || matches!(state, State::Damaged);
-                let why = match state {
-                    State::Cached(manifest) if !again => {
-                        self.settled[i] = true;
-                        settled_one = true;
-                        self.summary.cached += 1;
-                        if self.began {
-                            self.view.cached(&job.name, stage, &manifest.books.summary("rows"));
+                if !self.ready.contains_key(&i) {
+                    let Ok(recipe) = plan::recipe(self.plan, job, &self.done) else { continue };
+                    let (state, is_pointed_at) = plan::look_up(self.store, self.plan, job, &recipe)?;
+                    let again = self.options.again.contains(&i);
+                    let taken = again || matches!(state, State::Damaged);
+                    let why = match state {
+                        State::Cached(manifest) if !again => {
+                            self.settled[i] = true;
+                            settled_one = true;
+                            self.summary.cached += 1;
+                            if self.began {
+                                self.view.cached(&job.name, stage, &manifest.books.summary("rows"));
+                            }
+                            if !is_pointed_at {
+                                self.point(i, &manifest)?;
+                            }
+                            self.done[i] = Some(*manifest);
+                            continue;
                         }
-                        self.point(i, &manifest)?;
-                        self.done[i] = Some(*manifest);
-                        continue;
-                    }
-                    State::Cached(_) => "again".to_owned(),
-                    State::New(_) | State::Damaged => state.words().1.to_owned(),
-                    State::After(_) => continue,
-                };
+                        State::Cached(_) => "again".to_owned(),
+                        State::New(_) | State::Damaged => state.words().1.to_owned(),
+                        State::After(_) => continue,
+                    };
+                    let edition = match taken {
+                        true => self.store.editions(stage, &recipe.fingerprint)?.last().map_or(0, |e| e + 1),
+                        false => 0,
+                    };
+                    self.ready.insert(i, Ready { recipe, why, edition });
+                }
                 let claim = job.run.threads.unwrap_or(match job.program.description.cores {
                     Cores::One => 1,
                     Cores::All => cores,
@@ -232,16 +256,24 @@ impl Runner<'_> {
                 if !self.began {
                     self.begin()?;
                 }
-                let edition = match taken {
-                    true => self.store.editions(stage, &recipe.fingerprint)?.last().map_or(0, |e| e + 1),
-                    false => 0,
-                };
+                let Some(Ready { recipe, why, edition }) = self.ready.remove(&i) else { continue };
                 self.settled[i] = true;
                 *free -= claim;
                 *running += 1;
+                started_one = true;
                 self.view.started(&job.name, stage, &why);
+                self.running.push(Running {
+                    job: job.name.clone(),
+                    stage: stage.clone(),
+                    fingerprint: recipe.fingerprint.clone(),
+                    started: smelt_store::now(),
+                });
                 spawn(i, recipe, edition, claim, self.options.retries);
             }
+        }
+        if started_one {
+            // So that `status` shows it. If the store does not answer now, the next record does it.
+            drop(self.record(RunState::Running));
         }
         Ok(())
     }
@@ -291,12 +323,12 @@ impl Runner<'_> {
 
     /// Makes the pipeline's job mean this artifact, if it does not already.
     fn point(&self, i: usize, manifest: &Manifest) -> Result<()> {
-        let name = &self.plan.jobs[i].name;
+        let Instance { name, axes, .. } = &self.plan.jobs[i];
         let artifact = manifest.artifact();
         if self.store.pointer(&self.plan.name, name)?.is_some_and(|p| p.artifact == artifact) {
             return Ok(());
         }
-        let pointer = Pointer { artifact, time: smelt_store::now(), run: self.run.clone() };
+        let pointer = Pointer { artifact, time: smelt_store::now(), run: self.run.clone(), axes: axes.clone() };
         Ok(self.store.point(&self.plan.name, name, &pointer)?)
     }
 
@@ -325,6 +357,7 @@ impl Runner<'_> {
             owner: Some(self.owner.clone()),
             holds: self.done.iter().flatten().map(Manifest::artifact).chain(fixed).collect(),
             jobs: self.facts.clone(),
+            running: if state == RunState::Running { self.running.clone() } else { Vec::new() },
         })?)
     }
 }

@@ -1,13 +1,13 @@
 //! Runs a stage with `io: files`: brings its inputs as local files, takes its outputs from local folders, commits.
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::{programs, query};
+use crate::{child, query};
 use indexmap::IndexMap;
 use smelt_schemas::{
     Books, Description, Event, EventBody, ExitCode, FileRecord, FilesInvocation, Invocation, Manifest, PROTOCOL,
     PortRecord, Problem, Provenance,
 };
-use smelt_store::{Attempt, Commit, Store};
+use smelt_store::{Attempt, Begun, Commit, Store};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -26,12 +26,28 @@ pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
         println!("{}", serde_json::to_string(&event).expect("events are plain data"));
     };
     let unable = |e: String| Diagnostic::new(ExitCode::Bug, format!("`{} describe` failed: {e}", program.display()));
-    let answer = Command::new(program).arg("describe").stdin(Stdio::null()).output();
+    let answer = child::ask(Command::new(program).arg("describe"), b"");
     let answer = answer.map_err(|e| unable(e.to_string()))?;
     let description: Description = serde_json::from_slice(&answer.stdout).map_err(|e| unable(e.to_string()))?;
     let started = smelt_store::now();
     let store = Store::open(&invocation.store)?;
-    let attempt = Attempt::begin(&store, &invocation.stage, &invocation.fingerprint, invocation.edition)?;
+    let begun = Attempt::begin(&store, &invocation.stage, &invocation.fingerprint, invocation.edition, |owner| {
+        let who = format!("process {} on {}", owner.pid, owner.host);
+        emit(EventBody::Warning { message: format!("{who} does the same work: waiting for what it commits") });
+    })?;
+    let committed = |manifest: &Manifest, adopted| EventBody::Committed {
+        fingerprint: manifest.fingerprint.clone(),
+        edition: manifest.edition,
+        adopted,
+        summary: manifest.books.summary("rows"),
+    };
+    let attempt = match begun {
+        Begun::Held(attempt) => attempt,
+        Begun::Committed(manifest) => {
+            emit(committed(&manifest, true));
+            return Ok(());
+        }
+    };
     emit(EventBody::Started { attempt: attempt.id().into(), resumed: attempt.resumed(), resumed_at: None });
     let result = work(program, &invocation, &description, &store, &attempt);
     let checked = result.and_then(|(files, books)| match books.check() {
@@ -78,13 +94,11 @@ pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
             ..Provenance::default()
         },
     };
-    attempt.check()?; // whoever took it over commits it
-    let (adopted, edition) = match store.commit(&manifest)? {
-        Commit::Won => (false, manifest.edition),
-        Commit::Adopted(theirs) => (true, theirs.edition),
-    };
-    let summary = manifest.books.summary("rows");
-    emit(EventBody::Committed { fingerprint: manifest.fingerprint, edition, adopted, summary });
+    // Whoever took the attempt over commits it.
+    match attempt.commit(&manifest)? {
+        Commit::Won => emit(committed(&manifest, false)),
+        Commit::Adopted(theirs) => emit(committed(&theirs, true)),
+    }
     attempt.release();
     Ok(())
 }
@@ -129,24 +143,29 @@ fn work(
     std::fs::write(&path, text).map_err(|e| machine("writing the invocation", e))?;
     let mut command = Command::new(program);
     command.arg("run").arg(&path).stdin(Stdio::null()).stdout(Stdio::piped());
-    programs::end_with_me(&mut command);
+    child::end_with_me(&mut command);
     let mut child = command.spawn().map_err(|e| machine("starting the program", e))?;
     let mut books = Books::default();
     let mut told = None;
-    programs::lines(child.stdout.take(), |line| match serde_json::from_str::<EventBody>(line) {
+    let hear = |line: &str| match serde_json::from_str::<EventBody>(line) {
         // Its books and its error are for us, everything else is for the runner.
         Ok(EventBody::Books(b)) => books.add(&b),
         Ok(EventBody::Error { code, problem }) => told = Some((code, problem)),
         _ => println!("{line}"),
-    });
-    let status = child.wait().map_err(|e| machine("waiting for the program", e))?;
+    };
+    let status = child::listen(&mut child, hear, |_| {}, |child| child.wait());
+    let status = status.map_err(|e| machine("waiting for the program", e))?;
     if !status.success() {
         let code = match status.code() {
             Some(1) => ExitCode::Bug, // what an interpreter says of an exception
-            code => ExitCode::of_process(code),
+            _ => child::code(status),
         };
         let Some((code, problem)) = told else {
-            return Err(Diagnostic::new(code, format!("stage `{}` ended with {status}", invocation.stage)));
+            let error = Diagnostic::new(code, child::how(status));
+            return Err(match child::hint(status) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            });
         };
         return Err(Diagnostic::of(code, problem));
     }

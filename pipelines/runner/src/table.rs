@@ -52,9 +52,9 @@ impl Listing {
                 serde_json::to_string_pretty(&rows).expect("a listing is plain data") + "\n"
             }
             Format::Csv => {
-                let line = |cells: Vec<String>| cells.iter().map(|c| quote(c)).collect::<Vec<_>>().join(",") + "\n";
-                let head = line(self.columns.iter().map(|c| (*c).to_owned()).collect());
-                self.rows.iter().fold(head, |text, row| text + &line(row.iter().map(show).collect()))
+                let line = |cells: Vec<String>| cells.join(",") + "\n";
+                let head = line(self.columns.iter().map(|c| quote(c)).collect());
+                self.rows.iter().fold(head, |text, row| text + &line(row.iter().map(field).collect()))
             }
             Format::Table => self.table(),
         }
@@ -104,8 +104,17 @@ fn show(value: &Value) -> String {
     }
 }
 
+/// A field of CSV: null is nothing, an empty text is `""`, a number is written in full.
+fn field(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => quote(text),
+        other => quote(&other.to_string()),
+    }
+}
+
 fn quote(cell: &str) -> String {
-    match cell.contains([',', '"', '\n', '\r']) {
+    match cell.is_empty() || cell.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", cell.replace('"', "\"\"")),
         false => cell.to_owned(),
     }
@@ -170,6 +179,8 @@ mod tests {
         listing.row(vec![json!("a,b"), json!(7), Value::Null]);
         assert_eq!(listing.text(Format::Table), "job    rows  size\nclean   548  4.1 kB\na,b       7\n");
         assert_eq!(listing.text(Format::Csv), "job,rows,size\nclean,548,4100\n\"a,b\",7,\n");
+        let fields = [json!(""), json!(null), json!(0.123456), json!("a\"b")].map(|value| field(&value));
+        assert_eq!(fields, ["\"\"", "", "0.123456", "\"a\"\"b\""]);
         let json = listing.text(Format::Json);
         assert!(json.contains("\"rows\": 548") && json.contains("\"size\": 4100"), "{json}");
     }

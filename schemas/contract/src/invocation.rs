@@ -35,6 +35,9 @@ pub struct ResolveRequest {
     /// How many artifacts each connected input port has.
     #[serde(default)]
     pub inputs: BTreeMap<String, usize>,
+    /// The store's address: no source may lie in it, because every run would find what the run before left.
+    #[serde(default)]
+    pub store: Option<String>,
 }
 
 /// What `run` reads. Holds no secret: credentials come from the environment.

@@ -24,9 +24,12 @@ pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
 pub use pipeline::{Each, Inputs, Job, Pipeline, RunOptions, SavePolicy};
 pub use query::{
-    InspectAnswer, InspectRequest, QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType,
+    InspectAnswer, InspectRequest, LostJob, QueryFile, QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable,
+    RecordType,
 };
-pub use stage::{Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, Resolved, Source};
+pub use stage::{
+    Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, ResolveAnswer, Resolved, Source,
+};
 
 /// Every type of this crate that is published as a JSON Schema, with the file it is published in.
 pub fn published_json_schemas() -> Vec<(&'static str, schemars::Schema)> {
@@ -39,6 +42,7 @@ pub fn published_json_schemas() -> Vec<(&'static str, schemars::Schema)> {
         ("description.schema.json", schemars::schema_for!(Description)),
         ("resolve_request.schema.json", schemars::schema_for!(ResolveRequest)),
         ("resolved.schema.json", schemars::schema_for!(Resolved)),
+        ("resolve_answer.schema.json", schemars::schema_for!(ResolveAnswer)),
         ("problem.schema.json", schemars::schema_for!(Problem)),
     ]
 }

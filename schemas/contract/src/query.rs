@@ -4,6 +4,7 @@
 //! a [`Problem`](crate::fault::Problem) as JSON in one line on standard error; a fault of the SQL has the place
 //! `line:column` in the query, if the parser knows it. Other lines of standard error are words for people.
 
+use crate::digest::Digest;
 use crate::kind::Kind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,17 @@ pub struct QueryRequest {
     pub check: bool,
     pub tables: Vec<QueryTable>,
     pub records: Vec<RecordTable>,
+    /// Jobs whose tables would be short.
+    #[serde(default)]
+    pub lost: Vec<LostJob>,
+}
+
+/// A job whose manifest is gone or damaged: nobody knows what its tables hold.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct LostJob {
+    /// `train[seed=1]`; its tables are `train` and `train.*`.
+    pub job: String,
+    pub why: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,13 +61,28 @@ pub struct QueryTable {
     pub parts: Vec<QueryPart>,
 }
 
-/// Files of one artifact, with columns that are the same in all its rows: `job`, or the axes of an instance.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+/// Rows of one job, with columns that are the same in all of them: `job`, or the axes of an instance.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct QueryPart {
-    /// (key in the store, bytes)
-    pub files: Vec<(String, u64)>,
+    /// What `smelt rerun` makes again when a file is damaged.
     #[serde(default)]
-    pub constants: BTreeMap<String, String>,
+    pub job: String,
+    pub files: Vec<QueryFile>,
+    /// Rows that are in no file yet, such as the curve of a running job: an object for each, with the kind's columns.
+    #[serde(default)]
+    pub rows: Vec<Value>,
+    /// Column to text, number or boolean.
+    #[serde(default)]
+    pub constants: BTreeMap<String, Value>,
+}
+
+/// A file of a committed port, as its manifest has it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct QueryFile {
+    /// In the store.
+    pub key: String,
+    pub bytes: u64,
+    pub blake3: Digest,
 }
 
 /// A small table of the store's own records.

@@ -1,5 +1,7 @@
 //! What a stage tells about itself: the answers of `describe`, `resolve`, `estimate` and `doctor`.
 
+use crate::exit::ExitCode;
+use crate::fault::Problem;
 use crate::kind::Kind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,9 @@ pub struct Description {
     pub io: Io,
     #[serde(default)]
     pub cores: Cores,
+    /// `resolve` also takes a list of requests, and then prints a list of [`ResolveAnswer`]s.
+    #[serde(default)]
+    pub resolves_lists: bool,
     #[serde(default)]
     pub inputs: Vec<InputPort>,
     pub outputs: Vec<OutputPort>,
@@ -103,6 +108,18 @@ pub struct Resolved {
     pub outputs: Vec<OutputPort>,
     #[serde(default)]
     pub sources: Vec<Source>,
+}
+
+/// The answer of `resolve` to one request of a list.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ResolveAnswer {
+    Resolved(Resolved),
+    Refused {
+        code: ExitCode,
+        #[serde(flatten)]
+        problem: Problem,
+    },
 }
 
 /// The answer of `estimate`. What the config alone does not determine is left out, and `notes` say why.

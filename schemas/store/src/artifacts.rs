@@ -22,6 +22,9 @@ pub struct Pointer {
     pub time: f64,
     /// The run that set it.
     pub run: String,
+    /// Of an instance: its axes and their values, in order.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub axes: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,69 +2,28 @@
 //!
 //! A start takes over the newest lapsed attempt of the same edition, at once if its process on this boot is gone.
 //! Files that no unit and no progress names are ignored. A process that loses the lease stops and writes nothing more.
+//! Of two processes that begin the same edition at once one works; the other waits, and adopts what it commits.
 
-use crate::artifacts::{artifact_key, safe_name, to_json};
+use crate::artifacts::{Commit, artifact_key, safe_name, to_json};
 use crate::clock::now;
 use crate::error::{Error, Result};
+use crate::owner::Owner;
 use crate::store::Store;
 use crate::unique::unique;
 use crate::upload::Upload;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use smelt_schemas::{Books, Digest, FileRecord};
+use smelt_schemas::{ArtifactRef, Books, Digest, FileRecord, Manifest};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A lease that is not renewed for this long has lapsed.
 const LEASE_SECONDS: f64 = 120.0;
 /// The holder of a claim renews it this often.
 pub const RENEW: Duration = Duration::from_secs(30);
-
-/// Who works on an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
-    /// Random, another one for each process.
-    pub id: String,
-    pub host: String,
-    /// Changes when the host restarts.
-    pub boot: String,
-    pub pid: u32,
-    /// Clock ticks from boot to the start of the process: tells a reused pid from the old one.
-    pub pid_start: u64,
-}
-
-impl Owner {
-    pub fn this_process() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let pid = std::process::id();
-        Self {
-            id: unique(),
-            host: read("/proc/sys/kernel/hostname"),
-            boot: read("/proc/sys/kernel/random/boot_id"),
-            pid,
-            pid_start: pid_start(pid).unwrap_or(0),
-        }
-    }
-
-    /// True if this owner ran on this boot of this host and has ended.
-    pub fn is_gone(&self, me: &Owner) -> bool {
-        let here = !self.boot.is_empty() && self.boot == me.boot && self.host == me.host;
-        here && pid_start(self.pid) != Some(self.pid_start)
-    }
-}
-
-/// Field 22 of /proc/PID/stat; fields are counted after the name, which may hold blanks.
-fn pid_start(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    if fields.first() == Some(&"Z") {
-        return None; // ended, but its parent has not waited for it yet
-    }
-    fields.get(19)?.parse().ok()
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lease {
@@ -105,6 +64,9 @@ pub struct Progress {
     pub books: Books,
     #[serde(default)]
     pub detail: Value,
+    /// This save is kept when the artifact is committed; others go.
+    #[serde(default)]
+    pub stays: bool,
     /// Saves before this one, the newest first.
     #[serde(default)]
     pub older: Vec<Kept>,
@@ -117,12 +79,14 @@ pub struct Kept {
     pub files: BTreeMap<String, FileRecord>,
     #[serde(default)]
     pub detail: Value,
+    #[serde(default)]
+    pub stays: bool,
 }
 
 impl Progress {
     /// All saves, the newest first.
     pub fn into_saves(self) -> Vec<Kept> {
-        let newest = Kept { cursor: self.cursor, files: self.files, detail: self.detail };
+        let newest = Kept { cursor: self.cursor, files: self.files, detail: self.detail, stays: self.stays };
         std::iter::once(newest).chain(self.older).collect()
     }
 }
@@ -143,18 +107,57 @@ pub struct UnitRecord {
 /// An attempt that this process holds. A background thread renews the lease until this is dropped.
 #[derive(Debug)]
 pub struct Attempt {
-    store: Store,
-    folder: String,
-    id: String,
+    claim: Arc<Claim>,
     lease: Lease,
     started: f64,
     stop: Arc<(Mutex<bool>, Condvar)>,
     renewer: Option<JoinHandle<()>>,
 }
 
+/// How a start ended.
+#[derive(Debug)]
+pub enum Begun {
+    Held(Attempt),
+    /// Another process has committed this edition meanwhile.
+    Committed(Box<Manifest>),
+}
+
 impl Attempt {
-    /// Takes over the newest lapsed attempt of this recipe and edition, or begins a new one.
-    pub fn begin(store: &Store, stage: &str, fingerprint: &Digest, edition: u32) -> Result<Self> {
+    /// Takes over the newest lapsed attempt of this edition, or begins a new one. While another process works on the
+    /// edition, waits for what it commits; `waits` is told for whom, once each.
+    pub fn begin(
+        store: &Store,
+        stage: &str,
+        fingerprint: &Digest,
+        edition: u32,
+        mut waits: impl FnMut(&Owner),
+    ) -> Result<Begun> {
+        let artifact = ArtifactRef { stage: stage.into(), fingerprint: fingerprint.clone(), edition };
+        let (mut told, mut pause) = (None, Duration::from_millis(50));
+        loop {
+            if let Some(manifest) = store.manifest(&artifact)? {
+                return Ok(Begun::Committed(Box::new(manifest)));
+            }
+            let mut rival = live(store, &artifact, None)?.into_iter().next().map(|(_, owner)| owner);
+            if rival.is_none() {
+                let attempt = Self::begin_beside(store, stage, fingerprint, edition)?;
+                rival = attempt.rival(&artifact)?;
+                if rival.is_none() {
+                    return Ok(Begun::Held(attempt));
+                }
+                attempt.give_up();
+            }
+            if let Some(owner) = rival.filter(|owner| told.as_ref() != Some(&owner.id)) {
+                waits(&owner);
+                told = Some(owner.id);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    /// The same, though another process may work on the edition: both do all the work, and one commits.
+    pub fn begin_beside(store: &Store, stage: &str, fingerprint: &Digest, edition: u32) -> Result<Self> {
         let me = Owner::this_process();
         let recipe = format!("{}/attempts", artifact_key(stage, fingerprint));
         let mut attempts = store.list_here(&recipe)?.1;
@@ -183,33 +186,62 @@ impl Attempt {
 
     fn held(store: &Store, folder: String, id: String, lease: Lease) -> Self {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let claim = Arc::new(Claim {
+            store: store.clone(),
+            folder,
+            id,
+            owner: lease.owner.id.clone(),
+            lost: AtomicBool::new(false),
+            renewed: Mutex::new(Instant::now()),
+        });
         let renewer = {
-            let (store, key, owner, stop) =
-                (store.clone(), format!("{folder}/lease.json"), lease.owner.id.clone(), stop.clone());
+            let (claim, stop) = (claim.clone(), stop.clone());
             std::thread::spawn(move || {
                 let (done, signal) = &*stop;
                 let mut done = done.lock().expect("nothing panics while it holds this lock");
                 while !*done {
                     done = signal.wait_timeout(done, RENEW).expect("as above").0;
-                    if *done {
-                        return;
-                    }
                     // A store that does not answer is asked again; a lease that somebody else holds is lost for good.
-                    if let Ok(false) = renew(&store, &key, &owner, |l| l.renewed = now()) {
+                    if *done || matches!(claim.renew(), Ok(false)) {
                         return;
                     }
                 }
             })
         };
-        Self { store: store.clone(), folder, id, lease, started: now(), stop, renewer: Some(renewer) }
+        Self { claim, lease, started: now(), stop, renewer: Some(renewer) }
+    }
+
+    /// Another process that goes on with this edition, if this one must give up. Of two that begin at the same moment,
+    /// the one with the smaller name goes on, and the other sees it and gives up. One with a larger name that stays
+    /// had looked before this attempt was there: then this one gives up.
+    fn rival(&self, artifact: &ArtifactRef) -> Result<Option<Owner>> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let since = Instant::now();
+        loop {
+            let others = live(&self.claim.store, artifact, Some(&self.claim.id))?;
+            let Some((id, owner)) = others.into_iter().min_by(|a, b| a.0.cmp(&b.0)) else { return Ok(None) };
+            if id < self.claim.id || since.elapsed() > PATIENCE {
+                return Ok(Some(owner));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Leaves the work to another process.
+    fn give_up(self) {
+        let (claim, is_fresh) = (self.claim.clone(), self.lease.resumed == 0);
+        self.release();
+        if is_fresh {
+            drop(claim.store.delete_all(&claim.folder)); // what stays is empty, and `gc` deletes it
+        }
     }
 
     pub fn id(&self) -> &str {
-        &self.id
+        &self.claim.id
     }
 
     pub fn store(&self) -> &Store {
-        &self.store
+        &self.claim.store
     }
 
     /// How many earlier processes worked on it.
@@ -224,12 +256,33 @@ impl Attempt {
 
     /// An error once somebody else holds the lease: stop, and write nothing more. Reads the lease from the store.
     pub fn check(&self) -> Result<()> {
-        check(&self.store, &self.folder, &self.id, &self.lease.owner.id)
+        self.claim.check()
+    }
+
+    /// Whether the lease is known to be lost, without asking the store: work that takes long looks here.
+    pub fn is_lost(&self) -> bool {
+        self.claim.lost.load(Ordering::SeqCst)
+    }
+
+    /// Commits the edition. The lease is renewed first, so that nobody can take the attempt over meanwhile; then the
+    /// files in it that nothing names are deleted.
+    pub fn commit(&self, manifest: &Manifest) -> Result<Commit> {
+        self.check()?;
+        if !self.claim.renew()? {
+            return Err(self.claim.lost()?);
+        }
+        let commit = self.claim.store.commit(manifest)?;
+        // The work is done whether or not this succeeds: what stays is found by `gc`.
+        drop(match &commit {
+            Commit::Won => self.claim.store.tidy(manifest),
+            Commit::Adopted(_) => self.claim.store.delete_all(&self.claim.folder),
+        });
+        Ok(commit)
     }
 
     /// The key of a file of this attempt: `files/<port>/<path>`, `saves/...`.
     pub fn key(&self, path: &str) -> String {
-        format!("{}/{path}", self.folder)
+        format!("{}/{path}", self.claim.folder)
     }
 
     /// Opens a file of a port.
@@ -241,19 +294,24 @@ impl Attempt {
     /// then.
     pub fn upload_at(&self, path: &str) -> Result<Upload> {
         self.check()?;
-        let (store, folder) = (self.store.clone(), self.folder.clone());
-        let (id, owner) = (self.id.clone(), self.lease.owner.id.clone());
-        Ok(self.store.upload(&self.key(path))?.only_if(Box::new(move || check(&store, &folder, &id, &owner))))
+        let claim = self.claim.clone();
+        Ok(self.claim.store.upload(&self.key(path))?.only_if(Box::new(move || claim.check())))
     }
 
     pub fn progress(&self) -> Result<Option<Progress>> {
-        self.store.get_json(&self.key("progress.json"))
+        self.claim.store.get_json(&self.key("progress.json"))
     }
 
     /// Replaces the saved progress. Its files must have been written before.
     pub fn save_progress(&self, progress: &Progress) -> Result<()> {
         self.check()?;
-        self.store.put(&self.key("progress.json"), &to_json(progress))
+        self.claim.store.put(&self.key("progress.json"), &to_json(progress))
+    }
+
+    /// Deletes everything below `path`, a folder of this attempt.
+    pub fn delete_all(&self, path: &str) -> Result<()> {
+        self.check()?;
+        self.claim.store.delete_all(&self.key(path))
     }
 
     fn unit_key(&self, phase: &str, index: u64) -> String {
@@ -261,14 +319,14 @@ impl Attempt {
     }
 
     pub fn unit(&self, phase: &str, index: u64) -> Result<Option<UnitRecord>> {
-        self.store.get_json(&self.unit_key(phase, index))
+        self.claim.store.get_json(&self.unit_key(phase, index))
     }
 
     /// Units of a phase that are committed, ascending.
     pub fn units(&self, phase: &str) -> Result<Vec<(u64, UnitRecord)>> {
         let folder = self.key(&format!("units/{}", safe_name(phase)));
         let mut found = Vec::new();
-        for name in self.store.list_here(&folder)?.0 {
+        for name in self.claim.store.list_here(&folder)?.0 {
             let Some(index) = name.strip_suffix(".json").and_then(|n| n.parse().ok()) else { continue };
             if let Some(record) = self.unit(phase, index)? {
                 found.push((index, record));
@@ -281,12 +339,12 @@ impl Attempt {
     pub fn commit_unit(&self, phase: &str, index: u64, record: UnitRecord) -> Result<UnitRecord> {
         self.check()?;
         let key = self.unit_key(phase, index);
-        let created = self.store.create(&key, &to_json(&record));
-        match (created, self.store.get_json(&key)?) {
+        let created = self.claim.store.create(&key, &to_json(&record));
+        match (created, self.claim.store.get_json(&key)?) {
             (Ok(true), _) => Ok(record),
             (_, Some(found)) => Ok(found),
             (Err(e), None) => Err(e),
-            (Ok(false), None) => Err(self.store.corrupt(&key, "was said to exist, and does not")),
+            (Ok(false), None) => Err(self.claim.store.corrupt(&key, "was said to exist, and does not")),
         }
     }
 
@@ -294,9 +352,8 @@ impl Attempt {
     pub fn release(mut self) {
         self.stop_renewing();
         let seconds = self.seconds();
-        let key = format!("{}/lease.json", self.folder);
         // Best effort: a lease that is not given back lapses by itself.
-        drop(renew(&self.store, &key, &self.lease.owner.id, |l| (l.released, l.seconds) = (true, seconds)));
+        drop(self.claim.change(|l| (l.released, l.seconds) = (true, seconds)));
     }
 
     fn stop_renewing(&mut self) {
@@ -314,27 +371,88 @@ impl Drop for Attempt {
     }
 }
 
-/// An error if `owner` does not hold the lease of the attempt `id` in `folder`.
-fn check(store: &Store, folder: &str, id: &str, owner: &str) -> Result<()> {
-    let lease: Option<Lease> = store.get_json(&format!("{folder}/lease.json"))?;
-    match lease {
-        Some(lease) if lease.owner.id == owner => Ok(()),
-        other => {
-            let name = |l: Lease| format!("process {} on {}", l.owner.pid, l.owner.host);
-            Err(Error::LeaseLost { attempt: id.into(), holder: other.map_or_else(|| "nobody".into(), name) })
+/// What this process holds, as its threads share it.
+#[derive(Debug)]
+struct Claim {
+    store: Store,
+    folder: String,
+    id: String,
+    /// The id of this process's `Owner`.
+    owner: String,
+    lost: AtomicBool,
+    renewed: Mutex<Instant>,
+}
+
+impl Claim {
+    fn key(&self) -> String {
+        format!("{}/lease.json", self.folder)
+    }
+
+    /// An error if this process does not hold the lease any more. One that it has not renewed for long, because the
+    /// machine slept or the store did not answer, is renewed first: somebody may be about to take it.
+    fn check(&self) -> Result<()> {
+        let lease: Option<Lease> = self.store.get_json(&self.key())?;
+        if self.lost.load(Ordering::SeqCst) || lease.is_none_or(|lease| lease.owner.id != self.owner) {
+            return Err(self.lost()?);
+        }
+        let age = self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if age > 2 * RENEW && !self.renew()? {
+            return Err(self.lost()?);
+        }
+        Ok(())
+    }
+
+    /// The error that says who holds the lease now.
+    fn lost(&self) -> Result<Error> {
+        self.lost.store(true, Ordering::SeqCst);
+        let lease: Option<Lease> = self.store.get_json(&self.key())?;
+        let name = |l: Lease| format!("process {} on {}", l.owner.pid, l.owner.host);
+        Ok(Error::LeaseLost { attempt: self.id.clone(), holder: lease.map_or_else(|| "nobody".into(), name) })
+    }
+
+    /// False if somebody else holds the lease.
+    fn renew(&self) -> Result<bool> {
+        let begun = Instant::now();
+        let is_ours = self.change(|l| l.renewed = now())?;
+        match is_ours {
+            true => *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = begun,
+            false => self.lost.store(true, Ordering::SeqCst),
+        }
+        Ok(is_ours)
+    }
+
+    /// Changes the lease if this process still holds it; false if not. Its own threads may change it at the same time.
+    fn change(&self, mut change: impl FnMut(&mut Lease)) -> Result<bool> {
+        loop {
+            let Some((bytes, version)) = self.store.get_versioned(&self.key())? else { return Ok(false) };
+            let Ok(mut lease) = serde_json::from_slice::<Lease>(&bytes) else { return Ok(false) };
+            if lease.owner.id != self.owner {
+                return Ok(false);
+            }
+            change(&mut lease);
+            if self.store.swap(&self.key(), &version, &to_json(&lease))? {
+                return Ok(true);
+            }
         }
     }
 }
 
-/// Changes the lease if `owner` still holds it; false if not.
-fn renew(store: &Store, key: &str, owner: &str, change: impl FnOnce(&mut Lease)) -> Result<bool> {
-    let Some((bytes, version)) = store.get_versioned(key)? else { return Ok(false) };
-    let Ok(mut lease) = serde_json::from_slice::<Lease>(&bytes) else { return Ok(false) };
-    if lease.owner.id != owner {
-        return Ok(false);
+/// Attempts at an edition whose owners are alive, except `own`.
+fn live(store: &Store, artifact: &ArtifactRef, own: Option<&str>) -> Result<Vec<(String, Owner)>> {
+    let me = Owner::this_process();
+    let recipe = format!("{}/attempts", artifact_key(&artifact.stage, &artifact.fingerprint));
+    let mut found = Vec::new();
+    for id in store.list_here(&recipe)?.1 {
+        if own == Some(id.as_str()) {
+            continue;
+        }
+        let Some(bytes) = store.get_opt(&format!("{recipe}/{id}/lease.json"))? else { continue };
+        let Ok(lease) = serde_json::from_slice::<Lease>(&bytes) else { continue };
+        if lease.edition == artifact.edition && !lease.has_lapsed(now(), &me) {
+            found.push((id, lease.owner));
+        }
     }
-    change(&mut lease);
-    store.swap(key, &version, &to_json(&lease))
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -349,7 +467,7 @@ mod tests {
     #[test]
     fn a_lapsed_attempt_is_taken_over_with_its_units_and_a_live_one_is_not() {
         let store = Store::open("memory:take-over").unwrap();
-        let first = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+        let first = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
         let mut upload = first.upload("documents", "00000.parquet").unwrap();
         upload.write_all(b"rows").unwrap();
         let file = upload.finish("00000.parquet").unwrap();
@@ -357,17 +475,17 @@ mod tests {
         record.files.insert("documents".into(), vec![file]);
         first.commit_unit("filter", 3, record.clone()).unwrap();
 
-        let beside = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+        let beside = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
         assert_ne!(beside.id(), first.id(), "a live attempt was taken over");
         beside.release();
 
         let id = first.id().to_owned();
         first.release();
         // The newest lapsed one goes first; a rerun (edition 1) takes none of them.
-        let third = Attempt::begin(&store, "dedup", &recipe(), 1).unwrap();
+        let third = Attempt::begin_beside(&store, "dedup", &recipe(), 1).unwrap();
         assert_eq!(third.resumed(), 0);
-        let second = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
-        let again = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+        let second = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
+        let again = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
         assert_eq!((second.resumed(), again.resumed()), (1, 1));
         let taken = [second, again].into_iter().find(|a| a.id() == id).expect("both lapsed ones are taken over");
         assert_eq!(taken.units("filter").unwrap(), vec![(3, record)]);
@@ -376,15 +494,81 @@ mod tests {
     #[test]
     fn whoever_loses_the_lease_stops() {
         let store = Store::open("memory:lost").unwrap();
-        let attempt = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+        let attempt = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
         attempt.check().unwrap();
         let key = attempt.key("lease.json");
         let mut lease: Lease = store.get_json(&key).unwrap().unwrap();
         lease.owner = Owner { id: "other".into(), host: "elsewhere".into(), pid: 7, ..lease.owner };
         store.put(&key, &to_json(&lease)).unwrap();
-        assert!(!renew(&store, &key, &attempt.lease.owner.id, |l| l.renewed = 0.0).unwrap());
+        assert!(!attempt.claim.change(|l| l.renewed = 0.0).unwrap() && !attempt.is_lost());
         let error = attempt.save_progress(&Progress { cursor: 1, ..Progress::default() });
         assert!(error.unwrap_err().to_string().ends_with("lost its lease to process 7 on elsewhere"));
+        assert!(attempt.is_lost(), "work that asks no store is told");
+        let error = attempt.commit(&manifest("mine")).unwrap_err();
+        assert!(matches!(error, Error::LeaseLost { .. }), "{error}");
+        assert_eq!(store.artifacts().unwrap(), []);
+        // Whoever holds it now cannot lose it to this process again.
+        assert_eq!(store.get_json::<Lease>(&key).unwrap().unwrap().owner.id, "other");
+    }
+
+    fn manifest(attempt: &str) -> Manifest {
+        Manifest {
+            protocol: 1,
+            stage: "dedup".into(),
+            version: 1,
+            fingerprint: recipe(),
+            edition: 0,
+            attempt: attempt.into(),
+            config: Value::Null,
+            inputs: Default::default(),
+            sources: Vec::new(),
+            ports: Default::default(),
+            books: Default::default(),
+            metrics: Default::default(),
+            provenance: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_lease_that_was_not_renewed_for_long_is_renewed_before_anything_is_written() {
+        let store = Store::open("memory:asleep").unwrap();
+        let attempt = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
+        let key = attempt.key("lease.json");
+        let asleep = || *attempt.claim.renewed.lock().unwrap() -= 3 * RENEW;
+        let age = || now() - store.get_json::<Lease>(&key).unwrap().unwrap().renewed;
+        let old = |l: &mut Lease| l.renewed -= 100.0;
+        assert!(attempt.claim.change(old).unwrap() && age() > 90.0);
+        asleep();
+        attempt.save_progress(&Progress::default()).unwrap();
+        assert!(age() < 90.0, "it was renewed");
+    }
+
+    #[test]
+    fn of_two_that_begin_at_once_one_works_and_the_other_adopts() {
+        let folder = std::env::temp_dir().join(format!("smelt-two-{}", unique()));
+        for address in [folder.to_str().unwrap(), "memory:two"] {
+            let store = Store::open(address).unwrap();
+            let (worked, waited) = (Mutex::new(0), Mutex::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        match Attempt::begin(&store, "dedup", &recipe(), 0, |_| *waited.lock().unwrap() += 1).unwrap() {
+                            Begun::Held(attempt) => {
+                                *worked.lock().unwrap() += 1;
+                                std::thread::sleep(Duration::from_millis(100));
+                                assert!(matches!(attempt.commit(&manifest(attempt.id())).unwrap(), Commit::Won));
+                                attempt.release();
+                            }
+                            Begun::Committed(found) => assert_eq!(found.stage, "dedup"),
+                        }
+                    });
+                }
+            });
+            assert_eq!((*worked.lock().unwrap(), store.artifacts().unwrap().len()), (1, 1), "{address}");
+            let attempts = store.list_here(&format!("{}/attempts", artifact_key("dedup", &recipe()))).unwrap().1;
+            assert_eq!(attempts.len(), 1, "whoever gave up left nothing: {attempts:?}");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
@@ -392,7 +576,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("smelt-lease-{}", unique()));
         for address in [folder.to_str().unwrap(), "memory:lease"] {
             let store = Store::open(address).unwrap();
-            let attempt = Attempt::begin(&store, "dedup", &recipe(), 0).unwrap();
+            let attempt = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
             // One small enough for a single put, one that S3 takes in parts.
             let mut uploads = [1usize, 9 << 20].map(|bytes| {
                 let mut upload = attempt.upload("documents", &format!("{bytes}.parquet")).unwrap();
@@ -420,16 +604,5 @@ mod tests {
             }
         }
         std::fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn a_process_that_ended_is_gone_and_one_that_runs_is_not() {
-        let me = Owner::this_process();
-        assert!(!me.is_gone(&me));
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let ended = Owner { pid: child.id(), pid_start: 1, ..me.clone() };
-        child.wait().unwrap();
-        assert!(ended.is_gone(&me));
-        assert!(!Owner { host: "elsewhere".into(), ..ended }.is_gone(&me), "another host cannot be asked");
     }
 }

@@ -79,6 +79,13 @@ impl Directory {
 
     /// Files below `prefix`, at any depth; sorted.
     pub(crate) fn list(&self, prefix: &str) -> io::Result<Vec<Entry>> {
+        let mut found = self.list_with_temporary(prefix)?;
+        found.retain(|entry| !is_temporary(&entry.key));
+        Ok(found)
+    }
+
+    /// The same, with the files that are being written, or were when a process was killed.
+    pub(crate) fn list_with_temporary(&self, prefix: &str) -> io::Result<Vec<Entry>> {
         fn walk(folder: &Path, key: &str, out: &mut Vec<Entry>) -> io::Result<()> {
             let items = match fs::read_dir(folder) {
                 Ok(items) => items,
@@ -93,7 +100,7 @@ impl Directory {
                 let Ok(meta) = item.metadata() else { continue };
                 if meta.is_dir() {
                     walk(&item.path(), &key, out)?;
-                } else if !name.ends_with(TEMPORARY) {
+                } else {
                     let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
                     out.push(Entry { key, bytes: meta.len(), modified: modified.map_or(0.0, |d| d.as_secs_f64()) });
                 }
@@ -151,6 +158,11 @@ fn folder(path: &Path) -> &Path {
 
 fn sync_folder(target: &Path) -> io::Result<()> {
     File::open(folder(target))?.sync_all()
+}
+
+/// Whether a file is still being written, or was when its process was killed.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    name.ends_with(TEMPORARY)
 }
 
 /// For files that nobody can see: one that stays behind only costs space, until `gc` deletes its folder.

@@ -9,6 +9,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error("`{address}` is no store: {why}")]
     Address { address: String, why: String },
+    #[error("`{address}`, which {named_by} says, is no address of an S3 server: {why}")]
+    Endpoint { address: String, named_by: String, why: String },
     #[error("store {store} needs credentials: {missing}")]
     NoCredentials { store: String, missing: String },
     #[error("store {store}: there is no bucket `{bucket}`")]
@@ -38,9 +40,11 @@ impl Fault for Error {
         match self {
             Self::Address { .. } | Self::NoBucket { .. } => ExitCode::Pipeline,
             Self::NotFound { .. } | Self::Corrupt { .. } => ExitCode::Data,
-            Self::NoCredentials { .. } | Self::Denied { .. } | Self::Full { .. } | Self::Overwrites { .. } => {
-                ExitCode::Machine
-            }
+            Self::Endpoint { .. }
+            | Self::NoCredentials { .. }
+            | Self::Denied { .. }
+            | Self::Full { .. }
+            | Self::Overwrites { .. } => ExitCode::Machine,
             Self::Unreachable { .. } | Self::LeaseLost { .. } => ExitCode::Again,
             Self::Failed { .. } => ExitCode::Machine,
         }
@@ -50,11 +54,13 @@ impl Fault for Error {
         Some(match self {
             Self::Address { .. } => "name a directory, or `s3://bucket/prefix`".into(),
             Self::NoCredentials { .. } => {
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (files such as ~/.aws/credentials are not read); \
-                 AWS_SKIP_SIGNATURE=true reads a public bucket, AWS_METADATA_ENDPOINT=http://169.254.169.254 asks the \
-                 machine's own role"
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile with keys in \
+                 ~/.aws/credentials (`aws configure export-credentials --format env` prints those of a login or a \
+                 role); AWS_SKIP_SIGNATURE=true reads a public bucket, AWS_METADATA_ENDPOINT=http://169.254.169.254 \
+                 asks the machine's own role"
                     .into()
             }
+            Self::Endpoint { .. } => "write it as http://minio:9000 or https://s3.example.org".into(),
             Self::NoBucket { .. } => {
                 "create it, or check the name, AWS_REGION and AWS_ENDPOINT_URL; `--store` names another".into()
             }
@@ -133,7 +139,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 /// `text`, its addresses without user and query.
-fn without_secrets(text: &str) -> String {
+pub(crate) fn without_secrets(text: &str) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at + 3);

@@ -1,13 +1,16 @@
 //! Garbage collection: artifacts and attempts that nothing refers to any more.
 
 use crate::artifacts::artifact_key;
-use crate::attempt::{Lease, Owner};
+use crate::attempt::{Lease, Progress};
 use crate::clock::now;
+use crate::directory::is_temporary;
 use crate::error::{Error, Result};
+use crate::owner::Owner;
 use crate::run::{RunRecord, RunState};
 use crate::store::Store;
-use smelt_schemas::{ArtifactRef, Manifest};
+use smelt_schemas::{ArtifactRef, Manifest, PortRecord};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::AddAssign;
 
 #[derive(Clone, Debug)]
 pub struct GcRules {
@@ -29,7 +32,27 @@ pub struct GcPlan {
     pub artifacts: Vec<ArtifactRef>,
     /// Folders of attempts that committed nothing.
     pub attempts: Vec<String>,
+    /// Inside the attempts of artifacts that stay.
+    pub leftovers: Leftovers,
+    /// Of all three.
     pub bytes: u64,
+}
+
+/// What lies in the folder of a committed attempt and is neither part of the artifact nor a save that is kept: saves
+/// of a process that was killed, files that its successor wrote under other names, temporary files, empty folders.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    pub files: Vec<String>,
+    pub folders: Vec<String>,
+    pub bytes: u64,
+}
+
+impl AddAssign for Leftovers {
+    fn add_assign(&mut self, more: Self) {
+        self.files.extend(more.files);
+        self.folders.extend(more.folders);
+        self.bytes += more.bytes;
+    }
 }
 
 impl Store {
@@ -66,8 +89,11 @@ impl Store {
             if !reached.contains(artifact) {
                 plan.bytes += manifest.bytes();
                 plan.artifacts.push(artifact.clone());
+            } else if now - ended(manifest) >= rules.attempt_age {
+                plan.leftovers += self.leftovers(manifest)?;
             }
         }
+        plan.bytes += plan.leftovers.bytes;
         let unsure: BTreeSet<String> =
             damaged.iter().map(|(a, _)| format!("{}/attempts", artifact_key(&a.stage, &a.fingerprint))).collect();
         let me = Owner::this_process();
@@ -97,6 +123,53 @@ impl Store {
         Ok(plan)
     }
 
+    /// What a committed attempt holds and does not need.
+    pub fn leftovers(&self, manifest: &Manifest) -> Result<Leftovers> {
+        let attempt = format!("{}/attempts/{}", artifact_key(&manifest.stage, &manifest.fingerprint), manifest.attempt);
+        let progress = match self.get_json::<Progress>(&format!("{attempt}/progress.json")) {
+            Err(Error::Corrupt { .. }) => None, // its artifact is committed: nobody continues from it
+            other => other?,
+        };
+        let saves = progress.map(Progress::into_saves).unwrap_or_default();
+        let kept = saves.iter().filter(|save| save.stays).flat_map(|save| save.files.values()).map(|f| f.path.clone());
+        let of_port = |(port, record): (&String, &PortRecord)| {
+            record.files.iter().map(|f| format!("files/{port}/{}", f.path)).collect::<Vec<_>>()
+        };
+        let kept: BTreeSet<String> = kept.chain(manifest.ports.iter().flat_map(of_port)).collect();
+        let mut found = Leftovers::default();
+        let needless = |path: &str| {
+            is_temporary(path) || (path.starts_with("files/") || path.starts_with("saves/")) && !kept.contains(path)
+        };
+        for entry in self.list_with_temporary(&attempt)? {
+            let path = entry.key[attempt.len()..].trim_start_matches('/');
+            if needless(path) {
+                found.bytes += entry.bytes;
+                found.files.push(entry.key);
+            }
+        }
+        // A folder of a save goes as a whole; a directory also keeps the empty ones.
+        for save in self.list_here(&format!("{attempt}/saves"))?.1 {
+            let folder = format!("saves/{save}/");
+            if !kept.iter().any(|path| path.starts_with(&folder)) {
+                let folder = format!("{attempt}/saves/{save}");
+                found.files.retain(|key| !key.starts_with(&format!("{folder}/")));
+                found.folders.push(folder);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes the leftovers of a committed attempt.
+    pub(crate) fn tidy(&self, manifest: &Manifest) -> Result<()> {
+        let leftovers = self.leftovers(manifest)?;
+        self.delete_leftovers(&leftovers)
+    }
+
+    fn delete_leftovers(&self, leftovers: &Leftovers) -> Result<()> {
+        leftovers.folders.iter().try_for_each(|folder| self.delete_all(folder))?;
+        leftovers.files.iter().try_for_each(|key| self.delete(key))
+    }
+
     /// Deletes what a plan names. Each manifest goes before its files, so that nothing half deleted is ever visible.
     pub fn gc(&self, plan: &GcPlan) -> Result<()> {
         for artifact in &plan.artifacts {
@@ -108,7 +181,7 @@ impl Store {
         for attempt in &plan.attempts {
             self.delete_all(attempt)?;
         }
-        Ok(())
+        self.delete_leftovers(&plan.leftovers)
     }
 }
 

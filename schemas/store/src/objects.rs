@@ -1,6 +1,7 @@
 //! A store behind `object_store`: S3, and memory for tests.
 
 use crate::entry::{Entry, Version};
+use crate::profile::Profile;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
@@ -31,30 +32,54 @@ pub(crate) fn runtime() -> &'static Runtime {
     })
 }
 
-/// What is missing to sign a request, if no variable names credentials. The client would then ask the metadata service
-/// of the cloud, whose address hangs for minutes anywhere else, so that has to be requested by a variable.
-pub(crate) fn missing_credentials(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    const ELSEWHERE: [&str; 5] = [
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_METADATA_ENDPOINT",
-        "AWS_SKIP_SIGNATURE",
-    ];
+/// Variables by which somebody else gives credentials, or none are needed.
+const ELSEWHERE: [&str; 5] = [
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_METADATA_ENDPOINT",
+    "AWS_SKIP_SIGNATURE",
+];
+
+/// What is missing to sign a request, if neither a variable nor the user's profile has credentials. The client would
+/// then ask the metadata service of the cloud, whose address hangs for minutes anywhere else, so that has to be
+/// requested by a variable.
+pub(crate) fn missing_credentials(variable: impl Fn(&str) -> Option<String>, profile: &Profile) -> Option<String> {
     let is_set = |name: &str| variable(name).is_some_and(|v| !v.is_empty());
     match (is_set("AWS_ACCESS_KEY_ID"), is_set("AWS_SECRET_ACCESS_KEY")) {
         (true, true) => None,
         (true, false) => Some("AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not".into()),
         (false, true) => Some("AWS_SECRET_ACCESS_KEY is set, AWS_ACCESS_KEY_ID is not".into()),
-        (false, false) if ELSEWHERE.iter().any(|name| is_set(name)) => None,
-        (false, false) => Some("neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set".into()),
+        (false, false) if ELSEWHERE.iter().any(|name| is_set(name)) || profile.keys().is_some() => None,
+        (false, false) => {
+            let what = "neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set, and";
+            Some(format!("{what} {}", profile.missing()))
+        }
     }
 }
 
-/// A client of `bucket`, from the usual AWS_* variables: endpoint, region, path style, credentials.
-pub(crate) fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
-    let endpoint =
-        ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().find_map(|v| std::env::var(v).ok());
+/// The address of another server than Amazon's, and who named it.
+pub(crate) fn endpoint(variable: impl Fn(&str) -> Option<String>, profile: &Profile) -> Option<(String, String)> {
+    let names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+    let set = names.iter().find_map(|name| Some(((*name).to_owned(), variable(name).filter(|v| !v.is_empty())?)));
+    set.or_else(|| Some((format!("endpoint_url of profile {}", profile.name), profile.get("endpoint_url")?.to_owned())))
+}
+
+/// Why `address` is no address of a server, if it is none. The client panics at one without a scheme.
+pub(crate) fn wrong_endpoint(address: &str) -> Option<&'static str> {
+    match url::Url::parse(address) {
+        _ if !address.starts_with("http://") && !address.starts_with("https://") => {
+            Some("it does not begin with http:// or https://")
+        }
+        Ok(url) if url.has_host() => None,
+        _ => Some("it names no server"),
+    }
+}
+
+/// A client of `bucket`, from the usual AWS_* variables and the user's profile: endpoint, region, path style,
+/// credentials.
+pub(crate) fn s3(bucket: &str, endpoint: Option<String>, profile: &Profile) -> Result<Arc<dyn ObjectStore>> {
+    let is_set = |name: &str| std::env::var(name).is_ok_and(|v| !v.is_empty());
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
@@ -64,6 +89,21 @@ pub(crate) fn s3(bucket: &str) -> Result<Arc<dyn ObjectStore>> {
         max_retries: 6,
         retry_timeout: Duration::from_secs(60),
     });
+    if let Some((key, secret)) = profile.keys()
+        && !is_set("AWS_ACCESS_KEY_ID")
+        && !ELSEWHERE.iter().any(|name| is_set(name))
+    {
+        builder = builder.with_access_key_id(key).with_secret_access_key(secret);
+        if let Some(token) = profile.get("aws_session_token") {
+            builder = builder.with_token(token);
+        }
+    }
+    if let Some(region) = profile.get("region")
+        && !is_set("AWS_REGION")
+        && !is_set("AWS_DEFAULT_REGION")
+    {
+        builder = builder.with_region(region);
+    }
     if let Some(endpoint) = endpoint {
         builder = builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
     }
@@ -91,6 +131,10 @@ impl Objects {
 
     pub(crate) fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         runtime().block_on(self.objects.get_range(&self.path(key), range))
+    }
+
+    pub(crate) fn size(&self, key: &str) -> Result<u64> {
+        Ok(runtime().block_on(self.objects.head(&self.path(key)))?.size)
     }
 
     /// Calls `take` with each piece of `key` as it arrives.
@@ -178,10 +222,25 @@ mod tests {
 
     #[test]
     fn credentials_are_missed_before_anybody_is_asked() {
-        let with = |set: &[&str]| missing_credentials(|name| set.contains(&name).then(|| "x".into()));
+        let nobody = Profile::of_user(|_| None);
+        let with = |set: &[&str]| missing_credentials(|name| set.contains(&name).then(|| "x".into()), &nobody);
         assert_eq!(with(&["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]), None);
         assert_eq!(with(&["AWS_WEB_IDENTITY_TOKEN_FILE"]), None);
-        assert_eq!(with(&[]).unwrap(), "neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set");
+        let neither = "neither AWS_ACCESS_KEY_ID nor AWS_SECRET_ACCESS_KEY is set";
+        assert_eq!(with(&[]).unwrap(), format!("{neither}, and ~/.aws has no keys for profile `default`"));
         assert_eq!(with(&["AWS_ACCESS_KEY_ID"]).unwrap(), "AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not");
+    }
+
+    #[test]
+    fn an_endpoint_is_the_address_of_a_server() {
+        for good in ["http://minio:9000", "https://s3.example.org/path/", "http://[::1]:9000", "http://127.0.0.1"] {
+            assert_eq!(wrong_endpoint(good), None, "{good}");
+        }
+        for bad in ["minio:9000", "localhost", "//minio:9000", "s3://x", "http:minio", ""] {
+            assert_eq!(wrong_endpoint(bad), Some("it does not begin with http:// or https://"), "{bad}");
+        }
+        for bad in ["http://", "http://:9000", "https://a b", "http://minio:port"] {
+            assert_eq!(wrong_endpoint(bad), Some("it names no server"), "{bad}");
+        }
     }
 }

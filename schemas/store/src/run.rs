@@ -4,13 +4,14 @@
 //! longer renewed belongs to a runner that was killed.
 
 use crate::artifacts::to_json;
-use crate::attempt::{Owner, has_lapsed};
+use crate::attempt::has_lapsed;
 use crate::clock::now;
 use crate::error::Result;
+use crate::owner::Owner;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use smelt_schemas::ArtifactRef;
+use smelt_schemas::{ArtifactRef, Digest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -64,6 +65,18 @@ pub struct RunRecord {
     /// Of each job that ended: its state, artifact, seconds, error.
     #[serde(default)]
     pub jobs: Vec<Value>,
+    /// Jobs that are running.
+    #[serde(default)]
+    pub running: Vec<Running>,
+}
+
+/// A job that a run has started and that has not ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Running {
+    pub job: String,
+    pub stage: String,
+    pub fingerprint: Digest,
+    pub started: f64,
 }
 
 impl RunRecord {
@@ -120,6 +133,7 @@ mod tests {
             owner,
             holds: Vec::new(),
             jobs: Vec::new(),
+            running: Vec::new(),
         };
         let now = now();
         let gone = Owner { pid_start: me.pid_start + 1, ..me.clone() };

@@ -2,9 +2,10 @@
 
 use crate::directory::Directory;
 use crate::entry::{Entry, Version};
-use crate::error::{Error, Result, is_missing_bucket, of_io, of_objects};
+use crate::error::{Error, Result, is_missing_bucket, of_io, of_objects, without_secrets};
 use crate::kill::before_write;
 use crate::objects::{self, Objects};
+use crate::profile::Profile;
 use crate::unique::unique;
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -56,8 +57,9 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens a directory, `s3://bucket/prefix`, or `memory:NAME`, which lives as long as the process. Connects to
-    /// nothing yet. Credentials come from the AWS_* variables, never from the address.
+    /// Opens a directory (`~/` is the user's), `s3://bucket/prefix`, or `memory:NAME`, which lives as long as the
+    /// process. Connects to nothing yet. Credentials come from the AWS_* variables or the user's AWS profile, never
+    /// from the address.
     pub fn open(address: &str) -> Result<Self> {
         let bad = |why: &str| Error::Address { address: redact(address), why: why.into() };
         if let Some(rest) = address.strip_prefix("s3://") {
@@ -68,13 +70,26 @@ impl Store {
             if bucket.is_empty() {
                 return Err(bad("it names no bucket"));
             }
-            let prefix = prefix.trim_matches('/');
-            if let Some(missing) = objects::missing_credentials(|name| std::env::var(name).ok()) {
+            if !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+                return Err(bad("the name of a bucket has letters, digits, `-` and `.` only"));
+            }
+            let prefix = prefix.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+            let variable = |name: &str| std::env::var(name).ok();
+            let profile = Profile::of_user(variable);
+            if let Some(missing) = objects::missing_credentials(variable, &profile) {
                 return Err(Error::NoCredentials { store: redact(address), missing });
             }
-            let objects = objects::s3(bucket).map_err(|e| of_objects(&redact(address), "opening it".into(), e))?;
+            let endpoint = objects::endpoint(variable, &profile);
+            if let Some((named_by, endpoint)) = &endpoint
+                && let Some(why) = objects::wrong_endpoint(endpoint)
+            {
+                let (address, named_by) = (without_secrets(endpoint), named_by.clone());
+                return Err(Error::Endpoint { address, named_by, why: why.into() });
+            }
+            let objects = objects::s3(bucket, endpoint.map(|(_, address)| address), &profile)
+                .map_err(|e| of_objects(&redact(address), "opening it".into(), e))?;
             let shown = format!("s3://{bucket}/{prefix}");
-            return Ok(Self::of_objects(objects, prefix, shown.trim_end_matches('/')));
+            return Ok(Self::of_objects(objects, &prefix, shown.trim_end_matches('/')));
         }
         if let Some(name) = address.strip_prefix("memory:") {
             static STORES: LazyLock<Mutex<HashMap<String, Arc<dyn ObjectStore>>>> = LazyLock::new(Default::default);
@@ -90,6 +105,18 @@ impl Store {
         if path.contains("://") {
             return Err(bad("only directories and s3:// are known"));
         }
+        let path = match path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            Some(rest) => {
+                let home = std::env::var("HOME").ok().filter(|home| !home.is_empty());
+                home.ok_or_else(|| bad("it begins with `~`, and the variable HOME is not set"))? + rest
+            }
+            None => path.to_owned(),
+        };
+        // Without the slash that a shell appends when it completes the name of a folder.
+        let path = match path.trim_end_matches('/') {
+            "" => "/",
+            path => path,
+        };
         let root = std::path::absolute(path).map_err(|e| of_io(address, "finding it".into(), e))?;
         if root.exists() && !root.is_dir() {
             return Err(bad("it is a file, not a directory"));
@@ -218,12 +245,38 @@ impl Store {
         }
     }
 
+    /// Bytes of `key`; `None` if it does not exist.
+    pub fn size(&self, key: &str) -> Result<Option<u64>> {
+        let what = || format!("looking at `{key}`");
+        match &*self.backing {
+            Backing::Directory(d) => match std::fs::metadata(d.path(key)) {
+                Ok(meta) if meta.is_file() => Ok(Some(meta.len())),
+                Ok(_) => Ok(None),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(self.io(what)(e)),
+            },
+            Backing::Objects(o) => match o.size(key) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(e @ object_store::Error::NotFound { .. }) if !is_missing_bucket(&e) => Ok(None),
+                Err(e) => Err(self.remote(what)(e)),
+            },
+        }
+    }
+
     /// Everything below `prefix`, at any depth, sorted by key.
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
         let what = || format!("listing `{prefix}`");
         match &*self.backing {
             Backing::Directory(d) => d.list(prefix).map_err(self.io(what)),
             Backing::Objects(o) => o.list(prefix).map_err(self.remote(what)),
+        }
+    }
+
+    /// The same, with the files that are being written, or were when a process was killed: only a directory has those.
+    pub(crate) fn list_with_temporary(&self, prefix: &str) -> Result<Vec<Entry>> {
+        match &*self.backing {
+            Backing::Directory(d) => d.list_with_temporary(prefix).map_err(self.io(|| format!("listing `{prefix}`"))),
+            Backing::Objects(_) => self.list(prefix),
         }
     }
 
@@ -367,6 +420,23 @@ mod tests {
     }
 
     #[test]
+    fn an_address_may_end_with_a_slash_and_begin_with_the_users_folder() {
+        let folder = std::env::temp_dir().join(format!("smelt-slash-{}", unique()));
+        let address = folder.to_str().unwrap();
+        for written in [format!("{address}/"), format!("{address}//"), format!("file://{address}/")] {
+            let store = Store::open(&written).unwrap();
+            assert_eq!((store.address(), store.directory()), (address, Some(folder.as_path())), "{written}");
+        }
+        let home = std::env::var("HOME").unwrap();
+        assert_eq!(Store::open("~/st/").unwrap().directory(), Some(Path::new(&home).join("st").as_path()));
+        assert_eq!(Store::open("~").unwrap().address(), home.trim_end_matches('/'));
+        assert!(Store::open("~st").unwrap().directory().unwrap().ends_with("~st"));
+        let error = Store::open("s3://my bucket/x").err().unwrap().to_string();
+        let why = "the name of a bucket has letters, digits, `-` and `.` only";
+        assert_eq!(error, format!("`s3://my bucket/x` is no store: {why}"));
+    }
+
+    #[test]
     fn a_second_create_and_a_stale_swap_change_nothing() {
         let folder = std::env::temp_dir().join(format!("smelt-store-{}", unique()));
         for address in [folder.to_str().unwrap(), "memory:second-create"] {
@@ -378,6 +448,7 @@ mod tests {
             assert!(store.swap("a/b.json", &version, b"3").unwrap());
             assert!(!store.swap("a/b.json", &version, b"4").unwrap());
             assert_eq!(&store.get("a/b.json").unwrap()[..], b"3");
+            assert_eq!((store.size("a/b.json").unwrap(), store.size("a/c.json").unwrap()), (Some(1), None));
             assert_eq!(store.get_opt("a/c.json").unwrap(), None);
             assert_eq!(&store.get_range("a/b.json", 0..1).unwrap()[..], b"3");
             store.put("a/d/e", b"5").unwrap();

@@ -48,7 +48,8 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
-    pub(crate) fn new(attempt: Attempt, invocation: &Invocation) -> Self {
+    /// `events`: how many this process has sent already.
+    pub(crate) fn new(attempt: Attempt, invocation: &Invocation, events: u64) -> Self {
         let attempt = Arc::new(attempt);
         Self {
             saves: Saves::new(attempt.clone(), invocation.save),
@@ -61,7 +62,7 @@ impl Context {
             results: Mutex::default(),
             phases: Mutex::default(),
             tokenizers: Mutex::default(),
-            events: AtomicU64::new(0),
+            events: AtomicU64::new(events),
             last_progress: Mutex::default(),
         }
     }
@@ -109,7 +110,9 @@ impl Context {
                 // Shards of the first phase carry plain numbers, later ones the phase's name as well.
                 let name = if first_phase { format!("{index:05}") } else { format!("{phase}-{index:05}") };
                 let mut unit = Unit::new(&self.attempt, name, index);
-                let record = work(index, &mut unit)
+                let record = self
+                    .still_ours()
+                    .and_then(|()| work(index, &mut unit))
                     .and_then(|()| unit.finish())
                     .and_then(|record| Ok(self.attempt.commit_unit(phase, index as u64, record)?));
                 match record {
@@ -139,6 +142,11 @@ impl Context {
         let done: Vec<UnitRecord> = done.into_iter().map(|r| r.expect("every unit is done")).collect();
         lock(&self.records).extend(done.iter().cloned());
         Ok(done)
+    }
+
+    /// An error once this process is known to have lost its attempt: whatever it does from now on is in vain.
+    fn still_ours(&self) -> Result<(), Error> {
+        if self.attempt.is_lost() { Ok(self.attempt.check()?) } else { Ok(()) }
     }
 
     /// A job that is one piece: a phase of one unit.
@@ -179,6 +187,7 @@ impl Context {
     /// thread writes it while the training continues. `detail`: what the stage itself has to remember beside the
     /// trainer's state, such as what a guard counts.
     pub fn save_when_due(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
+        self.still_ours()?;
         if !self.saves.are_due(next) {
             return Ok(());
         }

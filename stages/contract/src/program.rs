@@ -3,6 +3,7 @@
 use crate::config;
 use crate::context::{Context, emit};
 use crate::error::Error;
+use crate::files::set_own_store;
 use crate::help;
 use crate::input::{Connections, Inputs};
 use crate::kinds::{KindType, Metrics};
@@ -16,9 +17,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smelt_schemas::{
     Books, Cores, Description, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Manifest, PROTOCOL,
-    PortRecord, Problem, Provenance, ResolveRequest, Resolved, Source,
+    PortRecord, Problem, Provenance, ResolveAnswer, ResolveRequest, Resolved, Source,
 };
-use smelt_store::{Attempt, Commit, Store};
+use smelt_store::{Attempt, Begun, Commit, Store};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode as ProcessExit;
@@ -71,6 +72,7 @@ pub(crate) fn describe<S: Stage>() -> Description {
         about: S::ABOUT.into(),
         io: Io::Store,
         cores: S::CORES,
+        resolves_lists: true,
         inputs: S::Inputs::specs(),
         outputs: S::Outputs::specs(),
         config: schema::<S>(),
@@ -103,10 +105,27 @@ fn typed<S: Stage>(given: &serde_json::Value) -> Result<S::Config, Error> {
 }
 
 fn resolve<S: Stage>(request: &ResolveRequest) -> Result<Resolved, Error> {
+    set_own_store(request.store.as_deref());
     let mut config = typed::<S>(&request.config)?;
     let sources = S::resolve(&mut config, &request.inputs)?;
     let config = serde_json::to_value(&config).map_err(|e| Error::bug(format!("the config cannot be written: {e}")))?;
     Ok(Resolved { config, outputs: S::Outputs::specs(), sources })
+}
+
+/// Answers one request, or each of a list.
+fn resolve_verb<S: Stage>(path: Option<&str>) -> Result<(), Error> {
+    let unlike = |e: serde_json::Error| Error::config("", format!("this is not what `resolve` reads: {e}"));
+    let request: serde_json::Value = read_json(path)?;
+    if !request.is_array() {
+        return resolve::<S>(&serde_json::from_value(request).map_err(unlike)?).map(|resolved| print(&resolved));
+    }
+    let answer = |request: &ResolveRequest| match resolve::<S>(request) {
+        Ok(resolved) => ResolveAnswer::Resolved(resolved),
+        Err(e) => ResolveAnswer::Refused { code: e.exit_code(), problem: e.problem().clone() },
+    };
+    let requests: Vec<ResolveRequest> = serde_json::from_value(request).map_err(unlike)?;
+    print(&requests.iter().map(answer).collect::<Vec<_>>());
+    Ok(())
 }
 
 fn read_json<T: DeserializeOwned>(path: Option<&str>) -> Result<T, Error> {
@@ -134,9 +153,7 @@ pub fn main<S: Stage>() -> ProcessExit {
             print(&describe::<S>());
             Ok(())
         }
-        Some("resolve") => {
-            read_json(file).and_then(|r| resolve::<S>(&r)).map(|r| print(&r)).inspect_err(|e| print(e.problem()))
-        }
+        Some("resolve") => resolve_verb::<S>(file).inspect_err(|e| print(e.problem())),
         Some("estimate") => {
             read_json::<ResolveRequest>(file).and_then(|r| typed::<S>(&r.config)).map(|c| print(&S::estimate(&c)))
         }
@@ -213,11 +230,23 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     let started = smelt_store::now();
     let config = typed::<S>(&invocation.config)?;
     let store = Store::open(&invocation.store)?;
-    let attempt = Attempt::begin(&store, S::NAME, &invocation.fingerprint, invocation.edition)?;
+    let mut events = 0;
+    let begun = Attempt::begin(&store, S::NAME, &invocation.fingerprint, invocation.edition, |owner| {
+        let who = format!("process {} on {}", owner.pid, owner.host);
+        emit(events, EventBody::Warning { message: format!("{who} does the same work: waiting for what it commits") });
+        events += 1;
+    })?;
+    let attempt = match begun {
+        Begun::Held(attempt) => attempt,
+        Begun::Committed(manifest) => {
+            emit(events, committed::<S>(&manifest, true));
+            return Ok(());
+        }
+    };
     let connections =
         Connections { store: store.clone(), scratch: invocation.scratch.clone(), inputs: invocation.inputs.clone() };
     let inputs = S::Inputs::connect(&connections)?;
-    let cx = Context::new(attempt, invocation);
+    let cx = Context::new(attempt, invocation, events);
     let resumed_at = cx.attempt.progress()?.map(|p| p.cursor);
     cx.emit(EventBody::Started { attempt: cx.attempt.id().into(), resumed: cx.attempt.resumed(), resumed_at });
     let done = S::run(config, inputs, S::Outputs::bind(), &cx);
@@ -228,15 +257,23 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     }
     write_curve::<S>(&cx)?;
     let manifest = manifest::<S>(invocation, &cx, started)?;
-    cx.attempt.check()?; // whoever took it over commits it
-    let (adopted, manifest) = match store.commit(&manifest)? {
+    // Whoever took the attempt over commits it.
+    let (adopted, manifest) = match cx.attempt.commit(&manifest)? {
         Commit::Won => (false, manifest),
         Commit::Adopted(theirs) => (true, *theirs),
     };
-    let summary = manifest.books.summary(S::ROWS);
-    cx.emit(EventBody::Committed { fingerprint: manifest.fingerprint, edition: manifest.edition, adopted, summary });
+    cx.emit(committed::<S>(&manifest, adopted));
     cx.release();
     Ok(())
+}
+
+fn committed<S: Stage>(manifest: &Manifest, adopted: bool) -> EventBody {
+    EventBody::Committed {
+        fingerprint: manifest.fingerprint.clone(),
+        edition: manifest.edition,
+        adopted,
+        summary: manifest.books.summary(S::ROWS),
+    }
 }
 
 /// The curves of `Context::metrics`, as a file of the port `metrics`.

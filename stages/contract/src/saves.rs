@@ -107,10 +107,9 @@ fn write(
         nearer += 1;
         nearer <= policy.last || policy.stays(save.cursor)
     });
-    attempt.save_progress(&Progress { cursor, files: records, books: Default::default(), detail, older })?;
-    for file in dropped.iter().flat_map(|save| save.files.values()) {
-        attempt.store().delete(&attempt.key(&file.path))?;
-    }
+    let stays = policy.stays(cursor);
+    attempt.save_progress(&Progress { cursor, files: records, books: Default::default(), detail, stays, older })?;
+    dropped.iter().try_for_each(|save| attempt.delete_all(&format!("saves/{}", save.cursor)))?;
     Ok(())
 }
 
@@ -142,7 +141,7 @@ mod tests {
     use smelt_store::Store;
 
     fn saves(store: &Store, last: usize) -> Saves {
-        let attempt = Attempt::begin(store, "train", &Digest::of(b"recipe"), 0).unwrap();
+        let attempt = Attempt::begin_beside(store, "train", &Digest::of(b"recipe"), 0).unwrap();
         Saves::new(Arc::new(attempt), SavePolicy { seconds: 1e-9, last, every: 0 })
     }
 
@@ -182,7 +181,7 @@ mod tests {
     #[test]
     fn every_so_many_steps_a_save_is_due_and_stays() {
         let store = Store::open("memory:every").unwrap();
-        let attempt = Attempt::begin(&store, "train", &Digest::of(b"recipe"), 0).unwrap();
+        let attempt = Attempt::begin_beside(&store, "train", &Digest::of(b"recipe"), 0).unwrap();
         let saves = Saves::new(Arc::new(attempt), SavePolicy { seconds: 1e9, last: 2, every: 4 });
         assert!(!saves.are_due(3) && saves.are_due(4));
         (1..=10).for_each(|cursor| begin(&saves, cursor));

@@ -323,8 +323,10 @@ impl Sheet<'_, '_> {
     fn row(&mut self, benchmark: &str, metric: &str, value: f64, error: Option<f64>, n: usize) -> Result<(), Error> {
         if let Some(wrong) = [Some(value), error].into_iter().flatten().find(|x| !x.is_finite()) {
             let model = self.model;
-            return Err(Error::data(format!("metric `{metric}` of model `{model}` on `{benchmark}` is {wrong}"))
-                .hint("the model gives logits that are not finite or far beyond any trained model's: look at how it was trained"));
+            return Err(Error::data(format!("metric `{metric}` of model `{model}` on `{benchmark}` is {wrong}")).hint(
+                "the model gives logits that are not finite or far beyond any trained model's: look at how it was \
+                     trained",
+            ));
         }
         self.unit.count_derived(1);
         let row = Score {

@@ -73,7 +73,8 @@ fn expect_whole(folder: &str, found: &[Found], names: &[String]) -> Result<(), E
     if missing == VOCABULARY
         && let Some(file) = has(&|name| ["tokenizer.model", "vocab.json", "spiece.model"].contains(&name))
     {
-        let hint = "load it with `AutoTokenizer.from_pretrained(folder)` and `save_pretrained(folder)`: that writes tokenizer.json";
+        let hint = "load it with `AutoTokenizer.from_pretrained(folder)` and `save_pretrained(folder)`: that writes \
+                    tokenizer.json";
         return refuse(format!("{what}, but `{file}`"), hint);
     }
     refuse(what, "download the whole repository")

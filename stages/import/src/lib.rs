@@ -57,8 +57,8 @@ impl Stage for Import {
         opened.verify().map_err(fault)?;
         for name in opened.drawn() {
             cx.warn(&format!(
-                "`{name}` is in no file, for a bare model was saved: its values are drawn at random, as transformers does; \
-                 if the model shares it with the embedding, set `tie_word_embeddings` to true in config.json"
+                "`{name}` is in no file, for a bare model was saved: its values are drawn at random, as transformers \
+                 does; if the model shares it with the embedding, set `tie_word_embeddings` to true in config.json"
             ));
         }
         let sizes = opened.model().config();

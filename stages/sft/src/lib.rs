@@ -135,8 +135,8 @@ impl Stage for Sft {
         if let Some(first) = read.without_thoughts.first() {
             let (some, all) = (read.without_thoughts.len(), examples.len());
             cx.warn(&format!(
-                "the chat template leaves out the thoughts of answers in {some} of {all} conversations, such as `{first}`: \
-                 they are not learnt"
+                "the chat template leaves out the thoughts of answers in {some} of {all} conversations, such as \
+                 `{first}`: they are not learnt"
             ));
         }
         let held_out = inputs.validation.iter().flat_map(Artifact::read_all);

@@ -406,7 +406,11 @@ pub fn final_number(text: &str) -> Option<Number> {
     });
     static REMARK: LazyLock<Regex> = LazyLock::new(|| {
         regex(
-            r"(?im)(?:^|[.!?]\s+|\n\s*)\W*(?:check|checking|verification|verify|note|remark|proof|explanation|let me|let's (?:check|verify)|to (?:check|verify)|i (?:have )?(?:double-?)?checked)\b",
+            &[
+                r"(?im)(?:^|[.!?]\s+|\n\s*)\W*(?:check|checking|verification|verify|note|remark|proof|",
+                r"explanation|let me|let's (?:check|verify)|to (?:check|verify)|i (?:have )?(?:double-?)?checked)\b",
+            ]
+            .concat(),
         )
     });
     static ASIDE: LazyLock<Regex> = LazyLock::new(|| regex(r"[(\[][^()\[\]]*\p{Alphabetic}{2}[^()\[\]]*[)\]]"));

@@ -1,9 +1,10 @@
 //! What an input means: ports of other jobs, or committed artifacts.
 
 use crate::diagnostic::{Diagnostic, Result, nearest};
+use crate::digests;
 use crate::load::draft::{Draft, Input};
 use crate::programs::Program;
-use smelt_schemas::{ArtifactRef, Digest, InputPort, InputRef};
+use smelt_schemas::{ArtifactRef, InputPort, InputRef};
 use smelt_store::Store;
 use std::collections::HashMap;
 
@@ -164,16 +165,8 @@ fn fixed(store: &Store, artifact: &ArtifactRef, port: Option<&str>, spec: &Input
 }
 
 fn by_digest(store: &Store, digest: &str, port: Option<&str>, spec: &InputPort, shown: &str) -> Result<Input> {
-    let matches = |d: &Digest| digest.len() >= 6 && d.as_str().starts_with(digest);
-    for artifact in store.artifacts()? {
-        if matches(&artifact.fingerprint) {
-            return fixed(store, &artifact, port, spec, shown);
-        }
-        // An unreadable manifest has no digest to compare.
-        let Ok(Some(manifest)) = store.manifest(&artifact) else { continue };
-        if let Some((name, _)) = manifest.ports.iter().find(|(_, p)| matches(&p.digest)) {
-            return fixed(store, &artifact, Some(port.unwrap_or(name)), spec, shown);
-        }
+    if let Some((manifest, of_port)) = digests::find(store, digest)? {
+        return fixed(store, &manifest.artifact(), port.or(of_port.as_deref()), spec, shown);
     }
     Err(Diagnostic::pipeline(format!(
         "no artifact in {} has a fingerprint or digest that begins with `{digest}`",

@@ -3,8 +3,10 @@
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::load::draft::Draft;
 use crate::yaml::Tree;
+use jsonschema::Validator;
 use jsonschema::error::ValidationErrorKind;
 use serde_json::Value;
+use std::collections::HashMap;
 
 /// The error of a value with a wrong type, in YAML terms.
 pub(super) fn wrong_type(field: &str, text: &str) -> Diagnostic {
@@ -45,16 +47,30 @@ pub(super) fn wrong_type(field: &str, text: &str) -> Diagnostic {
     }
 }
 
-pub(super) fn check_schema(tree: &Tree, draft: &Draft, schema: &Value, config: &Value) -> Result<()> {
-    if schema.is_null() {
-        return Ok(());
+/// The config schemas of the stages, each compiled once.
+#[derive(Default)]
+pub(super) struct Schemas {
+    compiled: HashMap<String, Validator>,
+}
+
+impl Schemas {
+    pub(super) fn check(&mut self, tree: &Tree, draft: &Draft, schema: &Value, config: &Value) -> Result<()> {
+        if schema.is_null() {
+            return Ok(());
+        }
+        let stage = &draft.text.stage;
+        if !self.compiled.contains_key(stage) {
+            let validator = jsonschema::validator_for(schema).map_err(|e| {
+                let what = format!("stage `{stage}` has no valid config schema: {e}");
+                Diagnostic::new(smelt_schemas::ExitCode::Bug, what)
+            })?;
+            self.compiled.insert(stage.clone(), validator);
+        }
+        check(tree, draft, &self.compiled[stage], schema, config)
     }
-    let validator = jsonschema::validator_for(schema).map_err(|e| {
-        Diagnostic::new(
-            smelt_schemas::ExitCode::Bug,
-            format!("stage `{}` has no valid config schema: {e}", draft.text.stage),
-        )
-    })?;
+}
+
+fn check(tree: &Tree, draft: &Draft, validator: &Validator, schema: &Value, config: &Value) -> Result<()> {
     let Some(error) = validator.iter_errors(config).next() else { return Ok(()) };
     let path = error.instance_path().to_string();
     let parent = path.trim_start_matches('/').replace('/', ".");

@@ -50,6 +50,9 @@ impl Set {
             return Err(at(Diagnostic::pipeline(format!("`{path}` names no value"))
                 .hint("write `--set job.config.field=value`, `--set vars.name=value` or `--set seed=3`")));
         }
+        if base == "vars" && is_top {
+            check_variable(rest, tree).map_err(at)?;
+        }
         let all = head.ends_with("[*]");
         Ok(Self {
             words: words.into(),
@@ -76,6 +79,61 @@ impl Set {
         let value = self.value_for(tree.value.pointer(&self.pointer));
         tree.set(&self.pointer, value, &self.words);
     }
+}
+
+/// `rest`: `.name` or `.name.field`. The file must have this variable, or use it.
+fn check_variable(rest: &str, tree: &Tree) -> Result<()> {
+    let name = rest.split('.').nth(1).unwrap_or_default();
+    let vars = tree.value.get("vars").and_then(Value::as_object);
+    let mut known: Vec<String> = vars.into_iter().flat_map(|vars| vars.keys().cloned()).collect();
+    names(&tree.value, &mut known);
+    if !known.iter().any(|known| known == name) {
+        let error = Diagnostic::pipeline(format!("there is no variable `{name}`"));
+        known.sort();
+        known.dedup();
+        return Err(match nearest(name, known.iter().map(String::as_str)) {
+            Some(near) => error.hint(format!("is `vars.{near}` meant?")),
+            None if known.is_empty() => error.hint("the file has no `vars`, and no `${name}`"),
+            None => error.hint(format!("variables: {}", known.join(", "))),
+        });
+    }
+    let is_single = vars.and_then(|vars| vars.get(name)).is_some_and(|value| !value.is_object());
+    if is_single && rest.matches('.').count() > 1 {
+        return Err(Diagnostic::pipeline(format!("variable `{name}` has no fields"))
+            .hint(format!("write `--set vars.{name}=value`")));
+    }
+    Ok(())
+}
+
+/// Every `${name}` in lower case.
+fn names(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|value| names(value, found)),
+        Value::Object(map) => map.values().for_each(|value| names(value, found)),
+        Value::String(text) => {
+            let mut rest = text.as_str();
+            while let Some((_, name, after)) = variable(rest) {
+                found.extend(name.starts_with(|c: char| c.is_ascii_lowercase()).then(|| name.to_owned()));
+                rest = after;
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Fills `${NAME}` and `${NAME:-default}` from the environment, which no stage does for the address of a store.
+pub(super) fn from_environment(text: &str) -> Result<String> {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, name, after)) = variable(rest) {
+        let (name, default) = name.split_once(":-").map_or((name, None), |(name, default)| (name, Some(default)));
+        let value = std::env::var(name).ok().filter(|v| !v.is_empty()).or(default.map(str::to_owned));
+        let value = value.ok_or_else(|| {
+            Diagnostic::pipeline(format!("store `{text}` needs the variable `{name}`, which is not set"))
+        })?;
+        out += &format!("{before}{value}");
+        rest = after;
+    }
+    Ok(out + rest)
 }
 
 /// Replaces `${name}` by its value from `look_up`. A string that is only `${name}` takes the type of the value. Unknown

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use schemars::JsonSchema;
@@ -21,6 +22,8 @@ pub(crate) struct Workshop {
     folder: PathBuf,
     store: Store,
     pub threads: usize,
+    /// Times that `warnings` was asked.
+    asked: AtomicUsize,
 }
 
 impl Workshop {
@@ -32,7 +35,7 @@ impl Workshop {
         }
         std::fs::create_dir_all(folder.join("scratch")).unwrap();
         let store = Store::open(folder.join("store").to_str().unwrap()).unwrap();
-        Workshop { folder, store, threads: 2 }
+        Workshop { folder, store, threads: 2, asked: AtomicUsize::new(0) }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -111,7 +114,9 @@ impl Workshop {
         inputs: &[(&str, &[InputRef])],
     ) -> Vec<String> {
         let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
-        let invocation = self.invocation::<S>(config, sources, inputs, "warnings");
+        // Another job each time: one that is committed already would be adopted, without its warnings.
+        let salt = format!("warnings {}", self.asked.fetch_add(1, Ordering::Relaxed));
+        let invocation = self.invocation::<S>(config, sources, inputs, &salt);
         let file = self.folder.join("invocation.json");
         std::fs::write(&file, serde_json::to_vec(&invocation).unwrap()).unwrap();
         let said = std::process::Command::new(program).arg("run").arg(&file).output().unwrap();

@@ -13,6 +13,8 @@ pub enum FileError {
     Unset { pattern: String, name: String },
     #[error("`{pattern}` begins with `~`, and the variable `HOME` is not set")]
     NoHome { pattern: String },
+    #[error("`{pattern}` covers the store of this pipeline, {store}: every run would read what the run before left")]
+    OwnStore { pattern: String, store: String },
     /// The name is right, but the machine does not let the file be read.
     #[error("cannot read `{name}`: {source}")]
     Read { name: String, source: io::Error },
@@ -21,18 +23,28 @@ pub enum FileError {
 impl Fault for FileError {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Unclosed { .. } | Self::Unset { .. } | Self::NoHome { .. } => ExitCode::Pipeline,
+            Self::Unclosed { .. } | Self::Unset { .. } | Self::NoHome { .. } | Self::OwnStore { .. } => {
+                ExitCode::Pipeline
+            }
             Self::Read { .. } => ExitCode::Machine,
         }
     }
     fn hint(&self) -> Option<String> {
-        let Self::Unset { name, .. } = self else { return None };
-        Some(format!("set it and name it in the job, `run: {{ env: [{name}] }}`, or write `${{{name}:-DEFAULT}}`"))
+        match self {
+            Self::Unset { name, .. } => Some(format!(
+                "set it and name it in the job, `run: {{ env: [{name}] }}`, or write `${{{name}:-DEFAULT}}`"
+            )),
+            Self::OwnStore { .. } => {
+                Some("name the folder of the sources, `data/**/*.md`, or keep the store elsewhere with `store:`".into())
+            }
+            _ => None,
+        }
     }
     fn place(&self) -> Option<String> {
         let (Self::Unclosed { pattern: place }
         | Self::Unset { pattern: place, .. }
         | Self::NoHome { pattern: place }
+        | Self::OwnStore { pattern: place, .. }
         | Self::Read { name: place, .. }) = self;
         Some(place.clone())
     }

@@ -1,8 +1,10 @@
 //! Paths in a config: `~` and variables are filled in.
 
 use crate::files::error::FileError;
+use crate::files::own_store;
 
-/// Expands `~` at the start, `${NAME}` and `${NAME:-default}`; `variable` looks a name up.
+/// Expands `~` at the start, `${NAME}` and `${NAME:-default}`; `variable` looks a name up. Refuses a glob that covers
+/// the store of the pipeline.
 pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, FileError> {
     let mut out = String::new();
     let mut rest = pattern;
@@ -23,6 +25,7 @@ pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Resul
         let home = variable("HOME").ok_or_else(|| FileError::NoHome { pattern: pattern.into() })?;
         out.replace_range(..1, home.trim_end_matches('/'));
     }
+    own_store::refuse(pattern, &out)?;
     Ok(out)
 }
 

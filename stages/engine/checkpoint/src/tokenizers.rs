@@ -49,8 +49,8 @@ mod tests {
         let error = expect_one_tokenizer(&[of("input `x`", None), of("input `y`", Some(a)), of("input `z`", Some(b))]);
         assert_eq!(
             error.unwrap_err().to_string(),
-            "input `y` was made with the tokenizer 0123456789ab, input `z` with fedcba987654: ids of one mean nothing to \
-             the other"
+            "input `y` was made with the tokenizer 0123456789ab, input `z` with fedcba987654: ids of one mean nothing \
+             to the other"
         );
     }
 }

@@ -416,8 +416,8 @@ mod tests {
         let scaling = begin(json!({ "rope_scaling": { "rope_type": "llama3" } }));
         assert!(scaling.contains("`rope_type` is \"llama3\" in `rope_scaling`, \"default\" in"), "{scaling}");
         for change in [
-            json!({ "final_logit_softcapping": null, "use_qk_norm": false, "torch_dtype": "bfloat16", "pruned_heads": {} }),
-            json!({ "rope_theta": 100, "architectures": ["LlamaModel"], "attention_dropout": 0 }),
+            json!({ "final_logit_softcapping": null, "use_qk_norm": false, "torch_dtype": "bfloat16" }),
+            json!({ "rope_theta": 100, "architectures": ["LlamaModel"], "attention_dropout": 0, "pruned_heads": {} }),
         ] {
             refused(change).unwrap();
         }

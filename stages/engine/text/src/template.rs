@@ -282,8 +282,8 @@ mod tests {
         let text = |template| rendered(template, "x").unwrap_err().to_string();
         assert_eq!(
             text("a\n{{ messages[0].content.frob() }}"),
-            "the chat template fails at line 2, `{{ messages[0].content.frob() }}`: unknown method: string has no method \
-             named frob"
+            "the chat template fails at line 2, `{{ messages[0].content.frob() }}`: unknown method: string has no \
+             method named frob"
         );
         assert_eq!(
             text("{{ raise_exception('roles must alternate') }}"),
