@@ -11,7 +11,7 @@ use crate::view::Mode;
 use crate::{job, live, query};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
-use smelt_store::Store;
+use smelt_store::{RunState, Store};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -193,8 +193,10 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
         });
     }
     print!("{}", listing.text(format));
-    let last = store.runs()?.into_iter().rfind(|r| r.pipeline == plan.name);
-    if let (Some(run), Format::Table) = (last, format) {
+    let runs: Vec<_> = store.runs()?.into_iter().filter(|r| r.pipeline == plan.name).collect();
+    // One that goes on says more than a later one that has ended.
+    let goes_on = runs.iter().rfind(|r| r.state == RunState::Running);
+    if let (Some(run), Format::Table) = (goes_on.or(runs.last()), format) {
         println!("\n{}, last run {}: {}, begun {}", plan.file, run.run, run.state.word(), time(run.started));
         for job in run.jobs.iter().filter(|j| j["state"] == json!("failed")) {
             println!("  {} failed: {}", job["job"].as_str().unwrap_or("?"), job["error"].as_str().unwrap_or("?"));

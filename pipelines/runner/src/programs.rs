@@ -7,12 +7,14 @@ use smelt_schemas::{Description, Doctor, ExitCode, Io, PROTOCOL, Problem, Resolv
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// A stage program that answered `describe`.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     pub path: PathBuf,
-    pub description: Description,
+    /// Shared by all instances of a job.
+    pub description: Arc<Description>,
 }
 
 /// Folders that hold stage programs: the one this program is in, then PATH.
@@ -129,7 +131,7 @@ impl Program {
             return Err(bug(format!("speaks protocol {}, this smelt {PROTOCOL}", description.protocol))
                 .hint("build both from one source: `cargo build --release`"));
         }
-        Ok(Self { path, description })
+        Ok(Self { path, description: Arc::new(description) })
     }
 
     /// The effective configs, in order, from as few processes as the stage allows. `named`: the jobs' `run.env`.

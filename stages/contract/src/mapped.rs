@@ -1,7 +1,7 @@
 //! A verified file as bytes that are read when they are used.
 
 use crate::error::Error;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use smelt_store::LocalFile;
 use std::ops::Deref;
 use std::path::Path;
@@ -47,6 +47,14 @@ impl MappedFile {
             if is_empty { Ok(None) } else { unsafe { Mmap::map(&file) }.map(Some) }
         });
         mapped.map(Self).map_err(|e| Error::machine(format!("cannot read `{}`: {e}", path.display())))
+    }
+
+    /// Gives back the memory of what was read: it is read from the file again when it is used again.
+    pub fn release(&self) {
+        if let Some(map) = &self.0 {
+            // SAFETY: the map is of a file and is never written, so the pages hold what the file holds.
+            drop(unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) }); // only a hint
+        }
     }
 }
 

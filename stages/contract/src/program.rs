@@ -83,30 +83,42 @@ fn schema<S: Stage>() -> serde_json::Value {
     config::with_own_defaults(&schemars::schema_for!(S::Config).to_value())
 }
 
-/// Reads a config as the stage's type, and checks the bounds that its schema states; the error names the field. What a
-/// nested object leaves out has the stage's defaults.
-fn typed<S: Stage>(given: &serde_json::Value) -> Result<S::Config, Error> {
-    let defaults = serde_json::from_value::<S::Config>(serde_json::json!({})).ok();
-    let defaults = defaults.and_then(|config| serde_json::to_value(config).ok()).unwrap_or_default();
-    let given = config::over(&defaults, given);
-    config::check_bounds(&schema::<S>(), &given)?;
-    serde_path_to_error::deserialize(&given).map_err(|e| {
-        let field: String = e
-            .path()
-            .iter()
-            .filter_map(|s| match s {
-                serde_path_to_error::Segment::Map { key } => Some(format!("/{key}")),
-                serde_path_to_error::Segment::Seq { index } => Some(format!("/{index}")),
-                _ => None,
-            })
-            .collect();
-        Error::config(&field, e.inner().to_string())
-    })
+/// What a stage says of its configs: made once for all that are read.
+struct Shape {
+    schema: serde_json::Value,
+    defaults: serde_json::Value,
 }
 
-fn resolve<S: Stage>(request: &ResolveRequest) -> Result<Resolved, Error> {
+impl Shape {
+    fn of<S: Stage>() -> Self {
+        let defaults = serde_json::from_value::<S::Config>(serde_json::json!({})).ok();
+        let defaults = defaults.and_then(|config| serde_json::to_value(config).ok()).unwrap_or_default();
+        Self { schema: schema::<S>(), defaults }
+    }
+
+    /// Reads a config as the stage's type, and checks the bounds that its schema states; the error names the field.
+    /// What a nested object leaves out has the stage's defaults.
+    fn read<S: Stage>(&self, given: &serde_json::Value) -> Result<S::Config, Error> {
+        let given = config::over(&self.defaults, given);
+        config::check_bounds(&self.schema, &given)?;
+        serde_path_to_error::deserialize(&given).map_err(|e| {
+            let field: String = e
+                .path()
+                .iter()
+                .filter_map(|s| match s {
+                    serde_path_to_error::Segment::Map { key } => Some(format!("/{key}")),
+                    serde_path_to_error::Segment::Seq { index } => Some(format!("/{index}")),
+                    _ => None,
+                })
+                .collect();
+            Error::config(&field, e.inner().to_string())
+        })
+    }
+}
+
+fn resolve<S: Stage>(shape: &Shape, request: &ResolveRequest) -> Result<Resolved, Error> {
     set_own_store(request.store.as_deref());
-    let mut config = typed::<S>(&request.config)?;
+    let mut config = shape.read::<S>(&request.config)?;
     let sources = S::resolve(&mut config, &request.inputs)?;
     let config = serde_json::to_value(&config).map_err(|e| Error::bug(format!("the config cannot be written: {e}")))?;
     Ok(Resolved { config, outputs: S::Outputs::specs(), sources })
@@ -116,10 +128,12 @@ fn resolve<S: Stage>(request: &ResolveRequest) -> Result<Resolved, Error> {
 fn resolve_verb<S: Stage>(path: Option<&str>) -> Result<(), Error> {
     let unlike = |e: serde_json::Error| Error::config("", format!("this is not what `resolve` reads: {e}"));
     let request: serde_json::Value = read_json(path)?;
+    let shape = Shape::of::<S>();
     if !request.is_array() {
-        return resolve::<S>(&serde_json::from_value(request).map_err(unlike)?).map(|resolved| print(&resolved));
+        return resolve::<S>(&shape, &serde_json::from_value(request).map_err(unlike)?)
+            .map(|resolved| print(&resolved));
     }
-    let answer = |request: &ResolveRequest| match resolve::<S>(request) {
+    let answer = |request: &ResolveRequest| match resolve::<S>(&shape, request) {
         Ok(resolved) => ResolveAnswer::Resolved(resolved),
         Err(e) => ResolveAnswer::Refused { code: e.exit_code(), problem: e.problem().clone() },
     };
@@ -154,9 +168,9 @@ pub fn main<S: Stage>() -> ProcessExit {
             Ok(())
         }
         Some("resolve") => resolve_verb::<S>(file).inspect_err(|e| print(e.problem())),
-        Some("estimate") => {
-            read_json::<ResolveRequest>(file).and_then(|r| typed::<S>(&r.config)).map(|c| print(&S::estimate(&c)))
-        }
+        Some("estimate") => read_json::<ResolveRequest>(file)
+            .and_then(|r| Shape::of::<S>().read::<S>(&r.config))
+            .map(|c| print(&S::estimate(&c))),
         Some("doctor") => {
             print(&S::doctor());
             Ok(())
@@ -228,7 +242,7 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
         ));
     }
     let started = smelt_store::now();
-    let config = typed::<S>(&invocation.config)?;
+    let config = Shape::of::<S>().read::<S>(&invocation.config)?;
     let store = Store::open(&invocation.store)?;
     let mut events = 0;
     let begun = Attempt::begin(&store, S::NAME, &invocation.fingerprint, invocation.edition, |owner| {

@@ -107,6 +107,11 @@ impl Folder {
         self.find(name).unwrap_or_default()
     }
 
+    /// Gives back the memory of what was read.
+    pub(crate) fn release(&self) {
+        self.0.iter().for_each(|(_, content)| content.release());
+    }
+
     pub(crate) fn weights(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let weights = self.0.iter().filter(|(name, _)| is_weight_file(name));
         weights.map(|(name, content)| (name.as_str(), &**content))

@@ -20,7 +20,7 @@ use smelt_stage::kinds::{Checkpoint, Tokenizer};
 use smelt_stage::{Context, Error, Source, Stage};
 use smelt_text::{with_chat_template, with_fields, with_special_tokens_map};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -54,7 +54,7 @@ impl Stage for Import {
     fn run(config: Config, _: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let folder = Folder::open(&config.path, cx.sources())?;
         let opened = Opened::new(folder.get(folder::CONFIG), folder.weights()).map_err(fault)?;
-        opened.verify().map_err(fault)?;
+        opened.verify(|| folder.release()).map_err(fault)?;
         for name in opened.drawn() {
             cx.warn(&format!(
                 "`{name}` is in no file, for a bare model was saved: its values are drawn at random, as transformers \
@@ -76,13 +76,14 @@ impl Stage for Import {
             unit.put(&out.model, folder::CONFIG, folder.get(folder::CONFIG))?;
             if opened.is_foreign() {
                 let mut file = unit.file(&out.model, "model.safetensors")?;
-                let written = opened.write(&mut file);
+                let written = opened.write(&mut Releasing { out: &mut file, folder: &folder });
                 written.map_err(|e| file.error(e))?;
                 file.finish(unit)?;
             } else {
                 for (name, bytes) in folder.weights() {
                     let mut file = unit.file(&out.model, name)?;
-                    let written = file.write_all(bytes);
+                    let mut out = Releasing { out: &mut file, folder: &folder };
+                    let written = bytes.chunks(PIECE).try_for_each(|piece| out.write_all(piece));
                     written.map_err(|e| file.error(e))?;
                     file.finish(unit)?;
                 }
@@ -95,6 +96,28 @@ impl Stage for Import {
             unit.put(&out.tokenizer, VOCABULARY, &text.tokenizer)?;
             unit.put(&out.tokenizer, TEXT, &text.config)
         })
+    }
+}
+
+/// Bytes of a file that are copied at a time.
+const PIECE: usize = 8 << 20;
+
+/// Writes, and gives back the memory of the files that it was read from, so that a checkpoint larger than memory passes
+/// through.
+struct Releasing<'a, W> {
+    out: &'a mut W,
+    folder: &'a Folder,
+}
+
+impl<W: Write> Write for Releasing<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes);
+        self.folder.release();
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

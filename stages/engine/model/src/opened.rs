@@ -198,9 +198,9 @@ impl<'a> Opened<'a> {
         Ok(values)
     }
 
-    /// Reads every value once, a tensor at a time, and keeps none.
-    pub fn verify(&self) -> Result<(), Error> {
-        self.parts().try_for_each(|part| self.read(part).map(drop))
+    /// Reads every value once, a tensor at a time, and keeps none; `each` is called after each tensor.
+    pub fn verify(&self, each: impl Fn()) -> Result<(), Error> {
+        self.parts().try_for_each(|part| self.read(part).map(|_| each()))
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {
