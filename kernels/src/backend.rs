@@ -3,14 +3,18 @@
 //! Used as `&dyn Backend`: a call is microseconds of work or more, so dynamic dispatch costs nothing and models need no
 //! type parameter. Operations do not return `Result`: a wrong shape panics with operation, expected and found.
 //!
+//! No operation makes the host wait: what it gives are tensors of its device, sums and counts included. Only
+//! [`download`](Backend::download) waits.
+//!
 //! Letters: N rows (tokens), D width, F expert width, H heads, d width of a head, E experts, K experts per token,
 //! R dispatched rows, V vocabulary. The heads of a row are neighbours: `[N, H·d]`.
 
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
+use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::math;
 use crate::segments::Segments;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 use std::ops::Range;
 
 /// Which operand of a product is transposed.
@@ -72,27 +76,33 @@ pub struct Rope {
     pub dim: usize,
     /// Elements 2j and 2j + 1 are a pair; otherwise j and j + dim/2.
     pub is_interleaved: bool,
-    /// `[positions, dim/2]`, multiplied by the attention factor; `sin` too.
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
+    /// F32 `[positions, dim/2]`, multiplied by the attention factor; `sin` too.
+    pub cos: Tensor,
+    pub sin: Tensor,
 }
 
 impl Rope {
-    /// `frequencies`: radians per position, `[dim/2]`. An angle is rounded to f32, as in the code that published
-    /// checkpoints were trained with.
+    /// On the host. `frequencies`: radians per position, `[dim/2]`. An angle is rounded to f32, as in the code that
+    /// published checkpoints were trained with.
     pub fn new(frequencies: &[f32], positions: usize, factor: f64, is_interleaved: bool) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
-        let (sin, cos) = angles
+        let (sin, cos): (Vec<f32>, Vec<f32>) = angles
             .map(|angle| {
                 let (sin, cos) = math::sin_cos(angle);
                 ((sin * factor) as f32, (cos * factor) as f32)
             })
             .unzip();
+        let [sin, cos] = [sin, cos].map(|table| Tensor::new([positions, frequencies.len()], &table));
         Self { dim: 2 * frequencies.len(), is_interleaved, cos, sin }
     }
 
+    /// A copy on the device of `backend`.
+    pub fn on(&self, backend: &dyn Backend) -> Self {
+        Self { cos: backend.upload(&self.cos), sin: backend.upload(&self.sin), ..*self }
+    }
+
     pub fn positions(&self) -> usize {
-        self.cos.len() / (self.dim / 2).max(1)
+        self.cos.rows()
     }
 }
 
@@ -113,34 +123,36 @@ pub struct Router {
 /// The experts that one layer chose for N tokens, and the order in which the tokens are dispatched to them.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// `[N, K]`, best first.
-    pub ids: Vec<u32>,
+    /// U32 `[N, K]`, best first.
+    pub ids: Tensor,
     /// `[N, K]`
     pub weights: Tensor,
     /// Sigmoid of the logits, `[N, E]`.
     pub scores: Tensor,
     /// Dispatched rows of each expert.
     pub segments: Segments,
-    /// Token of each dispatched row, `[R]`.
-    pub tokens: Vec<u32>,
-    /// Dispatched row of each (token, choice), `[N, K]`.
-    pub slots: Vec<u32>,
+    /// Token of each dispatched row, U32 `[R]`.
+    pub tokens: Tensor,
+    /// Dispatched row of each (token, choice), U32 `[N, K]`.
+    pub slots: Tensor,
 }
 
 impl Routing {
-    /// Sorts the choices by expert, tokens in order within each.
-    pub fn new(ids: Vec<u32>, weights: Tensor, scores: Tensor, experts: usize) -> Self {
+    /// On the host: sorts the choices by expert, tokens in order within each.
+    pub(crate) fn new(ids: Tensor, weights: Tensor, scores: Tensor, experts: usize) -> Self {
+        let (shape, of_choices) = (ids.shape(), ids.read::<u32>());
         let top_k = weights.cols();
         let mut counts = vec![0; experts];
-        ids.iter().for_each(|&e| counts[e as usize] += 1);
+        of_choices.iter().for_each(|&e| counts[e as usize] += 1);
         let segments = Segments::of_counts(&counts);
         let mut next: Vec<usize> = segments.iter().map(|rows| rows.start).collect();
-        let (mut tokens, mut slots) = (vec![0; ids.len()], vec![0; ids.len()]);
-        for (i, &e) in ids.iter().enumerate() {
+        let (mut tokens, mut slots) = (Tensor::empty([ids.len()], DType::U32), Tensor::empty(shape, DType::U32));
+        let (of_rows, of_slots) = (tokens.write::<u32>(), slots.write::<u32>());
+        for (i, &e) in of_choices.iter().enumerate() {
             let row = next[e as usize];
             next[e as usize] += 1;
-            tokens[row] = (i / top_k) as u32;
-            slots[i] = row as u32;
+            of_rows[row] = (i / top_k) as u32;
+            of_slots[i] = row as u32;
         }
         Self { ids, weights, scores, segments, tokens, slots }
     }
@@ -149,13 +161,13 @@ impl Routing {
 /// What objectives see of the logits `[N, V]` of the output projection.
 #[derive(Debug)]
 pub struct Head {
-    /// log p(target), `[N]`.
-    pub logp: Vec<f64>,
-    /// log Σ exp(logits), `[N]`.
-    pub lse: Vec<f64>,
-    /// exp(logits − max), and per row one over its sum. None when they were too large to keep: backward computes them
-    /// again.
-    pub(crate) kept: Option<(Tensor, Vec<f64>)>,
+    /// log p(target), F64 `[N]`.
+    pub logp: Tensor,
+    /// log Σ exp(logits), F64 `[N]`.
+    pub lse: Tensor,
+    /// exp(logits − max), and per row one over its sum (F64). None when they were too large to keep: backward computes
+    /// them again.
+    pub(crate) kept: Option<(Tensor, Tensor)>,
 }
 
 /// What attention's forward keeps of the softmax for backward. Each device has its own format.
@@ -183,14 +195,29 @@ pub struct AdamW {
     pub decay: f64,
     /// 1-based.
     pub step: u64,
-    /// The gradient is multiplied by this first: gradient clipping.
-    pub gradient_scale: f64,
+}
+
+/// How a token's routes are counted in a balance loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counted {
+    /// The K experts with the highest scores: the correction bias has no part (DeepSeek-V3, eq. 18).
+    #[default]
+    Scores,
+    /// The experts that the token was sent to.
+    Routes,
 }
 
 /// The one table of operations: calls the macro `$then` with it. [`Backend`] is made of it, and so are the adapters
 /// that pass every operation on.
 macro_rules! operations {
     ($then:ident) => { $then! {
+        /// Memory on the device with unspecified contents.
+        fn empty(&self, shape: Shape, dtype: DType) -> Tensor;
+        /// A copy of a host tensor on the device. What is uploaded is not written again; the host need not wait.
+        fn upload(&self, x: &Tensor) -> Tensor;
+        /// A copy on the host. **Waits** until the device has computed it.
+        fn download(&self, x: &Tensor) -> Tensor;
+
         /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
         fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
         /// Multiplies the rows of segment e of `a` by `w[e]` of `[E, out, in]`. Layout `Nt` or `Nn`.
@@ -209,8 +236,15 @@ macro_rules! operations {
         fn prepare(&self, w: &Tensor);
 
         /// Lowers an F32 operand: to FP8, or, without a quantiser, to bf16. A tile never spans two segments, except
-        /// [`Tile::Tensor`](crate::fp8::Tile::Tensor), which has one scale for all of them.
-        fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand;
+        /// [`Tile::Tensor`](crate::fp8::Tile::Tensor), which has one scale for all of them. `saturated`, U32 `[1]`,
+        /// becomes 1 when an infinite or NaN value was quantised, and is left alone otherwise.
+        fn lower(
+            &self,
+            x: &Tensor,
+            how: Option<Quantiser>,
+            segments: Option<&Segments>,
+            saturated: &mut Tensor,
+        ) -> Operand;
         /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in the precision of a; a was lowered with the same segments. The
         /// weight, F32 when a is lowered, is lowered with it: to bf16, or to FP8 by blocks (as a whole per expert when
         /// a is). That is kept until the weight is written.
@@ -243,13 +277,15 @@ macro_rules! operations {
         fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
         /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward rotates by the opposite
         /// angle.
-        fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool);
+        fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &Tensor, is_backward: bool);
         /// `y[i] += bias` for every row.
         fn bias(&self, y: &mut Tensor, bias: &Tensor);
         /// `dbias += Σ_rows dy`
         fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor);
-        /// `x *= by`
-        fn scale(&self, x: &mut Tensor, by: f64);
+        /// `x = x · by / over`
+        fn scale(&self, x: &mut Tensor, by: f64, over: f64);
+        /// Every element becomes `value`.
+        fn fill(&self, x: &mut Tensor, value: f64);
         /// `acc += x`
         fn add(&self, acc: &mut Tensor, x: &Tensor);
         /// Columns `..at` and `at..`.
@@ -265,7 +301,7 @@ macro_rules! operations {
             q: &Tensor,
             kv: &Tensor,
             k_rope: &Tensor,
-            documents: &DocumentBounds,
+            documents: &Documents,
         ) -> (Tensor, Softmax);
         /// Returns dq, dkv, dk_rope.
         #[allow(clippy::too_many_arguments)]
@@ -278,7 +314,7 @@ macro_rules! operations {
             o: &Tensor,
             softmax: &Softmax,
             d_o: &Tensor,
-            documents: &DocumentBounds,
+            documents: &Documents,
         ) -> (Tensor, Tensor, Tensor);
         /// The same attention for generation, from cached latents; `kv_b` is `[H·(nope + value), latent]`.
         fn latent_attention(
@@ -297,7 +333,7 @@ macro_rules! operations {
             q: &Tensor,
             k: &Tensor,
             v: &Tensor,
-            documents: &DocumentBounds,
+            documents: &Documents,
         ) -> (Tensor, Softmax);
         /// Returns dq, dk, dv.
         #[allow(clippy::too_many_arguments)]
@@ -310,53 +346,72 @@ macro_rules! operations {
             o: &Tensor,
             softmax: &Softmax,
             d_o: &Tensor,
-            documents: &DocumentBounds,
+            documents: &Documents,
         ) -> (Tensor, Tensor, Tensor);
         /// The same attention for generation, from cached keys and values.
         fn cached_attention(&self, shape: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor;
 
-        /// Rows `ids` of w.
-        fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor;
+        /// Rows `ids` (U32) of w.
+        fn embedding(&self, ids: &Tensor, w: &Tensor) -> Tensor;
         /// `dw[ids[i]] += dx[i]`, i in order.
-        fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor);
-        /// x `[N, D]`, w `[V, D]`.
-        fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head;
-        /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`. Returns dx; `dw += dlogitsᵀ·x`.
+        fn embedding_backward(&self, ids: &Tensor, dx: &Tensor, dw: &mut Tensor);
+        /// x `[N, D]`, w `[V, D]`, targets U32 `[N]`.
+        fn head(&self, x: &Tensor, w: &Tensor, targets: &Tensor) -> Head;
+        /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`, dlogp and dlse F64 `[N]`. Returns dx; `dw += dlogitsᵀ·x`.
         #[allow(clippy::too_many_arguments)]
         fn head_backward(
             &self,
             head: Head,
             x: &Tensor,
             w: &Tensor,
-            targets: &[u32],
-            dlogp: &[f64],
-            dlse: &[f64],
+            targets: &Tensor,
+            dlogp: &Tensor,
+            dlse: &Tensor,
             dw: &mut Tensor,
         ) -> Tensor;
 
-        /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, `[N]`: for sampling.
-        fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>);
+        /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, F64 `[N]`: for sampling.
+        fn softmax(&self, logits: &mut Tensor) -> (Tensor, Tensor);
 
         /// logits `[N, E]`, bias `[E]`. The bias affects which experts are chosen and nothing else.
         fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
         /// Returns dlogits. `dscores` `[N, E]` is added to the gradient that the scores get from the weights.
         fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
-        /// Rows `rows` of x, in that order.
-        fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor;
+        /// A balance loss of a router (see `Balance` of the model): with f_e = E/(K·T) times how often expert e counts
+        /// among T tokens, and P_e the mean of its share of a token's scores, `loss += weight·Σ_e f_e·P_e`. T runs over
+        /// each document alone, or over all rows when there are none. loss is F64 `[1]`. Returns dscores `[N, E]`; f
+        /// has no gradient.
+        fn balance(
+            &self,
+            router: &Router,
+            r: &Routing,
+            counted: Counted,
+            documents: Option<&Documents>,
+            weight: f64,
+            loss: &mut Tensor,
+        ) -> Tensor;
+        /// `counts[e] += ` rows of segment e; counts U32 `[E]`.
+        fn count(&self, segments: &Segments, counts: &mut Tensor);
+        /// Rows `rows` (U32) of x, in that order.
+        fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor;
         /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
-        fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor);
+        fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor);
         /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.
         fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor);
         /// Returns drows and dweights.
         fn combine_backward(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor);
 
-        /// Σ x², in f64, in one fixed order.
-        fn square_sum(&self, x: &Tensor) -> f64;
+        /// `sum[0] += Σ x²`, in f64, in one fixed order; sum is F64 `[1]`.
+        fn square_sum(&self, x: &Tensor, sum: &mut Tensor);
+        /// `sums[at] = Σ x`, or `Σ x²`, in order; x and sums are F64.
+        fn total(&self, x: &Tensor, is_squared: bool, sums: &mut Tensor, at: usize);
+        /// What gradients are multiplied by so that their norm √square_sum is at most `most`: F64 `[1]`.
+        fn clip(&self, square_sum: &Tensor, most: f64) -> Tensor;
         /// `acc = keep·acc + (1 − keep)·x`
         fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
-        /// m and v may be bf16: they are then rounded to nearest even after the step; w is updated with the unrounded
-        /// values.
-        fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor);
+        /// The gradient is dw times `scale`, F64 `[1]`. m and v may be bf16: they are then rounded to nearest even after
+        /// the step; w is updated with the unrounded values.
+        fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, scale: &Tensor, m: &mut Tensor, v: &mut Tensor);
     } };
 }
 pub(crate) use operations;
@@ -373,3 +428,21 @@ macro_rules! backend {
 }
 
 operations!(backend);
+
+impl dyn Backend + '_ {
+    pub fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        let mut x = self.empty(shape.into(), dtype);
+        self.fill(&mut x, 0.0);
+        x
+    }
+
+    /// U32 on the device.
+    pub fn ids(&self, ids: &[u32]) -> Tensor {
+        self.upload(&Tensor::new([ids.len()], ids))
+    }
+
+    /// F64 on the device.
+    pub fn numbers(&self, values: &[f64]) -> Tensor {
+        self.upload(&Tensor::new([values.len()], values))
+    }
+}

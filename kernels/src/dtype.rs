@@ -1,4 +1,5 @@
-//! Element types of tensors: f32 to compute in, f64 to check gradients in, bf16 and E4M3 to store and to multiply.
+//! Element types of tensors: f32 to compute in, f64 to check gradients and to sum in, bf16 and E4M3 to store and to
+//! multiply, u32 to count and to name rows.
 
 use crate::e4m3::E4m3;
 use crate::math;
@@ -11,12 +12,14 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
-    /// Only for gradient checks: products are plain loops.
+    /// For gradient checks (products are plain loops), log-probabilities and sums.
     F64,
     /// To store, and to multiply: sums are f32.
     Bf16,
     /// As `Bf16`, with a tensor of scales: see [`fp8`](crate::fp8).
     E4m3,
+    /// Token ids, rows, positions, counts.
+    U32,
 }
 
 impl DType {
@@ -24,7 +27,7 @@ impl DType {
         match self {
             DType::E4m3 => 1,
             DType::Bf16 => 2,
-            DType::F32 => 4,
+            DType::F32 | DType::U32 => 4,
             DType::F64 => 8,
         }
     }
@@ -56,6 +59,7 @@ element!(f32, F32, f32::NAN);
 element!(f64, F64, f64::NAN);
 element!(bf16, Bf16, bf16::NAN);
 element!(E4m3, E4m3, E4m3::NAN);
+element!(u32, U32, u32::MAX);
 
 /// An element type that operations compute in: each operation is written once, for f32 and f64.
 pub(crate) trait Real:

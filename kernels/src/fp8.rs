@@ -11,7 +11,7 @@
 //!
 //! A value is about `q · scale`, with `scale = max(amax, floor) / 448` over the finite values of a tile and
 //! `q = e4m3(x / scale)`. That is a true division: multiplying by the reciprocal gives other bytes. ±∞ saturates
-//! to ±448; a NaN stays NaN and does not affect the other elements of its tile; either clears [`Scaled::is_finite`].
+//! to ±448; a NaN stays NaN and does not affect the other elements of its tile; either is noted by the operation.
 //! −0 keeps its sign.
 //!
 //! Tiles are cut at the ends of [`Segments`], so no tile spans two experts: a short last tile has the scale and the
@@ -28,8 +28,6 @@ pub struct Scaled {
     pub q: Tensor,     // E4M3, [N, D]
     pub scale: Tensor, // F32, [bands, tiles across]; a value is q · scale
     pub how: Quantiser,
-    /// No value was infinite or NaN.
-    pub is_finite: bool,
 }
 
 /// One operand of a product.

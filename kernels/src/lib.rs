@@ -30,11 +30,11 @@ mod view;
 
 pub use adapters::{Spent, Trace};
 pub use backend::{
-    AdamW, AttentionShape, Backend, CachedRows, GroupedShape, Head, Layout, OPERATIONS, Rope, Router, Routing, Softmax,
-    Write,
+    AdamW, AttentionShape, Backend, CachedRows, Counted, GroupedShape, Head, Layout, OPERATIONS, Rope, Router, Routing,
+    Softmax, Write,
 };
 pub use cpu::{Cpu, gemm};
-pub use document_bounds::DocumentBounds;
+pub use document_bounds::{DocumentBounds, Documents};
 pub use dtype::{DType, Element};
 pub use half::bf16;
 pub use reference::Reference;

@@ -91,6 +91,7 @@ enum Data {
     F64(Allocation<f64>),
     Bf16(Allocation<bf16>),
     E4m3(Allocation<E4m3>),
+    U32(Allocation<u32>),
 }
 
 impl Drop for Buffer {
@@ -100,6 +101,7 @@ impl Drop for Buffer {
             Data::F64(data) => f64::arena().give(std::mem::take(data)),
             Data::Bf16(data) => bf16::arena().give(std::mem::take(data)),
             Data::E4m3(data) => E4m3::arena().give(std::mem::take(data)),
+            Data::U32(data) => u32::arena().give(std::mem::take(data)),
         }
     }
 }
@@ -113,23 +115,25 @@ impl Tensor {
             DType::F64 => Data::F64(f64::arena().take(shape.len(), f64::POISON)),
             DType::Bf16 => Data::Bf16(bf16::arena().take(shape.len(), bf16::POISON)),
             DType::E4m3 => Data::E4m3(E4m3::arena().take(shape.len(), E4m3::POISON)),
+            DType::U32 => Data::U32(u32::arena().take(shape.len(), u32::POISON)),
         };
         Self { buffer: Arc::new(Buffer { data, kept: OnceLock::new(), derived: Mutex::default() }), shape }
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
         let mut tensor = Self::empty(shape, dtype);
-        tensor.fill_zeros();
+        tensor.fill(0.0);
         tensor
     }
 
     /// Panics when a clone of the tensor is alive.
-    pub fn fill_zeros(&mut self) {
+    pub(crate) fn fill(&mut self, value: f64) {
         match self.dtype() {
-            DType::F32 => self.write::<f32>().fill(0.0),
-            DType::F64 => self.write::<f64>().fill(0.0),
-            DType::Bf16 => self.write::<bf16>().fill(bf16::ZERO),
-            DType::E4m3 => self.write::<E4m3>().fill(E4m3(0)),
+            DType::F32 => self.write::<f32>().fill(value as f32),
+            DType::F64 => self.write::<f64>().fill(value),
+            DType::Bf16 => self.write::<bf16>().fill(bf16::from_f32(value as f32)),
+            DType::E4m3 => self.write::<E4m3>().fill(E4m3::from_f32(value as f32)),
+            DType::U32 => self.write::<u32>().fill(value as u32),
         }
     }
 
@@ -150,6 +154,7 @@ impl Tensor {
             Data::F64(_) => DType::F64,
             Data::Bf16(_) => DType::Bf16,
             Data::E4m3(_) => DType::E4m3,
+            Data::U32(_) => DType::U32,
         }
     }
 
@@ -196,6 +201,7 @@ impl Tensor {
             Data::F64(data) => data,
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
+            Data::U32(data) => data,
         };
         let data = any.downcast_ref::<Allocation<T>>();
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
@@ -214,6 +220,7 @@ impl Tensor {
             Data::F64(data) => data,
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
+            Data::U32(data) => data,
         };
         let data = any.downcast_mut::<Allocation<T>>();
         &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]
@@ -231,6 +238,7 @@ impl Tensor {
             DType::F64 => Self::new(self.shape, self.read::<f64>()),
             DType::Bf16 => Self::new(self.shape, self.read::<bf16>()),
             DType::E4m3 => Self::new(self.shape, self.read::<E4m3>()),
+            DType::U32 => Self::new(self.shape, self.read::<u32>()),
         }
     }
 
@@ -246,6 +254,7 @@ impl Tensor {
             // values that came from f32 are f32, so `as f32` rounds nothing and the bf16 is rounded once
             DType::Bf16 => Self::new(self.shape, &values.iter().map(|&x| bf16::from_f32(x as f32)).collect::<Vec<_>>()),
             DType::E4m3 => Self::new(self.shape, &values.iter().map(|&x| E4m3::from_f32(x as f32)).collect::<Vec<_>>()),
+            DType::U32 => Self::new(self.shape, &values.iter().map(|&x| x as u32).collect::<Vec<_>>()),
         }
     }
 
@@ -255,6 +264,7 @@ impl Tensor {
             DType::F64 => self.read::<f64>().to_vec(),
             DType::Bf16 => self.read::<bf16>().iter().map(|&x| x.into()).collect(),
             DType::E4m3 => self.read::<E4m3>().iter().map(|x| x.to_f32().into()).collect(),
+            DType::U32 => self.read::<u32>().iter().map(|&x| x.into()).collect(),
         }
     }
 

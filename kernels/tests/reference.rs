@@ -53,20 +53,27 @@ impl<'a> Trial<'a> {
         Tensor::new(shape, &values).cast(self.dtype)
     }
 
-    fn ids(&mut self, count: usize, below: usize) -> Vec<u32> {
-        (0..count).map(|_| self.up_to(below) as u32 - 1).collect()
+    fn ids(&mut self, count: usize, below: usize) -> Tensor {
+        let ids: Vec<u32> = (0..count).map(|_| self.up_to(below) as u32 - 1).collect();
+        self.device.ids(&ids)
     }
 
-    fn numbers(&mut self, count: usize) -> Vec<f64> {
-        self.tensor(&[count]).to_f64()
+    /// F64, whatever the element type of the trial.
+    fn numbers(&mut self, count: usize) -> Tensor {
+        self.tensor(&[count]).cast(DType::F64)
+    }
+
+    /// A value that an operation may set.
+    fn flag(&self) -> Tensor {
+        self.device.zeros([1], DType::U32)
     }
 
     /// Up to four documents; now and then one so long that attention does not keep its exponentials.
-    fn documents(&mut self) -> DocumentBounds {
+    fn documents(&mut self) -> Documents {
         let longest = self.pick(&[60, 60, 60, 700]);
         let count = if longest == 700 { 1 } else { self.up_to(4) };
         let lengths: Vec<usize> = (0..count).map(|_| self.up_to(longest)).collect();
-        DocumentBounds::of_lengths(&lengths)
+        Documents::new(self.device, DocumentBounds::of_lengths(&lengths))
     }
 
     /// Up to five segments, some of them empty.
@@ -84,11 +91,7 @@ impl<'a> Trial<'a> {
     }
 
     fn near(&mut self, what: &str, x: &Tensor) {
-        self.near_numbers(what, x.to_f64());
-    }
-
-    fn near_numbers(&mut self, what: &str, x: Vec<f64>) {
-        self.near.push((what.into(), x, ROUNDINGS));
+        self.near.push((what.into(), x.to_f64(), ROUNDINGS));
     }
 
     /// f32 products have one order of summation; those of f64, for gradient checks, have not.
@@ -164,6 +167,9 @@ macro_rules! checks {
 }
 
 checks! {
+    empty: In::F32AndF64;
+    upload: In::F32AndF64;
+    download: In::F32AndF64;
     gemm: In::F32AndF64;
     grouped_gemm: In::F32AndF64;
     grouped_gradient: In::F32AndF64;
@@ -179,6 +185,7 @@ checks! {
     bias: In::F32AndF64;
     bias_backward: In::F32AndF64;
     scale: In::F32AndF64;
+    fill: In::F32AndF64;
     add: In::F32AndF64;
     split: In::F32AndF64;
     join: In::F32AndF64;
@@ -195,11 +202,15 @@ checks! {
     softmax: In::F32AndF64;
     route: In::F32AndF64;
     route_backward: In::F32AndF64;
+    balance: In::F32AndF64;
+    count: In::F32AndF64;
     gather: In::F32AndF64;
     gather_backward: In::F32AndF64;
     combine: In::F32AndF64;
     combine_backward: In::F32AndF64;
     square_sum: In::F32AndF64;
+    total: In::F32AndF64;
+    clip: In::F32AndF64;
     average: In::F32AndF64;
     adamw: In::F32AndF64;
 }
@@ -280,16 +291,17 @@ mod checks {
         let role = d.pick(&[Role::Activation, Role::Weight, Role::Gradient]);
         let how = Quantiser { tile, role, power_of_two: d.pick(&[true, false]) };
         let segments = d.pick(&[true, false]).then_some(&segments);
-        match d.device.lower(&x, Some(how), segments) {
-            Operand::Fp8(Scaled { q, scale, how: kept, is_finite }) => {
+        let mut saturated = d.flag();
+        match d.device.lower(&x, Some(how), segments, &mut saturated) {
+            Operand::Fp8(Scaled { q, scale, how: kept }) => {
                 assert_eq!(kept, how);
                 d.same("bytes", q.read::<fp8::E4m3>().iter().map(|q| q.0.into()));
                 d.same_tensor("scale", &scale);
-                d.same("is_finite", [is_finite.into()]);
+                d.same_tensor("saturated", &saturated);
             }
             Operand::Plain(_) => panic!("not quantised"),
         }
-        match d.device.lower(&x, None, segments) {
+        match d.device.lower(&x, None, segments, &mut saturated) {
             Operand::Plain(x) => d.same("bf16", x.read::<bf16>().iter().map(|x| x.to_bits().into())),
             Operand::Fp8(_) => panic!("quantised"),
         }
@@ -307,8 +319,8 @@ mod checks {
         let how = Quantiser { tile: d.pick(tiles), role, power_of_two: d.pick(&[true, false]) };
         match precision {
             1 => Operand::Plain(x),
-            2 => d.device.lower(&x, None, segments),
-            _ => d.device.lower(&x, Some(how), segments),
+            2 => d.device.lower(&x, None, segments, &mut d.flag()),
+            _ => d.device.lower(&x, Some(how), segments, &mut d.flag()),
         }
     }
 
@@ -377,7 +389,8 @@ mod checks {
         let frequencies: Vec<f32> = (0..half).map(|j| 0.9f32.powi(j as i32)).collect();
         let rope = Rope::new(&frequencies, 300, 1.2, d.pick(&[true, false]));
         let mut x = d.tensor(&[n, heads * (offset + 2 * half + rest)]);
-        d.device.rope(&mut x, heads, offset, &rope, &d.ids(n, 300), d.pick(&[true, false]));
+        let positions = d.ids(n, 300);
+        d.device.rope(&mut x, heads, offset, &rope.on(d.device), &positions, d.pick(&[true, false]));
         d.near("x", &x);
     }
 
@@ -398,8 +411,34 @@ mod checks {
     pub(crate) fn scale(d: &mut Trial) {
         let shape = [300, 200].map(|most| d.up_to(most));
         let mut x = d.tensor(&shape);
-        d.device.scale(&mut x, 1.0 / 0.7);
+        d.device.scale(&mut x, 1.0 / 0.7, d.pick(&[1.0, 3.0]));
         d.same_tensor("x", &x);
+    }
+
+    pub(crate) fn fill(d: &mut Trial) {
+        let n = d.up_to(500);
+        for dtype in [d.dtype, DType::U32, DType::Bf16] {
+            let mut x = d.device.empty([n].into(), dtype);
+            d.device.fill(&mut x, 3.0);
+            d.same_tensor("x", &x);
+        }
+    }
+
+    pub(crate) fn empty(d: &mut Trial) {
+        let shape = [30, 20].map(|most| d.up_to(most));
+        let x = d.device.empty(shape.into(), d.dtype);
+        assert_eq!((x.shape().dims(), x.dtype()), (&shape[..], d.dtype));
+        d.same("elements", [x.len() as u64]);
+    }
+
+    pub(crate) fn upload(d: &mut Trial) {
+        let x = d.tensor(&[50]);
+        d.same_tensor("x", &d.device.upload(&x));
+    }
+
+    pub(crate) fn download(d: &mut Trial) {
+        let x = d.tensor(&[50]);
+        d.same_tensor("x", &d.device.download(&d.device.upload(&x)));
     }
 
     pub(crate) fn add(d: &mut Trial) {
@@ -422,7 +461,7 @@ mod checks {
         d.same_tensor("x", &x);
     }
 
-    fn attention_inputs(d: &mut Trial) -> (AttentionShape, DocumentBounds, [Tensor; 3]) {
+    fn attention_inputs(d: &mut Trial) -> (AttentionShape, Documents, [Tensor; 3]) {
         let [heads, nope, rope, value] = [3, 12, 6, 20].map(|most| d.up_to(most));
         let (s, documents) = (AttentionShape { heads, nope, rope, value, scale: 0.3 }, d.documents());
         let n = documents.rows();
@@ -478,7 +517,7 @@ mod checks {
         GroupedShape { heads: kv_heads * queries, kv_heads, dim, scale: 0.3 }
     }
 
-    fn grouped_inputs(d: &mut Trial) -> (GroupedShape, DocumentBounds, [Tensor; 3]) {
+    fn grouped_inputs(d: &mut Trial) -> (GroupedShape, Documents, [Tensor; 3]) {
         let (s, documents) = (grouped_shape(d), d.documents());
         let n = documents.rows();
         let inputs = [s.heads, s.kv_heads, s.kv_heads].map(|heads| d.tensor(&[n, heads * s.dim]));
@@ -526,8 +565,8 @@ mod checks {
         let [n, v, cols] = [100, 300, 40].map(|most| d.up_to(most));
         let (x, w, targets) = (d.tensor(&[n, cols]), d.tensor(&[v, cols]), d.ids(n, v));
         let head = d.device.head(&x, &w, &targets);
-        d.near_numbers("logp", head.logp);
-        d.near_numbers("lse", head.lse);
+        d.near("logp", &head.logp);
+        d.near("lse", &head.lse);
     }
 
     pub(crate) fn head_backward(d: &mut Trial) {
@@ -545,8 +584,8 @@ mod checks {
         let mut logits = d.tensor(&[n, v]);
         let (max, sum) = d.device.softmax(&mut logits);
         d.near("exp", &logits);
-        d.near_numbers("sum", sum);
-        d.same("max", max.into_iter().map(f64::to_bits));
+        d.near("sum", &sum);
+        d.same_tensor("max", &max);
     }
 
     fn routed(d: &mut Trial) -> (Router, Routing) {
@@ -563,13 +602,14 @@ mod checks {
     pub(crate) fn route(d: &mut Trial) {
         let (_, r) = routed(d);
         for (what, ids) in [("ids", &r.ids), ("tokens", &r.tokens), ("slots", &r.slots)] {
-            d.same(what, ids.iter().map(|&id| id.into()));
+            d.same_tensor(what, ids);
         }
-        d.same("segments", r.segments.ends().iter().map(|&end| end as u64));
-        for (choice, (&id, &slot)) in r.ids.iter().zip(&r.slots).enumerate() {
+        d.same_tensor("segments", r.segments.ends());
+        assert_eq!(r.segments.rows(), r.ids.len());
+        for (choice, (&id, &slot)) in r.ids.read::<u32>().iter().zip(r.slots.read::<u32>()).enumerate() {
             let rows = r.segments.iter().nth(id as usize).expect("an expert");
             assert!(rows.contains(&(slot as usize)), "choice {choice} has its row among those of another expert");
-            assert_eq!(r.tokens[slot as usize] as usize, choice / r.weights.cols());
+            assert_eq!(r.tokens.read::<u32>()[slot as usize] as usize, choice / r.weights.cols());
         }
         d.same_tensor("scores", &r.scores);
         d.near("weights", &r.weights);
@@ -583,6 +623,25 @@ mod checks {
         let dscores = (d.pick(&[true, false]) || router.top_k == 1).then_some(&dscores);
         let dlogits = d.device.route_backward(&router, &r, &dweights, dscores);
         d.near("dlogits", &dlogits);
+    }
+
+    pub(crate) fn balance(d: &mut Trial) {
+        let (router, r) = routed(d);
+        let (n, counted) = (r.weights.rows(), d.pick(&[Counted::Scores, Counted::Routes]));
+        let cut = d.up_to(n) - 1;
+        let bounds = DocumentBounds::of_lengths(&[cut, 0, n - cut]);
+        let documents = d.pick(&[true, false]).then(|| Documents::new(d.device, bounds));
+        let mut loss = d.numbers(1);
+        let dscores = d.device.balance(&router, &r, counted, documents.as_ref(), 0.3, &mut loss);
+        d.near("loss", &loss);
+        d.near("dscores", &dscores);
+    }
+
+    pub(crate) fn count(d: &mut Trial) {
+        let segments = d.segments(60);
+        let mut counts = d.ids(segments.count(), 9).copy();
+        d.device.count(&segments, &mut counts);
+        d.same_tensor("counts", &counts);
     }
 
     pub(crate) fn gather(d: &mut Trial) {
@@ -615,8 +674,23 @@ mod checks {
 
     pub(crate) fn square_sum(d: &mut Trial) {
         let n = d.up_to(100_000);
-        let sum = d.device.square_sum(&d.tensor(&[n]));
-        d.near.push(("sum".into(), vec![sum], 1000.0)); // up to 100,000 terms, of which √ is 316
+        let mut sum = d.numbers(1);
+        d.device.square_sum(&d.tensor(&[n]), &mut sum);
+        d.near.push(("sum".into(), sum.to_f64(), 1000.0)); // up to 100,000 terms, of which √ is 316
+    }
+
+    pub(crate) fn total(d: &mut Trial) {
+        let n = d.up_to(3000);
+        let (x, mut sums) = (d.numbers(n), d.numbers(3));
+        d.device.total(&x, d.pick(&[true, false]), &mut sums, 1);
+        d.same_tensor("sums", &sums);
+    }
+
+    pub(crate) fn clip(d: &mut Trial) {
+        let sum = d.numbers(1).to_f64()[0].abs() * d.pick(&[0.1, 10.0]);
+        let scale = d.device.clip(&Tensor::new([1], &[sum]), 1.0);
+        assert!(scale.to_f64()[0] <= 1.0);
+        d.same_tensor("scale", &scale);
     }
 
     pub(crate) fn average(d: &mut Trial) {
@@ -638,8 +712,8 @@ mod checks {
 
     pub(crate) fn adamw_step(d: &mut Trial, mut m: Tensor, mut v: Tensor, roundings_of_moments: f64) {
         let (mut w, dw, step) = (d.tensor(&[m.len()]), d.tensor(&[m.len()]), d.up_to(1000) as u64);
-        let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step, gradient_scale: 0.5 };
-        d.device.adamw(&hyper, &mut w, &dw, &mut m, &mut v);
+        let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step };
+        d.device.adamw(&hyper, &mut w, &dw, &Tensor::new([1], &[0.5]), &mut m, &mut v);
         d.near("w", &w);
         for (what, moment) in [("m", m), ("v", v)] {
             d.near.push((what.into(), moment.to_f64(), roundings_of_moments));

@@ -1,10 +1,11 @@
 //! Measures where the time of a step goes: passes every operation on and times it.
 
 use crate::backend::*;
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
+use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,7 +78,7 @@ mod tests {
         let (x, gain) = (Tensor::new([2, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]), Tensor::new([3], &[1.0f32; 3]));
         let (a, b) = (cpu.rms_norm(&x, &gain, 1e-6), trace.rms_norm(&x, &gain, 1e-6));
         assert_eq!(a.0.read::<f32>(), b.0.read::<f32>());
-        trace.square_sum(&x);
+        trace.square_sum(&x, &mut Tensor::zeros([1], DType::F64));
         trace.rms_norm(&x, &gain, 1e-6);
         let mut spent: Vec<_> = trace.take().into_iter().map(|(name, spent)| (name, spent.calls)).collect();
         spent.sort();

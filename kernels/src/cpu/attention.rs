@@ -8,7 +8,7 @@ use super::products::Products;
 use super::scratch::Scratch;
 use super::vectors::{copy, padded};
 use crate::backend::{AttentionShape, Softmax};
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
 use crate::dtype::Real;
 use crate::prefetch::prefetch_run;
 use crate::tensor::Tensor;
@@ -41,7 +41,7 @@ fn gather_keys<T: Real>(s: &AttentionShape, kv: &[T], k_rope: &[T], rows: Range<
     }
 }
 
-fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents: &DocumentBounds) {
+fn check(s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor, documents: &Documents) {
     let (n, w) = (documents.rows(), Widths::of(s));
     q.expect("attention: q", [n, w.q_row]);
     kv.expect("attention: kv", [n, w.kv_row]);
@@ -54,7 +54,7 @@ pub(super) fn forward<T: Products>(
     q: &Tensor,
     kv: &Tensor,
     k_rope: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> (Tensor, Softmax) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));
@@ -87,7 +87,7 @@ pub(super) fn backward<T: Products>(
     o: &Tensor,
     softmax: &Softmax,
     d_o: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
     check(s, q, kv, k_rope, documents);
     let (n, w) = (documents.rows(), Widths::of(s));

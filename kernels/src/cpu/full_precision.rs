@@ -44,7 +44,7 @@ pub(super) fn grouped_gemm<T: Products>(
         Layout::Nt => T::packed(w).unwrap_or_else(|| matrices.map(|w| w.t().into()).collect()),
         _ => matrices.map(T::Right::from).collect(),
     };
-    T::grouped(&cpu.gemm, a.view(), segments.ends(), &b, c.write(), write);
+    T::grouped(&cpu.gemm, a.view(), &segments.host_ends(), &b, c.write(), write);
 }
 
 pub(super) fn grouped_gradient<T: Products>(
@@ -56,7 +56,7 @@ pub(super) fn grouped_gradient<T: Products>(
     write: Write,
 ) {
     dw.expect("grouped_gradient: dw", [segments.count(), dy.cols(), x.cols()]);
-    T::grouped_gradient(&cpu.gemm, dy.view(), x.view(), segments.ends(), dw.write(), write);
+    T::grouped_gradient(&cpu.gemm, dy.view(), x.view(), &segments.host_ends(), dw.write(), write);
 }
 
 /// Packs an F32 weight `[.., out, in]` for products `x·wᵀ`, one matrix per leading index. Costs the weight's size

@@ -13,13 +13,13 @@ use super::scratch::Scratch;
 use super::vectors::{exp_row, padded};
 use crate::backend::Write;
 use crate::backend::{CachedRows, GroupedShape, Softmax};
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
 use crate::dtype::{DType, Real};
 use crate::rectangle::Rectangle;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &DocumentBounds) {
+fn check(s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents) {
     let (n, kv_row) = (documents.rows(), s.kv_heads * s.dim);
     q.expect("grouped_attention: q", [n, s.heads * s.dim]);
     k.expect("grouped_attention: k", [n, kv_row]);
@@ -43,7 +43,7 @@ pub(super) fn forward<T: Products>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> (Tensor, Softmax) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);
@@ -67,7 +67,7 @@ pub(super) fn backward<T: Products>(
     o: &Tensor,
     softmax: &Softmax,
     d_o: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
     check(s, q, k, v, documents);
     let (n, row) = (documents.rows(), s.heads * s.dim);

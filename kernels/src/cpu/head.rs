@@ -10,7 +10,7 @@ use super::products::{Products, transposed};
 use super::vectors::exp_row;
 use crate::backend::Head;
 use crate::backend::Write;
-use crate::dtype::Real;
+use crate::dtype::{DType, Real};
 use crate::tensor::Tensor;
 
 /// Logits per block, and logits that are kept at most.
@@ -39,7 +39,7 @@ fn softmax<T: Real>(cpu: &Cpu, logits: &mut [T], vocabulary: usize, targets: &[u
     );
 }
 
-fn check(x: &Tensor, w: &Tensor, targets: &[u32]) -> [usize; 3] {
+fn check(x: &Tensor, w: &Tensor, targets: &Tensor) -> [usize; 3] {
     let ([n, d], [v, inner]) = (x.dims("head: x"), w.dims("head: w"));
     assert!(d == inner && targets.len() == n, "head: x [{n}, {d}], w [{v}, {inner}], {} targets", targets.len());
     [n, d, v]
@@ -50,9 +50,10 @@ fn logits<T: Products>(cpu: &Cpu, x: &[T], w: &Tensor, out: &mut [T]) {
     T::multiply(&cpu.gemm, x, transposed::<T>(w), out, Write::Set);
 }
 
-pub(super) fn forward<T: Products>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+pub(super) fn forward<T: Products>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &Tensor) -> Head {
     let [n, d, v] = check(x, w, targets);
-    let (mut logp, mut lse, mut inverse) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+    let [mut logp, mut lse, mut inverse] = [(); 3].map(|()| Tensor::empty([n], DType::F64));
+    let targets = targets.read::<u32>();
     let keeps = n * v <= KEPT;
     let block = if keeps { n.max(1) } else { (BLOCK / v).max(1) };
     let mut memory = Tensor::empty([block.min(n), v], T::DTYPE);
@@ -60,7 +61,7 @@ pub(super) fn forward<T: Products>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &
         let rows = first..(first + block).min(n);
         let z = &mut memory.write::<T>()[..rows.len() * v];
         logits(cpu, &x.read::<T>()[rows.start * d..rows.end * d], w, z);
-        let out = [&mut logp[rows.clone()], &mut lse[rows.clone()], &mut inverse[rows.clone()]];
+        let out = [&mut logp, &mut lse, &mut inverse].map(|out| &mut out.write::<f64>()[rows.clone()]);
         softmax(cpu, z, v, &targets[rows], out);
     }
     Head { logp, lse, kept: keeps.then_some((memory, inverse)) }
@@ -72,16 +73,20 @@ pub(super) fn backward<T: Products>(
     head: Head,
     x: &Tensor,
     w: &Tensor,
-    targets: &[u32],
-    dlogp: &[f64],
-    dlse: &[f64],
+    targets: &Tensor,
+    dlogp: &Tensor,
+    dlse: &Tensor,
     dw: &mut Tensor,
 ) -> Tensor {
     let [n, d, v] = check(x, w, targets);
     dw.expect("head_backward: dw", [v, d]);
     assert!(dlogp.len() == n && dlse.len() == n, "head_backward: {} and {} of {n} rows", dlogp.len(), dlse.len());
+    let (targets, dlogp, dlse) = (targets.read::<u32>(), dlogp.read::<f64>(), dlse.read::<f64>());
     let mut dx = Tensor::empty([n, d], T::DTYPE);
-    let (mut kept, mut inverse) = head.kept.map_or((None, vec![0.0; n]), |(kept, inverse)| (Some(kept), inverse));
+    let (mut kept, mut inverse) = match head.kept {
+        Some((kept, inverse)) => (Some(kept), inverse),
+        None => (None, Tensor::empty([n], DType::F64)),
+    };
     let block = if kept.is_some() { n.max(1) } else { (BLOCK / v).max(1) };
     for first in (0..n).step_by(block) {
         let rows = first..(first + block).min(n);
@@ -90,10 +95,11 @@ pub(super) fn backward<T: Products>(
             let mut z = Tensor::empty([rows.len(), v], T::DTYPE);
             logits(cpu, x, w, z.write::<T>());
             let (mut logp, mut lse) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
-            softmax(cpu, z.write::<T>(), v, &targets[rows.clone()], [&mut logp, &mut lse, &mut inverse[rows.clone()]]);
+            let inverse = &mut inverse.write::<f64>()[rows.clone()];
+            softmax(cpu, z.write::<T>(), v, &targets[rows.clone()], [&mut logp, &mut lse, inverse]);
             z
         });
-        let step = cpu.step(rows.len(), v);
+        let (step, inverse) = (cpu.step(rows.len(), v), inverse.read::<f64>());
         let tasks = dlogits.write::<T>().chunks_mut(step * v).enumerate().collect();
         cpu.each(
             tasks,
@@ -116,11 +122,11 @@ pub(super) fn backward<T: Products>(
 }
 
 /// Turns every row into exp(x − max); returns maxima and sums.
-pub(super) fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Tensor, Tensor) {
     let (n, v) = (x.rows(), x.cols());
-    let (mut max, mut sum) = (vec![0.0; n], vec![0.0; n]);
+    let [mut max, mut sum] = [(); 2].map(|()| Tensor::empty([n], DType::F64));
     let step = cpu.step(n, 4 * v);
-    let out = max.chunks_mut(step).zip(sum.chunks_mut(step));
+    let out = max.write::<f64>().chunks_mut(step).zip(sum.write::<f64>().chunks_mut(step));
     let tasks = x.write::<T>().chunks_mut((step * v).max(1)).zip(out).collect();
     cpu.each(
         tasks,

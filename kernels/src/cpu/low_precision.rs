@@ -48,7 +48,7 @@ pub(super) fn gemm(
     match a {
         Operand::Plain(a) => {
             let packed: Vec<_> = sides.iter().map(|side| (&side.packed).into()).collect();
-            cpu.gemm.grouped(a.view::<bf16>(), ends.ends(), &packed, c.write(), write);
+            cpu.gemm.grouped(a.view::<bf16>(), &ends.host_ends(), &packed, c.write(), write);
         }
         Operand::Fp8(a) => {
             let (values, scale, blocks) = (quantise::decode(cpu, &a.q), row_scales(a, segments), k.div_ceil(TILE));
@@ -87,7 +87,7 @@ pub(super) fn gradient(
     match (dy, x) {
         (Operand::Plain(dy), Operand::Plain(x)) => {
             let (dy, x) = (dy.view::<bf16>(), x.view::<bf16>());
-            cpu.gemm.grouped_gradient(dy, x, ends.ends(), dw.write(), write);
+            cpu.gemm.grouped_gradient(dy, x, &ends.host_ends(), dw.write(), write);
         }
         (Operand::Fp8(dy), Operand::Fp8(x)) => {
             let (a_scale, b_scale) = (column_scales(dy, segments), column_scales(x, segments));
@@ -152,7 +152,7 @@ fn lowered(cpu: &Cpu, w: &Tensor, lowering: Lowering, experts: usize) -> Arc<Low
             Lowering::Bf16 => quantise::round(cpu, w),
             Lowering::Fp8(how) => {
                 let rows = Segments::of_counts(&vec![out; experts]);
-                let scaled = quantise::quantise(cpu, w, how, Some(&rows));
+                let (scaled, _) = quantise::quantise(cpu, w, how, Some(&rows));
                 let (scale, across) = (scaled.scale.read::<f32>(), scaled.scale.cols());
                 let height = if how.tile == Tile::Tensor { out.max(1) } else { TILE };
                 let (bands, width) = (out.div_ceil(height), how.tile.width(inner));
@@ -179,13 +179,23 @@ fn lowered(cpu: &Cpu, w: &Tensor, lowering: Lowering, experts: usize) -> Arc<Low
 }
 
 /// See [`Backend::lower`](crate::Backend::lower).
-pub(super) fn lower(cpu: &Cpu, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+pub(super) fn lower(
+    cpu: &Cpu,
+    x: &Tensor,
+    how: Option<Quantiser>,
+    segments: Option<&Segments>,
+    saturated: &mut Tensor,
+) -> Operand {
     assert!(x.dtype() == DType::F32, "lower: expected F32, found {:?}", x.dtype());
     match how {
         None => Operand::Plain(quantise::round(cpu, x)),
         Some(how) => {
             let segments = segments.filter(|_| how.tile != Tile::Tensor);
-            Operand::Fp8(quantise::quantise(cpu, x, how, segments))
+            let (scaled, is_finite) = quantise::quantise(cpu, x, how, segments);
+            if !is_finite {
+                saturated.write::<u32>()[0] = 1;
+            }
+            Operand::Fp8(scaled)
         }
     }
 }

@@ -5,6 +5,7 @@
 //! ([`wide`](gemm::wide)). The bits depend on neither: a row is computed alone, and sums over rows go by fixed blocks.
 
 mod attention;
+mod balance;
 mod device;
 mod full_precision;
 pub mod gemm;

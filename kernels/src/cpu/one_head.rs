@@ -14,7 +14,7 @@ use super::vectors::vectors;
 use super::vectors::{copy, dot, exp_from, max_of, padded};
 use crate::backend::Softmax;
 use crate::backend::Write;
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
 use crate::dtype::Real;
 use crate::prefetch::prefetch_run;
 use crate::rectangle::Rectangle;
@@ -43,7 +43,7 @@ fn scores(length: usize) -> usize {
 }
 
 /// Whether the exponentials of all heads are few enough to keep.
-fn keeps(documents: &DocumentBounds) -> bool {
+fn keeps(documents: &Documents) -> bool {
     documents.iter().map(|rows| scores(rows.len())).sum::<usize>() <= documents.rows() * KEPT
 }
 
@@ -51,7 +51,7 @@ fn keeps(documents: &DocumentBounds) -> bool {
 /// this order.
 pub(super) fn tasks<P>(
     heads: usize,
-    documents: &DocumentBounds,
+    documents: &Documents,
     mut split: impl FnMut(usize) -> Option<P>,
 ) -> Vec<(Range<usize>, usize, P)> {
     let keeps = keeps(documents);
@@ -63,7 +63,7 @@ pub(super) fn tasks<P>(
 /// Memory for what forward keeps for backward. The part of a task: per query the largest score·scale, and one over Σ
 /// exp(score·scale − largest), each padded to whole vectors; then these exponentials, block by block, if they are
 /// few enough to keep. (Otherwise backward computes them again by the same products and loops, with the same bits.)
-pub(super) fn softmax<T: Real>(heads: usize, documents: &DocumentBounds) -> Softmax {
+pub(super) fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
     let mut all = 0;
     tasks(heads, documents, |len| {
         all += len;
@@ -86,7 +86,7 @@ pub(super) struct OneHead<'a, T> {
 pub(super) fn parts<'a, T: Real>(
     matrix: &'a mut [T],
     heads: usize,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> impl Iterator<Item = Rectangle<'a, T>> {
     let (rows, width) = (documents.rows(), matrix.len() / documents.rows().max(1));
     Rectangle::new(matrix, rows, width, width).bands(documents.iter()).flat_map(move |band| band.columns(heads))
@@ -97,7 +97,7 @@ pub(super) fn slabs<'a, T: Real>(
     matrix: &'a mut [T],
     heads: usize,
     width: usize,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> impl Iterator<Item = &'a mut [T]> {
     let mut slabs: Vec<&mut [T]> = matrix.chunks_mut((documents.rows() * width).max(1)).collect();
     slabs.resize_with(heads, Default::default); // without rows there are no chunks

@@ -31,6 +31,16 @@ pub(super) fn square_sum<T: Real>(cpu: &Cpu, x: &Tensor) -> f64 {
     partial.iter().sum()
 }
 
+pub(super) fn total(x: &Tensor, is_squared: bool, sums: &mut Tensor, at: usize) {
+    let of = |x: &f64| if is_squared { x * x } else { *x };
+    sums.write::<f64>()[at] = x.read::<f64>().iter().map(of).sum();
+}
+
+pub(super) fn clip(square_sum: &Tensor, most: f64) -> Tensor {
+    let norm = square_sum.read::<f64>()[0].sqrt();
+    Tensor::new([1], &[(most / (norm + 1e-6)).min(1.0)])
+}
+
 /// Elements of w, dw, m and v of one task.
 type Slices<'a, T, M> = ((&'a mut [T], &'a [T]), (&'a mut [M], &'a mut [M]));
 
@@ -76,6 +86,7 @@ pub(super) fn adamw<T: Real, M: Moment<T>>(
     h: &AdamW,
     w: &mut Tensor,
     dw: &Tensor,
+    scale: &Tensor,
     m: &mut Tensor,
     v: &mut Tensor,
 ) {
@@ -86,7 +97,7 @@ pub(super) fn adamw<T: Real, M: Moment<T>>(
     let rate = T::of(h.lr / (1.0 - power(h.beta1, h.step)));
     let correction = T::of(1.0 / (1.0 - power(h.beta2, h.step)).sqrt());
     let (beta1, beta2, eps) = (T::of(h.beta1), T::of(h.beta2), T::of(h.eps));
-    let (rest1, rest2, scale) = (T::of(1.0 - h.beta1), T::of(1.0 - h.beta2), T::of(h.gradient_scale));
+    let (rest1, rest2, scale) = (T::of(1.0 - h.beta1), T::of(1.0 - h.beta2), T::of(scale.read::<f64>()[0]));
     let step = cpu.step(dw.len(), 4);
     let moments = m.write::<M>().chunks_mut(step).zip(v.write::<M>().chunks_mut(step));
     let tasks = w.write::<T>().chunks_mut(step).zip(dw.read::<T>().chunks(step)).zip(moments).collect();

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Bits of infinity. As integers, the bits of magnitudes are in the order of the magnitudes.
 const INFINITE: u32 = 0x7f80_0000;
 
-/// Two passes: the first finds the largest magnitude of every tile, the second computes the bytes.
-pub(super) fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> Scaled {
+/// Two passes: the first finds the largest magnitude of every tile, the second computes the bytes. Returns also whether
+/// no value was infinite or NaN.
+pub(super) fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> (Scaled, bool) {
     let (n, d) = (x.rows(), x.cols());
     if let Some(segments) = segments {
         assert!(segments.rows() == n, "quantise: x has {n} rows, its segments {}", segments.rows());
@@ -76,7 +77,7 @@ pub(super) fn quantise(cpu: &Cpu, x: &Tensor, how: Quantiser, segments: Option<&
             }
         },
     );
-    Scaled { q, scale, how, is_finite: is_finite.into_inner() }
+    (Scaled { q, scale, how }, is_finite.into_inner())
 }
 
 /// Raises `largest` to the finite magnitudes of a row, per tile of `width`; returns the largest of all, as bits.

@@ -3,7 +3,8 @@
 use super::device::Cpu;
 use super::vectors::dot;
 use crate::backend::{Router, Routing};
-use crate::dtype::Real;
+use crate::dtype::{DType, Real};
+use crate::segments::Segments;
 use crate::tensor::Tensor;
 
 /// Calls `take` with the index of each of the `count` largest of `values`, largest first; of equal values the first.
@@ -27,11 +28,11 @@ pub(super) fn route<T: Real>(cpu: &Cpu, router: &Router, logits: &Tensor, bias: 
     assert!(width == e, "route: expected {e} logits, found {width}");
     bias.expect("route: bias", [e]);
     let (mut scores, mut weights) = (Tensor::empty([n, e], T::DTYPE), Tensor::empty([n, k], T::DTYPE));
-    let mut ids = vec![0u32; n * k];
+    let mut ids = Tensor::empty([n, k], DType::U32);
     let (logits, bias) = (logits.read::<T>(), bias.read::<T>());
     let step = cpu.step(n, 16 * e);
     let out = scores.write::<T>().chunks_mut(step * e).zip(weights.write::<T>().chunks_mut(step * k));
-    let tasks = logits.chunks(step * e).zip(out.zip(ids.chunks_mut(step * k))).collect();
+    let tasks = logits.chunks(step * e).zip(out.zip(ids.write::<u32>().chunks_mut(step * k))).collect();
     let size = e / router.expert_groups;
     let (floor, scale) = (T::of(1e-20), T::of(router.scale));
     cpu.each(
@@ -96,8 +97,12 @@ pub(super) fn route_backward<T: Real>(
         None => dlogits.write::<T>().fill(T::ZERO),
     }
     let step = cpu.step(n, 8 * e);
-    let read =
-        r.scores.read::<T>().chunks(step * e).zip(r.ids.chunks(step * k)).zip(dweights.read::<T>().chunks(step * k));
+    let read = r
+        .scores
+        .read::<T>()
+        .chunks(step * e)
+        .zip(r.ids.read::<u32>().chunks(step * k))
+        .zip(dweights.read::<T>().chunks(step * k));
     let tasks = read.zip(dlogits.write::<T>().chunks_mut(step * e)).collect();
     let (floor, scale) = (T::of(1e-20), T::of(router.scale));
     cpu.each(
@@ -118,8 +123,13 @@ pub(super) fn route_backward<T: Real>(
     dlogits
 }
 
-pub(super) fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
-    let (n, d) = (dx.rows(), dx.cols());
+pub(super) fn count(segments: &Segments, counts: &mut Tensor) {
+    counts.expect("count: counts", [segments.count()]);
+    counts.write::<u32>().iter_mut().zip(segments.iter()).for_each(|(count, rows)| *count += rows.len() as u32);
+}
+
+pub(super) fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {
+    let (n, d, slots) = (dx.rows(), dx.cols(), slots.read::<u32>());
     let k = slots.len() / n.max(1);
     let (drows, step) = (drows.read::<T>(), cpu.step(n, d * k));
     let tasks = dx.write::<T>().chunks_mut(step * d).zip(slots.chunks((step * k).max(1))).collect();
@@ -139,7 +149,7 @@ pub(super) fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &[u32],
 pub(super) fn combine<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, y: &mut Tensor) {
     let (n, d, k) = (y.rows(), y.cols(), r.weights.cols());
     let (rows, step) = (rows.read::<T>(), cpu.step(n, d * k));
-    let choices = r.slots.chunks(step * k).zip(r.weights.read::<T>().chunks(step * k));
+    let choices = r.slots.read::<u32>().chunks(step * k).zip(r.weights.read::<T>().chunks(step * k));
     let tasks = y.write::<T>().chunks_mut(step * d).zip(choices).collect();
     cpu.each(
         tasks,
@@ -165,8 +175,8 @@ pub(super) fn combine_backward<T: Real>(cpu: &Cpu, rows: &Tensor, r: &Routing, d
     // dispatched rows in the order of choices
     let mut rest: Vec<_> = drows.write::<T>().chunks_exact_mut(d.max(1)).map(Some).collect();
     let take = |&slot: &u32| rest[slot as usize].take().expect("combine_backward: a slot belongs to one choice");
-    let mut drows_of_choices: Vec<&mut [T]> = r.slots.iter().map(take).collect();
-    let choices = r.slots.chunks(step * k).zip(dweights.write::<T>().chunks_mut(step * k));
+    let mut drows_of_choices: Vec<&mut [T]> = r.slots.read::<u32>().iter().map(take).collect();
+    let choices = r.slots.read::<u32>().chunks(step * k).zip(dweights.write::<T>().chunks_mut(step * k));
     let tasks = choices.zip(drows_of_choices.chunks_mut(step * k)).enumerate().collect();
     cpu.each(
         tasks,

@@ -116,10 +116,11 @@ pub(super) fn rope<T: Real>(
     heads: usize,
     offset: usize,
     rope: &Rope,
-    positions: &[u32],
+    positions: &Tensor,
     is_backward: bool,
 ) {
-    let (n, width) = (x.rows(), x.cols());
+    let (n, width, positions) = (x.rows(), x.cols(), positions.read::<u32>());
+    let (cosines_of, sines_of) = (rope.cos.read::<f32>(), rope.sin.read::<f32>());
     let (stride, half) = (width / heads, rope.dim / 2);
     assert!(stride * heads == width && offset + rope.dim <= stride, "rope: {heads} heads in {width} columns");
     assert!(positions.len() == n, "rope: {} positions for {n} rows", positions.len());
@@ -137,7 +138,7 @@ pub(super) fn rope<T: Real>(
                 let at = position as usize * half;
                 for j in 0..half {
                     let (a, b) = if rope.is_interleaved { (2 * j, 2 * j + 1) } else { (j, j + half) };
-                    let (cos, sin) = (T::of(rope.cos[at + j].into()), T::of(rope.sin[at + j].into()));
+                    let (cos, sin) = (T::of(cosines_of[at + j].into()), T::of(sines_of[at + j].into()));
                     let sin = if is_backward { -sin } else { sin };
                     (cosines[a], cosines[b], sines[a], sines[b]) = (cos, cos, -sin, sin);
                 }
@@ -190,13 +191,13 @@ pub(super) fn bias_backward<T: Real>(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor)
     }
 }
 
-pub(super) fn scale<T: Real>(cpu: &Cpu, x: &mut Tensor, by: f64) {
-    let (step, by) = (cpu.step(x.len(), 1), T::of(by));
+pub(super) fn scale<T: Real>(cpu: &Cpu, x: &mut Tensor, by: f64, over: f64) {
+    let (step, by, over) = (cpu.step(x.len(), 1), T::of(by), T::of(over));
     let tasks = x.write::<T>().chunks_mut(step).collect();
     cpu.each(
         tasks,
         #[inline(always)]
-        |x: &mut [T]| x.iter_mut().for_each(|x| *x *= by),
+        |x: &mut [T]| x.iter_mut().for_each(|x| *x = *x * by / over),
     );
 }
 
@@ -248,8 +249,8 @@ pub(super) fn join<T: Real>(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Tensor {
     x
 }
 
-pub(super) fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &[u32]) -> Tensor {
-    let (n, d) = (x.rows(), x.cols());
+pub(super) fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &Tensor) -> Tensor {
+    let (n, d, rows) = (x.rows(), x.cols(), rows.read::<u32>());
     let mut y = Tensor::empty([rows.len(), d], T::DTYPE);
     let (x, step) = (x.read::<T>(), cpu.step(rows.len(), d));
     let tasks = y.write::<T>().chunks_mut(step * d).zip(rows.chunks(step)).collect();
@@ -266,8 +267,8 @@ pub(super) fn gather<T: Real>(cpu: &Cpu, x: &Tensor, rows: &[u32]) -> Tensor {
     y
 }
 
-pub(super) fn embedding_backward<T: Real>(ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
-    let d = dx.cols();
+pub(super) fn embedding_backward<T: Real>(ids: &Tensor, dx: &Tensor, dw: &mut Tensor) {
+    let (d, ids) = (dx.cols(), ids.read::<u32>());
     assert!(dw.cols() == d && dx.rows() == ids.len(), "embedding_backward: dx {:?}, dw {:?}", dx.shape(), dw.shape());
     let dw = dw.write::<T>();
     for (dx, &id) in dx.read::<T>().chunks_exact(d).zip(ids) {

@@ -1,15 +1,27 @@
 //! The table of operations on the CPU: chooses the element type, and where each operation is implemented.
 
 use super::device::Cpu;
-use super::{attention, full_precision, grouped, head, latent, low_precision, optimizer, router, rows};
+use super::{attention, balance, full_precision, grouped, head, latent, low_precision, optimizer, router, rows};
 use crate::backend::*;
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
 use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 impl Backend for Cpu {
+    fn empty(&self, shape: Shape, dtype: DType) -> Tensor {
+        Tensor::empty(shape, dtype)
+    }
+
+    fn upload(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+
+    fn download(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
         real!(a, T => full_precision::gemm::<T>(self, layout, a, b, c, write));
     }
@@ -26,8 +38,14 @@ impl Backend for Cpu {
         full_precision::prepare(self, w);
     }
 
-    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
-        low_precision::lower(self, x, how, segments)
+    fn lower(
+        &self,
+        x: &Tensor,
+        how: Option<Quantiser>,
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> Operand {
+        low_precision::lower(self, x, how, segments, saturated)
     }
 
     fn low_gemm(
@@ -76,7 +94,7 @@ impl Backend for Cpu {
         real!(h, T => rows::swiglu_backward::<T>(self, h, dy))
     }
 
-    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool) {
+    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &Tensor, is_backward: bool) {
         real!(x, T => rows::rope::<T>(self, x, heads, offset, rope, positions, is_backward))
     }
 
@@ -88,8 +106,12 @@ impl Backend for Cpu {
         real!(dy, T => rows::bias_backward::<T>(self, dy, dbias))
     }
 
-    fn scale(&self, x: &mut Tensor, by: f64) {
-        real!(x, T => rows::scale::<T>(self, x, by))
+    fn scale(&self, x: &mut Tensor, by: f64, over: f64) {
+        real!(x, T => rows::scale::<T>(self, x, by, over))
+    }
+
+    fn fill(&self, x: &mut Tensor, value: f64) {
+        x.fill(value);
     }
 
     fn add(&self, acc: &mut Tensor, x: &Tensor) {
@@ -110,7 +132,7 @@ impl Backend for Cpu {
         q: &Tensor,
         kv: &Tensor,
         k_rope: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Softmax) {
         real!(q, T => attention::forward::<T>(self, shape, q, kv, k_rope, documents))
     }
@@ -124,7 +146,7 @@ impl Backend for Cpu {
         o: &Tensor,
         softmax: &Softmax,
         d_o: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, softmax, d_o, documents))
     }
@@ -139,7 +161,7 @@ impl Backend for Cpu {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Softmax) {
         real!(q, T => grouped::forward::<T>(self, shape, q, k, v, documents))
     }
@@ -153,7 +175,7 @@ impl Backend for Cpu {
         o: &Tensor,
         softmax: &Softmax,
         d_o: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => grouped::backward::<T>(self, shape, q, k, v, o, softmax, d_o, documents))
     }
@@ -162,15 +184,15 @@ impl Backend for Cpu {
         grouped::cached(self, shape, q, requests)
     }
 
-    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor {
+    fn embedding(&self, ids: &Tensor, w: &Tensor) -> Tensor {
         real!(w, T => rows::gather::<T>(self, w, ids))
     }
 
-    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
+    fn embedding_backward(&self, ids: &Tensor, dx: &Tensor, dw: &mut Tensor) {
         real!(dx, T => rows::embedding_backward::<T>(ids, dx, dw))
     }
 
-    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &Tensor) -> Head {
         real!(x, T => head::forward::<T>(self, x, w, targets))
     }
 
@@ -179,15 +201,15 @@ impl Backend for Cpu {
         head: Head,
         x: &Tensor,
         w: &Tensor,
-        targets: &[u32],
-        dlogp: &[f64],
-        dlse: &[f64],
+        targets: &Tensor,
+        dlogp: &Tensor,
+        dlse: &Tensor,
         dw: &mut Tensor,
     ) -> Tensor {
         real!(x, T => head::backward::<T>(self, head, x, w, targets, dlogp, dlse, dw))
     }
 
-    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
+    fn softmax(&self, logits: &mut Tensor) -> (Tensor, Tensor) {
         real!(logits, T => head::rows::<T>(self, logits))
     }
 
@@ -199,11 +221,27 @@ impl Backend for Cpu {
         real!(dweights, T => router::route_backward::<T>(self, router, r, dweights, dscores))
     }
 
-    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor {
+    fn balance(
+        &self,
+        router: &Router,
+        r: &Routing,
+        counted: Counted,
+        documents: Option<&Documents>,
+        weight: f64,
+        loss: &mut Tensor,
+    ) -> Tensor {
+        balance::loss(router, r, counted, documents, weight, loss)
+    }
+
+    fn count(&self, segments: &Segments, counts: &mut Tensor) {
+        router::count(segments, counts);
+    }
+
+    fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor {
         real!(x, T => rows::gather::<T>(self, x, rows))
     }
 
-    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
+    fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {
         real!(drows, T => router::gather_backward::<T>(self, drows, slots, dx))
     }
 
@@ -215,18 +253,26 @@ impl Backend for Cpu {
         real!(rows, T => router::combine_backward::<T>(self, rows, r, dy))
     }
 
-    fn square_sum(&self, x: &Tensor) -> f64 {
-        real!(x, T => optimizer::square_sum::<T>(self, x))
+    fn square_sum(&self, x: &Tensor, sum: &mut Tensor) {
+        sum.write::<f64>()[0] += real!(x, T => optimizer::square_sum::<T>(self, x));
+    }
+
+    fn total(&self, x: &Tensor, is_squared: bool, sums: &mut Tensor, at: usize) {
+        optimizer::total(x, is_squared, sums, at);
+    }
+
+    fn clip(&self, square_sum: &Tensor, most: f64) -> Tensor {
+        optimizer::clip(square_sum, most)
     }
 
     fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64) {
         real!(x, T => optimizer::average::<T>(self, acc, x, keep));
     }
 
-    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, scale: &Tensor, m: &mut Tensor, v: &mut Tensor) {
         if m.dtype() == DType::Bf16 {
-            return optimizer::adamw::<f32, half::bf16>(self, hyper, w, dw, m, v);
+            return optimizer::adamw::<f32, half::bf16>(self, hyper, w, dw, scale, m, v);
         }
-        real!(dw, T => optimizer::adamw::<T, T>(self, hyper, w, dw, m, v))
+        real!(dw, T => optimizer::adamw::<T, T>(self, hyper, w, dw, scale, m, v))
     }
 }

@@ -1,7 +1,7 @@
 //! Causal attention: every form is [`attend`] on the queries, keys and values of one head.
 
 use crate::backend::{AttentionShape, CachedRows, GroupedShape};
-use crate::document_bounds::DocumentBounds;
+use crate::document_bounds::Documents;
 use crate::dtype::{DType, Real};
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -88,7 +88,7 @@ pub(super) fn attention<T: Real>(
     q: &Tensor,
     kv: &Tensor,
     k_rope: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> Tensor {
     let mut o = Tensor::zeros([q.rows(), s.heads * s.value], T::DTYPE);
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {
@@ -104,7 +104,7 @@ pub(super) fn attention_backward<T: Real>(
     kv: &Tensor,
     k_rope: &Tensor,
     d_o: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
     let [mut dq, mut dkv, mut dk_rope] = [q, kv, k_rope].map(|x| Tensor::zeros(x.shape(), T::DTYPE));
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {
@@ -153,7 +153,7 @@ pub(super) fn grouped_attention<T: Real>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> Tensor {
     let mut o = Tensor::zeros(q.shape(), T::DTYPE);
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {
@@ -170,7 +170,7 @@ pub(super) fn grouped_attention_backward<T: Real>(
     k: &Tensor,
     v: &Tensor,
     d_o: &Tensor,
-    documents: &DocumentBounds,
+    documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
     let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Tensor::zeros(x.shape(), T::DTYPE));
     for (rows, head) in documents.iter().flat_map(|rows| (0..s.heads).map(move |head| (rows.clone(), head))) {

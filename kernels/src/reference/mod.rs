@@ -4,6 +4,7 @@
 //! its arguments; with f64 its own rounding does not count beside that of a device in f32. It does not check shapes.
 
 mod attention;
+mod balance;
 mod head;
 mod optimizer;
 mod products;

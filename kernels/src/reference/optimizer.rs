@@ -22,10 +22,10 @@ pub(super) fn average<T: Real>(acc: &mut Tensor, x: &Tensor, keep: f64) {
 /// v = β₂·v + (1 − β₂)·g²    v̂ = v / (1 − β₂ᵗ)
 /// w −= lr·decay·w + lr·m̂ / (√v̂ + eps)
 /// ```
-pub(super) fn adamw<T: Real>(h: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+pub(super) fn adamw<T: Real>(h: &AdamW, w: &mut Tensor, dw: &Tensor, scale: &Tensor, m: &mut Tensor, v: &mut Tensor) {
     let (mut first, mut second) = (m.to_f64(), v.to_f64());
     for (at, (w, dw)) in w.write::<T>().iter_mut().zip(dw.read::<T>()).enumerate() {
-        let g = dw.f64() * h.gradient_scale;
+        let g = dw.f64() * scale.read::<f64>()[0];
         first[at] = h.beta1 * first[at] + (1.0 - h.beta1) * g;
         second[at] = h.beta2 * second[at] + (1.0 - h.beta2) * g * g;
         let m_hat = first[at] / (1.0 - h.beta1.powi(h.step as i32));

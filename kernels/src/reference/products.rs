@@ -72,11 +72,17 @@ pub(super) fn grouped_gradient<T: Real>(dy: &Tensor, x: &Tensor, segments: &Segm
     }
 }
 
-pub(super) fn lower(x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
-    match how {
-        None => Operand::Plain(x.cast(DType::Bf16)),
-        Some(how) => Operand::Fp8(quantise(x, how, segments)),
+pub(super) fn lower(
+    x: &Tensor,
+    how: Option<Quantiser>,
+    segments: Option<&Segments>,
+    saturated: &mut Tensor,
+) -> Operand {
+    let Some(how) = how else { return Operand::Plain(x.cast(DType::Bf16)) };
+    if !x.read::<f32>().iter().all(|x| x.is_finite()) {
+        saturated.write::<u32>()[0] = 1;
     }
+    Operand::Fp8(quantise(x, how, segments))
 }
 
 /// Tile by tile: the largest finite magnitude gives the scale, `x / scale` the bytes.
@@ -94,12 +100,7 @@ fn quantise(x: &Tensor, how: Quantiser, segments: Option<&Segments>) -> Scaled {
             scales.push(scale);
         }
     }
-    Scaled {
-        q: Tensor::new([n, d], &q),
-        scale: Tensor::new([bands.len(), d.div_ceil(width)], &scales),
-        how,
-        is_finite: x.iter().all(|x| x.is_finite()),
-    }
+    Scaled { q: Tensor::new([n, d], &q), scale: Tensor::new([bands.len(), d.div_ceil(width)], &scales), how }
 }
 
 fn scale(how: Quantiser, amax: f32) -> f32 {

@@ -36,6 +36,7 @@ pub(super) fn route<T: Real>(router: &Router, logits: &Tensor, bias: &Tensor) ->
             weights.push(share * T::of(router.scale));
         }
     }
+    let ids = Tensor::new([n, router.top_k], &ids);
     Routing::new(ids, Tensor::new([n, router.top_k], &weights), Tensor::new([n, e], &scores), e)
 }
 
@@ -50,7 +51,7 @@ pub(super) fn route_backward<T: Real>(
     let (e, k, scale) = (router.experts, router.top_k, T::of(router.scale));
     let (scores, dweights) = (r.scores.read::<T>(), dweights.read::<T>());
     let mut ds = dscores.map_or(vec![T::ZERO; scores.len()], |ds| ds.read::<T>().to_vec());
-    for (t, ids) in r.ids.chunks(k).enumerate() {
+    for (t, ids) in r.ids.read::<u32>().chunks(k).enumerate() {
         let (s, dw) = (&scores[t * e..][..e], &dweights[t * k..][..k]);
         let total = ids.iter().fold(T::ZERO, |sum, &id| sum + s[id as usize]);
         let mixed = ids.iter().zip(dw).fold(T::ZERO, |sum, (&id, &dw)| sum + dw * s[id as usize]);
@@ -78,7 +79,7 @@ pub(super) fn gather_backward<T: Real>(drows: &Tensor, slots: &[u32], dx: &mut T
 pub(super) fn combine<T: Real>(rows: &Tensor, r: &Routing, y: &mut Tensor) {
     let (d, k, rows, weights) = (y.cols(), r.weights.cols(), rows.read::<T>(), r.weights.read::<T>());
     let y = y.write::<T>();
-    for (choice, &slot) in r.slots.iter().enumerate() {
+    for (choice, &slot) in r.slots.read::<u32>().iter().enumerate() {
         for j in 0..d {
             y[choice / k * d + j] += weights[choice] * rows[slot as usize * d + j];
         }
@@ -91,7 +92,7 @@ pub(super) fn combine_backward<T: Real>(rows: &Tensor, r: &Routing, dy: &Tensor)
     let mut drows = Tensor::zeros(rows.shape(), T::DTYPE);
     let (rows, dy, of_rows) = (rows.read::<T>(), dy.read::<T>(), drows.write::<T>());
     let mut dweights = vec![T::ZERO; r.slots.len()];
-    for (choice, &slot) in r.slots.iter().enumerate() {
+    for (choice, &slot) in r.slots.read::<u32>().iter().enumerate() {
         for j in 0..d {
             let (dy, at) = (dy[choice / k * d + j], slot as usize * d + j);
             dweights[choice] += dy * rows[at];

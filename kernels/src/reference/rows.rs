@@ -78,7 +78,7 @@ pub(super) fn rope<T: Real>(
             let first = i * width + head * (width / heads) + offset;
             for j in 0..half {
                 let at = position as usize * half + j;
-                let (cos, sin) = (T::of(rope.cos[at].into()), T::of(rope.sin[at].into()));
+                let (cos, sin) = (T::of(rope.cos.read::<f32>()[at].into()), T::of(rope.sin.read::<f32>()[at].into()));
                 let sin = if is_backward { -sin } else { sin };
                 let pair = if rope.is_interleaved { [2 * j, 2 * j + 1] } else { [j, j + half] };
                 let [a, b] = pair.map(|at| x[first + at]);
@@ -103,8 +103,8 @@ pub(super) fn bias_backward<T: Real>(dy: &Tensor, dbias: &mut Tensor) {
     }
 }
 
-pub(super) fn scale<T: Real>(x: &mut Tensor, by: f64) {
-    x.write::<T>().iter_mut().for_each(|x| *x *= T::of(by));
+pub(super) fn scale<T: Real>(x: &mut Tensor, by: f64, over: f64) {
+    x.write::<T>().iter_mut().for_each(|x| *x = *x * T::of(by) / T::of(over));
 }
 
 pub(super) fn add<T: Real>(acc: &mut Tensor, x: &Tensor) {

@@ -1,18 +1,30 @@
 //! The table of operations on the reference: chooses the element type.
 
-use super::{attention, head, optimizer, products, router, rows};
+use super::{attention, balance, head, optimizer, products, router, rows};
 use crate::backend::*;
-use crate::document_bounds::DocumentBounds;
-use crate::dtype::real;
+use crate::document_bounds::Documents;
+use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// The device of the tests: slow, and obvious.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
 impl Backend for Reference {
+    fn empty(&self, shape: Shape, dtype: DType) -> Tensor {
+        Tensor::empty(shape, dtype)
+    }
+
+    fn upload(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+
+    fn download(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
         real!(a, T => products::gemm::<T>(layout, a, b, c, write));
     }
@@ -27,8 +39,14 @@ impl Backend for Reference {
 
     fn prepare(&self, _: &Tensor) {}
 
-    fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
-        products::lower(x, how, segments)
+    fn lower(
+        &self,
+        x: &Tensor,
+        how: Option<Quantiser>,
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> Operand {
+        products::lower(x, how, segments, saturated)
     }
 
     fn low_gemm(
@@ -63,8 +81,8 @@ impl Backend for Reference {
         real!(h, T => rows::swiglu_backward::<T>(h, dy))
     }
 
-    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &[u32], is_backward: bool) {
-        real!(x, T => rows::rope::<T>(x, heads, offset, rope, positions, is_backward))
+    fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &Tensor, is_backward: bool) {
+        real!(x, T => rows::rope::<T>(x, heads, offset, rope, positions.read(), is_backward))
     }
 
     fn bias(&self, y: &mut Tensor, bias: &Tensor) {
@@ -75,8 +93,12 @@ impl Backend for Reference {
         real!(dy, T => rows::bias_backward::<T>(dy, dbias))
     }
 
-    fn scale(&self, x: &mut Tensor, by: f64) {
-        real!(x, T => rows::scale::<T>(x, by))
+    fn scale(&self, x: &mut Tensor, by: f64, over: f64) {
+        real!(x, T => rows::scale::<T>(x, by, over))
+    }
+
+    fn fill(&self, x: &mut Tensor, value: f64) {
+        *x = Tensor::new(x.shape(), &vec![value; x.len()]).cast(x.dtype());
     }
 
     fn add(&self, acc: &mut Tensor, x: &Tensor) {
@@ -97,7 +119,7 @@ impl Backend for Reference {
         q: &Tensor,
         kv: &Tensor,
         k_rope: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Softmax) {
         (real!(q, T => attention::attention::<T>(shape, q, kv, k_rope, documents)), nothing(q))
     }
@@ -111,7 +133,7 @@ impl Backend for Reference {
         _: &Tensor,
         _: &Softmax,
         d_o: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => attention::attention_backward::<T>(shape, q, kv, k_rope, d_o, documents))
     }
@@ -126,7 +148,7 @@ impl Backend for Reference {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Softmax) {
         (real!(q, T => attention::grouped_attention::<T>(shape, q, k, v, documents)), nothing(q))
     }
@@ -140,7 +162,7 @@ impl Backend for Reference {
         _: &Tensor,
         _: &Softmax,
         d_o: &Tensor,
-        documents: &DocumentBounds,
+        documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
         real!(q, T => attention::grouped_attention_backward::<T>(shape, q, k, v, d_o, documents))
     }
@@ -149,17 +171,17 @@ impl Backend for Reference {
         attention::cached_attention(shape, q, requests)
     }
 
-    fn embedding(&self, ids: &[u32], w: &Tensor) -> Tensor {
-        real!(w, T => rows::gather::<T>(w, ids))
+    fn embedding(&self, ids: &Tensor, w: &Tensor) -> Tensor {
+        real!(w, T => rows::gather::<T>(w, ids.read()))
     }
 
-    fn embedding_backward(&self, ids: &[u32], dx: &Tensor, dw: &mut Tensor) {
-        real!(dx, T => rows::embedding_backward::<T>(ids, dx, dw))
+    fn embedding_backward(&self, ids: &Tensor, dx: &Tensor, dw: &mut Tensor) {
+        real!(dx, T => rows::embedding_backward::<T>(ids.read(), dx, dw))
     }
 
-    fn head(&self, x: &Tensor, w: &Tensor, targets: &[u32]) -> Head {
-        let (logp, lse) = real!(x, T => head::head::<T>(x, w, targets));
-        Head { logp, lse, kept: None }
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &Tensor) -> Head {
+        let (logp, lse) = real!(x, T => head::head::<T>(x, w, targets.read()));
+        Head { logp: numbers(&logp), lse: numbers(&lse), kept: None }
     }
 
     fn head_backward(
@@ -167,16 +189,17 @@ impl Backend for Reference {
         _: Head,
         x: &Tensor,
         w: &Tensor,
-        targets: &[u32],
-        dlogp: &[f64],
-        dlse: &[f64],
+        targets: &Tensor,
+        dlogp: &Tensor,
+        dlse: &Tensor,
         dw: &mut Tensor,
     ) -> Tensor {
-        real!(x, T => head::head_backward::<T>(x, w, targets, dlogp, dlse, dw))
+        real!(x, T => head::head_backward::<T>(x, w, targets.read(), dlogp.read(), dlse.read(), dw))
     }
 
-    fn softmax(&self, logits: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
-        real!(logits, T => head::softmax::<T>(logits))
+    fn softmax(&self, logits: &mut Tensor) -> (Tensor, Tensor) {
+        let (max, sum) = real!(logits, T => head::softmax::<T>(logits));
+        (numbers(&max), numbers(&sum))
     }
 
     fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {
@@ -187,12 +210,28 @@ impl Backend for Reference {
         real!(dweights, T => router::route_backward::<T>(router, r, dweights, dscores))
     }
 
-    fn gather(&self, x: &Tensor, rows: &[u32]) -> Tensor {
-        real!(x, T => rows::gather::<T>(x, rows))
+    fn balance(
+        &self,
+        router: &Router,
+        r: &Routing,
+        counted: Counted,
+        documents: Option<&Documents>,
+        weight: f64,
+        loss: &mut Tensor,
+    ) -> Tensor {
+        balance::balance(router, r, counted, documents, weight, loss)
     }
 
-    fn gather_backward(&self, drows: &Tensor, slots: &[u32], dx: &mut Tensor) {
-        real!(drows, T => router::gather_backward::<T>(drows, slots, dx))
+    fn count(&self, segments: &Segments, counts: &mut Tensor) {
+        counts.write::<u32>().iter_mut().zip(segments.iter()).for_each(|(count, rows)| *count += rows.len() as u32);
+    }
+
+    fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor {
+        real!(x, T => rows::gather::<T>(x, rows.read()))
+    }
+
+    fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {
+        real!(drows, T => router::gather_backward::<T>(drows, slots.read(), dx))
     }
 
     fn combine(&self, rows: &Tensor, r: &Routing, y: &mut Tensor) {
@@ -203,17 +242,31 @@ impl Backend for Reference {
         real!(rows, T => router::combine_backward::<T>(rows, r, dy))
     }
 
-    fn square_sum(&self, x: &Tensor) -> f64 {
-        optimizer::square_sum(x)
+    fn square_sum(&self, x: &Tensor, sum: &mut Tensor) {
+        sum.write::<f64>()[0] += optimizer::square_sum(x);
+    }
+
+    fn total(&self, x: &Tensor, is_squared: bool, sums: &mut Tensor, at: usize) {
+        let of = |x: &f64| if is_squared { x * x } else { *x };
+        sums.write::<f64>()[at] = x.read::<f64>().iter().map(of).sum();
+    }
+
+    fn clip(&self, square_sum: &Tensor, most: f64) -> Tensor {
+        let norm = square_sum.read::<f64>()[0].sqrt();
+        Tensor::new([1], &[(most / (norm + 1e-6)).min(1.0)])
     }
 
     fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64) {
         real!(x, T => optimizer::average::<T>(acc, x, keep));
     }
 
-    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, m: &mut Tensor, v: &mut Tensor) {
-        real!(dw, T => optimizer::adamw::<T>(hyper, w, dw, m, v))
+    fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, scale: &Tensor, m: &mut Tensor, v: &mut Tensor) {
+        real!(dw, T => optimizer::adamw::<T>(hyper, w, dw, scale, m, v))
     }
+}
+
+fn numbers(values: &[f64]) -> Tensor {
+    Tensor::new([values.len()], values)
 }
 
 /// Backward computes the softmax again.
