@@ -217,6 +217,12 @@ macro_rules! operations {
         fn upload(&self, x: &Tensor) -> Tensor;
         /// A copy on the host. **Waits** until the device has computed it.
         fn download(&self, x: &Tensor) -> Tensor;
+        /// A copy on the device, with memory of its own.
+        fn copy(&self, x: &Tensor) -> Tensor;
+        /// In another element type, rounded to nearest even; may share memory when the type is the same.
+        fn cast(&self, x: &Tensor, dtype: DType) -> Tensor;
+        /// All elements of `parts` as F64, one part after the other: what a step tells the host, in one download.
+        fn collect(&self, parts: &[&Tensor]) -> Tensor;
 
         /// `c = op(a)·op(b)` or `c += …`. Dims of a and b but the last are folded.
         fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write);
@@ -392,6 +398,8 @@ macro_rules! operations {
         ) -> Tensor;
         /// `counts[e] += ` rows of segment e; counts U32 `[E]`.
         fn count(&self, segments: &Segments, counts: &mut Tensor);
+        /// The rule that moves a router's correction bias (Wang et al. 2024): `bias[e] += speed · sign(mean − counts[e])`.
+        fn balance_bias(&self, bias: &mut Tensor, counts: &Tensor, speed: f64);
         /// Rows `rows` (U32) of x, in that order.
         fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor;
         /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.

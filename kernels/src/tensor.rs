@@ -258,6 +258,12 @@ impl Tensor {
         }
     }
 
+    /// All elements as F64, one tensor after the other.
+    pub(crate) fn concat(parts: &[&Tensor]) -> Self {
+        let values: Vec<f64> = parts.iter().flat_map(|part| part.to_f64()).collect();
+        Self::new([values.len()], &values)
+    }
+
     pub fn to_f64(&self) -> Vec<f64> {
         match self.dtype() {
             DType::F32 => self.read::<f32>().iter().map(|&x| x.into()).collect(),

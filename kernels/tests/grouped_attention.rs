@@ -29,7 +29,7 @@ fn inputs(s: &GroupedShape, n: usize) -> [Tensor; 3] {
 #[test]
 fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
     let (cpu, alone) = (Cpu::new(2), Cpu::new(1));
-    let documents = DocumentBounds::of_lengths(&[7, 300, 1]);
+    let documents = Documents::new(&cpu, DocumentBounds::of_lengths(&[7, 300, 1]));
     for s in SHAPES {
         let [q, k, v] = inputs(&s, documents.rows());
         let (expected, _) = cpu.grouped_attention(&s, &q, &k, &v, &documents);
@@ -42,7 +42,7 @@ fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
             assert!((a - b).abs() < 1e-5, "{s:?}: {a} {b}");
         }
         for (start, row) in documents.iter().flat_map(|rows| rows.clone().map(move |row| (rows.start, row))) {
-            let q = alone.gather(&q, &[row as u32]);
+            let q = alone.gather(&q, &Tensor::new([1], &[row as u32]));
             let one = CachedRows { rows: 0..1, cache: &cache[start * width..(row + 1) * width] };
             let wide = s.heads * s.dim;
             let o1 = alone.cached_attention(&s, &q, &[one]);
@@ -53,7 +53,7 @@ fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
 
 /// Forward, backward, cache and biases, as one list of bits.
 fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
-    let documents = DocumentBounds::of_lengths(&[150, 3, 200]);
+    let documents = Documents::new(cpu, DocumentBounds::of_lengths(&[150, 3, 200]));
     let n = documents.rows();
     let mut list = Vec::new();
     for s in SHAPES {

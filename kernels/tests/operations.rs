@@ -27,7 +27,7 @@ fn attention_inputs(documents: &DocumentBounds) -> [Tensor; 3] {
 fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
     let cpu = Cpu::new(2);
     let (s, lengths) = (SHAPE, [7, 40, 1]);
-    let documents = DocumentBounds::of_lengths(&lengths);
+    let documents = Documents::new(&cpu, DocumentBounds::of_lengths(&lengths));
     let (n, width) = (documents.rows(), LATENT + s.rope);
     let q = noise(1, &[n, s.heads * (s.nope + s.rope)]);
     let (latents, k_rope) = (noise(2, &[n, LATENT]), noise(3, &[n, s.rope]));
@@ -49,7 +49,7 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
     let alone = Cpu::new(1);
     for row in documents.iter().flat_map(|rows| rows.clone().map(move |row| (rows.start, row))) {
         let (start, row) = row;
-        let q = alone.gather(&q, &[row as u32]);
+        let q = alone.gather(&q, &Tensor::new([1], &[row as u32]));
         let one = CachedRows { rows: 0..1, cache: &cache[start * width..(row + 1) * width] };
         let o1 = alone.latent_attention(&s, &q, &kv_b, &[one]);
         let wide = s.heads * s.value;
@@ -59,7 +59,7 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
 
 /// Every operation on every level and thread count, as one list of bits.
 fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
-    let documents = DocumentBounds::of_lengths(&[150, 3, 200]);
+    let documents = Documents::new(cpu, DocumentBounds::of_lengths(&[150, 3, 200]));
     let n = documents.rows();
     let [q, kv, k_rope] = attention_inputs(&documents);
     let (o, softmax) = cpu.attention(&SHAPE, &q, &kv, &k_rope, &documents);
@@ -81,15 +81,25 @@ fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
     let mut back = dy.copy();
     cpu.gather_backward(&drows, &routing.slots, &mut back);
     let (w, mut dw) = (noise(12, &[700, 50]), Tensor::zeros([700, 50], DType::F32));
-    let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % 700).collect();
+    let targets = Tensor::new([n], &(0..n as u32).map(|i| i * 7 % 700).collect::<Vec<_>>());
     let head = cpu.head(&x, &w, &targets);
-    let logp = Tensor::new([n], &head.logp.iter().map(|&x| x as f32).collect::<Vec<_>>());
-    let dhead = cpu.head_backward(head, &x, &w, &targets, &vec![0.1; n], &vec![0.2; n], &mut dw);
-    let square = cpu.square_sum(&w);
+    let logp = Tensor::new([n], &head.logp.to_f32());
+    let dhead = cpu.head_backward(
+        head,
+        &x,
+        &w,
+        &targets,
+        &Tensor::new([n], &vec![0.1; n]),
+        &Tensor::new([n], &vec![0.2; n]),
+        &mut dw,
+    );
+    let mut square = Tensor::zeros([1], DType::F64);
+    cpu.square_sum(&w, &mut square);
+    let square = square.read::<f64>()[0];
     let (mut p, mut m, mut v) = (w.copy(), noise(13, &[700, 50]), noise(14, &[700, 50]));
     v.write::<f32>().iter_mut().for_each(|v| *v = v.abs());
-    let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 3, gradient_scale: 0.5 };
-    cpu.adamw(&hyper, &mut p, &dw, &mut m, &mut v);
+    let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 3 };
+    cpu.adamw(&hyper, &mut p, &dw, &Tensor::new([1], &[0.5]), &mut m, &mut v);
     let mut list: Vec<Vec<u32>> = [
         o,
         dq,
@@ -119,7 +129,7 @@ fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
     .map(bits)
     .collect();
     list.push(vec![square.to_bits() as u32, (square.to_bits() >> 32) as u32]);
-    list.push(routing.ids);
+    list.push(routing.ids.read().to_vec());
     list
 }
 
@@ -141,15 +151,16 @@ fn threads_and_cpu_level_change_no_bit() {
 #[test]
 fn attention_has_the_same_bits_kept_or_computed_again() {
     let (cpu, s) = (Cpu::new(2), SHAPE);
-    let gradients = |documents: &DocumentBounds| {
+    let gradients = |lengths: &[usize]| {
+        let documents = &Documents::new(&cpu, DocumentBounds::of_lengths(lengths));
         let [q, kv, k_rope] = attention_inputs(documents);
         let (o, softmax) = cpu.attention(&s, &q, &kv, &k_rope, documents);
         let d_o = noise(5, &[documents.rows(), o.cols()]);
         let (dq, dkv, dk) = cpu.attention_backward(&s, &q, &kv, &k_rope, &o, &softmax, &d_o, documents);
         [o, dq, dkv, dk]
     };
-    let again = gradients(&DocumentBounds::of_lengths(&[700]));
-    let kept = gradients(&DocumentBounds::of_lengths(&[[700].as_slice(), &[100; 10]].concat()));
+    let again = gradients(&[700]);
+    let kept = gradients(&[[700].as_slice(), &[100; 10]].concat());
     for (i, (again, kept)) in again.iter().zip(&kept).enumerate() {
         assert!(bits(again) == bits(kept)[..again.len()], "result {i}");
     }
@@ -162,26 +173,19 @@ fn the_head_has_the_same_bits_kept_or_computed_again() {
     let (n, v, d) = (8200, 2100, 4);
     let (x, w) = (noise(1, &[n, d]), noise(2, &[v, d]));
     let targets: Vec<u32> = (0..n as u32).map(|i| i * 31 % v as u32).collect();
-    let whole = cpu.head(&x, &w, &targets);
-    let (dlogp, dlse) = (vec![-0.5; n], vec![0.01; n]);
+    let ids = |ids: &[u32]| Tensor::new([ids.len()], ids);
+    let numbers = |value: f64, n: usize| Tensor::new([n], &vec![value; n]);
+    let whole = cpu.head(&x, &w, &ids(&targets));
     let mut dw = Tensor::zeros([v, d], DType::F32);
-    let logp = whole.logp.clone();
-    let dx = cpu.head_backward(whole, &x, &w, &targets, &dlogp, &dlse, &mut dw);
+    let logp = whole.logp.to_f64();
+    let dx = cpu.head_backward(whole, &x, &w, &ids(&targets), &numbers(-0.5, n), &numbers(0.01, n), &mut dw);
     let mut dw2 = Tensor::zeros([v, d], DType::F32);
     for rows in [0..4000usize, 4000..8200] {
-        let ids: Vec<u32> = rows.clone().map(|i| i as u32).collect();
-        let part = cpu.gather(&x, &ids);
-        let head = cpu.head(&part, &w, &targets[rows.clone()]);
-        assert_eq!(head.logp, logp[rows.clone()]);
-        let dpart = cpu.head_backward(
-            head,
-            &part,
-            &w,
-            &targets[rows.clone()],
-            &dlogp[rows.clone()],
-            &dlse[rows.clone()],
-            &mut dw2,
-        );
+        let part = cpu.gather(&x, &ids(&rows.clone().map(|i| i as u32).collect::<Vec<_>>()));
+        let (n, targets) = (rows.len(), ids(&targets[rows.clone()]));
+        let head = cpu.head(&part, &w, &targets);
+        assert_eq!(head.logp.read::<f64>(), &logp[rows.clone()]);
+        let dpart = cpu.head_backward(head, &part, &w, &targets, &numbers(-0.5, n), &numbers(0.01, n), &mut dw2);
         assert_eq!(bits(&dpart), bits(&dx)[rows.start * d..rows.end * d]);
     }
     assert_eq!(bits(&dw), bits(&dw2));

@@ -170,6 +170,9 @@ checks! {
     empty: In::F32AndF64;
     upload: In::F32AndF64;
     download: In::F32AndF64;
+    copy: In::F32AndF64;
+    cast: In::F32AndF64;
+    collect: In::F32AndF64;
     gemm: In::F32AndF64;
     grouped_gemm: In::F32AndF64;
     grouped_gradient: In::F32AndF64;
@@ -204,6 +207,7 @@ checks! {
     route_backward: In::F32AndF64;
     balance: In::F32AndF64;
     count: In::F32AndF64;
+    balance_bias: In::F32AndF64;
     gather: In::F32AndF64;
     gather_backward: In::F32AndF64;
     combine: In::F32AndF64;
@@ -441,6 +445,27 @@ mod checks {
         d.same_tensor("x", &d.device.download(&d.device.upload(&x)));
     }
 
+    pub(crate) fn copy(d: &mut Trial) {
+        let x = d.tensor(&[50]);
+        let mut y = d.device.copy(&x);
+        d.device.fill(&mut y, 2.0);
+        d.same_tensor("x", &x);
+    }
+
+    pub(crate) fn cast(d: &mut Trial) {
+        let (n, dtype) = (d.up_to(300), d.pick(&[DType::F32, DType::F64, DType::Bf16]));
+        let x = d.tensor(&[n]);
+        d.same_tensor("x", &d.device.cast(&x, dtype));
+    }
+
+    pub(crate) fn collect(d: &mut Trial) {
+        let [n, m] = [30, 20].map(|most| d.up_to(most));
+        let (x, ids, sum) = (d.tensor(&[n, 2]), d.ids(m, 100), d.numbers(1));
+        let all = d.device.collect(&[&x, &ids, &sum]);
+        assert_eq!((all.len(), all.dtype()), (2 * n + m + 1, DType::F64));
+        d.same_tensor("all", &all);
+    }
+
     pub(crate) fn add(d: &mut Trial) {
         let shape = [300, 200].map(|most| d.up_to(most));
         let mut acc = d.tensor(&shape);
@@ -642,6 +667,13 @@ mod checks {
         let mut counts = d.ids(segments.count(), 9).copy();
         d.device.count(&segments, &mut counts);
         d.same_tensor("counts", &counts);
+    }
+
+    pub(crate) fn balance_bias(d: &mut Trial) {
+        let experts = d.up_to(20);
+        let (mut bias, counts) = (d.tensor(&[experts]).cast(DType::F32), d.ids(experts, 4));
+        d.device.balance_bias(&mut bias, &counts, 1e-3);
+        d.same_tensor("bias", &bias);
     }
 
     pub(crate) fn gather(d: &mut Trial) {

@@ -128,6 +128,19 @@ pub(super) fn count(segments: &Segments, counts: &mut Tensor) {
     counts.write::<u32>().iter_mut().zip(segments.iter()).for_each(|(count, rows)| *count += rows.len() as u32);
 }
 
+pub(super) fn balance_bias(bias: &mut Tensor, counts: &Tensor, speed: f64) {
+    counts.expect("balance_bias: counts", bias.shape());
+    let counts = counts.read::<u32>();
+    let (total, experts) = (counts.iter().map(|&count| u64::from(count)).sum::<u64>(), counts.len() as u64);
+    for (bias, &count) in bias.write::<f32>().iter_mut().zip(counts) {
+        *bias += match total.cmp(&(u64::from(count) * experts)) {
+            std::cmp::Ordering::Greater => speed as f32,
+            std::cmp::Ordering::Less => -speed as f32,
+            std::cmp::Ordering::Equal => 0.0,
+        };
+    }
+}
+
 pub(super) fn gather_backward<T: Real>(cpu: &Cpu, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {
     let (n, d, slots) = (dx.rows(), dx.cols(), slots.read::<u32>());
     let k = slots.len() / n.max(1);

@@ -22,6 +22,18 @@ impl Backend for Cpu {
         x.clone()
     }
 
+    fn copy(&self, x: &Tensor) -> Tensor {
+        x.copy()
+    }
+
+    fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
+        x.cast(dtype)
+    }
+
+    fn collect(&self, parts: &[&Tensor]) -> Tensor {
+        Tensor::concat(parts)
+    }
+
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
         real!(a, T => full_precision::gemm::<T>(self, layout, a, b, c, write));
     }
@@ -235,6 +247,10 @@ impl Backend for Cpu {
 
     fn count(&self, segments: &Segments, counts: &mut Tensor) {
         router::count(segments, counts);
+    }
+
+    fn balance_bias(&self, bias: &mut Tensor, counts: &Tensor, speed: f64) {
+        router::balance_bias(bias, counts, speed);
     }
 
     fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor {

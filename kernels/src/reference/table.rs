@@ -25,6 +25,18 @@ impl Backend for Reference {
         x.clone()
     }
 
+    fn copy(&self, x: &Tensor) -> Tensor {
+        x.copy()
+    }
+
+    fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
+        x.cast(dtype)
+    }
+
+    fn collect(&self, parts: &[&Tensor]) -> Tensor {
+        Tensor::concat(parts)
+    }
+
     fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, c: &mut Tensor, write: Write) {
         real!(a, T => products::gemm::<T>(layout, a, b, c, write));
     }
@@ -224,6 +236,14 @@ impl Backend for Reference {
 
     fn count(&self, segments: &Segments, counts: &mut Tensor) {
         counts.write::<u32>().iter_mut().zip(segments.iter()).for_each(|(count, rows)| *count += rows.len() as u32);
+    }
+
+    fn balance_bias(&self, bias: &mut Tensor, counts: &Tensor, speed: f64) {
+        let counts = counts.to_f64();
+        let mean = counts.iter().sum::<f64>() / counts.len() as f64;
+        for (bias, count) in bias.write::<f32>().iter_mut().zip(counts) {
+            *bias += if count == mean { 0.0 } else { (speed as f32).copysign((mean - count) as f32) };
+        }
     }
 
     fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor {

@@ -255,7 +255,11 @@ impl Generator<'_> {
         let caches =
             running.iter_mut().zip(&spans).map(|(r, rows)| CacheRows { rows: rows.clone(), cache: &mut r.cache });
         let hidden = self.model.decode(self.backend, self.params, &ids, &positions, &mut caches.collect::<Vec<_>>());
-        let last = if asked.len() == ids.len() { hidden.clone() } else { self.backend.gather(&hidden, &asked) };
+        let last = if asked.len() == ids.len() {
+            hidden.clone()
+        } else {
+            self.backend.gather(&hidden, &self.backend.ids(&asked))
+        };
         let logits = Logits::new(self, &last);
 
         let leaders = running.len();
@@ -330,7 +334,7 @@ impl Generator<'_> {
             positions.extend((r.length - span.len()) as u32..r.length as u32);
             spans.push(start..rows.len());
         }
-        let hidden = self.backend.gather(hidden, &rows);
+        let hidden = self.backend.gather(hidden, &self.backend.ids(&rows));
         let (mut caches, mut wanted) = (Vec::with_capacity(drafting.len()), spans.iter().zip(drafting).peekable());
         for (at, r) in running.iter_mut().enumerate() {
             if let Some((rows, _)) = wanted.next_if(|(_, (wanted, _))| *wanted == at) {
@@ -339,7 +343,7 @@ impl Generator<'_> {
         }
         let read = self.model.decode_mtp(self.backend, self.params, &hidden, &next, &positions, &mut caches);
         let ends: Vec<u32> = spans.iter().map(|rows| rows.end as u32 - 1).collect();
-        let logits = Logits::new(self, &self.backend.gather(&read, &ends));
+        let logits = Logits::new(self, &self.backend.gather(&read, &self.backend.ids(&ends)));
         for (row, (at, _)) in drafting.iter().enumerate() {
             let r = &mut running[*at];
             // with the randomness of its place: the likelier the two distributions agree, the likelier do the draws
@@ -369,7 +373,7 @@ impl Logits {
         let logits = generator.model.logits(generator.backend, generator.params, read);
         let mut e = logits.copy();
         let (max, sum) = generator.backend.softmax(&mut e);
-        Self { logits, e, max, sum }
+        Self { logits, e, max: max.to_f64(), sum: sum.to_f64() }
     }
 
     fn draw(&self, s: &Sampling, seed: u64, place: usize, row: usize) -> u32 {

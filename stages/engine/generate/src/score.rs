@@ -27,7 +27,7 @@ pub fn logprobs(
         batch.documents = DocumentBounds::of_lengths(&lengths);
         model.check(&batch.ids, batch.documents.longest())?;
         model.check(&batch.targets, 0)?;
-        let mut logp = model.score(backend, params, &batch).logp.into_iter();
+        let mut logp = model.score(backend, params, &batch).on_host(backend).logp.into_iter();
         for (ids, first) in &sequences[start..next] {
             let count = ids.len().saturating_sub((*first).max(1));
             scores.push(logp.by_ref().take(count).collect());

@@ -27,7 +27,7 @@ impl Attention {
     }
 
     /// Generation: like forward, from the caches of layer `layer`, which get the rows of `x`.
-    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &[u32], requests: &mut [CacheRows], layer: usize) -> Tensor {
+    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         match self {
             Attention::Mla(mla) => mla.decode(cx, x, positions, requests, layer),
             Attention::Gqa(gqa) => gqa.decode(cx, x, positions, requests, layer),

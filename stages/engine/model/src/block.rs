@@ -62,7 +62,7 @@ impl Block {
     }
 
     /// Generation: like forward, from the cache, saving nothing.
-    pub fn decode(&self, cx: &Cx, x: Tensor, positions: &[u32], requests: &mut [CacheRows], layer: usize) -> Tensor {
+    pub fn decode(&self, cx: &Cx, x: Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let (y, _) = cx.backend.rms_norm(&x, cx.params.get(self.norm.gain), self.norm.eps);
         let mut residual = self.attention.decode(cx, &y, positions, requests, layer);
         cx.backend.add(&mut residual, &x);

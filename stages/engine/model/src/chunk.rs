@@ -4,9 +4,9 @@
 //! A model is a list of chunks. On one rank it has one; under pipeline parallelism a rank holds some of them, and what
 //! flows between two chunks is the residual stream forward and its gradient backward, `[N, D]` each.
 
-use crate::batch::Batch;
 use crate::block::BlockSaved;
 use crate::head::{HeadOutput, OutputGradient, OutputHead, OutputSaved};
+use crate::prepared::Prepared;
 use crate::{Block, Cx, Grads, Layer, Param};
 use smelt_kernels::Tensor;
 
@@ -40,7 +40,7 @@ pub(crate) struct ChunkSaved {
 
 impl Chunk {
     /// x: what the chunk before handed on; None for the first one, which reads the batch.
-    fn enter(&self, cx: &Cx, batch: &Batch, x: Option<Tensor>) -> Tensor {
+    fn enter(&self, cx: &Cx, batch: &Prepared, x: Option<Tensor>) -> Tensor {
         match (self.embedding, x) {
             (Some(embedding), None) => cx.backend.embedding(&batch.ids, cx.params.get(embedding)),
             (None, Some(x)) => x,
@@ -48,7 +48,7 @@ impl Chunk {
         }
     }
 
-    pub(crate) fn forward(&self, cx: &Cx, batch: &Batch, x: Option<Tensor>) -> (Flow, ChunkSaved) {
+    pub(crate) fn forward(&self, cx: &Cx, batch: &Prepared, x: Option<Tensor>) -> (Flow, ChunkSaved) {
         let mut x = self.enter(cx, batch, x);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
@@ -67,7 +67,7 @@ impl Chunk {
 
     /// Forward without the MTP modules and without anything for backward: a block's saved state is dropped when the
     /// block is done.
-    pub(crate) fn score(&self, cx: &Cx, batch: &Batch, x: Option<Tensor>) -> Flow {
+    pub(crate) fn score(&self, cx: &Cx, batch: &Prepared, x: Option<Tensor>) -> Flow {
         let x = self.blocks.iter().fold(self.enter(cx, batch, x), |x, block| block.forward(cx, x).0);
         match &self.head {
             None => Flow::Hidden(x),
@@ -80,7 +80,7 @@ impl Chunk {
     pub(crate) fn backward(
         &self,
         cx: &Cx,
-        batch: &Batch,
+        batch: &Prepared,
         saved: ChunkSaved,
         d: FlowGradient,
         grads: &mut Grads,
@@ -94,7 +94,7 @@ impl Chunk {
             dx = block.backward(cx, saved, dx, grads);
         }
         let Some(embedding) = self.embedding else { return Some(dx) };
-        cx.backend.embedding_backward(&batch.ids, &dx, grads.get_mut(embedding));
+        cx.backend.embedding_backward(&batch.ids, &dx, grads.get_mut(cx.backend, embedding));
         None
     }
 }

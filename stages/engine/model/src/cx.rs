@@ -1,7 +1,7 @@
 //! What a layer may touch while it runs, and what a pass tells besides its result.
 
 use crate::{Balance, Params, Precision};
-use smelt_kernels::{Backend, DocumentBounds, Rope};
+use smelt_kernels::{Backend, DType, Documents, Rope, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::fmt;
 pub struct Cx<'a> {
     pub backend: &'a dyn Backend,
     pub params: &'a Params,
-    pub documents: &'a DocumentBounds,
+    pub documents: &'a Documents,
     pub rope: &'a Rope,
     pub balance: Balance,
     pub precision: Precision,
@@ -32,17 +32,31 @@ impl Cx<'_> {
     }
 }
 
-/// What a pass tells besides its result.
+/// What passes tell besides their results, on the device: the host reads it when a step is done.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Rows each expert got, by layer.
-    pub loads: BTreeMap<usize, Vec<u64>>,
-    /// Balance loss so far, already weighted.
-    pub balance: f64,
+    /// Rows each expert got, by layer: U32 `[E]`.
+    pub loads: BTreeMap<usize, Tensor>,
     /// Keep the experts of every token in `routes`, for tests and analysis.
     pub keeps_routes: bool,
-    /// `[N, K]` by layer.
-    pub routes: BTreeMap<usize, Vec<u32>>,
-    /// An infinite or NaN value was quantised: where FP8 saturates, the loss alone would not tell.
-    pub has_saturated: bool,
+    /// U32 `[N, K]` of each pass, by layer.
+    pub routes: BTreeMap<usize, Vec<Tensor>>,
+    balance: Option<Tensor>,
+    saturated: Option<Tensor>,
+}
+
+impl Stats {
+    pub fn keeping_routes() -> Self {
+        Self { keeps_routes: true, ..Self::default() }
+    }
+
+    /// Balance loss so far, already weighted: F64 `[1]`.
+    pub fn balance(&mut self, backend: &dyn Backend) -> &mut Tensor {
+        self.balance.get_or_insert_with(|| backend.zeros([1], DType::F64))
+    }
+
+    /// 1 if an infinite or NaN value was quantised, U32 `[1]`: where FP8 saturates, the loss alone would not tell.
+    pub fn saturated(&mut self, backend: &dyn Backend) -> &mut Tensor {
+        self.saturated.get_or_insert_with(|| backend.zeros([1], DType::U32))
+    }
 }

@@ -7,7 +7,7 @@ use crate::mlp::MlpSaved;
 use crate::params::Specs;
 use crate::product::Product;
 use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Start};
-use smelt_kernels::{Router, Routing, Tensor, Write};
+use smelt_kernels::{DType, Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
 pub struct Experts {
@@ -91,16 +91,13 @@ impl Experts {
     fn route(&self, cx: &Cx, x: &Tensor) -> Routed {
         let routing = cx.backend.route(&self.choice, &self.router.apply(&cx.full(), x), cx.params.get(self.bias));
         let mut stats = cx.stats.borrow_mut();
-        let loads = stats.loads.entry(self.layer).or_insert_with(|| vec![0; self.choice.experts]);
-        loads.iter_mut().zip(routing.segments.iter()).for_each(|(load, rows)| *load += rows.len() as u64);
+        let zeros = || cx.backend.zeros([self.choice.experts], DType::U32);
+        cx.backend.count(&routing.segments, stats.loads.entry(self.layer).or_insert_with(zeros));
         if stats.keeps_routes {
-            stats.routes.entry(self.layer).or_default().extend(&routing.ids);
+            stats.routes.entry(self.layer).or_default().push(routing.ids.clone());
         }
-        let dscores = (cx.balance.weight > 0.0).then(|| {
-            let (loss, dscores) = cx.balance.loss(&self.choice, &routing, cx.documents);
-            stats.balance += loss;
-            dscores
-        });
+        let dscores =
+            (cx.balance.weight > 0.0).then(|| cx.balance.add(cx, &self.choice, &routing, stats.balance(cx.backend)));
         Routed { routing, dscores }
     }
 
@@ -135,10 +132,10 @@ impl Experts {
         grads: &mut Grads,
     ) -> DDispatched {
         let (segments, dtype) = (Some(&routed.routing.segments), dy.0.dtype());
-        let mut dact = Tensor::empty(s.act.shape(), dtype);
+        let mut dact = cx.backend.empty(s.act.shape(), dtype);
         Product { w: self.down, segments }.backward(cx, s.act, dy.0, &mut dact, Write::Set, grads);
         let dh = cx.backend.swiglu_backward(&s.h, &dact);
-        let mut dx = Tensor::empty(s.x.0.shape(), dtype);
+        let mut dx = cx.backend.empty(s.x.0.shape(), dtype);
         Product { w: self.gate_up, segments }.backward(cx, s.x.0, dh, &mut dx, Write::Set, grads);
         DDispatched(dx)
     }
@@ -160,7 +157,7 @@ impl Experts {
         let (computed, _) = self.compute(cx, self.dispatch(cx, x, &routed), &routed);
         let mut y = match &self.shared {
             Some(shared) => shared.apply(cx, x),
-            None => Tensor::zeros(x.shape(), x.dtype()),
+            None => cx.backend.zeros(x.shape(), x.dtype()),
         };
         self.combine(cx, &computed, &routed, &mut y);
         y
@@ -178,7 +175,7 @@ impl Layer for Experts {
                 let (y, saved) = shared.forward(cx, x.clone());
                 (y, Some(saved))
             }
-            None => (Tensor::zeros(x.shape(), x.dtype()), None),
+            None => (cx.backend.zeros(x.shape(), x.dtype()), None),
         };
         self.combine(cx, &computed, &routed, &mut y);
         (y, ExpertsSaved { x, routed, inside, computed, shared })
@@ -189,7 +186,7 @@ impl Layer for Experts {
         let ddispatched = self.compute_backward(cx, s.inside, dcomputed, &s.routed, grads);
         let mut dx = match (&self.shared, s.shared) {
             (Some(shared), Some(saved)) => shared.backward(cx, saved, dy, grads),
-            _ => Tensor::zeros(s.x.shape(), dy.dtype()),
+            _ => cx.backend.zeros(s.x.shape(), dy.dtype()),
         };
         self.dispatch_backward(cx, &ddispatched, &s.routed, &mut dx);
         self.route_backward(cx, s.x, &s.routed, &dweights, &mut dx, grads);

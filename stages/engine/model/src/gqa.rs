@@ -51,7 +51,7 @@ impl Gqa {
         Self { shape, q, k, v, o, norms: g.has_norms.then(|| ["q", "k"].map(&mut norm)) }
     }
 
-    fn project(&self, cx: &Cx, x: &Tensor, positions: &[u32]) -> Projected {
+    fn project(&self, cx: &Cx, x: &Tensor, positions: &Tensor) -> Projected {
         let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
         let (mut q, mut k, v) = (self.q.apply(cx, x), self.k.apply(cx, x), self.v.apply(cx, x));
         let mut saved = None;
@@ -68,7 +68,7 @@ impl Gqa {
     }
 
     /// Generation: appends the rows of `x` to the caches of layer `layer` and attends to them.
-    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &[u32], requests: &mut [CacheRows], layer: usize) -> Tensor {
+    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let ([q, k, v], _) = self.project(cx, x, positions);
         let (k, v, width) = (k.read::<f32>(), v.read::<f32>(), k.cols());
         for request in requests.iter_mut() {
@@ -98,7 +98,7 @@ impl Layer for Gqa {
     fn backward(&self, cx: &Cx, s: GqaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
         let (n, positions) = (s.x.rows(), cx.documents.positions());
-        let mut d_o = Tensor::empty(s.o.shape(), s.o.dtype());
+        let mut d_o = cx.backend.empty(s.o.shape(), s.o.dtype());
         self.o.backward_into(cx, s.o.clone(), dy, &mut d_o, Write::Set, grads);
         let (mut dq, mut dk, dv) =
             cx.backend.grouped_attention_backward(&self.shape, &s.q, &s.k, &s.v, &s.o, &s.softmax, &d_o, cx.documents);
@@ -108,7 +108,7 @@ impl Layer for Gqa {
             dq = q_norm.backward(cx, q_saved, dq.reshape([n * heads, dim]), grads).reshape([n, heads * dim]);
             dk = k_norm.backward(cx, k_saved, dk.reshape([n * kv_heads, dim]), grads).reshape([n, kv_heads * dim]);
         }
-        let mut dx = Tensor::empty(s.x.shape(), s.x.dtype());
+        let mut dx = cx.backend.empty(s.x.shape(), s.x.dtype());
         self.q.backward_into(cx, s.x.clone(), dq, &mut dx, Write::Set, grads);
         self.k.backward_into(cx, s.x.clone(), dk, &mut dx, Write::Add, grads);
         self.v.backward_into(cx, s.x, dv, &mut dx, Write::Add, grads);

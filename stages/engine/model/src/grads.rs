@@ -2,7 +2,7 @@
 
 use crate::{Cx, Param, Params};
 use smelt_kernels::fp8::Operand;
-use smelt_kernels::{DType, Layout, Segments, Tensor, Write};
+use smelt_kernels::{Backend, DType, Layout, Segments, Tensor, Write};
 use std::fmt;
 
 /// A weight gradient not yet computed: `dW += dyᵀ·x`, per segment if grouped.
@@ -22,8 +22,6 @@ pub struct Grads {
     is_clear: Vec<bool>,
     is_holding: bool,
     deferred: Vec<WeightGemm>,
-    /// A gradient that was infinite or NaN was quantised, since it was last asked.
-    has_saturated: bool,
 }
 
 impl fmt::Debug for Grads {
@@ -40,15 +38,9 @@ impl fmt::Debug for WeightGemm {
 }
 
 impl Grads {
-    pub fn zeros(params: &Params) -> Self {
-        let values: Vec<_> = params.iter().map(|(_, spec, value)| Tensor::zeros(spec.shape, value.dtype())).collect();
-        Self {
-            is_clear: vec![false; values.len()],
-            values,
-            is_holding: false,
-            deferred: Vec::new(),
-            has_saturated: false,
-        }
+    pub fn zeros(backend: &dyn Backend, params: &Params) -> Self {
+        let values: Vec<_> = params.iter().map(|(_, spec, value)| backend.zeros(spec.shape, value.dtype())).collect();
+        Self { is_clear: vec![false; values.len()], values, is_holding: false, deferred: Vec::new() }
     }
 
     /// Sets all gradients to zero; they can be read after [`settle`](Self::settle).
@@ -57,9 +49,9 @@ impl Grads {
     }
 
     /// Writes the zeros of gradients that nothing was added to since [`clear`](Self::clear).
-    pub fn settle(&mut self) {
+    pub fn settle(&mut self, backend: &dyn Backend) {
         for p in 0..self.values.len() {
-            self.get_mut(Param::at(p));
+            self.get_mut(backend, Param::at(p));
         }
     }
 
@@ -68,21 +60,12 @@ impl Grads {
         &self.values[p.index()]
     }
 
-    pub fn get_mut(&mut self, p: Param) -> &mut Tensor {
+    pub fn get_mut(&mut self, backend: &dyn Backend, p: Param) -> &mut Tensor {
         let value = &mut self.values[p.index()];
         if std::mem::take(&mut self.is_clear[p.index()]) {
-            value.fill_zeros();
+            backend.fill(value, 0.0);
         }
         value
-    }
-
-    pub(crate) fn note_saturated(&mut self, has_saturated: bool) {
-        self.has_saturated |= has_saturated;
-    }
-
-    /// Whether an infinite or NaN gradient was quantised since the last call.
-    pub fn take_saturated(&mut self) -> bool {
-        std::mem::take(&mut self.has_saturated)
     }
 
     /// From now on the products of weights wait until they are taken, for a schedule that splits backward in two.
@@ -130,6 +113,7 @@ mod tests {
     use super::*;
     use crate::Init;
     use crate::params::Specs;
+    use smelt_kernels::Reference;
     use std::sync::Arc;
 
     /// Gradients of two parameters, full of ones, and cleared.
@@ -137,8 +121,8 @@ mod tests {
         let mut specs = Specs::default();
         let handles = ["a", "b"].map(|name| specs.linear(name.into(), &[2, 3]));
         let params = Params::init(Arc::new(specs), &Init { seed: 1, embedding: 1.0, router: 1.0, weight: None });
-        let mut grads = Grads::zeros(&params);
-        handles.iter().for_each(|&p| grads.get_mut(p).write::<f32>().fill(1.0));
+        let mut grads = Grads::zeros(&Reference, &params);
+        handles.iter().for_each(|&p| grads.get_mut(&Reference, p).write::<f32>().fill(1.0));
         grads.clear();
         (grads, handles.to_vec())
     }
@@ -146,8 +130,8 @@ mod tests {
     #[test]
     fn a_cleared_gradient_is_zero_to_who_adds_and_once_it_is_settled() {
         let (mut grads, p) = cleared();
-        grads.get_mut(p[0]).write::<f32>()[0] += 5.0;
-        grads.settle();
+        grads.get_mut(&Reference, p[0]).write::<f32>()[0] += 5.0;
+        grads.settle(&Reference);
         assert_eq!(grads.get(p[0]).read::<f32>(), [5.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(grads.get(p[1]).read::<f32>(), [0.0; 6]);
     }

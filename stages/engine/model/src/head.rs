@@ -1,36 +1,87 @@
 //! The end of the model: the last norm, the output head, the MTP modules (DeepSeek-V3, §2.2), and for reward models a
 //! scalar head.
 
-use crate::batch::{Batch, IGNORE};
 use crate::layer::RmsNormSaved;
 use crate::mtp::MtpSaved;
 use crate::params::Specs;
+use crate::prepared::{Prepared, Read, Shifted};
 use crate::{Balance, Config, Cx, Experts, Grads, Layer, Linear, Mtp, Param, RmsNorm, Start};
-use smelt_kernels::{Backend, DocumentBounds, Head, Tensor};
+use smelt_kernels::{Backend, DType, Head, Tensor};
 
-/// What an objective sees of a pass. Vectors over `rows` are in their order.
-#[derive(Debug, Default)]
+/// What an objective sees of a pass, on the device. Tensors over `rows` are in their order.
+#[derive(Debug)]
 pub struct HeadOutput {
     /// Rows with a target.
     pub rows: Vec<u32>,
+    pub logp: Tensor, // F64, [M]
+    pub lse: Tensor,  // F64, [M]
+    /// Per MTP module: log-probabilities of the tokens it predicts, F64.
+    pub mtp: Vec<Tensor>,
+    /// Of `score_rows`, F64; of a reward model only.
+    pub scores: Option<Tensor>,
+    /// Weights of mean and least log-probability in a reward model's score: F64 `[2]`.
+    pub likelihood: Option<Tensor>,
+}
+
+/// A [`HeadOutput`] on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostOutput {
     pub logp: Vec<f64>,
     pub lse: Vec<f64>,
-    /// Per MTP module: log-probabilities of the tokens it predicts.
     pub mtp: Vec<Vec<f64>>,
-    /// Of `score_rows`.
     pub scores: Vec<f64>,
-    /// Weights of mean and least log-probability in a reward model's score.
     pub likelihood: [f64; 2],
 }
 
-/// The loss's derivatives in everything of a [`HeadOutput`].
-#[derive(Debug, Default)]
+impl HeadOutput {
+    /// Of a pass in which no row predicts anything.
+    fn new(backend: &dyn Backend, rows: Vec<u32>) -> Self {
+        let [logp, lse] = [(); 2].map(|()| backend.empty([0].into(), DType::F64));
+        Self { rows, logp, lse, mtp: Vec::new(), scores: None, likelihood: None }
+    }
+
+    /// Everything on the host: waits once.
+    pub fn on_host(&self, backend: &dyn Backend) -> HostOutput {
+        let parts = [&self.logp, &self.lse].into_iter().chain(&self.mtp).chain(&self.scores).chain(&self.likelihood);
+        let parts: Vec<&Tensor> = parts.collect();
+        let all = backend.download(&backend.collect(&parts)).to_f64();
+        let mut rest = all.as_slice();
+        let mut next = |part: &Tensor| rest.split_off(..part.len()).expect("all parts are there").to_vec();
+        HostOutput {
+            logp: next(&self.logp),
+            lse: next(&self.lse),
+            mtp: self.mtp.iter().map(&mut next).collect(),
+            scores: self.scores.as_ref().map(&mut next).unwrap_or_default(),
+            likelihood: self.likelihood.as_ref().map_or([0.0; 2], |part| {
+                let values = next(part);
+                [values[0], values[1]]
+            }),
+        }
+    }
+}
+
+/// The loss's derivatives in everything of a [`HeadOutput`], on the device.
+#[derive(Debug)]
 pub struct OutputGradient {
-    pub dlogp: Vec<f64>,
-    pub dlse: Vec<f64>,
-    pub mtp: Vec<Vec<f64>>,
-    pub dscores: Vec<f64>,
-    pub dlikelihood: [f64; 2],
+    pub dlogp: Tensor,    // F64, [M]
+    pub dlse: Tensor,     // F64, [M]
+    pub mtp: Vec<Tensor>, // F64
+    pub dscores: Option<Tensor>,
+    pub dlikelihood: Option<Tensor>,
+}
+
+impl OutputGradient {
+    /// Zero in everything.
+    pub fn zeros(backend: &dyn Backend, of: &HeadOutput) -> Self {
+        let zeros = |x: &Tensor| backend.zeros(x.shape(), DType::F64);
+        Self {
+            dlogp: zeros(&of.logp),
+            dlse: zeros(&of.lse),
+            mtp: of.mtp.iter().map(zeros).collect(),
+            dscores: of.scores.as_ref().map(zeros),
+            dlikelihood: of.likelihood.as_ref().map(zeros),
+        }
+    }
 }
 
 /// How a reward model's score weighs the answer's mean and least log-probability at the start of its training.
@@ -50,29 +101,23 @@ pub(crate) struct OutputHead {
 pub(crate) struct OutputSaved {
     norm: RmsNormSaved,
     hidden: Tensor,         // after the norm, [N, D]
-    read: Option<Read>,     // of the rows with targets
+    read: Option<HeadPass>, // of the rows with targets
     scored: Option<Tensor>, // [M, D]
     mtp: Vec<MtpPass>,
 }
 
 /// The output head on some rows.
 #[derive(Debug)]
-struct Read {
+struct HeadPass {
     x: Tensor, // over the temperature, [M, D]
     head: Head,
-    targets: Vec<u32>,
-    temperature: f64,
 }
 
 #[derive(Debug)]
 struct MtpPass {
-    documents: DocumentBounds,
-    from: Vec<u32>, // rows of the pass before
-    ids: Vec<u32>,  // next tokens
     saved: MtpSaved,
     hidden: Tensor, // what the next module reads, [N', D]
-    rows: Vec<u32>, // those with targets
-    read: Read,
+    read: HeadPass,
 }
 
 impl OutputHead {
@@ -108,115 +153,98 @@ impl OutputHead {
     }
 
     /// x: what the last block gives, `[N, D]`. Without `has_mtp` the MTP modules do not run, whatever the batch says.
-    pub(crate) fn forward(&self, cx: &Cx, batch: &Batch, x: Tensor, has_mtp: bool) -> (HeadOutput, OutputSaved) {
+    pub(crate) fn forward(&self, cx: &Cx, batch: &Prepared, x: Tensor, has_mtp: bool) -> (HeadOutput, OutputSaved) {
         let (hidden, norm) = self.norm.forward(cx, x);
-        let mut out = HeadOutput { rows: batch.target_rows(), ..Default::default() };
-        let read = (!out.rows.is_empty()).then(|| self.read(cx, &hidden, &out.rows, &batch.targets, batch.temperature));
-        if let Some(Read { head, .. }) = &read {
+        let mut out = HeadOutput::new(cx.backend, batch.target_rows.clone());
+        let read = batch.read.as_ref().map(|read| self.read(cx, &hidden, read, batch.temperature));
+        if let Some(HeadPass { head, .. }) = &read {
             (out.logp, out.lse) = (head.logp.clone(), head.lse.clone());
         }
         let mut scored = None;
         if let Some((score, likelihood)) = &self.score {
-            let values = cx.params.get(*likelihood).to_f64();
-            out.likelihood = [values[0], values[1]];
-            if !batch.score_rows.is_empty() {
-                let rows = cx.backend.gather(&hidden, &batch.score_rows);
-                out.scores = score.apply(&cx.full(), &rows).to_f64();
+            out.likelihood = Some(cx.backend.cast(cx.params.get(*likelihood), DType::F64));
+            if let Some(rows) = &batch.score_rows {
+                let rows = cx.backend.gather(&hidden, rows);
+                out.scores = Some(cx.backend.cast(&score.apply(&cx.full(), &rows), DType::F64));
                 scored = Some(rows);
             }
         }
         let mut mtp = Vec::new();
-        for (depth, module) in self.mtp.iter().enumerate().filter(|_| has_mtp && batch.runs_mtp) {
+        for (module, shifted) in self.mtp.iter().zip(&batch.mtp).filter(|_| has_mtp) {
             let before = mtp.last().map_or(&hidden, |pass: &MtpPass| &pass.hidden);
-            let Some(pass) = self.mtp_pass(cx, module, depth + 1, batch, before) else { break };
+            let pass = self.mtp_pass(cx, module, shifted, before);
             out.mtp.push(pass.read.head.logp.clone());
             mtp.push(pass);
         }
         (out, OutputSaved { norm, hidden, read, scored, mtp })
     }
 
-    /// The output head on `rows` of `hidden`. Logits are linear in what it reads, so that is what a temperature
-    /// divides.
-    fn read(&self, cx: &Cx, hidden: &Tensor, rows: &[u32], targets: &[u32], temperature: f64) -> Read {
-        let targets: Vec<u32> = rows.iter().map(|&row| targets[row as usize]).collect();
-        let is_whole = rows.len() == hidden.rows();
-        let mut x = if is_whole { hidden.clone() } else { cx.backend.gather(hidden, rows) };
+    fn read(&self, cx: &Cx, hidden: &Tensor, read: &Read, temperature: f64) -> HeadPass {
+        let mut x = match &read.rows {
+            None => hidden.clone(),
+            Some(rows) => cx.backend.gather(hidden, rows),
+        };
         if temperature != 1.0 {
-            x = if is_whole { x.copy() } else { x };
-            cx.backend.scale(&mut x, 1.0 / temperature);
+            x = if read.rows.is_none() { cx.backend.copy(&x) } else { x };
+            cx.backend.scale(&mut x, 1.0 / temperature, 1.0);
         }
-        let head = cx.backend.head(&x, cx.params.get(self.head), &targets);
-        Read { x, head, targets, temperature }
+        let head = cx.backend.head(&x, cx.params.get(self.head), &read.targets);
+        HeadPass { x, head }
     }
 
-    /// Module `depth` (from 1) over what came before; None when every document is too short, or nothing is predicted.
-    fn mtp_pass(&self, cx: &Cx, module: &Mtp, depth: usize, batch: &Batch, before: &Tensor) -> Option<MtpPass> {
-        let (mut from, mut ids, mut targets, mut lengths) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut start = 0; // of the document in the pass before, where it has depth − 1 rows fewer
-        for rows in batch.documents.iter() {
-            let length = rows.len().saturating_sub(depth);
-            from.extend(start..start + length as u32);
-            ids.extend(&batch.ids[rows.start + rows.len() - length..rows.end]);
-            targets.extend(&batch.targets[rows.start + rows.len() - length..rows.end]);
-            lengths.extend((length > 0).then_some(length));
-            start += rows.len().saturating_sub(depth - 1) as u32;
-        }
-        let rows: Vec<u32> = (0..ids.len() as u32).filter(|&row| targets[row as usize] != IGNORE).collect();
-        if rows.is_empty() {
-            return None;
-        }
-        let documents = DocumentBounds::of_lengths(&lengths);
-        let h = cx.backend.gather(before, &from);
-        let embedding = cx.backend.embedding(&ids, cx.params.get(self.embedding));
+    fn mtp_pass(&self, cx: &Cx, module: &Mtp, shifted: &Shifted, before: &Tensor) -> MtpPass {
+        let h = cx.backend.gather(before, &shifted.from);
+        let embedding = cx.backend.embedding(&shifted.ids, cx.params.get(self.embedding));
         let balance = if cx.balance.mtp { cx.balance } else { Balance::NONE };
-        let (hidden, saved) = module.forward(&Cx { documents: &documents, balance, ..*cx }, h, embedding);
-        let read = self.read(cx, &hidden, &rows, &targets, 1.0);
-        Some(MtpPass { documents, from, ids, saved, hidden, rows, read })
+        let (hidden, saved) = module.forward(&Cx { documents: &shifted.documents, balance, ..*cx }, h, embedding);
+        let read = self.read(cx, &hidden, &shifted.read, 1.0);
+        MtpPass { saved, hidden, read }
     }
 
-    /// Returns dx.
     pub(crate) fn backward(
         &self,
         cx: &Cx,
-        batch: &Batch,
+        batch: &Prepared,
         saved: OutputSaved,
         d: OutputGradient,
         grads: &mut Grads,
     ) -> Tensor {
         let (backend, dtype, n) = (cx.backend, saved.hidden.dtype(), saved.hidden.rows());
-        let w = cx.params.get(self.head);
-        let mut dhidden = match saved.read {
-            Some(Read { x, head, targets, temperature }) => {
-                let mut dx = backend.head_backward(head, &x, w, &targets, &d.dlogp, &d.dlse, grads.get_mut(self.head));
-                if temperature != 1.0 {
-                    backend.scale(&mut dx, 1.0 / temperature);
+        let mut dhidden = match (saved.read, &batch.read) {
+            (Some(pass), Some(read)) => {
+                let mut dx = self.read_backward(cx, pass, read, &d.dlogp, &d.dlse, grads);
+                if batch.temperature != 1.0 {
+                    backend.scale(&mut dx, 1.0 / batch.temperature, 1.0);
                 }
-                spread(backend, dx, &batch.target_rows(), n)
+                spread(backend, dx, read, n)
             }
-            None => Tensor::zeros(saved.hidden.shape(), dtype),
+            _ => backend.zeros(saved.hidden.shape(), dtype),
         };
         if let (Some((score, likelihood)), Some(rows)) = (&self.score, saved.scored) {
-            let dy = Tensor::new([rows.rows(), 1], &d.dscores).cast(dtype);
+            let [dscores, dlikelihood] = [d.dscores, d.dlikelihood].map(|d| d.expect("head: a score has a gradient"));
+            let dy = backend.cast(&dscores, dtype).reshape([rows.rows(), 1]);
             let drows = score.backward(&cx.full(), rows, dy, grads);
-            backend.embedding_backward(&batch.score_rows, &drows, &mut dhidden);
-            let dlikelihood = Tensor::new([2], &d.dlikelihood).cast(dtype);
-            backend.add(grads.get_mut(*likelihood), &dlikelihood);
+            backend.embedding_backward(batch.score_rows.as_ref().expect("scored rows"), &drows, &mut dhidden);
+            backend.add(grads.get_mut(backend, *likelihood), &backend.cast(&dlikelihood, dtype));
         }
         // from the last module back to the hidden states: each hands the gradient of its input to the one before
         let mut dbefore: Option<Tensor> = None;
         let mut rows_of_before: Vec<usize> = saved.mtp.iter().map(|pass| pass.hidden.rows()).collect();
         rows_of_before.insert(0, n);
         for (depth, pass) in saved.mtp.into_iter().enumerate().rev() {
-            let (Read { x, head, targets, .. }, dlse) = (pass.read, vec![0.0; pass.rows.len()]);
-            let dx = backend.head_backward(head, &x, w, &targets, &d.mtp[depth], &dlse, grads.get_mut(self.head));
-            let mut dy = spread(backend, dx, &pass.rows, pass.hidden.rows());
+            let (shifted, dlogp) = (&batch.mtp[depth], &d.mtp[depth]);
+            let dlse = backend.zeros(dlogp.shape(), DType::F64);
+            let rows = pass.hidden.rows();
+            let dx = self.read_backward(cx, pass.read, &shifted.read, dlogp, &dlse, grads);
+            let mut dy = spread(backend, dx, &shifted.read, rows);
             if let Some(more) = dbefore.take() {
                 backend.add(&mut dy, &more);
             }
-            let (dh, de) = self.mtp[depth].backward(&Cx { documents: &pass.documents, ..*cx }, pass.saved, dy, grads);
-            backend.embedding_backward(&pass.ids, &de, grads.get_mut(self.embedding));
-            let mut back = Tensor::zeros([rows_of_before[depth], dh.cols()], dtype);
-            backend.embedding_backward(&pass.from, &dh, &mut back);
+            let cx = Cx { documents: &shifted.documents, ..*cx };
+            let (dh, de) = self.mtp[depth].backward(&cx, pass.saved, dy, grads);
+            backend.embedding_backward(&shifted.ids, &de, grads.get_mut(backend, self.embedding));
+            let mut back = backend.zeros([rows_of_before[depth], dh.cols()], dtype);
+            backend.embedding_backward(&shifted.from, &dh, &mut back);
             dbefore = Some(back);
         }
         if let Some(more) = dbefore {
@@ -224,6 +252,19 @@ impl OutputHead {
         }
         drop(saved.hidden);
         self.norm.backward(cx, saved.norm, dhidden, grads)
+    }
+
+    fn read_backward(
+        &self,
+        cx: &Cx,
+        HeadPass { x, head }: HeadPass,
+        read: &Read,
+        dlogp: &Tensor,
+        dlse: &Tensor,
+        grads: &mut Grads,
+    ) -> Tensor {
+        let (w, dw) = (cx.params.get(self.head), grads.get_mut(cx.backend, self.head));
+        cx.backend.head_backward(head, &x, w, &read.targets, dlogp, dlse, dw)
     }
 }
 
@@ -240,11 +281,9 @@ impl OutputSaved {
 }
 
 /// Rows of dx to their places among `n`; zero elsewhere.
-fn spread(backend: &dyn Backend, dx: Tensor, rows: &[u32], n: usize) -> Tensor {
-    if rows.len() == n {
-        return dx;
-    }
-    let mut all = Tensor::zeros([n, dx.cols()], dx.dtype());
+fn spread(backend: &dyn Backend, dx: Tensor, read: &Read, n: usize) -> Tensor {
+    let Some(rows) = &read.rows else { return dx };
+    let mut all = backend.zeros([n, dx.cols()], dx.dtype());
     backend.embedding_backward(rows, &dx, &mut all);
     all
 }

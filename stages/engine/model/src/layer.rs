@@ -37,7 +37,7 @@ impl Layer for Linear {
     }
 
     fn backward(&self, cx: &Cx, x: Tensor, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let mut dx = Tensor::empty(x.shape(), x.dtype());
+        let mut dx = cx.backend.empty(x.shape(), x.dtype());
         self.backward_into(cx, x, dy, &mut dx, Write::Set, grads);
         dx
     }
@@ -64,7 +64,8 @@ impl Layer for RmsNorm {
     }
 
     fn backward(&self, cx: &Cx, s: RmsNormSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
-        cx.backend.rms_norm_backward(&s.x, &s.rstd, cx.params.get(self.gain), &dy, grads.get_mut(self.gain))
+        let dgain = grads.get_mut(cx.backend, self.gain);
+        cx.backend.rms_norm_backward(&s.x, &s.rstd, cx.params.get(self.gain), &dy, dgain)
     }
 }
 

@@ -99,7 +99,7 @@ impl Mla {
     }
 
     /// Rotated queries, what backward of them needs, the normed latent, and the rotated key.
-    fn project(&self, cx: &Cx, x: &Tensor, positions: &[u32]) -> (Tensor, QuerySaved, (Tensor, RmsNormSaved), Tensor) {
+    fn project(&self, cx: &Cx, x: &Tensor, positions: &Tensor) -> (Tensor, QuerySaved, (Tensor, RmsNormSaved), Tensor) {
         let s = &self.shape;
         let (mut q, query) = self.query.apply(cx, x);
         cx.backend.rope(&mut q, s.heads, s.nope, cx.rope, positions, false);
@@ -109,7 +109,7 @@ impl Mla {
     }
 
     /// Generation: appends the rows of `x` to the caches of layer `layer` and attends from the latents.
-    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &[u32], requests: &mut [CacheRows], layer: usize) -> Tensor {
+    pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let (q, _, (latent, _), k_rope) = self.project(cx, x, positions);
         let (latent, k_rope, width) = (latent.read::<f32>(), k_rope.read::<f32>(), self.latent + self.shape.rope);
         for request in requests.iter_mut() {
@@ -147,7 +147,7 @@ impl Layer for Mla {
         cx.backend.rope(&mut dk_rope, 1, 0, cx.rope, positions, true);
         let dlatent = self.kv_b.backward(cx, s.latent, dkv, grads);
         let dlatent = self.kv_norm.backward(cx, s.kv_norm, dlatent, grads);
-        let mut dx = Tensor::empty(s.x.shape(), s.x.dtype());
+        let mut dx = cx.backend.empty(s.x.shape(), s.x.dtype());
         self.query.backward(cx, s.query, dq, &mut dx, grads);
         self.kv_a.backward_into(cx, s.x, cx.backend.join(&dlatent, &dk_rope), &mut dx, Write::Add, grads);
         dx

@@ -4,10 +4,11 @@ use crate::batch::{Batch, IGNORE};
 use crate::chunk::{Chunk, ChunkSaved, Flow, FlowGradient};
 use crate::head::{HeadOutput, OutputGradient, OutputHead};
 use crate::params::{Spec, Specs, layer_of};
+use crate::prepared::Prepared;
 use crate::{
     Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Param, Params, Precision, Start, Stats,
 };
-use smelt_kernels::{Backend, DType, DocumentBounds, Layout, Rope, Tensor, Write};
+use smelt_kernels::{Backend, DType, DocumentBounds, Documents, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,6 +26,7 @@ pub struct Model {
 pub struct Saved {
     rope: Arc<Rope>,
     precision: Precision,
+    batch: Prepared,
     chunks: Vec<ChunkSaved>,
 }
 
@@ -114,13 +116,18 @@ impl Model {
         Cache::new(self.layers() + self.head().mtp().len().min(1))
     }
 
-    /// Tables for at least `positions` positions.
-    fn rope(&self, positions: usize) -> Arc<Rope> {
+    /// Tables for at least `positions` positions, on the device of `backend`.
+    fn rope(&self, backend: &dyn Backend, positions: usize) -> Arc<Rope> {
         let mut rope = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
         if rope.positions() < positions {
-            *rope = Arc::new(self.config.rope(positions.next_power_of_two()));
+            *rope = Arc::new(self.config.rope(positions.next_power_of_two()).on(backend));
         }
         rope.clone()
+    }
+
+    fn prepare(&self, backend: &dyn Backend, batch: &Batch) -> Prepared {
+        batch.expect_whole();
+        Prepared::new(backend, batch, self.head().mtp().len())
     }
 
     /// Whether all of `ids` are in the vocabulary, and a sequence of `longest` has positions.
@@ -157,25 +164,24 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        batch.expect_whole();
-        let rope = self.rope(batch.documents.longest());
+        let (rope, batch) = (self.rope(backend, batch.documents.longest()), self.prepare(backend, batch));
         let cx = Cx { backend, params, documents: &batch.documents, rope: &rope, balance, precision, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));
         for chunk in &self.chunks {
-            let (flow, saved) = chunk.forward(&cx, batch, x.take());
+            let (flow, saved) = chunk.forward(&cx, &batch, x.take());
             match flow {
                 Flow::Hidden(y) => x = Some(y),
                 Flow::Output(y) => out = Some(y),
             }
             chunks.push(saved);
         }
-        (out.expect("the last chunk has the head"), Saved { rope: rope.clone(), precision, chunks })
+        (out.expect("the last chunk has the head"), Saved { rope: rope.clone(), precision, batch, chunks })
     }
 
     /// What [`forward`](Self::forward) tells, to the bit, without the MTP modules; nothing is kept for backward.
     pub fn score(&self, backend: &dyn Backend, params: &Params, batch: &Batch) -> HeadOutput {
-        batch.expect_whole();
-        let (rope, stats) = (self.rope(batch.documents.longest()), RefCell::default());
+        let (rope, stats) = (self.rope(backend, batch.documents.longest()), RefCell::default());
+        let batch = &Prepared::new(backend, batch, 0);
         let (documents, balance, precision) = (&batch.documents, Balance::NONE, Precision::Fp32);
         let cx = Cx { backend, params, documents, rope: &rope, balance, precision, stats: &stats };
         let (mut x, mut out) = (None, None);
@@ -188,17 +194,17 @@ impl Model {
         out.expect("the last chunk has the head")
     }
 
-    /// Adds the gradients of a pass to `grads`.
+    /// Adds the gradients of a pass to `grads`. `stats`: as in forward.
     pub fn backward(
         &self,
         backend: &dyn Backend,
         params: &Params,
-        batch: &Batch,
         saved: Saved,
         d: OutputGradient,
         grads: &mut Grads,
+        stats: &RefCell<Stats>,
     ) {
-        let stats = RefCell::<Stats>::default();
+        let batch = &saved.batch;
         let cx = Cx {
             backend,
             params,
@@ -206,31 +212,28 @@ impl Model {
             rope: &saved.rope,
             balance: Balance::NONE, // its gradient was computed in forward, and saved
             precision: saved.precision,
-            stats: &stats,
+            stats,
         };
         let mut d = Some(FlowGradient::Output(d));
         for (chunk, saved) in self.chunks.iter().zip(saved.chunks).rev() {
             let dy = d.take().expect("every chunk but the first hands back a gradient");
             d = chunk.backward(&cx, batch, saved, dy, grads).map(FlowGradient::Hidden);
         }
-        grads.note_saturated(stats.borrow().has_saturated);
     }
 
     /// Trains the correction biases without a loss (Wang et al. 2024), by the rows each expert got in a step, by layer:
-    /// `bias += speed · sign(mean − load)`, after the optimizer's step.
-    /// Those in `frozen` stay.
-    pub fn balance(&self, params: &mut Params, loads: &BTreeMap<usize, Vec<u64>>, speed: f64, frozen: &[Param]) {
+    /// `bias += speed · sign(mean − load)`, after the optimizer's step. Those in `frozen` stay.
+    pub fn balance(
+        &self,
+        backend: &dyn Backend,
+        params: &mut Params,
+        loads: &BTreeMap<usize, Tensor>,
+        speed: f64,
+        frozen: &[Param],
+    ) {
         for experts in self.experts().filter(|experts| !frozen.contains(&experts.bias())) {
             let Some(loads) = loads.get(&experts.layer()) else { continue };
-            let (total, count) = (loads.iter().sum::<u64>(), loads.len() as u64);
-            let bias = params.get_mut(experts.bias()).write::<f32>();
-            for (bias, load) in bias.iter_mut().zip(loads) {
-                *bias += match total.cmp(&(load * count)) {
-                    std::cmp::Ordering::Greater => speed as f32,
-                    std::cmp::Ordering::Less => -speed as f32,
-                    std::cmp::Ordering::Equal => 0.0,
-                };
-            }
+            backend.balance_bias(params.get_mut(experts.bias()), loads, speed);
         }
     }
 
@@ -244,8 +247,8 @@ impl Model {
         positions: &[u32],
         requests: &mut [CacheRows],
     ) -> Tensor {
-        self.decode_cx(backend, params, positions, |cx| {
-            let mut x = backend.embedding(ids, params.get(self.embedding()));
+        self.decode_cx(backend, params, positions, |cx, positions| {
+            let mut x = backend.embedding(&backend.ids(ids), params.get(self.embedding()));
             for (layer, block) in self.blocks().enumerate() {
                 x = block.decode(cx, x, positions, requests, layer);
             }
@@ -268,16 +271,22 @@ impl Model {
         positions: &[u32],
         requests: &mut [CacheRows],
     ) -> Tensor {
-        self.decode_cx(backend, params, positions, |cx| {
-            let embedding = backend.embedding(next, params.get(self.embedding()));
+        self.decode_cx(backend, params, positions, |cx, positions| {
+            let embedding = backend.embedding(&backend.ids(next), params.get(self.embedding()));
             self.head().mtp()[0].decode(cx, hidden, &embedding, positions, requests, self.layers())
         })
     }
 
-    fn decode_cx<R>(&self, backend: &dyn Backend, params: &Params, positions: &[u32], run: impl FnOnce(&Cx) -> R) -> R {
-        let rope = self.rope(positions.iter().max().map_or(1, |&p| p as usize + 1));
-        let (stats, documents) = (RefCell::default(), DocumentBounds::default());
-        run(&Cx {
+    fn decode_cx<R>(
+        &self,
+        backend: &dyn Backend,
+        params: &Params,
+        positions: &[u32],
+        run: impl FnOnce(&Cx, &Tensor) -> R,
+    ) -> R {
+        let rope = self.rope(backend, positions.iter().max().map_or(1, |&p| p as usize + 1));
+        let (stats, documents) = (RefCell::default(), Documents::new(backend, DocumentBounds::default()));
+        let cx = Cx {
             backend,
             params,
             documents: &documents,
@@ -285,13 +294,14 @@ impl Model {
             balance: Balance::NONE,
             precision: Precision::Fp32,
             stats: &stats,
-        })
+        };
+        run(&cx, &backend.ids(positions))
     }
 
     /// Logits `[N, V]` of what the head reads.
     pub fn logits(&self, backend: &dyn Backend, params: &Params, hidden: &Tensor) -> Tensor {
         let w = params.get(self.head().weight());
-        let mut z = Tensor::empty([hidden.rows(), w.rows()], DType::F32);
+        let mut z = backend.empty([hidden.rows(), w.rows()].into(), DType::F32);
         backend.gemm(Layout::Nt, hidden, w, &mut z, Write::Set);
         z
     }
@@ -326,17 +336,19 @@ mod tests {
         let model = Model::in_chunks(config, blocks).unwrap();
         let params = model.init(&Init { seed: 2, embedding: 1.0, router: 0.5, weight: None });
         let batch = Batch::next_token(&[&[3, 1, 4, 1, 5, 9], &[2, 6, 5, 3]]);
-        let (cpu, mut grads) = (Cpu::new(2), Grads::zeros(&params));
-        let (out, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &RefCell::default());
-        let ones = |x: &Vec<f64>| vec![-1.0; x.len()];
+        let (cpu, stats) = (Cpu::new(2), RefCell::default());
+        let mut grads = Grads::zeros(&cpu, &params);
+        let (out, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &stats);
+        let ones = |x: &Tensor| Tensor::new(x.shape(), &vec![-1.0; x.len()]);
         let d = OutputGradient {
             dlogp: ones(&out.logp),
             dlse: ones(&out.lse),
             mtp: out.mtp.iter().map(ones).collect(),
-            ..Default::default()
+            dscores: None,
+            dlikelihood: None,
         };
-        model.backward(&cpu, &params, &batch, saved, d, &mut grads);
-        let scored = model.score(&cpu, &params, &batch);
+        model.backward(&cpu, &params, saved, d, &mut grads, &stats);
+        let (out, scored) = (out.on_host(&cpu), model.score(&cpu, &params, &batch).on_host(&cpu));
         assert!(scored.mtp.is_empty() && (&scored.logp, &scored.lse) == (&out.logp, &out.lse));
         let bits = |x: Vec<f64>| x.into_iter().map(f64::to_bits).collect();
         let grads = params.handles().map(|p| grads.get(p).to_f64());

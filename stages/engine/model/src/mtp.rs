@@ -60,7 +60,7 @@ impl Mtp {
         cx: &Cx,
         h: &Tensor,
         embedding: &Tensor,
-        positions: &[u32],
+        positions: &Tensor,
         requests: &mut [CacheRows],
         layer: usize,
     ) -> Tensor {

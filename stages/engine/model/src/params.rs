@@ -243,6 +243,17 @@ impl Params {
         self.copy_as(DType::F32)
     }
 
+    /// On the device of `backend`.
+    pub fn on(self, backend: &dyn Backend) -> Self {
+        let values = self.values.into_iter().map(|value| backend.upload(&value)).collect();
+        Self { specs: self.specs, values }
+    }
+
+    /// Values with memory of their own, on the device of `backend`, where these are.
+    pub fn copy_on(&self, backend: &dyn Backend) -> Self {
+        Self { specs: self.specs.clone(), values: self.values.iter().map(|value| backend.copy(value)).collect() }
+    }
+
     /// All trainable elements.
     pub fn count(&self) -> usize {
         self.specs.count()

@@ -15,7 +15,7 @@ impl Product<'_> {
     pub(crate) fn forward(self, cx: &Cx, x: &Tensor) -> Tensor {
         let w = cx.params.get(self.w);
         let out = if self.segments.is_some() { w.dims::<3>("experts")[1] } else { w.rows() };
-        let mut y = Tensor::empty([x.rows(), out], x.dtype());
+        let mut y = cx.backend.empty([x.rows(), out].into(), x.dtype());
         let x = match cx.precision {
             Precision::Fp8(fp8) => self.lower(cx, x, Some(fp8.activations(Tile::Row))),
             _ => self.lower(cx, x, None),
@@ -53,13 +53,7 @@ impl Product<'_> {
         }
         let (dtype, precision) = (x.dtype(), cx.precision);
         assert!(dtype == DType::F32, "product: {dtype:?} rows cannot be lowered to {precision:?}, expected F32");
-        let lowered = cx.backend.lower(x, how, self.segments);
-        if let Operand::Fp8(scaled) = &lowered
-            && !scaled.is_finite
-        {
-            cx.stats.borrow_mut().has_saturated = true;
-        }
-        lowered
+        cx.backend.lower(x, how, self.segments, cx.stats.borrow_mut().saturated(cx.backend))
     }
 
     fn multiply(self, cx: &Cx, layout: Layout, a: &Operand, c: &mut Tensor, write: Write) {
@@ -78,8 +72,8 @@ impl Product<'_> {
 mod tests {
     use super::*;
     use crate::params::Specs;
-    use crate::{Fp8, GradientTiles, Init, Params, Scaling};
-    use smelt_kernels::{Cpu, DocumentBounds, bf16, random};
+    use crate::{Fp8, GradientTiles, Init, Params, Scaling, Stats};
+    use smelt_kernels::{Cpu, DocumentBounds, Documents, Reference, bf16, random};
     use std::cell::RefCell;
     use std::sync::Arc;
 
@@ -118,7 +112,7 @@ mod tests {
         let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (x, dy, cpu) = (noise(1, N, IN), noise(2, N, OUT), Cpu::new(2));
-        let (documents, stats) = (DocumentBounds::of_lengths(&[N]), RefCell::default());
+        let (documents, stats) = (Documents::new(&cpu, DocumentBounds::of_lengths(&[N])), RefCell::default());
         let rope = smelt_kernels::Rope::new(&[1.0], 1, 1.0, true);
         let cx = Cx {
             backend: &cpu,
@@ -130,11 +124,11 @@ mod tests {
             stats: &stats,
         };
         let product = Product { w, segments: None };
-        let mut grads = Grads::zeros(&params);
+        let mut grads = Grads::zeros(&cpu, &params);
         let y = product.forward(&cx, &x);
         let mut dx = Tensor::empty([N, IN], DType::F32);
         product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
-        let mut held = Grads::zeros(&params).holding();
+        let mut held = Grads::zeros(&cpu, &params).holding();
         product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut held);
         assert!(held.get(w).read::<f32>().iter().all(|&x| x == 0.0), "a product that waits has done nothing yet");
         let work = held.take_deferred();
@@ -197,7 +191,8 @@ mod tests {
         let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
         let (params, stats) = (params.copy_as(DType::F64), RefCell::default());
-        let (documents, rope) = (DocumentBounds::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
+        let documents = Documents::new(&Reference, DocumentBounds::default());
+        let rope = smelt_kernels::Rope::new(&[1.0], 1, 1.0, true);
         let cx = Cx {
             backend: &Cpu::new(1),
             params: &params,
@@ -216,10 +211,10 @@ mod tests {
         let mut specs = Specs::default();
         let w = specs.linear("w".into(), &[OUT, IN]);
         let params = Params::init(Arc::new(specs), &Init { seed: 3, embedding: 1.0, router: 1.0, weight: None });
-        let (cpu, documents, rope) =
-            (Cpu::new(1), DocumentBounds::default(), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
+        let (cpu, rope) = (Cpu::new(1), smelt_kernels::Rope::new(&[1.0], 1, 1.0, true));
+        let documents = Documents::new(&cpu, DocumentBounds::default());
         for value in [1.0, f32::INFINITY, f32::NEG_INFINITY] {
-            let stats = RefCell::default();
+            let stats = RefCell::<Stats>::default();
             let precision = Precision::Fp8(Fp8::default());
             let (backend, params, documents) = (&cpu, &params, &documents);
             let cx =
@@ -228,7 +223,8 @@ mod tests {
             x.write::<f32>()[7] = value;
             let y = Product { w, segments: None }.forward(&cx, &x);
             assert!(y.read::<f32>().iter().all(|y| y.is_finite()));
-            assert_eq!(stats.borrow().has_saturated, value.is_infinite(), "{value}");
+            let saturated = stats.borrow_mut().saturated(&cpu).read::<u32>()[0];
+            assert_eq!(saturated == 1, value.is_infinite(), "{value}");
         }
     }
 }

@@ -28,7 +28,7 @@ impl Projection {
     /// `dx = dy·W`, or `+=`; the bias' gradient is added at once.
     pub fn backward_into(&self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
         if let Some(bias) = self.bias {
-            cx.backend.bias_backward(&dy, grads.get_mut(bias));
+            cx.backend.bias_backward(&dy, grads.get_mut(cx.backend, bias));
         }
         self.linear.backward_into(cx, x, dy, dx, write, grads);
     }

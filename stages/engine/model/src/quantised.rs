@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use smelt_kernels::fp8::{E4m3, Operand, Quantiser, Role, TILE, Tile};
-use smelt_kernels::{Backend, Cpu, Tensor};
+use smelt_kernels::{Backend, Cpu, DType, Tensor};
 
 /// `quantization_config` of config.json.
 #[derive(Debug, Deserialize)]
@@ -92,7 +92,10 @@ pub(crate) fn scale_shape(part: &Part) -> Vec<usize> {
 pub(crate) fn quantise(part: &Part, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let how = Quantiser { tile: Tile::Block, role: Role::Weight, power_of_two: false };
     let w = Tensor::new(part.shape.as_slice(), values);
-    let Operand::Fp8(scaled) = Cpu::new(1).lower(&w, Some(how), None) else { unreachable!("it was asked for FP8") };
+    let mut saturated = Tensor::zeros([1], DType::U32); // a checkpoint's values are finite
+    let Operand::Fp8(scaled) = Cpu::new(1).lower(&w, Some(how), None, &mut saturated) else {
+        unreachable!("it was asked for FP8")
+    };
     let bytes = scaled.q.read::<E4m3>().iter().map(|q| q.0).collect();
     assert!(
         scaled.scale.shape().dims() == scale_shape(part),

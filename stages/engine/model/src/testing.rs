@@ -4,7 +4,7 @@ use crate::params::Specs;
 use crate::{
     Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Layer, Params, Precision, Start, Stats, Update,
 };
-use smelt_kernels::{Cpu, DType, DocumentBounds, Tensor, random};
+use smelt_kernels::{Cpu, DType, DocumentBounds, Documents, Tensor, random};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -100,7 +100,8 @@ pub(crate) fn check_gradients_with<L: Layer>(
         let bias = params.get_mut(*p).write::<f64>();
         bias.iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * random::normal(9, 9, i as u64));
     }
-    let (documents, cpu) = (DocumentBounds::of_lengths(lengths), Cpu::new(1));
+    let cpu = Cpu::new(1);
+    let documents = Documents::new(&cpu, DocumentBounds::of_lengths(lengths));
     let rope = config.rope(64);
     let n = documents.rows();
     let draws = |seed: u64, len: usize| (0..len).map(|i| random::normal(seed, 1, i as u64)).collect::<Vec<_>>();
@@ -108,7 +109,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
     let c = Tensor::new([n, out], &draws(2, n * out));
 
     let loss = |params: &Params, x: &Tensor| {
-        let stats = RefCell::default();
+        let stats = RefCell::<Stats>::default();
         let cx = Cx {
             backend: &cpu,
             params,
@@ -121,7 +122,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
         let (y, _) = layer.forward(&cx, x.clone());
         assert_eq!((y.rows(), y.cols()), (n, out));
         let sum: f64 = y.read::<f64>().iter().zip(c.read::<f64>()).map(|(y, c)| y * c).sum();
-        sum + stats.borrow().balance
+        sum + stats.borrow_mut().balance(&cpu).read::<f64>()[0]
     };
     let stats = RefCell::<Stats>::default();
     let cx = Cx {
@@ -133,7 +134,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
         precision: Precision::Fp32,
         stats: &stats,
     };
-    let mut grads = Grads::zeros(&params);
+    let mut grads = Grads::zeros(&cpu, &params);
     let (_, saved) = layer.forward(&cx, x.copy());
     let dx = layer.backward(&cx, saved, c.clone(), &mut grads);
 

@@ -10,7 +10,7 @@ mod say;
 
 use safetensors::SafeTensors;
 use say::say;
-use smelt_kernels::{Backend, Cpu, DocumentBounds};
+use smelt_kernels::{Backend, Cpu, DType, DocumentBounds, Tensor};
 use smelt_model::{Balance, Batch, CacheRows, Grads, HeadOutput, Model, OutputGradient, Params, Stats, load};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,14 +90,16 @@ fn batch(rows: &[Vec<u32>]) -> Batch {
 }
 
 fn mean_loss(out: &HeadOutput, lambda: f64) -> (Vec<f64>, OutputGradient) {
-    let mean = |logp: &[f64]| -logp.iter().sum::<f64>() / logp.len() as f64;
+    let mean = |logp: &Tensor| -logp.to_f64().iter().sum::<f64>() / logp.len() as f64;
+    let all = |logp: &Tensor, value: f64| Tensor::new(logp.shape(), &vec![value / logp.len() as f64; logp.len()]);
     let d = OutputGradient {
-        dlogp: vec![-1.0 / out.logp.len() as f64; out.logp.len()],
-        dlse: vec![0.0; out.logp.len()],
-        mtp: out.mtp.iter().map(|logp| vec![-lambda / logp.len() as f64; logp.len()]).collect(),
-        ..Default::default()
+        dlogp: all(&out.logp, -1.0),
+        dlse: all(&out.logp, 0.0),
+        mtp: out.mtp.iter().map(|logp| all(logp, -lambda)).collect(),
+        dscores: None,
+        dlikelihood: None,
     };
-    let losses = std::iter::once(mean(&out.logp)).chain(out.mtp.iter().map(|logp| mean(logp))).collect();
+    let losses = std::iter::once(&out.logp).chain(&out.mtp).map(mean).collect();
     (losses, d)
 }
 
@@ -151,7 +153,7 @@ fn check_routes(case: &str, stats: &Stats, expected: &SafeTensors, name_of: impl
             sets.iter_mut().for_each(|set| set.sort_unstable());
             sets
         };
-        let found: Vec<i64> = ids.iter().map(|&e| e.into()).collect();
+        let found: Vec<i64> = ids.iter().flat_map(Tensor::to_f64).map(|e| e as i64).collect();
         assert_eq!(sets(&found), sets(&integers(expected, &name)), "{case}: layer {layer}");
     }
     stats.routes.len()
@@ -179,7 +181,7 @@ fn check_generation(case: &Case, cpu: &Cpu, ids: &[Vec<u32>], expected: &SafeTen
         let positions: Vec<u32> = (next as u32..end as u32).collect();
         let mut requests = [CacheRows { rows: 0..end - next, cache: &mut cache }];
         let hidden = model.decode(cpu, params, &greedy[next..end], &positions, &mut requests);
-        let logits = model.logits(cpu, params, &cpu.gather(&hidden, &[(end - next - 1) as u32]));
+        let logits = model.logits(cpu, params, &cpu.gather(&hidden, &Tensor::new([1], &[(end - next - 1) as u32])));
         let logits = logits.read::<f32>();
         lost = lost.max(logits.iter().fold(f32::MIN, |a, &b| a.max(b)) - logits[greedy[end] as usize]);
         next = end;
@@ -198,18 +200,19 @@ fn forward_and_backward(case: &Case, cpu: &Cpu) {
         documents: DocumentBounds::of_lengths(&ids.iter().map(Vec::len).collect::<Vec<_>>()),
         ..Default::default()
     };
-    let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });
+    let stats = RefCell::new(Stats::keeping_routes());
     let (_, saved) = model.forward(cpu, params, &whole, Balance::NONE, &stats);
     let logits = model.logits(cpu, params, saved.hidden());
     let logits = deviation(logits.read(), &floats(&expected, "logits"), name);
     let routes = check_routes(name, &stats.borrow(), &expected, |layer| format!("router.{layer}.topk_idx"));
 
     let batch = batch(&ids);
-    let (out, saved) = model.forward(cpu, params, &batch, Balance::NONE, &RefCell::default());
+    let stats = RefCell::default();
+    let (out, saved) = model.forward(cpu, params, &batch, Balance::NONE, &stats);
     let (losses, d) = mean_loss(&out, 0.0);
     let loss = (losses[0] - f64::from(floats(&expected, "loss")[0])).abs();
-    let mut grads = Grads::zeros(params);
-    model.backward(cpu, params, &batch, saved, d, &mut grads);
+    let mut grads = Grads::zeros(cpu, params);
+    model.backward(cpu, params, saved, d, &mut grads, &stats);
     let (count, gradients) = check_gradients(name, params, &grads, &expected);
     let (cached, lost) = check_generation(case, cpu, &ids, &expected);
     say(&format!(
@@ -235,7 +238,7 @@ fn mtp_modules_predict_as_the_reference() {
         let lambda = header.metadata().as_ref().and_then(|m| m.get("lambda")).map_or(0.3, |x| x.parse().unwrap());
         let expected = SafeTensors::deserialize(&expected).unwrap();
         let batch = batch(&rows(&expected, "tokens"));
-        let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });
+        let stats = RefCell::new(Stats::keeping_routes());
         let (out, saved) = model.forward(&cpu, &params, &batch, Balance::NONE, &stats);
         let (losses, d) = mean_loss(&out, lambda);
         let wanted = floats(&expected, "embed_first.post_norm.losses");
@@ -247,8 +250,8 @@ fn mtp_modules_predict_as_the_reference() {
         let last = model.config().num_hidden_layers;
         stats.borrow_mut().routes.retain(|&layer, _| layer == last);
         assert_eq!(check_routes(&name, &stats.borrow(), &expected, |_| "router.mtp.topk_idx".into()), 1);
-        let mut grads = Grads::zeros(&params);
-        model.backward(&cpu, &params, &batch, saved, d, &mut grads);
+        let mut grads = Grads::zeros(&cpu, &params);
+        model.backward(&cpu, &params, saved, d, &mut grads, &stats);
         let (count, gradients) = check_gradients(&name, &params, &grads, &expected);
         say(&format!(
             "{name}: logits off by {logits:.1e}, mtp {more:.1e}, losses {main:.1e} and {mtp:.1e}, {count} \
@@ -256,6 +259,8 @@ fn mtp_modules_predict_as_the_reference() {
              {gradients:.1e} of their norm"
         ));
         assert!(logits < 1e-4 && more < 1e-4 && main < 2e-5 && mtp < 2e-5, "{name}");
-        assert!(cpu.square_sum(grads.get(params.handles().next().unwrap())) > 0.0, "{name}");
+        let mut sum = Tensor::zeros([1], DType::F64);
+        cpu.square_sum(grads.get(params.handles().next().unwrap()), &mut sum);
+        assert!(sum.read::<f64>()[0] > 0.0, "{name}");
     }
 }

@@ -9,7 +9,8 @@ pub fn mean_loss(trainer: &Trainer, batches: impl IntoIterator<Item = Batch>) ->
     for batch in batches {
         trainer.model().check(&batch.ids, batch.documents.longest())?;
         trainer.model().check(&batch.targets, 0)?;
-        let logp = trainer.model().score(trainer.backend().as_ref(), trainer.result(), &batch).logp;
+        let backend = trainer.backend().as_ref();
+        let logp = trainer.model().score(backend, trainer.result(), &batch).on_host(backend).logp;
         sum -= logp.iter().sum::<f64>();
         targets += logp.len();
     }

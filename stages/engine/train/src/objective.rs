@@ -4,24 +4,34 @@
 //! given the sums of the whole step, so the loss is the same however the step is cut into micro-batches.
 
 use crate::StepTotals;
-use smelt_kernels::math;
+use smelt_kernels::{Backend, DType, Tensor, math};
 use smelt_model::{Batch, HeadOutput, OutputGradient};
 
-#[derive(Debug, Default)]
+/// What an objective makes of one micro-batch, on the device.
+#[derive(Debug)]
 pub struct Loss {
-    pub value: f64,
+    /// F64: what [`Objective::value`] is given when the step is done, with everything else that the host reads.
+    pub sums: Tensor,
+    pub gradient: OutputGradient,
+}
+
+/// What the host reads of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Value {
+    pub loss: f64,
     /// Named terms and measures; summed over micro-batches.
     pub parts: Vec<(&'static str, f64)>,
-    pub gradient: OutputGradient,
 }
 
 pub trait Objective {
     /// `totals`: of the whole step, of which `batch` is a part.
-    fn loss(&self, head: &HeadOutput, batch: &Batch, totals: &StepTotals) -> Loss;
+    fn loss(&self, backend: &dyn Backend, head: &HeadOutput, batch: &Batch, totals: &StepTotals) -> Loss;
+    /// The value of a micro-batch from the sums of its loss.
+    fn value(&self, sums: &[f64], totals: &StepTotals) -> Value;
 }
 
 /// Pretraining: mean negative log-likelihood, plus `mtp_weight` times the mean over the MTP modules of theirs
-/// (DeepSeek-V3, eq. 24 and 25).
+/// (DeepSeek-V3, eq. 24 and 25). The host reads no log-probabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct NextToken {
     /// λ of the report.
@@ -30,47 +40,64 @@ pub struct NextToken {
     pub z: f64,
 }
 
-impl Objective for NextToken {
-    fn loss(&self, head: &HeadOutput, _: &Batch, totals: &StepTotals) -> Loss {
-        let (n, lambda) = (totals.targets as f64, self.mtp_weight / totals.mtp_targets.len().max(1) as f64);
-        let main = -head.logp.iter().sum::<f64>() / n;
-        let (mut value, mut parts) = (main, vec![("main", main)]);
-        let mut mtp = Vec::new();
-        for (logp, &n) in head.mtp.iter().zip(&totals.mtp_targets) {
-            let n = n as f64;
-            let loss = -logp.iter().sum::<f64>() / n;
-            value += lambda * loss;
-            parts.push(("mtp", loss));
-            mtp.push(vec![-lambda / n; logp.len()]);
-        }
-        let mut dlse = vec![0.0; head.lse.len()];
-        if self.z > 0.0 {
-            let square = head.lse.iter().map(|lse| lse * lse).sum::<f64>() / n;
-            value += self.z * square;
-            parts.push(("z", square));
-            dlse.iter_mut().zip(&head.lse).for_each(|(d, lse)| *d = 2.0 * self.z * lse / n);
-        }
-        let dlogp = vec![-1.0 / n; head.logp.len()];
-        let gradient = OutputGradient { dlogp, dlse, mtp, ..Default::default() };
-        Loss { value, parts, gradient }
+impl NextToken {
+    /// λ for each of the modules.
+    fn lambda(&self, totals: &StepTotals) -> f64 {
+        self.mtp_weight / totals.mtp_targets.len().max(1) as f64
     }
 }
 
-/// Fine-tuning on masked examples: mean over the trained tokens of the step.
+impl Objective for NextToken {
+    fn loss(&self, backend: &dyn Backend, head: &HeadOutput, _: &Batch, totals: &StepTotals) -> Loss {
+        let (n, lambda, modules) = (totals.targets as f64, self.lambda(totals), head.mtp.len());
+        let mut sums = backend.zeros([2 + modules], DType::F64);
+        let mut gradient = OutputGradient::zeros(backend, head);
+        backend.total(&head.logp, false, &mut sums, 0);
+        backend.fill(&mut gradient.dlogp, -1.0 / n);
+        for (depth, (logp, &n)) in head.mtp.iter().zip(&totals.mtp_targets).enumerate() {
+            backend.total(logp, false, &mut sums, 2 + depth);
+            backend.fill(&mut gradient.mtp[depth], -lambda / n as f64);
+        }
+        if self.z > 0.0 {
+            backend.total(&head.lse, true, &mut sums, 1);
+            gradient.dlse = backend.copy(&head.lse);
+            backend.scale(&mut gradient.dlse, 2.0 * self.z, n);
+        }
+        Loss { sums, gradient }
+    }
+
+    fn value(&self, sums: &[f64], totals: &StepTotals) -> Value {
+        let (n, lambda) = (totals.targets as f64, self.lambda(totals));
+        let main = -sums[0] / n;
+        let (mut value, mut parts) = (main, vec![("main", main)]);
+        for (sum, &n) in sums[2..].iter().zip(&totals.mtp_targets) {
+            let loss = -sum / n as f64;
+            value += lambda * loss;
+            parts.push(("mtp", loss));
+        }
+        if self.z > 0.0 {
+            let square = sums[1] / n;
+            value += self.z * square;
+            parts.push(("z", square));
+        }
+        Value { loss: value, parts }
+    }
+}
+
+/// Fine-tuning on masked examples: mean over the trained tokens of the step. The host reads no log-probabilities.
 #[derive(Clone, Copy, Debug)]
 pub struct Masked;
 
 impl Objective for Masked {
-    fn loss(&self, head: &HeadOutput, _: &Batch, totals: &StepTotals) -> Loss {
-        let n = totals.targets as f64;
-        let value = -head.logp.iter().sum::<f64>() / n;
-        let gradient = OutputGradient {
-            dlogp: vec![-1.0 / n; head.logp.len()],
-            dlse: vec![0.0; head.logp.len()],
-            mtp: head.mtp.iter().map(|logp| vec![0.0; logp.len()]).collect(),
-            ..Default::default()
-        };
-        Loss { value, parts: Vec::new(), gradient }
+    fn loss(&self, backend: &dyn Backend, head: &HeadOutput, _: &Batch, totals: &StepTotals) -> Loss {
+        let (mut sums, mut gradient) = (backend.zeros([1], DType::F64), OutputGradient::zeros(backend, head));
+        backend.total(&head.logp, false, &mut sums, 0);
+        backend.fill(&mut gradient.dlogp, -1.0 / totals.targets as f64);
+        Loss { sums, gradient }
+    }
+
+    fn value(&self, sums: &[f64], totals: &StepTotals) -> Value {
+        Value { loss: -sums[0] / totals.targets as f64, parts: Vec::new() }
     }
 }
 
@@ -78,7 +105,7 @@ impl Objective for Masked {
 /// answer's advantage, minus `beta` times an estimate of the KL to the reference, `r − ln r − 1` with r = p_ref/p
 /// (never negative).
 ///
-/// All vectors run over the rows with a target, in order.
+/// All vectors run over the rows with a target, in order. The host reads the log-probabilities once per micro-batch.
 #[derive(Clone, Debug, Default)]
 pub struct Grpo {
     /// Of each token's answer, normalised within its group.
@@ -111,7 +138,7 @@ pub fn group_advantages(rewards: &[f64], group: usize) -> Vec<Option<f64>> {
 }
 
 impl Objective for Grpo {
-    fn loss(&self, head: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
+    fn loss(&self, backend: &dyn Backend, head: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
         let n = head.logp.len();
         for (what, length) in [
             ("advantage", self.advantage.len()),
@@ -123,7 +150,7 @@ impl Objective for Grpo {
         }
         let (mut surrogate, mut kl, mut clipped, mut entropy) = (0.0, 0.0, 0.0, 0.0);
         let mut dlogp = Vec::with_capacity(n);
-        for (i, &logp) in head.logp.iter().enumerate() {
+        for (i, &logp) in backend.download(&head.logp).read::<f64>().iter().enumerate() {
             let (a, w) = (self.advantage[i], self.weight[i]);
             let ratio = math::exp(logp - self.old[i]);
             let bounded = ratio.clamp(1.0 - self.clip, 1.0 + self.clip);
@@ -139,28 +166,33 @@ impl Objective for Grpo {
             entropy -= w * logp;
             dlogp.push(w * (if is_free { -ratio * a } else { 0.0 } + self.beta * dk3));
         }
-        let gradient = OutputGradient {
-            dlogp,
-            dlse: vec![0.0; n],
-            mtp: head.mtp.iter().map(|logp| vec![0.0; logp.len()]).collect(),
-            ..Default::default()
-        };
-        let parts = vec![("surrogate", surrogate), ("kl", kl), ("clipped", clipped), ("entropy", entropy)];
-        Loss { value: surrogate + self.beta * kl, parts, gradient }
+        let gradient = OutputGradient { dlogp: backend.numbers(&dlogp), ..OutputGradient::zeros(backend, head) };
+        Loss { sums: backend.numbers(&[surrogate, kl, clipped, entropy]), gradient }
+    }
+
+    fn value(&self, sums: &[f64], _: &StepTotals) -> Value {
+        let names = ["surrogate", "kl", "clipped", "entropy"];
+        let parts = names.into_iter().zip(sums.iter().copied()).collect();
+        Value { loss: sums[0] + self.beta * sums[1], parts }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smelt_kernels::Reference;
 
-    fn head(logp: &[f64]) -> HeadOutput {
-        HeadOutput {
-            rows: (0..logp.len() as u32).collect(),
-            logp: logp.to_vec(),
-            lse: vec![0.0; logp.len()],
-            ..Default::default()
-        }
+    fn numbers(values: &[f64]) -> Tensor {
+        Tensor::new([values.len()], values)
+    }
+
+    /// Value, dlogp and dlse.
+    fn run(objective: &dyn Objective, logp: &[f64], lse: &[f64], totals: &StepTotals) -> (f64, Vec<f64>, Vec<f64>) {
+        let (logp, lse, rows) = (numbers(logp), numbers(lse), (0..logp.len() as u32).collect());
+        let head = HeadOutput { rows, logp, lse, mtp: Vec::new(), scores: None, likelihood: None };
+        let Loss { sums, gradient } = objective.loss(&Reference, &head, &Batch::default(), totals);
+        let value = objective.value(&sums.to_f64(), totals);
+        (value.loss, gradient.dlogp.to_f64(), gradient.dlse.to_f64())
     }
 
     #[test]
@@ -185,40 +217,39 @@ mod tests {
         // inside the trust region, clipped above, clipped below, free on the pessimistic side, and far below the
         // reference
         let logp = [-1.1, -0.3, -0.2, -2.0, -9.0];
-        let loss = grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default());
-        assert_eq!(loss.gradient.dlogp.len(), 5);
+        let run = |logp: &[f64]| run(&grpo, logp, &vec![0.0; logp.len()], &StepTotals::default());
+        let (_, dlogp, _) = run(&logp);
+        assert_eq!(dlogp.len(), 5);
         for i in 0..5 {
             let at = |step: f64| {
                 let mut logp = logp;
                 logp[i] += step;
-                grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default()).value
+                run(&logp).0
             };
             let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
-            let found = loss.gradient.dlogp[i];
+            let found = dlogp[i];
             assert!((found - expected).abs() < 1e-7 * expected.abs().max(1.0), "{i}: {found} {expected}");
         }
         // a positive advantage beyond the clip pulls no further
-        assert!((loss.gradient.dlogp[2] - 0.3 * 0.4 * (1.0 - math::exp(-0.4))).abs() < 1e-12);
+        assert!((dlogp[2] - 0.3 * 0.4 * (1.0 - math::exp(-0.4))).abs() < 1e-12);
     }
 
     /// Central differences with steps of 1e-6, as above.
     #[test]
     fn the_loss_of_large_logits_has_the_derivative_of_its_value() {
-        let mut head = head(&[-1.0, -2.0, -0.5]);
-        head.lse = vec![3.0, -1.0, 7.0];
+        let (logp, lse) = ([-1.0, -2.0, -0.5], [3.0, -1.0, 7.0]);
         let (objective, totals) =
             (NextToken { mtp_weight: 0.0, z: 0.01 }, StepTotals { targets: 6, ..Default::default() });
-        let loss = objective.loss(&head, &Batch::default(), &totals);
-        assert!((loss.value - (3.5 + 0.01 * 59.0) / 6.0).abs() < 1e-12, "{}", loss.value);
+        let (value, _, dlse) = run(&objective, &logp, &lse, &totals);
+        assert!((value - (3.5 + 0.01 * 59.0) / 6.0).abs() < 1e-12, "{value}");
         for i in 0..3 {
-            let mut at = |step: f64| {
-                head.lse[i] += step;
-                let value = objective.loss(&head, &Batch::default(), &totals).value;
-                head.lse[i] -= step;
-                value
+            let at = |step: f64| {
+                let mut lse = lse;
+                lse[i] += step;
+                run(&objective, &logp, &lse, &totals).0
             };
             let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
-            assert!((loss.gradient.dlse[i] - expected).abs() < 1e-8, "{i}: {} {expected}", loss.gradient.dlse[i]);
+            assert!((dlse[i] - expected).abs() < 1e-8, "{i}: {} {expected}", dlse[i]);
         }
     }
 
@@ -233,6 +264,6 @@ mod tests {
             clip: 0.2,
             beta: 0.1,
         };
-        assert_eq!(grpo.loss(&head(&logp), &Batch::default(), &StepTotals::default()).gradient.dlogp, [-0.5, 0.5]);
+        assert_eq!(run(&grpo, &logp, &[0.0; 2], &StepTotals::default()).1, [-0.5, 0.5]);
     }
 }

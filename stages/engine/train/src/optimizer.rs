@@ -77,55 +77,58 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    pub fn new(params: &Params, hyper: &Hyper, frozen: &[Param]) -> Self {
+    /// On the device of `backend`, where the parameters are.
+    pub fn new(backend: &dyn Backend, params: &Params, hyper: &Hyper, frozen: &[Param]) -> Self {
         let dtype = match hyper.moments {
             Moments::F32 => DType::F32,
             Moments::Bf16 => DType::Bf16,
         };
         let frozen: Vec<bool> = params.handles().map(|p| frozen.contains(&p)).collect();
         let moment = |(p, spec, _): (Param, &Spec, &Tensor)| {
-            let zeros = || Tensor::zeros(spec.shape, dtype);
+            let zeros = || backend.zeros(spec.shape, dtype);
             (spec.update == Update::Gradient && !frozen[p.index()]).then(|| Moment { m: zeros(), v: zeros() })
         };
         let moments = params.iter().map(moment).collect();
-        Self { moments, average: (hyper.average > 0.0).then(|| params.copy()), frozen, updates: 0 }
+        Self { moments, average: (hyper.average > 0.0).then(|| params.copy_on(backend)), frozen, updates: 0 }
     }
 
     /// Moments and average with memory of their own.
-    pub(crate) fn copy(&self) -> Self {
-        let copy = |moment: &Moment| Moment { m: moment.m.copy(), v: moment.v.copy() };
+    pub(crate) fn copy_on(&self, backend: &dyn Backend) -> Self {
+        let copy = |moment: &Moment| Moment { m: backend.copy(&moment.m), v: backend.copy(&moment.v) };
         Self {
             moments: self.moments.iter().map(|moment| moment.as_ref().map(copy)).collect(),
-            average: self.average.as_ref().map(Params::copy),
+            average: self.average.as_ref().map(|average| average.copy_on(backend)),
             frozen: self.frozen.clone(),
             updates: self.updates,
         }
     }
 
-    /// Of the gradients of everything that is trained.
-    pub fn square_sum(&self, backend: &dyn Backend, params: &Params, grads: &Grads) -> f64 {
+    /// Of the gradients of everything that is trained: F64 `[1]`.
+    pub fn square_sum(&self, backend: &dyn Backend, params: &Params, grads: &Grads) -> Tensor {
+        let mut sum = backend.zeros([1], DType::F64);
         let trained = params.handles().filter(|p| self.moments[p.index()].is_some());
-        trained.map(|p| backend.square_sum(grads.get(p))).sum()
+        trained.for_each(|p| backend.square_sum(grads.get(p), &mut sum));
+        sum
     }
 
-    /// An expert without tokens has gradient zero, not none: it still decays and moves.
+    /// An expert without tokens has gradient zero, not none: it still decays and moves. `square_sum`: of the gradients.
     pub fn update(
         &mut self,
         backend: &dyn Backend,
         hyper: &Hyper,
         lr: f64,
-        norm: f64,
+        square_sum: &Tensor,
         params: &mut Params,
         grads: &Grads,
     ) {
         self.updates += 1;
-        let gradient_scale = if hyper.clip > 0.0 { (hyper.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let scale = if hyper.clip > 0.0 { backend.clip(square_sum, hyper.clip) } else { backend.numbers(&[1.0]) };
         for p in params.handles() {
             let Some(Moment { m, v }) = &mut self.moments[p.index()] else { continue };
             let decay = if params.spec(p).shape.dims().len() >= 2 { hyper.weight_decay } else { 0.0 };
             let Hyper { beta1, beta2, eps, .. } = *hyper;
-            let adamw = AdamW { lr, beta1, beta2, eps, decay, step: self.updates, gradient_scale };
-            backend.adamw(&adamw, params.get_mut(p), grads.get(p), m, v);
+            let adamw = AdamW { lr, beta1, beta2, eps, decay, step: self.updates };
+            backend.adamw(&adamw, params.get_mut(p), grads.get(p), &scale, m, v);
         }
     }
 
@@ -156,9 +159,10 @@ mod tests {
         for p in params.handles() {
             params.get_mut(p).write::<f32>().fill(1.0);
         }
-        let grads = Grads::zeros(&params);
-        let hyper = Hyper { weight_decay: 0.5, ..Hyper::default() };
-        Optimizer::new(&params, &hyper, &[]).update(&Cpu::new(1), &hyper, 0.5, 0.0, &mut params, &grads);
+        let cpu = Cpu::new(1);
+        let grads = Grads::zeros(&cpu, &params);
+        let (hyper, sum) = (Hyper { weight_decay: 0.5, ..Hyper::default() }, Tensor::new([1], &[0.0]));
+        Optimizer::new(&cpu, &params, &hyper, &[]).update(&cpu, &hyper, 0.5, &sum, &mut params, &grads);
         for (_, spec, value) in params.iter() {
             let expected = if spec.shape.dims().len() == 1 { 1.0 } else { 0.75 };
             assert!(value.read::<f32>().iter().all(|&w| w == expected), "{}", spec.parts[0].name);
@@ -178,8 +182,8 @@ mod tests {
         let mut expected: Vec<[f64; 3]> = w.to_f64().into_iter().map(|w| [w, 0.0, 0.0]).collect();
         for step in 1..=10 {
             let dw = Tensor::new([n], &(0..n).map(|i| gradient(step, i) as f32).collect::<Vec<_>>());
-            let hyper = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step, gradient_scale: 0.5 };
-            cpu.adamw(&hyper, &mut w, &dw, &mut m, &mut v);
+            let hyper = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step };
+            cpu.adamw(&hyper, &mut w, &dw, &Tensor::new([1], &[0.5]), &mut m, &mut v);
             for ([w, m, v], g) in expected.iter_mut().zip(dw.to_f64()) {
                 let (g, t) = (g * 0.5, step as i32);
                 *w -= 0.01 * 0.1 * *w;
@@ -204,8 +208,9 @@ mod tests {
         let (mut m, mut v) = (Tensor::zeros(w.shape(), DType::Bf16), Tensor::zeros(w.shape(), DType::Bf16));
         for step in 1..=10 {
             let dw = draw(step);
-            let hyper = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.0, step, gradient_scale: 1.0 };
-            cpu.adamw(&hyper, &mut w, &Tensor::new([n as usize], &dw), &mut m, &mut v);
+            let hyper = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.0, step };
+            let scale = Tensor::new([1], &[1.0]);
+            cpu.adamw(&hyper, &mut w, &Tensor::new([n as usize], &dw), &scale, &mut m, &mut v);
             let (one, two) = (1.0 - 0.9f64.powi(step as i32), 1.0 - 0.95f64.powi(step as i32));
             for ((w, m, v), g) in expected.iter_mut().zip(dw) {
                 (*m, *v) = (*m * 0.9 + g * (1.0f64 - 0.9) as f32, *v * 0.95 + g * g * (1.0f64 - 0.95) as f32);

@@ -5,10 +5,10 @@
 //! improbable token, which a mean of hidden states does not show.
 
 use crate::batch::{Example, micro_batches};
-use crate::objective::{Loss, Objective};
+use crate::objective::{Loss, Objective, Value};
 use crate::{Error, StepTotals};
 use smelt_kernels::{Backend, DocumentBounds, math};
-use smelt_model::{Batch, HeadOutput, IGNORE, Model, OutputGradient, Params};
+use smelt_model::{Batch, HeadOutput, HostOutput, IGNORE, Model, OutputGradient, Params};
 use std::ops::Range;
 
 /// Where the answers of a scored batch lie in `HeadOutput`'s vectors.
@@ -49,7 +49,7 @@ fn mean(x: &[f64]) -> f64 {
 
 impl Scored {
     /// One score per example.
-    pub fn scores(&self, head: &HeadOutput) -> Vec<f64> {
+    pub fn scores(&self, head: &HostOutput) -> Vec<f64> {
         let score = |(targets, rows): (&Range<usize>, &Range<usize>)| {
             let logp = &head.logp[targets.clone()];
             mean(&head.scores[rows.clone()]) + head.likelihood[0] * mean(logp) + head.likelihood[1] * least(logp).1
@@ -70,13 +70,13 @@ pub fn reward_scores(
     for part in micro_batches(examples.iter().map(|example| example.ids.len()), limit) {
         let (batch, scored) = scored_batch(&examples[part]);
         model.check(&batch.ids, batch.documents.longest())?;
-        scores.extend(scored.scores(&model.score(backend, params, &batch)));
+        scores.extend(scored.scores(&model.score(backend, params, &batch).on_host(backend)));
     }
     Ok(scores)
 }
 
 /// −log σ(score of the chosen − score of the rejected), mean over the pairs of the step. Examples 2i and 2i + 1
-/// are chosen and rejected.
+/// are chosen and rejected. The host reads log-probabilities and scores once per micro-batch.
 #[derive(Clone, Debug)]
 pub struct BradleyTerry {
     pub scored: Scored,
@@ -85,15 +85,11 @@ pub struct BradleyTerry {
 }
 
 impl Objective for BradleyTerry {
-    fn loss(&self, head: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
-        let (scores, n) = (self.scored.scores(head), self.pairs as f64);
-        let mut d = OutputGradient {
-            dlogp: vec![0.0; head.logp.len()],
-            dlse: vec![0.0; head.logp.len()],
-            mtp: head.mtp.iter().map(|logp| vec![0.0; logp.len()]).collect(),
-            dscores: vec![0.0; head.scores.len()],
-            dlikelihood: [0.0; 2],
-        };
+    fn loss(&self, backend: &dyn Backend, output: &HeadOutput, _: &Batch, _: &StepTotals) -> Loss {
+        let head = output.on_host(backend);
+        let (scores, n) = (self.scored.scores(&head), self.pairs as f64);
+        let (mut dlogp, mut dscores) = (vec![0.0; head.logp.len()], vec![0.0; head.scores.len()]);
+        let mut dlikelihood = [0.0; 2];
         let (mut value, mut right) = (0.0, 0.0);
         for (pair, scores) in scores.chunks_exact(2).enumerate() {
             let gap = scores[0] - scores[1];
@@ -104,20 +100,31 @@ impl Objective for BradleyTerry {
                 let (targets, rows) = (&self.scored.targets[2 * pair + side], &self.scored.rows[2 * pair + side]);
                 let logp = &head.logp[targets.clone()];
                 let (at, low) = least(logp);
-                d.dscores[rows.clone()].fill(dscore / rows.len() as f64);
-                d.dlogp[targets.clone()].fill(dscore * head.likelihood[0] / logp.len() as f64);
-                d.dlogp[targets.start + at] += dscore * head.likelihood[1];
-                d.dlikelihood[0] += dscore * mean(logp);
-                d.dlikelihood[1] += dscore * low;
+                dscores[rows.clone()].fill(dscore / rows.len() as f64);
+                dlogp[targets.clone()].fill(dscore * head.likelihood[0] / logp.len() as f64);
+                dlogp[targets.start + at] += dscore * head.likelihood[1];
+                dlikelihood[0] += dscore * mean(logp);
+                dlikelihood[1] += dscore * low;
             }
         }
-        Loss { value, parts: vec![("accuracy", right)], gradient: d }
+        let gradient = OutputGradient {
+            dlogp: backend.numbers(&dlogp),
+            dscores: Some(backend.numbers(&dscores)),
+            dlikelihood: Some(backend.numbers(&dlikelihood)),
+            ..OutputGradient::zeros(backend, output)
+        };
+        Loss { sums: backend.numbers(&[value, right]), gradient }
+    }
+
+    fn value(&self, sums: &[f64], _: &StepTotals) -> Value {
+        Value { loss: sums[0], parts: vec![("accuracy", sums[1])] }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smelt_kernels::{Reference, Tensor};
 
     /// Central differences with steps of 1e-6: truncation 1e-12, rounding 1e-10.
     #[test]
@@ -127,28 +134,41 @@ mod tests {
         assert_eq!(batch.targets, [IGNORE, 3, 4, IGNORE, 5, 6, 7, IGNORE]);
         assert_eq!(batch.score_rows, [2, 3, 5, 6, 7]);
         let objective = BradleyTerry { scored, pairs: 3 };
-        let head = || HeadOutput {
+        let head = || HostOutput {
             logp: vec![-0.5, -1.0, -0.2, -2.0, -0.7],
             scores: vec![0.3, -0.2, 0.5, 0.1, 0.9],
             likelihood: [1.0, 0.2],
             ..Default::default()
         };
-        let d = objective.loss(&head(), &batch, &StepTotals::default()).gradient;
-        let check = |found: f64, nudge: &dyn Fn(&mut HeadOutput, f64), what: &str| {
+        let numbers = |values: &[f64]| Tensor::new([values.len()], values);
+        let run = |head: &HostOutput| {
+            let head = HeadOutput {
+                rows: Vec::new(),
+                logp: numbers(&head.logp),
+                lse: numbers(&vec![0.0; head.logp.len()]),
+                mtp: Vec::new(),
+                scores: Some(numbers(&head.scores)),
+                likelihood: Some(numbers(&head.likelihood)),
+            };
+            objective.loss(&Reference, &head, &batch, &StepTotals::default())
+        };
+        let d = run(&head()).gradient;
+        let [dlogp, dscores, dlikelihood] = [d.dlogp, d.dscores.unwrap(), d.dlikelihood.unwrap()].map(|d| d.to_f64());
+        let check = |found: f64, nudge: &dyn Fn(&mut HostOutput, f64), what: &str| {
             let at = |step: f64| {
                 let mut head = head();
                 nudge(&mut head, step);
-                objective.loss(&head, &batch, &StepTotals::default()).value
+                objective.value(&run(&head).sums.to_f64(), &StepTotals::default()).loss
             };
             let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
             assert!((found - expected).abs() < 1e-8, "{what}: {found} {expected}");
         };
         for i in 0..5 {
-            check(d.dlogp[i], &|head, step| head.logp[i] += step, "dlogp");
-            check(d.dscores[i], &|head, step| head.scores[i] += step, "dscores");
+            check(dlogp[i], &|head, step| head.logp[i] += step, "dlogp");
+            check(dscores[i], &|head, step| head.scores[i] += step, "dscores");
         }
         for i in 0..2 {
-            check(d.dlikelihood[i], &|head, step| head.likelihood[i] += step, "dlikelihood");
+            check(dlikelihood[i], &|head, step| head.likelihood[i] += step, "dlikelihood");
         }
     }
 }

@@ -38,15 +38,15 @@ impl Trainer {
     /// The same as `parts` files, of which this is number `part`; written tensor by tensor.
     pub fn write_part(&self, part: usize, parts: usize, out: &mut impl Write) -> io::Result<()> {
         assert!(part < parts, "write_part: part {part} of {parts}");
-        let mut tensors = list("", &self.params, &self.optimizer);
+        let mut tensors = self.list("", &self.params, &self.optimizer);
         let mut numbers =
             json!({ "step": self.steps, "updates": self.optimizer.updates, "skipped": self.spikes.skipped });
         if let Some((params, optimizer)) = &self.spikes.kept {
-            tensors.extend(list("kept.", params, optimizer));
+            tensors.extend(self.list("kept.", params, optimizer));
             numbers["kept"] = optimizer.updates.into();
         }
         let (mut views, mut starts) = (Vec::new(), Map::new());
-        for Listed { name, dims, tensor, place } in tensors {
+        for Listed { name, dims, tensor, place } in &tensors {
             let span = span(place.len(), part, parts);
             let elements = place.start + span.start..place.start + span.end;
             let (dtype, bytes): (_, &[u8]) = match tensor.dtype() {
@@ -57,7 +57,7 @@ impl Trainer {
             if parts > 1 {
                 starts.insert(name.clone(), span.start.into());
             }
-            views.push((name, TensorView::new(dtype, dims, bytes).expect("a tensor's bytes fit its shape")));
+            views.push((name.clone(), TensorView::new(dtype, dims, bytes).expect("a tensor's bytes fit its shape")));
         }
         if parts > 1 {
             numbers[STARTS] = starts.into();
@@ -107,12 +107,34 @@ impl Trainer {
         Ok(())
     }
 
+    fn list<'a>(&self, prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<Listed<'a>> {
+        let mut all = Vec::new();
+        for (p, spec, value) in params.iter() {
+            let mut tensors = vec![("w", value)];
+            tensors.extend(optimizer.moments[p.index()].iter().flat_map(|Moment { m, v }| [("m", m), ("v", v)]));
+            tensors.extend(optimizer.average.as_ref().map(|average| ("average", average.get(p))));
+            for (kind, tensor) in tensors {
+                let tensor = self.backend().download(tensor);
+                all.extend(spec.spans().map(|(part, place)| Listed {
+                    name: format!("{prefix}{kind}.{}", part.name),
+                    dims: &part.shape,
+                    tensor: tensor.clone(),
+                    place,
+                }));
+            }
+        }
+        all
+    }
+
     /// Parameters and optimizer under `prefix`, shaped like this trainer's; `updates` is left at 0.
     fn pull(&self, files: &[StateFile], prefix: &str) -> Result<(Params, Optimizer), Error> {
-        let mut params = self.params.copy();
-        let mut optimizer = Optimizer { updates: 0, ..self.optimizer.copy() };
+        let backend = self.backend().as_ref();
+        let mut params = self.params.copy_on(backend);
+        let mut optimizer = Optimizer { updates: 0, ..self.optimizer.copy_on(backend) };
         for (p, spec, like) in self.params.iter() {
-            let pull = |kind: &str, like: &Tensor| read(files, &format!("{prefix}{kind}"), spec, like);
+            let pull = |kind: &str, like: &Tensor| {
+                read(files, &format!("{prefix}{kind}"), spec, like).map(|values| backend.upload(&values))
+            };
             *params.get_mut(p) = pull("w", like)?;
             if let Some(Moment { m, v }) = &mut optimizer.moments[p.index()] {
                 (*m, *v) = (pull("m", m)?, pull("v", v)?);
@@ -150,30 +172,12 @@ fn state(what: String) -> Error {
     Error::State { what }
 }
 
-/// One tensor of a state: elements `place` of a tensor in memory.
+/// One tensor of a state: elements `place` of a tensor in memory, on the host.
 struct Listed<'a> {
     name: String,
     dims: &'a [usize],
-    tensor: &'a Tensor,
+    tensor: Tensor,
     place: Range<usize>,
-}
-
-fn list<'a>(prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<Listed<'a>> {
-    let mut all = Vec::new();
-    for (p, spec, value) in params.iter() {
-        let mut tensors = vec![("w", value)];
-        tensors.extend(optimizer.moments[p.index()].iter().flat_map(|Moment { m, v }| [("m", m), ("v", v)]));
-        tensors.extend(optimizer.average.as_ref().map(|average| ("average", average.get(p))));
-        for (kind, tensor) in tensors {
-            all.extend(spec.spans().map(|(part, place)| Listed {
-                name: format!("{prefix}{kind}.{}", part.name),
-                dims: &part.shape,
-                tensor,
-                place,
-            }));
-        }
-    }
-    all
 }
 
 /// A tensor in memory from its parts, each from the spans of all files, which must cover it once.

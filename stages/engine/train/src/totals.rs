@@ -4,7 +4,7 @@
 //! brings its own count of the step); the routers' biases and clipping use what is summed after them. With several
 //! ranks, this is what they exchange.
 
-use smelt_model::{Batch, IGNORE, Stats};
+use smelt_model::{Batch, IGNORE};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,12 +42,6 @@ impl StepTotals {
             mtp_targets: (1..=modules).map(targets).collect(),
             ..Self::default()
         }
-    }
-
-    /// Adds what the passes counted.
-    pub(crate) fn close(&mut self, stats: Stats, square_sum: f64) {
-        self.loads = stats.loads;
-        self.square_sum = square_sum;
     }
 
     /// Of all gradients together, before clipping.

@@ -1,8 +1,10 @@
 //! The trainer: micro-batches in, one optimizer step out.
 
 use crate::guard::Spikes;
+use crate::objective::Loss;
+use crate::record::Record;
 use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard, StepTotals};
-use smelt_kernels::Backend;
+use smelt_kernels::{Backend, Tensor};
 use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Precision, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -70,7 +72,8 @@ impl fmt::Debug for Trainer {
 
 impl Trainer {
     pub fn new(model: Arc<Model>, params: Params, backend: Arc<dyn Backend>, settings: Settings) -> Self {
-        let optimizer = Optimizer::new(&params, &settings.hyper, &settings.frozen);
+        let params = params.on(backend.as_ref());
+        let optimizer = Optimizer::new(backend.as_ref(), &params, &settings.hyper, &settings.frozen);
         Self { model, params, optimizer, steps: 0, spikes: Spikes::default(), grads: None, backend, settings }
     }
 
@@ -102,7 +105,9 @@ impl Trainer {
         self.steps += 1;
     }
 
-    /// Forward and backward of every micro-batch in order, then one update. On an error nothing has changed.
+    /// Forward and backward of every micro-batch in order, then one update. On an error nothing has changed. The host
+    /// waits for the device once, before the update, for the [`Record`] by which it decides about it; an objective may
+    /// wait once more per micro-batch.
     pub fn step(&mut self, micro_batches: &[(Batch, &dyn Objective)]) -> Result<Report, Error> {
         let step = self.steps + 1;
         for (batch, _) in micro_batches {
@@ -119,7 +124,7 @@ impl Trainer {
                 grads.clear();
                 grads
             }
-            None => Grads::zeros(&self.params),
+            None => Grads::zeros(self.backend.as_ref(), &self.params),
         };
         let (stats, backend) = (RefCell::<Stats>::default(), self.backend.as_ref());
         let balance_of = |batch: &Batch| {
@@ -130,35 +135,41 @@ impl Trainer {
             Balance { weight: self.settings.balance.weight * share, ..self.settings.balance }
         };
         let mut report = Report { step, lr: self.settings.schedule.lr(step), ..Default::default() };
+        let mut sums = Vec::with_capacity(micro_batches.len());
         for (batch, objective) in micro_batches {
             let balance = balance_of(batch);
             let (head, saved) =
                 self.model.forward_in(self.settings.precision, backend, &self.params, batch, balance, &stats);
-            let loss = objective.loss(&head, batch, &totals);
-            report.loss += loss.value;
-            for (name, value) in loss.parts {
+            let Loss { sums: of_batch, gradient } = objective.loss(backend, &head, batch, &totals);
+            sums.push(of_batch);
+            self.model.backward(backend, &self.params, saved, gradient, &mut grads, &stats);
+        }
+        grads.settle(backend);
+        let mut stats = stats.into_inner();
+        let square_sum = self.optimizer.square_sum(backend, &self.params, &grads);
+        let record = Record::read(backend, &sums, &square_sum, &mut stats);
+        for ((_, objective), sums) in micro_batches.iter().zip(&record.sums) {
+            let value = objective.value(sums, &totals);
+            report.loss += value.loss;
+            for (name, value) in value.parts {
                 *report.parts.entry(name).or_default() += value;
             }
-            self.model.backward(backend, &self.params, batch, saved, loss.gradient, &mut grads);
         }
-        grads.settle();
-        let stats = stats.into_inner();
         let weight = self.settings.balance.weight;
         if weight > 0.0 {
-            report.loss += stats.balance;
-            report.parts.insert("balance", stats.balance / weight);
+            report.loss += record.balance;
+            report.parts.insert("balance", record.balance / weight);
         }
-        let has_saturated = grads.take_saturated() || stats.has_saturated;
-        totals.close(stats, self.optimizer.square_sum(backend, &self.params, &grads));
+        (totals.loads, totals.square_sum) = (record.loads, record.square_sum);
         report.gradient_norm = totals.gradient_norm();
-        let is_finite = report.loss.is_finite() && report.gradient_norm.is_finite() && !has_saturated;
+        let is_finite = report.loss.is_finite() && report.gradient_norm.is_finite() && !record.has_saturated;
         match &self.settings.guard {
             Some(guard) if !is_finite || guard.is_spike(&self.spikes, report.loss) => {
                 report.is_skipped = true;
                 report.went_back_to = self.skip_spike(guard.patience, &report)?;
             }
             _ if !is_finite => return Err(not_finite(&report)),
-            _ => self.update(&grads, &report, &totals),
+            _ => self.update(&grads, &report, &square_sum, &stats.loads),
         }
         self.steps = step;
         report.totals = totals;
@@ -166,17 +177,17 @@ impl Trainer {
         Ok(report)
     }
 
-    fn update(&mut self, grads: &Grads, report: &Report, totals: &StepTotals) {
+    fn update(&mut self, grads: &Grads, report: &Report, square_sum: &Tensor, loads: &BTreeMap<usize, Tensor>) {
         let (backend, Settings { hyper, bias_speed, guard, frozen, .. }) = (self.backend.as_ref(), &self.settings);
-        self.optimizer.update(backend, hyper, report.lr, report.gradient_norm, &mut self.params, grads);
+        self.optimizer.update(backend, hyper, report.lr, square_sum, &mut self.params, grads);
         if *bias_speed > 0.0 {
-            self.model.balance(&mut self.params, &totals.loads, *bias_speed, frozen);
+            self.model.balance(backend, &mut self.params, loads, *bias_speed, frozen);
         }
         self.optimizer.follow(backend, hyper, &self.params);
         if let Some(guard) = guard {
             guard.accept(&mut self.spikes, report.loss);
             if self.optimizer.updates.is_multiple_of(guard.window.max(2) as u64) {
-                self.spikes.kept = Some((self.params.copy(), self.optimizer.copy()));
+                self.spikes.kept = Some((self.params.copy_on(backend), self.optimizer.copy_on(backend)));
             }
         }
     }

@@ -6,7 +6,7 @@ mod say;
 
 use safetensors::SafeTensors;
 use say::say;
-use smelt_kernels::{Cpu, random};
+use smelt_kernels::{Backend, Cpu, random};
 use smelt_model::{
     Balance, BalanceCounts, BalanceScope, Batch, Config, HeadOutput, Init, Model, Param, Params, Stats, load,
 };
@@ -304,9 +304,12 @@ fn guarded() -> Trainer {
 struct Sum;
 
 impl Objective for Sum {
-    fn loss(&self, head: &HeadOutput, batch: &Batch, _: &StepTotals) -> Loss {
-        let totals = StepTotals { targets: 1, ..StepTotals::count(std::iter::once(batch), 1) };
-        NextToken::default().loss(head, batch, &totals)
+    fn loss(&self, backend: &dyn Backend, head: &HeadOutput, batch: &Batch, totals: &StepTotals) -> Loss {
+        NextToken::default().loss(backend, head, batch, &StepTotals { targets: 1, ..totals.clone() })
+    }
+
+    fn value(&self, sums: &[f64], totals: &StepTotals) -> Value {
+        NextToken::default().value(sums, &StepTotals { targets: 1, ..totals.clone() })
     }
 }
 
@@ -462,9 +465,10 @@ fn train_as_in(folder: &Path) {
         let rows: Vec<&[u32]> = ids[step * sequences * width..][..sequences * width].chunks(width).collect();
         let batch = Batch::next_token(&rows);
         let objective = NextToken { mtp_weight: number("lam"), z: 0.0 };
-        let stats = RefCell::new(Stats { keeps_routes: true, ..Default::default() });
+        let stats = RefCell::new(Stats::keeping_routes());
         drop(trainer.model().forward(&cpu, trainer.params(), &batch, Balance::NONE, &stats));
         for (layer, found) in &stats.borrow().routes {
+            let found: Vec<u32> = found.iter().flat_map(|ids| ids.read::<u32>()).copied().collect();
             let wanted = expected.tensor(&format!("route.{layer}")).unwrap();
             let k = wanted.shape()[2];
             let wanted = &wanted.data()[step * found.len()..][..found.len()];
