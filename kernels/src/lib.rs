@@ -18,6 +18,7 @@ mod e4m3;
 pub mod fp8;
 pub mod math;
 mod memory;
+mod place;
 mod prefetch;
 mod quantiser;
 pub mod random;
@@ -28,7 +29,7 @@ mod spans;
 mod tensor;
 mod view;
 
-pub use adapters::{Spent, Trace};
+pub use adapters::{Fenced, Spent, Trace};
 pub use backend::{
     AdamW, AttentionShape, Backend, CachedRows, Counted, GroupedShape, Head, Layout, OPERATIONS, Rope, Router, Routing,
     Softmax, Write,
@@ -37,6 +38,7 @@ pub use cpu::{Cpu, gemm};
 pub use document_bounds::{DocumentBounds, Documents};
 pub use dtype::{DType, Element};
 pub use half::bf16;
+pub use place::Device;
 pub use reference::Reference;
 pub use segments::Segments;
 pub use tensor::{Shape, Tensor};

@@ -6,6 +6,7 @@
 use crate::dtype::{DType, Element};
 use crate::e4m3::E4m3;
 use crate::memory::Allocation;
+use crate::place::Device;
 use crate::view::View;
 use half::bf16;
 use std::any::Any;
@@ -73,6 +74,7 @@ pub struct Tensor {
 
 struct Buffer {
     data: Data,
+    device: Device,
     /// See [`Tensor::keep`].
     kept: OnceLock<Box<dyn Any + Send + Sync>>,
     /// See [`Tensor::derive`].
@@ -107,7 +109,8 @@ impl Drop for Buffer {
 }
 
 impl Tensor {
-    /// Memory with unspecified contents: the caller writes every element.
+    /// Memory of the host (inside an operation: of its device) with unspecified contents: the caller writes every
+    /// element.
     pub fn empty(shape: impl Into<Shape>, dtype: DType) -> Self {
         let shape = shape.into();
         let data = match dtype {
@@ -117,7 +120,22 @@ impl Tensor {
             DType::E4m3 => Data::E4m3(E4m3::arena().take(shape.len(), E4m3::POISON)),
             DType::U32 => Data::U32(u32::arena().take(shape.len(), u32::POISON)),
         };
-        Self { buffer: Arc::new(Buffer { data, kept: OnceLock::new(), derived: Mutex::default() }), shape }
+        let (device, kept, derived) = (Device::here(), OnceLock::new(), Mutex::default());
+        Self { buffer: Arc::new(Buffer { data, device, kept, derived }), shape }
+    }
+
+    /// Where its memory is.
+    pub fn device(&self) -> Device {
+        self.buffer.device
+    }
+
+    /// Panics unless this thread may touch the memory.
+    fn expect_here(&self, what: &str) {
+        let (device, here) = (self.buffer.device, Device::here());
+        assert!(
+            device == here,
+            "tensor: {what} by {here:?}, but its memory is {device:?}'s: it has to be copied there"
+        );
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
@@ -194,7 +212,9 @@ impl Tensor {
         self
     }
 
+    /// Panics unless its memory is the host's, or inside an operation that of the operation's device.
     pub fn read<T: Element>(&self) -> &[T] {
+        self.expect_here("read");
         let len = self.len();
         let any: &dyn Any = match &self.buffer.data {
             Data::F32(data) => data,
@@ -207,8 +227,9 @@ impl Tensor {
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
     }
 
-    /// Panics when a clone of the tensor is alive.
+    /// As [`read`](Self::read), and panics when a clone of the tensor is alive.
     pub fn write<T: Element>(&mut self) -> &mut [T] {
+        self.expect_here("written");
         let (len, found) = (self.len(), self.dtype());
         let buffer = Arc::get_mut(&mut self.buffer).expect("tensor: written while a clone of it is alive");
         buffer.kept = OnceLock::new();
@@ -239,6 +260,21 @@ impl Tensor {
             DType::Bf16 => Self::new(self.shape, self.read::<bf16>()),
             DType::E4m3 => Self::new(self.shape, self.read::<E4m3>()),
             DType::U32 => Self::new(self.shape, self.read::<u32>()),
+        }
+    }
+
+    /// A copy in the memory of another device.
+    pub(crate) fn carried(&self, from: Device, to: Device) -> Self {
+        fn carry<T: Element>(x: &Tensor, from: Device, to: Device) -> Tensor {
+            let values = from.within(|| x.read::<T>().to_vec());
+            to.within(|| Tensor::new(x.shape, &values))
+        }
+        match self.dtype() {
+            DType::F32 => carry::<f32>(self, from, to),
+            DType::F64 => carry::<f64>(self, from, to),
+            DType::Bf16 => carry::<bf16>(self, from, to),
+            DType::E4m3 => carry::<E4m3>(self, from, to),
+            DType::U32 => carry::<u32>(self, from, to),
         }
     }
 

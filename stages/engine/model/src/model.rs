@@ -116,10 +116,10 @@ impl Model {
         Cache::new(self.layers() + self.head().mtp().len().min(1))
     }
 
-    /// Tables for at least `positions` positions, on the device of `backend`.
-    fn rope(&self, backend: &dyn Backend, positions: usize) -> Arc<Rope> {
+    /// Tables for at least `positions` positions, where the parameters are: on the device of `backend`.
+    fn rope(&self, backend: &dyn Backend, params: &Params, positions: usize) -> Arc<Rope> {
         let mut rope = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
-        if rope.positions() < positions {
+        if rope.positions() < positions || rope.cos.device() != params.get(self.embedding()).device() {
             *rope = Arc::new(self.config.rope(positions.next_power_of_two()).on(backend));
         }
         rope.clone()
@@ -164,7 +164,7 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        let (rope, batch) = (self.rope(backend, batch.documents.longest()), self.prepare(backend, batch));
+        let (rope, batch) = (self.rope(backend, params, batch.documents.longest()), self.prepare(backend, batch));
         let cx = Cx { backend, params, documents: &batch.documents, rope: &rope, balance, precision, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));
         for chunk in &self.chunks {
@@ -180,7 +180,7 @@ impl Model {
 
     /// What [`forward`](Self::forward) tells, to the bit, without the MTP modules; nothing is kept for backward.
     pub fn score(&self, backend: &dyn Backend, params: &Params, batch: &Batch) -> HeadOutput {
-        let (rope, stats) = (self.rope(backend, batch.documents.longest()), RefCell::default());
+        let (rope, stats) = (self.rope(backend, params, batch.documents.longest()), RefCell::default());
         let batch = &Prepared::new(backend, batch, 0);
         let (documents, balance, precision) = (&batch.documents, Balance::NONE, Precision::Fp32);
         let cx = Cx { backend, params, documents, rope: &rope, balance, precision, stats: &stats };
@@ -284,7 +284,7 @@ impl Model {
         positions: &[u32],
         run: impl FnOnce(&Cx, &Tensor) -> R,
     ) -> R {
-        let rope = self.rope(backend, positions.iter().max().map_or(1, |&p| p as usize + 1));
+        let rope = self.rope(backend, params, positions.iter().max().map_or(1, |&p| p as usize + 1));
         let (stats, documents) = (RefCell::default(), Documents::new(backend, DocumentBounds::default()));
         let cx = Cx {
             backend,
