@@ -15,6 +15,7 @@ use smelt_answer::{Asker, Prompting, Scorer, nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, Use, expect_one_tokenizer, write};
 use smelt_kernels::{Backend, Cpu};
 use smelt_loop::Course;
+use smelt_model::Recomputed;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Prompts, Samples};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Stage};
@@ -55,6 +56,9 @@ pub struct Config {
     /// Change of the routers' correction biases per step.
     #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
+    /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
+    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    pub recompute: Recomputed,
     /// The ratio of new to old probability is clipped to 1 ± this.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub clip: f64,
@@ -103,6 +107,7 @@ impl Default for Config {
             floor: 0.2,
             optimizer: Hyper { beta2: 0.95, weight_decay: 0.0, ..Hyper::default() },
             bias_speed: 1e-4,
+            recompute: Recomputed::None,
             clip: 0.2,
             beta: 0.003,
             system: String::new(),
@@ -196,7 +201,8 @@ impl Stage for Align {
         let reference = loaded.params.copy();
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = loaded.model.mtp_parameters().collect();
-        let settings = Settings { bias_speed: config.bias_speed, frozen, ..Settings::new(config.optimizer, schedule) };
+        let Config { bias_speed, recompute, .. } = config;
+        let settings = Settings { bias_speed, recompute, frozen, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
         let mut policy = Policy {
             config: &config,

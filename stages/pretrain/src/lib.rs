@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, Use, about, expect_one_tokenizer, fault, tokenizer, write};
 use smelt_kernels::Cpu;
 use smelt_loop::{Course, Figures, Training};
-use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Work};
+use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Recomputed, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
@@ -93,6 +93,9 @@ pub struct Config {
     /// Of the products of linear layers. On the CPU `fp8` is emulated: it shows what training in FP8 does, at no gain
     /// in speed.
     pub precision: Precision,
+    /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
+    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    pub recompute: Recomputed,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,
     /// How the weights are written.
@@ -130,6 +133,7 @@ impl Default for Config {
             weights: Vec::new(),
             fim_rate: 0.0,
             precision: Precision::Fp32,
+            recompute: Recomputed::None,
             model: Architecture::default(),
             storage: Storage::Fp32,
             evaluate_every: 0,
@@ -255,6 +259,7 @@ impl Stage for Pretrain {
             bias_speed: config.bias_speed,
             guard: config.guard,
             precision: config.precision,
+            recompute: config.recompute,
             ..Settings::new(config.optimizer, config.schedule())
         };
         let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(cx.threads())), settings);

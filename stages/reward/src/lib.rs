@@ -16,7 +16,7 @@ use smelt_answer::{Scorer, nothing_left};
 use smelt_checkpoint::{Loaded, Storage, Use, expect_one_tokenizer, fault, with_reward_head, write};
 use smelt_kernels::{Backend, Cpu, random};
 use smelt_loop::{Course, Figures, Training};
-use smelt_model::{Batch, Init, Model, Params};
+use smelt_model::{Batch, Init, Model, Params, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
@@ -57,6 +57,9 @@ pub struct Config {
     #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
     pub optimizer: Hyper,
+    /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
+    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    pub recompute: Recomputed,
     /// The system prompt under which answers are scored, for rows without one of their own.
     pub system: String,
     /// Tokens of a sampled answer at most.
@@ -82,6 +85,7 @@ impl Default for Config {
             warmup: 20,
             floor: 0.1,
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.01, ..Hyper::default() },
+            recompute: Recomputed::None,
             system: "Think step by step.".into(),
             max_tokens: 68,
             evaluate_every: 0,
@@ -188,7 +192,7 @@ impl Stage for Reward {
         let (model, params) = with_reward_head(&loaded, &init)?;
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = model.mtp_parameters().collect();
-        let settings = Settings { frozen, ..Settings::new(config.optimizer, schedule) };
+        let settings = Settings { frozen, recompute: config.recompute, ..Settings::new(config.optimizer, schedule) };
         let mut ranking = Ranking { config: &config, scorer: &scorer, examples, held_out };
         let is_measured = !ranking.held_out.is_empty();
         if is_measured {

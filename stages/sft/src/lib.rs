@@ -11,7 +11,7 @@ use smelt_answer::{nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, fault, write};
 use smelt_kernels::Cpu;
 use smelt_loop::{Course, Figures, Training};
-use smelt_model::Batch;
+use smelt_model::{Batch, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
@@ -51,6 +51,9 @@ pub struct Config {
     /// Change of the routers' correction biases per step.
     #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
+    /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
+    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    pub recompute: Recomputed,
     /// Jinja, as transformers renders it; empty keeps the checkpoint's own, or takes smelt's when it has none.
     pub chat_template: String,
     /// How the weights are written.
@@ -73,6 +76,7 @@ impl Default for Config {
             floor: 0.2,
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.01, ..Hyper::default() },
             bias_speed: 1e-3,
+            recompute: Recomputed::None,
             chat_template: String::new(),
             storage: Storage::Fp32,
             evaluate_every: 0,
@@ -150,7 +154,8 @@ impl Stage for Sft {
         cx.result("conversations_trained", course.places as f64);
         let schedule = Schedule::over(steps, config.lr, config.warmup, config.decay, config.floor);
         let frozen = loaded.model.mtp_parameters().collect();
-        let settings = Settings { bias_speed: config.bias_speed, frozen, ..Settings::new(config.optimizer, schedule) };
+        let Config { bias_speed, recompute, .. } = config;
+        let settings = Settings { bias_speed, recompute, frozen, ..Settings::new(config.optimizer, schedule) };
         let mut trainer = Trainer::new(loaded.model, loaded.params, Arc::new(Cpu::new(cx.threads())), settings);
         let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples };
         let loop_course = Course { steps, evaluate_every: config.evaluate_every };

@@ -36,6 +36,14 @@ enum Format {
     Json,
 }
 
+/// What backward computes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Recompute {
+    None,
+    Light,
+    Full,
+}
+
 /// Measures how fast smelt trains and generates on this machine, and where the time goes.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "smelt bench", max_term_width = 100)]
@@ -49,6 +57,9 @@ pub struct Args {
     /// Of the products of linear layers in training
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["fp32", "bf16"])]
     precision: Vec<Precision>,
+    /// What backward computes again instead of keeping it in training
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none"])]
+    recompute: Vec<Recompute>,
     /// Requests that generate at once
     #[arg(long, value_delimiter = ',', default_values = ["1", "16"])]
     batch: Vec<usize>,
@@ -69,7 +80,7 @@ pub struct Args {
 #[derive(Clone)]
 enum Task {
     Gemm,
-    Train { model: String, precision: Precision },
+    Train { model: String, precision: Precision, recompute: Recompute },
     Generate { model: String, batch: usize },
 }
 
@@ -80,7 +91,10 @@ fn tasks(args: &Args) -> Vec<Task> {
         tasks.push(Task::Gemm);
     }
     for model in args.models.iter().filter(|_| wants(Part::Train)) {
-        tasks.extend(args.precision.iter().map(|&precision| Task::Train { model: model.clone(), precision }));
+        for &precision in &args.precision {
+            let train = |&recompute: &Recompute| Task::Train { model: model.clone(), precision, recompute };
+            tasks.extend(args.recompute.iter().map(train));
+        }
     }
     for model in args.models.iter().filter(|_| wants(Part::Generate)) {
         tasks.extend(args.batch.iter().map(|&batch| Task::Generate { model: model.clone(), batch }));
@@ -92,7 +106,9 @@ fn measure(task: &Task, args: &Args) -> Vec<Figures> {
     let cpu = Cpu::new(args.threads);
     match task {
         Task::Gemm => measure::gemm(cpu),
-        Task::Train { model, precision } => measure::train(cpu, model, *precision, args.steps.max(1), args.profile),
+        Task::Train { model, precision, recompute } => {
+            measure::train(cpu, model, (*precision, *recompute), args.steps.max(1), args.profile)
+        }
         Task::Generate { model, batch } => measure::generate(cpu, model, (*batch).max(1), args.steps.max(1)),
     }
 }
@@ -103,9 +119,10 @@ fn apart(task: &Task, args: &Args) -> std::io::Result<Vec<Figures>> {
     let mut command = Command::new(std::env::current_exe()?);
     match task {
         Task::Gemm => command.arg("gemm"),
-        Task::Train { model, precision } => {
+        Task::Train { model, precision, recompute } => {
             let precision = word(&|| precision.to_possible_value()).unwrap_or_default();
-            command.args(["train", "--models", model, "--precision", &precision])
+            let recompute = word(&|| recompute.to_possible_value()).unwrap_or_default();
+            command.args(["train", "--models", model, "--precision", &precision, "--recompute", &recompute])
         }
         Task::Generate { model, batch } => command.args(["generate", "--models", model, "--batch", &batch.to_string()]),
     };

@@ -5,7 +5,7 @@ use crate::models::find;
 use serde::{Deserialize, Serialize};
 use smelt_generate::{Generator, Request, Sampling};
 use smelt_kernels::{Backend, Cpu, DType, Layout, Tensor, Trace, Write, random};
-use smelt_model::{Batch, Fp8, Init, Model, Params, Precision, Work};
+use smelt_model::{Batch, Fp8, Init, Model, Params, Precision, Recomputed, Work};
 use smelt_train::{Decay, Hyper, NextToken, Schedule, Settings, Trainer};
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub(crate) enum Figures {
     Train {
         model: String,
         precision: String,
+        recompute: String,
         threads: usize,
         parameters: usize,
         active: usize,
@@ -67,6 +68,7 @@ impl fmt::Display for Figures {
             Figures::Train {
                 model,
                 precision,
+                recompute,
                 threads,
                 parameters,
                 active,
@@ -80,7 +82,7 @@ impl fmt::Display for Figures {
             } => {
                 write!(
                     f,
-                    "train     {model:<10} {precision:<5} {threads} threads  {tokens_per_second:>9.0} tokens/s, best \
+                    "train     {model:<10} {precision:<5} recompute {recompute:<5} {threads} threads  {tokens_per_second:>9.0} tokens/s, best \
                      {best_tokens_per_second:.0}; {gflops:.1} GFLOP/s, {:.0} % of sgemm; {:.0} MB; \
                      {:.2}M parameters, {:.2}M active",
                     100.0 * share_of_sgemm,
@@ -204,7 +206,13 @@ fn ids(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
     (0..count as u64).map(|i| random::below(0, stream, i, vocabulary as u64) as u32).collect()
 }
 
-pub(crate) fn train(cpu: Cpu, name: &str, asked: Asked, steps: usize, profile: bool) -> Vec<Figures> {
+pub(crate) fn train(
+    cpu: Cpu,
+    name: &str,
+    (asked, again): (Asked, crate::Recompute),
+    steps: usize,
+    profile: bool,
+) -> Vec<Figures> {
     let threads = cpu.threads();
     let sgemm = rate(&cpu, Layout::Nt, [1024; 3]).0;
     let sized = find(name);
@@ -212,6 +220,11 @@ pub(crate) fn train(cpu: Cpu, name: &str, asked: Asked, steps: usize, profile: b
         Asked::Fp32 => (Precision::Fp32, "fp32"),
         Asked::Bf16 => (Precision::Bf16, "bf16"),
         Asked::Fp8 => (Precision::Fp8(Fp8::default()), "fp8"),
+    };
+    let (recompute, recompute_word) = match again {
+        crate::Recompute::None => (Recomputed::None, "none"),
+        crate::Recompute::Light => (Recomputed::Light, "light"),
+        crate::Recompute::Full => (Recomputed::Full, "full"),
     };
     let model = Arc::new(Model::new(sized.config.clone()).expect("the sizes are a model"));
     let params = params(&model);
@@ -222,7 +235,7 @@ pub(crate) fn train(cpu: Cpu, name: &str, asked: Asked, steps: usize, profile: b
         None => Arc::new(cpu),
     };
     let schedule = Schedule::over(1_000_000, 1e-4, 0, Decay::Constant, 1.0);
-    let settings = Settings { bias_speed: 1e-3, precision, ..Settings::new(Hyper::default(), schedule) };
+    let settings = Settings { bias_speed: 1e-3, precision, recompute, ..Settings::new(Hyper::default(), schedule) };
     let mut trainer = Trainer::new(model, params, backend, settings);
     let rows: Vec<Vec<u32>> =
         (0..sized.sequences).map(|i| ids(sized.context + 1, sized.config.vocab_size, i as u64)).collect();
@@ -242,6 +255,7 @@ pub(crate) fn train(cpu: Cpu, name: &str, asked: Asked, steps: usize, profile: b
     vec![Figures::Train {
         model: name.into(),
         precision: word.into(),
+        recompute: recompute_word.into(),
         threads,
         parameters: work.parameters,
         active: work.active,

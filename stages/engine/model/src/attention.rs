@@ -18,6 +18,22 @@ pub enum AttentionSaved {
     Gqa(Box<GqaSaved>),
 }
 
+impl AttentionSaved {
+    pub(crate) fn forget_input(&mut self) {
+        match self {
+            AttentionSaved::Mla(saved) => saved.forget_input(),
+            AttentionSaved::Gqa(saved) => saved.forget_input(),
+        }
+    }
+
+    pub(crate) fn recall_input(&mut self, x: &Tensor) {
+        match self {
+            AttentionSaved::Mla(saved) => saved.recall_input(x),
+            AttentionSaved::Gqa(saved) => saved.recall_input(x),
+        }
+    }
+}
+
 impl Attention {
     pub(crate) fn new(specs: &mut Specs, name: &str, c: &Config) -> Self {
         match c.family.attention() {

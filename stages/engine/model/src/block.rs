@@ -5,7 +5,9 @@ use crate::experts::ExpertsSaved;
 use crate::layer::RmsNormSaved;
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::{Attention, CacheRows, Config, Cx, Experts, Grads, Layer, Mlp, RmsNorm, Start};
+use crate::{
+    Attention, CacheRows, Config, Cx, Experts, Grads, Layer, Mlp, Recompute, RecomputeSaved, Recomputed, RmsNorm, Start,
+};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
@@ -23,7 +25,18 @@ pub enum FeedForward {
 }
 
 #[derive(Debug)]
-pub struct BlockSaved {
+pub enum BlockSaved {
+    /// All, or what [`Recomputed::Light`] keeps.
+    Inside(Box<InsideSaved>),
+    Input(RecomputeSaved),
+}
+
+/// The layers of a block, without its policy of recomputation.
+#[derive(Debug)]
+struct Inside<'a>(&'a Block);
+
+#[derive(Debug)]
+pub struct InsideSaved {
     norm: RmsNormSaved,
     attention: AttentionSaved,
     ffn_norm: RmsNormSaved,
@@ -76,15 +89,52 @@ impl Block {
     }
 }
 
+impl FeedForwardSaved {
+    fn forget_input(&mut self) {
+        match self {
+            FeedForwardSaved::Dense(saved) => saved.forget_input(),
+            FeedForwardSaved::Experts(saved) => saved.forget_input(),
+        }
+    }
+
+    fn recall_input(&mut self, x: &Tensor) {
+        match self {
+            FeedForwardSaved::Dense(saved) => saved.recall_input(x),
+            FeedForwardSaved::Experts(saved) => saved.recall_input(x),
+        }
+    }
+}
+
 impl Layer for Block {
     type Saved = BlockSaved;
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, BlockSaved) {
-        let (y, norm) = self.norm.forward(cx, x.clone());
-        let (mut residual, attention) = self.attention.forward(cx, y);
+        if cx.recompute == Recomputed::Full {
+            let (y, saved) = Recompute(&Inside(self)).forward(cx, x);
+            return (y, BlockSaved::Input(saved));
+        }
+        let (y, saved) = Inside(self).forward(cx, x);
+        (y, BlockSaved::Inside(Box::new(saved)))
+    }
+
+    fn backward(&self, cx: &Cx, saved: BlockSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        match saved {
+            BlockSaved::Inside(saved) => Inside(self).backward(cx, *saved, dy, grads),
+            BlockSaved::Input(saved) => Recompute(&Inside(self)).backward(cx, saved, dy, grads),
+        }
+    }
+}
+
+impl Layer for Inside<'_> {
+    type Saved = InsideSaved;
+
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, InsideSaved) {
+        let Block { norm, attention, ffn_norm, ffn } = self.0;
+        let (y, norm) = norm.forward(cx, x.clone());
+        let (mut residual, mut attention) = attention.forward(cx, y);
         cx.backend.add(&mut residual, &x);
-        let (y, ffn_norm) = self.ffn_norm.forward(cx, residual.clone());
-        let (mut out, ffn) = match &self.ffn {
+        let (y, ffn_norm) = ffn_norm.forward(cx, residual.clone());
+        let (mut out, mut ffn) = match ffn {
             FeedForward::Dense(mlp) => {
                 let (out, saved) = mlp.forward(cx, y);
                 (out, FeedForwardSaved::Dense(saved))
@@ -95,21 +145,33 @@ impl Layer for Block {
             }
         };
         cx.backend.add(&mut out, &residual);
-        (out, BlockSaved { norm, attention, ffn_norm, ffn })
+        if cx.recompute == Recomputed::Light {
+            attention.forget_input();
+            ffn.forget_input();
+        }
+        (out, InsideSaved { norm, attention, ffn_norm, ffn })
     }
 
-    fn backward(&self, cx: &Cx, s: BlockSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let dffn = match (&self.ffn, s.ffn) {
+    fn backward(&self, cx: &Cx, mut s: InsideSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let Block { norm, attention, ffn_norm, ffn } = self.0;
+        let recalls = cx.recompute == Recomputed::Light;
+        if recalls {
+            s.ffn.recall_input(&ffn_norm.again(cx, &s.ffn_norm));
+        }
+        let dffn = match (ffn, s.ffn) {
             (FeedForward::Dense(mlp), FeedForwardSaved::Dense(saved)) => mlp.backward(cx, saved, dy.clone(), grads),
             (FeedForward::Experts(experts), FeedForwardSaved::Experts(saved)) => {
                 experts.backward(cx, *saved, dy.clone(), grads)
             }
             _ => unreachable!("a block saves its own kind"),
         };
-        let mut dresidual = self.ffn_norm.backward(cx, s.ffn_norm, dffn, grads);
+        let mut dresidual = ffn_norm.backward(cx, s.ffn_norm, dffn, grads);
         cx.backend.add(&mut dresidual, &dy);
-        let dattention = self.attention.backward(cx, s.attention, dresidual.clone(), grads);
-        let mut dx = self.norm.backward(cx, s.norm, dattention, grads);
+        if recalls {
+            s.attention.recall_input(&norm.again(cx, &s.norm));
+        }
+        let dattention = attention.backward(cx, s.attention, dresidual.clone(), grads);
+        let mut dx = norm.backward(cx, s.norm, dattention, grads);
         cx.backend.add(&mut dx, &dresidual);
         dx
     }

@@ -1,6 +1,6 @@
 //! What a layer may touch while it runs, and what a pass tells besides its result.
 
-use crate::{Balance, Params, Precision};
+use crate::{Balance, Params, Precision, Recomputed};
 use smelt_kernels::{Backend, DType, Documents, Rope, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ pub struct Cx<'a> {
     pub rope: &'a Rope,
     pub balance: Balance,
     pub precision: Precision,
+    pub recompute: Recomputed,
     pub stats: &'a RefCell<Stats>,
 }
 

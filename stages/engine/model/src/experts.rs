@@ -6,7 +6,7 @@
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
 use crate::product::Product;
-use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Start};
+use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Recomputed, Start};
 use smelt_kernels::{DType, Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -47,18 +47,30 @@ struct DWeights(Tensor); // of the routed weights, [N, K]
 /// What the experts' backward needs.
 #[derive(Debug)]
 struct ComputedSaved {
-    x: Dispatched,
-    h: Tensor,   // [R, 2F]
-    act: Tensor, // [R, F]
+    x: Option<Dispatched>,
+    h: Tensor,           // [R, 2F]
+    act: Option<Tensor>, // [R, F]
 }
 
 #[derive(Debug)]
 pub struct ExpertsSaved {
-    x: Tensor, // [N, D]
+    x: Option<Tensor>, // [N, D]
     routed: Routed,
     inside: ComputedSaved,
     computed: Computed,
     shared: Option<MlpSaved>,
+}
+
+impl ExpertsSaved {
+    pub(crate) fn forget_input(&mut self) {
+        self.x = None;
+        self.shared.iter_mut().for_each(MlpSaved::forget_input);
+    }
+
+    pub(crate) fn recall_input(&mut self, x: &Tensor) {
+        self.x = Some(x.clone());
+        self.shared.iter_mut().for_each(|shared| shared.recall_input(x));
+    }
 }
 
 impl Experts {
@@ -110,7 +122,8 @@ impl Experts {
         let h = Product { w: self.gate_up, segments }.forward(cx, &x.0);
         let act = cx.backend.swiglu(&h);
         let y = Product { w: self.down, segments }.forward(cx, &act);
-        (Computed(y), ComputedSaved { x, h, act })
+        let keeps = cx.recompute != Recomputed::Light;
+        (Computed(y), ComputedSaved { x: keeps.then_some(x), h, act: keeps.then_some(act) })
     }
 
     /// Adds the experts' rows to y `[N, D]`.
@@ -126,17 +139,19 @@ impl Experts {
     fn compute_backward(
         &self,
         cx: &Cx,
-        s: ComputedSaved,
+        x: Dispatched,
+        (h, act): (Tensor, Option<Tensor>),
         dy: DComputed,
         routed: &Routed,
         grads: &mut Grads,
     ) -> DDispatched {
         let (segments, dtype) = (Some(&routed.routing.segments), dy.0.dtype());
-        let mut dact = cx.backend.empty(s.act.shape(), dtype);
-        Product { w: self.down, segments }.backward(cx, s.act, dy.0, &mut dact, Write::Set, grads);
-        let dh = cx.backend.swiglu_backward(&s.h, &dact);
-        let mut dx = cx.backend.empty(s.x.0.shape(), dtype);
-        Product { w: self.gate_up, segments }.backward(cx, s.x.0, dh, &mut dx, Write::Set, grads);
+        let act = act.unwrap_or_else(|| cx.backend.swiglu(&h));
+        let mut dact = cx.backend.empty(act.shape(), dtype);
+        Product { w: self.down, segments }.backward(cx, act, dy.0, &mut dact, Write::Set, grads);
+        let dh = cx.backend.swiglu_backward(&h, &dact);
+        let mut dx = cx.backend.empty(x.0.shape(), dtype);
+        Product { w: self.gate_up, segments }.backward(cx, x.0, dh, &mut dx, Write::Set, grads);
         DDispatched(dx)
     }
 
@@ -178,18 +193,21 @@ impl Layer for Experts {
             None => (cx.backend.zeros(x.shape(), x.dtype()), None),
         };
         self.combine(cx, &computed, &routed, &mut y);
-        (y, ExpertsSaved { x, routed, inside, computed, shared })
+        (y, ExpertsSaved { x: Some(x), routed, inside, computed, shared })
     }
 
     fn backward(&self, cx: &Cx, s: ExpertsSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let x = s.x.expect("experts: their input is kept or recalled");
         let (dcomputed, dweights) = self.combine_backward(cx, &s.computed, &s.routed, &dy);
-        let ddispatched = self.compute_backward(cx, s.inside, dcomputed, &s.routed, grads);
+        let ComputedSaved { x: dispatched, h, act } = s.inside;
+        let dispatched = dispatched.unwrap_or_else(|| self.dispatch(cx, &x, &s.routed));
+        let ddispatched = self.compute_backward(cx, dispatched, (h, act), dcomputed, &s.routed, grads);
         let mut dx = match (&self.shared, s.shared) {
             (Some(shared), Some(saved)) => shared.backward(cx, saved, dy, grads),
-            _ => cx.backend.zeros(s.x.shape(), dy.dtype()),
+            _ => cx.backend.zeros(x.shape(), dy.dtype()),
         };
         self.dispatch_backward(cx, &ddispatched, &s.routed, &mut dx);
-        self.route_backward(cx, s.x, &s.routed, &dweights, &mut dx, grads);
+        self.route_backward(cx, x, &s.routed, &dweights, &mut dx, grads);
         dx
     }
 }

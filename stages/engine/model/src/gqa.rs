@@ -21,13 +21,23 @@ pub struct Gqa {
 
 #[derive(Debug)]
 pub struct GqaSaved {
-    x: Tensor, // [N, D]
-    q: Tensor, // rotated, [N, H·d]
-    k: Tensor, // rotated, [N, G·d]
-    v: Tensor, // [N, G·d]
-    o: Tensor, // [N, H·d]
+    x: Option<Tensor>, // [N, D]
+    q: Tensor,         // rotated, [N, H·d]
+    k: Tensor,         // rotated, [N, G·d]
+    v: Tensor,         // [N, G·d]
+    o: Tensor,         // [N, H·d]
     softmax: Softmax,
     norms: Option<[RmsNormSaved; 2]>,
+}
+
+impl GqaSaved {
+    pub(crate) fn forget_input(&mut self) {
+        self.x = None;
+    }
+
+    pub(crate) fn recall_input(&mut self, x: &Tensor) {
+        self.x = Some(x.clone());
+    }
 }
 
 /// Queries and keys, rotated, and values; and what backward of the norms needs.
@@ -92,12 +102,13 @@ impl Layer for Gqa {
         let ([q, k, v], norms) = self.project(cx, &x, cx.documents.positions());
         let (o, softmax) = cx.backend.grouped_attention(&self.shape, &q, &k, &v, cx.documents);
         let y = self.o.apply(cx, &o);
-        (y, GqaSaved { x, q, k, v, o, softmax, norms })
+        (y, GqaSaved { x: Some(x), q, k, v, o, softmax, norms })
     }
 
     fn backward(&self, cx: &Cx, s: GqaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
-        let (n, positions) = (s.x.rows(), cx.documents.positions());
+        let x = s.x.expect("attention: its input is kept or recalled");
+        let (n, positions) = (x.rows(), cx.documents.positions());
         let mut d_o = cx.backend.empty(s.o.shape(), s.o.dtype());
         self.o.backward_into(cx, s.o.clone(), dy, &mut d_o, Write::Set, grads);
         let (mut dq, mut dk, dv) =
@@ -108,10 +119,10 @@ impl Layer for Gqa {
             dq = q_norm.backward(cx, q_saved, dq.reshape([n * heads, dim]), grads).reshape([n, heads * dim]);
             dk = k_norm.backward(cx, k_saved, dk.reshape([n * kv_heads, dim]), grads).reshape([n, kv_heads * dim]);
         }
-        let mut dx = cx.backend.empty(s.x.shape(), s.x.dtype());
-        self.q.backward_into(cx, s.x.clone(), dq, &mut dx, Write::Set, grads);
-        self.k.backward_into(cx, s.x.clone(), dk, &mut dx, Write::Add, grads);
-        self.v.backward_into(cx, s.x, dv, &mut dx, Write::Add, grads);
+        let mut dx = cx.backend.empty(x.shape(), x.dtype());
+        self.q.backward_into(cx, x.clone(), dq, &mut dx, Write::Set, grads);
+        self.k.backward_into(cx, x.clone(), dk, &mut dx, Write::Add, grads);
+        self.v.backward_into(cx, x, dv, &mut dx, Write::Add, grads);
         dx
     }
 }

@@ -55,6 +55,13 @@ pub struct RmsNormSaved {
     rstd: Tensor, // [N]
 }
 
+impl RmsNorm {
+    /// What forward gave, computed again.
+    pub(crate) fn again(&self, cx: &Cx, s: &RmsNormSaved) -> Tensor {
+        cx.backend.rms_norm(&s.x, cx.params.get(self.gain), self.eps).0
+    }
+}
+
 impl Layer for RmsNorm {
     type Saved = RmsNormSaved;
 

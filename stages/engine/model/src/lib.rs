@@ -37,6 +37,7 @@ mod prepared;
 mod product;
 mod projection;
 mod quantised;
+mod recompute;
 mod rope_scaling;
 mod tensor_file;
 #[cfg(test)]
@@ -66,6 +67,7 @@ pub use opened::{Opened, expect_no_pointer, is_weight_file, load};
 pub use params::{Init, Param, Params, Part, Spec, Start, Stored, Update};
 pub use precision::{Fp8, GradientTiles, Precision, Scaling};
 pub use projection::Projection;
+pub use recompute::{Recompute, RecomputeSaved, Recomputed};
 pub use rope_scaling::{Llama3, RopeScaling, Yarn};
 pub use tensor_file::write_tensors;
 pub use work::Work;

@@ -29,27 +29,28 @@ enum Query {
     Compressed { a: Linear, norm: RmsNorm, b: Linear },
 }
 
+/// Its input is that of the whole layer.
 #[derive(Debug)]
 enum QuerySaved {
-    Direct(Tensor),
-    Compressed { a: Tensor, norm: RmsNormSaved, b: Tensor },
+    Direct,
+    Compressed { norm: RmsNormSaved, b: Tensor },
 }
 
 impl Query {
     fn apply(&self, cx: &Cx, x: &Tensor) -> (Tensor, QuerySaved) {
         match self {
-            Query::Direct(q) => (q.apply(cx, x), QuerySaved::Direct(x.clone())),
+            Query::Direct(q) => (q.apply(cx, x), QuerySaved::Direct),
             Query::Compressed { a, norm, b } => {
                 let (y, norm_saved) = norm.forward(cx, a.apply(cx, x));
-                (b.apply(cx, &y), QuerySaved::Compressed { a: x.clone(), norm: norm_saved, b: y })
+                (b.apply(cx, &y), QuerySaved::Compressed { norm: norm_saved, b: y })
             }
         }
     }
 
-    fn backward(&self, cx: &Cx, saved: QuerySaved, dq: Tensor, dx: &mut Tensor, grads: &mut Grads) {
+    fn backward(&self, cx: &Cx, x: Tensor, saved: QuerySaved, dq: Tensor, dx: &mut Tensor, grads: &mut Grads) {
         match (self, saved) {
-            (Query::Direct(q), QuerySaved::Direct(x)) => q.backward_into(cx, x, dq, dx, Write::Set, grads),
-            (Query::Compressed { a, norm, b }, QuerySaved::Compressed { a: x, norm: norm_saved, b: y }) => {
+            (Query::Direct(q), QuerySaved::Direct) => q.backward_into(cx, x, dq, dx, Write::Set, grads),
+            (Query::Compressed { a, norm, b }, QuerySaved::Compressed { norm: norm_saved, b: y }) => {
                 let dy = b.backward(cx, y, dq, grads);
                 let dy = norm.backward(cx, norm_saved, dy, grads);
                 a.backward_into(cx, x, dy, dx, Write::Set, grads);
@@ -62,7 +63,7 @@ impl Query {
 #[derive(Debug)]
 pub struct MlaSaved {
     query: QuerySaved,
-    x: Tensor, // [N, D]
+    x: Option<Tensor>, // [N, D]
     kv_norm: RmsNormSaved,
     latent: Tensor, // normed, [N, latent]
     q: Tensor,      // rotated, [N, H·(nope + rope)]
@@ -70,6 +71,16 @@ pub struct MlaSaved {
     k_rope: Tensor, // rotated, [N, rope]
     o: Tensor,      // [N, H·value]
     softmax: Softmax,
+}
+
+impl MlaSaved {
+    pub(crate) fn forget_input(&mut self) {
+        self.x = None;
+    }
+
+    pub(crate) fn recall_input(&mut self, x: &Tensor) {
+        self.x = Some(x.clone());
+    }
 }
 
 impl Mla {
@@ -135,10 +146,11 @@ impl Layer for Mla {
         let kv = self.kv_b.apply(cx, &latent);
         let (o, softmax) = cx.backend.attention(&self.shape, &q, &kv, &k_rope, cx.documents);
         let y = self.o.apply(cx, &o);
-        (y, MlaSaved { query, x, kv_norm, latent, q, kv, k_rope, o, softmax })
+        (y, MlaSaved { query, x: Some(x), kv_norm, latent, q, kv, k_rope, o, softmax })
     }
 
     fn backward(&self, cx: &Cx, s: MlaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let x = s.x.expect("attention: its input is kept or recalled");
         let d_o = self.o.backward(cx, s.o.clone(), dy, grads);
         let (mut dq, dkv, mut dk_rope) =
             cx.backend.attention_backward(&self.shape, &s.q, &s.kv, &s.k_rope, &s.o, &s.softmax, &d_o, cx.documents);
@@ -147,9 +159,9 @@ impl Layer for Mla {
         cx.backend.rope(&mut dk_rope, 1, 0, cx.rope, positions, true);
         let dlatent = self.kv_b.backward(cx, s.latent, dkv, grads);
         let dlatent = self.kv_norm.backward(cx, s.kv_norm, dlatent, grads);
-        let mut dx = cx.backend.empty(s.x.shape(), s.x.dtype());
-        self.query.backward(cx, s.query, dq, &mut dx, grads);
-        self.kv_a.backward_into(cx, s.x, cx.backend.join(&dlatent, &dk_rope), &mut dx, Write::Add, grads);
+        let mut dx = cx.backend.empty(x.shape(), x.dtype());
+        self.query.backward(cx, x.clone(), s.query, dq, &mut dx, grads);
+        self.kv_a.backward_into(cx, x, cx.backend.join(&dlatent, &dk_rope), &mut dx, Write::Add, grads);
         dx
     }
 }

@@ -1,7 +1,7 @@
 //! SwiGLU feed-forward (Shazeer 2020): `down(silu(gate(x)) · up(x))`, gate and up in one product.
 
 use crate::params::Specs;
-use crate::{Cx, Grads, Layer, Linear};
+use crate::{Cx, Grads, Layer, Linear, Recomputed};
 use smelt_kernels::Tensor;
 
 #[derive(Clone, Debug)]
@@ -26,9 +26,19 @@ impl Mlp {
 
 #[derive(Debug)]
 pub struct MlpSaved {
-    x: Tensor,   // [N, D]
-    h: Tensor,   // [N, 2F]
-    act: Tensor, // [N, F]
+    x: Option<Tensor>,   // [N, D]
+    h: Tensor,           // [N, 2F]
+    act: Option<Tensor>, // [N, F]
+}
+
+impl MlpSaved {
+    pub(crate) fn forget_input(&mut self) {
+        self.x = None;
+    }
+
+    pub(crate) fn recall_input(&mut self, x: &Tensor) {
+        self.x = Some(x.clone());
+    }
 }
 
 impl Layer for Mlp {
@@ -37,13 +47,15 @@ impl Layer for Mlp {
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, MlpSaved) {
         let h = self.gate_up.apply(cx, &x);
         let act = cx.backend.swiglu(&h);
-        (self.down.apply(cx, &act), MlpSaved { x, h, act })
+        let y = self.down.apply(cx, &act);
+        (y, MlpSaved { x: Some(x), h, act: (cx.recompute != Recomputed::Light).then_some(act) })
     }
 
     fn backward(&self, cx: &Cx, s: MlpSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let dact = self.down.backward(cx, s.act, dy, grads);
+        let act = s.act.unwrap_or_else(|| cx.backend.swiglu(&s.h));
+        let dact = self.down.backward(cx, act, dy, grads);
         let dh = cx.backend.swiglu_backward(&s.h, &dact);
-        self.gate_up.backward(cx, s.x, dh, grads)
+        self.gate_up.backward(cx, s.x.expect("mlp: its input is kept or recalled"), dh, grads)
     }
 }
 

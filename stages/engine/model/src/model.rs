@@ -6,7 +6,8 @@ use crate::head::{HeadOutput, OutputGradient, OutputHead};
 use crate::params::{Spec, Specs, layer_of};
 use crate::prepared::Prepared;
 use crate::{
-    Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Param, Params, Precision, Start, Stats,
+    Balance, Block, Cache, CacheRows, Config, Cx, Error, Experts, Grads, Init, Param, Params, Precision, Recomputed,
+    Start, Stats,
 };
 use smelt_kernels::{Backend, DType, DocumentBounds, Documents, Layout, Rope, Tensor, Write};
 use std::cell::RefCell;
@@ -26,6 +27,7 @@ pub struct Model {
 pub struct Saved {
     rope: Arc<Rope>,
     precision: Precision,
+    recompute: Recomputed,
     batch: Prepared,
     chunks: Vec<ChunkSaved>,
 }
@@ -151,13 +153,15 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        self.forward_in(Precision::Fp32, backend, params, batch, balance, stats)
+        self.forward_in(Precision::Fp32, Recomputed::None, backend, params, batch, balance, stats)
     }
 
-    /// The same, its products in `precision`; backward takes the same one.
+    /// The same, its products in `precision`, keeping what `recompute` says; backward takes the same ones.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward_in(
         &self,
         precision: Precision,
+        recompute: Recomputed,
         backend: &dyn Backend,
         params: &Params,
         batch: &Batch,
@@ -165,7 +169,8 @@ impl Model {
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
         let (rope, batch) = (self.rope(backend, params, batch.documents.longest()), self.prepare(backend, batch));
-        let cx = Cx { backend, params, documents: &batch.documents, rope: &rope, balance, precision, stats };
+        let documents = &batch.documents;
+        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));
         for chunk in &self.chunks {
             let (flow, saved) = chunk.forward(&cx, &batch, x.take());
@@ -175,7 +180,7 @@ impl Model {
             }
             chunks.push(saved);
         }
-        (out.expect("the last chunk has the head"), Saved { rope: rope.clone(), precision, batch, chunks })
+        (out.expect("the last chunk has the head"), Saved { rope: rope.clone(), precision, recompute, batch, chunks })
     }
 
     /// What [`forward`](Self::forward) tells, to the bit, without the MTP modules; nothing is kept for backward.
@@ -183,7 +188,8 @@ impl Model {
         let (rope, stats) = (self.rope(backend, params, batch.documents.longest()), RefCell::default());
         let batch = &Prepared::new(backend, batch, 0);
         let (documents, balance, precision) = (&batch.documents, Balance::NONE, Precision::Fp32);
-        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, stats: &stats };
+        let recompute = Recomputed::Full; // nothing is kept for backward
+        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, stats: &stats };
         let (mut x, mut out) = (None, None);
         for chunk in &self.chunks {
             match chunk.score(&cx, batch, x.take()) {
@@ -212,6 +218,7 @@ impl Model {
             rope: &saved.rope,
             balance: Balance::NONE, // its gradient was computed in forward, and saved
             precision: saved.precision,
+            recompute: saved.recompute,
             stats,
         };
         let mut d = Some(FlowGradient::Output(d));
@@ -293,6 +300,7 @@ impl Model {
             rope: &rope,
             balance: Balance::NONE,
             precision: Precision::Fp32,
+            recompute: Recomputed::None,
             stats: &stats,
         };
         run(&cx, &backend.ids(positions))

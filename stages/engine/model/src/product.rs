@@ -72,7 +72,7 @@ impl Product<'_> {
 mod tests {
     use super::*;
     use crate::params::Specs;
-    use crate::{Fp8, GradientTiles, Init, Params, Scaling, Stats};
+    use crate::{Fp8, GradientTiles, Init, Params, Recomputed, Scaling, Stats};
     use smelt_kernels::{Cpu, DocumentBounds, Documents, Reference, bf16, random};
     use std::cell::RefCell;
     use std::sync::Arc;
@@ -121,6 +121,7 @@ mod tests {
             rope: &rope,
             balance: crate::Balance::NONE,
             precision,
+            recompute: Recomputed::None,
             stats: &stats,
         };
         let product = Product { w, segments: None };
@@ -200,6 +201,7 @@ mod tests {
             rope: &rope,
             balance: crate::Balance::NONE,
             precision: Precision::Fp8(Fp8::default()),
+            recompute: Recomputed::None,
             stats: &stats,
         };
         Product { w, segments: None }.forward(&cx, &noise(1, 2, IN).cast(DType::F64));
@@ -217,8 +219,16 @@ mod tests {
             let stats = RefCell::<Stats>::default();
             let precision = Precision::Fp8(Fp8::default());
             let (backend, params, documents) = (&cpu, &params, &documents);
-            let cx =
-                Cx { backend, params, documents, rope: &rope, balance: crate::Balance::NONE, precision, stats: &stats };
+            let cx = Cx {
+                backend,
+                params,
+                documents,
+                rope: &rope,
+                balance: crate::Balance::NONE,
+                precision,
+                recompute: Recomputed::None,
+                stats: &stats,
+            };
             let mut x = noise(1, 2, IN);
             x.write::<f32>()[7] = value;
             let y = Product { w, segments: None }.forward(&cx, &x);

@@ -2,7 +2,8 @@
 
 use crate::params::Specs;
 use crate::{
-    Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Layer, Params, Precision, Start, Stats, Update,
+    Balance, Config, Cx, DeepseekV3, Family, Grads, Init, KeyValueHeads, Layer, Params, Precision, Recomputed, Start,
+    Stats, Update,
 };
 use smelt_kernels::{Cpu, DType, DocumentBounds, Documents, Tensor, random};
 use std::cell::RefCell;
@@ -117,6 +118,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
             rope: &rope,
             balance,
             precision: Precision::Fp32,
+            recompute: Recomputed::None,
             stats: &stats,
         };
         let (y, _) = layer.forward(&cx, x.clone());
@@ -132,6 +134,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
         rope: &rope,
         balance,
         precision: Precision::Fp32,
+        recompute: Recomputed::None,
         stats: &stats,
     };
     let mut grads = Grads::zeros(&cpu, &params);

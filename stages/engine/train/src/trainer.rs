@@ -5,7 +5,7 @@ use crate::objective::Loss;
 use crate::record::Record;
 use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard, StepTotals};
 use smelt_kernels::{Backend, Tensor};
-use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Precision, Stats};
+use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Precision, Recomputed, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +22,8 @@ pub struct Settings {
     pub guard: Option<SpikeGuard>,
     /// Of the products of linear layers.
     pub precision: Precision,
+    /// What backward computes again instead of keeping it.
+    pub recompute: Recomputed,
     /// Parameters that the training leaves as they are.
     pub frozen: Vec<Param>,
 }
@@ -29,8 +31,8 @@ pub struct Settings {
 impl Settings {
     /// In f32, without balancing and guard; everything is trained.
     pub fn new(hyper: Hyper, schedule: Schedule) -> Self {
-        let (balance, precision) = (Balance::NONE, Precision::Fp32);
-        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, precision, frozen: Vec::new() }
+        let (balance, precision, recompute) = (Balance::NONE, Precision::Fp32, Recomputed::None);
+        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, precision, recompute, frozen: Vec::new() }
     }
 }
 
@@ -138,8 +140,9 @@ impl Trainer {
         let mut sums = Vec::with_capacity(micro_batches.len());
         for (batch, objective) in micro_batches {
             let balance = balance_of(batch);
+            let Settings { precision, recompute, .. } = self.settings;
             let (head, saved) =
-                self.model.forward_in(self.settings.precision, backend, &self.params, batch, balance, &stats);
+                self.model.forward_in(precision, recompute, backend, &self.params, batch, balance, &stats);
             let Loss { sums: of_batch, gradient } = objective.loss(backend, &head, batch, &totals);
             sums.push(of_batch);
             self.model.backward(backend, &self.params, saved, gradient, &mut grads, &stats);
