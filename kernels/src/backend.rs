@@ -180,9 +180,27 @@ pub struct CachedRows<'a> {
     /// Its rows of q, which stand at the last positions of the cache. Requests follow each other in the order of their
     /// rows.
     pub rows: Range<usize>,
-    /// `[positions, latent + rope]`: normed latents and rotated keys; or `[positions, 2·kv_heads·d]`: rotated keys,
-    /// and values. Includes the positions of `rows`.
-    pub cache: &'a [f32],
+    /// F32 `[room, latent + rope]`: normed latents and rotated keys; or `[room, 2·kv_heads·d]`: rotated keys, and
+    /// values.
+    pub cache: &'a Tensor,
+    /// Positions in it, those of `rows` included.
+    pub length: usize,
+}
+
+/// How one token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// Of the logits.
+    pub row: usize,
+    /// 0 takes the most probable token.
+    pub temperature: f64,
+    /// Draw from the smallest set of tokens that holds this share of the probability.
+    pub top_p: f64,
+    /// Draw from this many most probable tokens; 0 from all.
+    pub top_k: usize,
+    pub seed: u64,
+    /// Of the token in its completion.
+    pub place: u64,
 }
 
 /// Hyperparameters of one step of AdamW (Loshchilov and Hutter 2019).
@@ -322,6 +340,8 @@ macro_rules! operations {
             d_o: &Tensor,
             documents: &Documents,
         ) -> (Tensor, Tensor, Tensor);
+        /// Writes rows `rows` of `parts`, side by side, to `cache` from row `at` on: what generation remembers.
+        fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>);
         /// The same attention for generation, from cached latents; `kv_b` is `[H·(nope + value), latent]`.
         fn latent_attention(
             &self,
@@ -376,8 +396,10 @@ macro_rules! operations {
             dw: &mut Tensor,
         ) -> Tensor;
 
-        /// Turns logits `[N, V]` into exp(logit − max) in place. Returns max and Σ exp per row, F64 `[N]`: for sampling.
-        fn softmax(&self, logits: &mut Tensor) -> (Tensor, Tensor);
+        /// Draws tokens from rows of logits `[N, V]`: functions of the row, seed and place. Returns them, U32 `[M]`, and
+        /// their log-probabilities, F64 `[M]`, under the distribution that they were drawn from before `top_p` and
+        /// `top_k` cut it; at temperature 0 under the model's own.
+        fn draw(&self, logits: &Tensor, draws: &[Draw]) -> (Tensor, Tensor);
 
         /// logits `[N, E]`, bias `[E]`. The bias affects which experts are chosen and nothing else.
         fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;

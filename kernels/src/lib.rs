@@ -31,8 +31,8 @@ mod view;
 
 pub use adapters::{Fenced, Spent, Trace};
 pub use backend::{
-    AdamW, AttentionShape, Backend, CachedRows, Counted, GroupedShape, Head, Layout, OPERATIONS, Rope, Router, Routing,
-    Softmax, Write,
+    AdamW, AttentionShape, Backend, CachedRows, Counted, Draw, GroupedShape, Head, Layout, OPERATIONS, Rope, Router,
+    Routing, Softmax, Write,
 };
 pub use cpu::{Cpu, gemm};
 pub use document_bounds::{DocumentBounds, Documents};

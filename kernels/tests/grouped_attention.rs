@@ -34,16 +34,19 @@ fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
         let [q, k, v] = inputs(&s, documents.rows());
         let (expected, _) = cpu.grouped_attention(&s, &q, &k, &v, &documents);
         let (cache, width) = (cpu.join(&k, &v), 2 * s.kv_heads * s.dim);
-        let cache = cache.read::<f32>();
-        let request =
-            |rows: std::ops::Range<usize>| CachedRows { cache: &cache[rows.start * width..rows.end * width], rows };
-        let o = cpu.cached_attention(&s, &q, &documents.iter().map(request).collect::<Vec<_>>());
+        let part = |rows: std::ops::Range<usize>| {
+            Tensor::new([rows.len(), width], &cache.read::<f32>()[rows.start * width..rows.end * width])
+        };
+        let parts: Vec<_> = documents.iter().map(|rows| (rows.clone(), part(rows))).collect();
+        let requests = parts.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache, length: rows.len() });
+        let o = cpu.cached_attention(&s, &q, &requests.collect::<Vec<_>>());
         for (a, b) in o.to_f64().iter().zip(expected.to_f64()) {
             assert!((a - b).abs() < 1e-5, "{s:?}: {a} {b}");
         }
         for (start, row) in documents.iter().flat_map(|rows| rows.clone().map(move |row| (rows.start, row))) {
             let q = alone.gather(&q, &Tensor::new([1], &[row as u32]));
-            let one = CachedRows { rows: 0..1, cache: &cache[start * width..(row + 1) * width] };
+            let seen = part(start..row + 1);
+            let one = CachedRows { rows: 0..1, cache: &seen, length: seen.rows() };
             let wide = s.heads * s.dim;
             let o1 = alone.cached_attention(&s, &q, &[one]);
             assert_eq!(bits(&o1), bits(&o)[row * wide..(row + 1) * wide], "{s:?}, row {row}");
@@ -62,7 +65,7 @@ fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
         let d_o = noise(5, &[n, o.cols()]);
         let (dq, dk, dv) = cpu.grouped_attention_backward(&s, &q, &k, &v, &o, &softmax, &d_o, &documents);
         let cache = cpu.join(&k, &v);
-        let cached = cpu.cached_attention(&s, &q, &[CachedRows { rows: 0..n, cache: cache.read() }]);
+        let cached = cpu.cached_attention(&s, &q, &[CachedRows { rows: 0..n, cache: &cache, length: n }]);
         list.extend([o, dq, dk, dv, cached]);
     }
     let (mut y, bias, mut dbias) = (noise(6, &[900, 50]), noise(7, &[50]), noise(8, &[50]));

@@ -194,6 +194,7 @@ checks! {
     join: In::F32AndF64;
     attention: In::F32AndF64;
     attention_backward: In::F32AndF64;
+    append: In::F32;
     latent_attention: In::F32;
     grouped_attention: In::F32AndF64;
     grouped_attention_backward: In::F32AndF64;
@@ -202,7 +203,7 @@ checks! {
     embedding_backward: In::F32AndF64;
     head: In::F32AndF64;
     head_backward: In::F32AndF64;
-    softmax: In::F32AndF64;
+    draw: In::F32;
     route: In::F32AndF64;
     route_backward: In::F32AndF64;
     balance: In::F32AndF64;
@@ -510,21 +511,33 @@ mod checks {
         d.near("dk_rope", &dk_rope);
     }
 
-    /// Rows of each request, and a cache of that many positions or more.
-    fn requests(d: &mut Trial, width: usize) -> Vec<(std::ops::Range<usize>, Tensor)> {
+    /// Rows of each request, the positions of its cache, those or more, and a cache with room for them.
+    fn requests(d: &mut Trial, width: usize) -> Vec<(std::ops::Range<usize>, usize, Tensor)> {
         let mut next = 0;
         let mut request = |d: &mut Trial| {
             let rows = next..next + d.up_to(70);
             next = rows.end;
             let positions = rows.len() + d.up_to(40) - 1;
-            (rows, d.tensor(&[positions, width]))
+            let room = positions + d.up_to(9) - 1;
+            (rows, positions, d.tensor(&[room, width]))
         };
         (0..d.up_to(4)).map(|_| request(d)).collect()
     }
 
-    fn cached(requests: &[(std::ops::Range<usize>, Tensor)]) -> (usize, Vec<CachedRows<'_>>) {
-        let rows = requests.last().map_or(0, |(rows, _)| rows.end);
-        (rows, requests.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache: cache.read() }).collect())
+    fn cached(requests: &[(std::ops::Range<usize>, usize, Tensor)]) -> (usize, Vec<CachedRows<'_>>) {
+        let count = requests.last().map_or(0, |(rows, ..)| rows.end);
+        let rows =
+            requests.iter().map(|(rows, length, cache)| CachedRows { rows: rows.clone(), cache, length: *length });
+        (count, rows.collect())
+    }
+
+    pub(crate) fn append(d: &mut Trial) {
+        let [n, p, q, at, rest] = [20, 10, 10, 10, 10].map(|most| d.up_to(most));
+        let (a, b) = (d.tensor(&[n, p]).cast(DType::F32), d.tensor(&[n, q]).cast(DType::F32));
+        let first = d.up_to(n) - 1;
+        let mut cache = d.tensor(&[at + n + rest, p + q]).cast(DType::F32);
+        d.device.append(&mut cache, at, &[&a, &b], first..n);
+        d.same_tensor("cache", &cache);
     }
 
     pub(crate) fn latent_attention(d: &mut Trial) {
@@ -604,13 +617,22 @@ mod checks {
         d.near("dw", &dw);
     }
 
-    pub(crate) fn softmax(d: &mut Trial) {
-        let [n, v] = [100, 500].map(|most| d.up_to(most));
-        let mut logits = d.tensor(&[n, v]);
-        let (max, sum) = d.device.softmax(&mut logits);
-        d.near("exp", &logits);
-        d.near("sum", &sum);
-        d.same_tensor("max", &max);
+    pub(crate) fn draw(d: &mut Trial) {
+        let [n, v] = [20, 500].map(|most| d.up_to(most));
+        let logits = d.tensor(&[n, v]).cast(DType::F32);
+        let draws: Vec<Draw> = (0..d.up_to(40))
+            .map(|place| Draw {
+                row: d.up_to(n) - 1,
+                temperature: d.pick(&[0.0, 1.0, 0.6, 1.7]),
+                top_p: d.pick(&[1.0, 0.9, 0.2]),
+                top_k: d.pick(&[0, 1, 7]),
+                seed: d.up_to(1000) as u64,
+                place: place as u64,
+            })
+            .collect();
+        let (tokens, logp) = d.device.draw(&logits, &draws);
+        d.same_tensor("tokens", &tokens);
+        d.near("logp", &logp);
     }
 
     fn routed(d: &mut Trial) -> (Router, Routing) {

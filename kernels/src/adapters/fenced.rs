@@ -8,6 +8,7 @@ use crate::place::Device;
 use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

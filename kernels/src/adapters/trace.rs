@@ -8,6 +8,7 @@ use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 

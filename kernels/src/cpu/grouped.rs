@@ -128,9 +128,10 @@ pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[Cached
     let (q, out) = (q.read::<f32>(), Rectangle::new(o.write::<f32>(), n, row, row));
     let mut tasks = Vec::new();
     for (request, band) in requests.iter().zip(out.bands(requests.iter().map(|request| request.rows.clone()))) {
-        tasks.extend(band.columns(s.kv_heads).enumerate().map(|(head, out)| (request, head, out)));
+        let cache = &request.cache.read::<f32>()[..request.length * width];
+        tasks.extend(band.columns(s.kv_heads).enumerate().map(|(head, out)| (&request.rows, cache, head, out)));
     }
-    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, head, mut out)| {
+    cpu.gemm.pool().each(tasks, |(rows, cache, head, mut out): (&Range<usize>, &[f32], usize, Rectangle<f32>)| {
         let length = cache.len() / width;
         assert!(rows.len() <= length, "cached_attention: {} rows, {length} positions", rows.len());
         let keys = part(cache, 0..length, head * d, d, width);

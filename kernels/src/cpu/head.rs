@@ -120,23 +120,3 @@ pub(super) fn backward<T: Products>(
     }
     dx
 }
-
-/// Turns every row into exp(x − max); returns maxima and sums.
-pub(super) fn rows<T: Real>(cpu: &Cpu, x: &mut Tensor) -> (Tensor, Tensor) {
-    let (n, v) = (x.rows(), x.cols());
-    let [mut max, mut sum] = [(); 2].map(|()| Tensor::empty([n], DType::F64));
-    let step = cpu.step(n, 4 * v);
-    let out = max.write::<f64>().chunks_mut(step).zip(sum.write::<f64>().chunks_mut(step));
-    let tasks = x.write::<T>().chunks_mut((step * v).max(1)).zip(out).collect();
-    cpu.each(
-        tasks,
-        #[inline(always)]
-        |(x, (max, sum)): (&mut [T], (&mut [f64], &mut [f64]))| {
-            for (x, (max, sum)) in x.chunks_exact_mut(v).zip(max.iter_mut().zip(sum)) {
-                let (m, s) = exp_row(x, x.len(), T::ONE);
-                (*max, *sum) = (m.f64(), s.f64());
-            }
-        },
-    );
-    (max, sum)
-}

@@ -14,6 +14,7 @@ use crate::backend::{AttentionShape, CachedRows};
 use crate::dtype::DType;
 use crate::rectangle::Rectangle;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, qk, kv) = (q.rows(), s.nope + s.rope, s.nope + s.value);
@@ -51,9 +52,9 @@ pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor
         assert!(request.rows.start == next, "latent_attention: rows {:?} after row {next}", request.rows);
         next = request.rows.end;
         let out = rest.split_off_mut(..request.rows.len() * s.heads * latent).expect("there are as many rows");
-        tasks.push((request, out));
+        tasks.push((&request.rows, &request.cache.read::<f32>()[..request.length * width], out));
     }
-    cpu.gemm.pool().each(tasks, |(CachedRows { rows, cache }, out)| {
+    cpu.gemm.pool().each(tasks, |(rows, cache, out): (&Range<usize>, &[f32], &mut [f32])| {
         let length = cache.len() / width;
         assert!(rows.len() <= length, "latent_attention: {} rows, {length} positions", rows.len());
         let count = rows.len() * s.heads;

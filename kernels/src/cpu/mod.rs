@@ -20,6 +20,7 @@ mod products;
 mod quantise;
 mod router;
 mod rows;
+mod sample;
 mod scratch;
 mod table;
 mod vectors;

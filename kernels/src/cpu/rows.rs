@@ -5,6 +5,7 @@ use super::vectors::{dot, vectors};
 use crate::backend::Rope;
 use crate::dtype::Real;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// Rows per partial sum of a gain's or bias's gradient: fixed, so that the sum's order does not depend on the threads.
 const BLOCK: usize = 128;
@@ -273,5 +274,22 @@ pub(super) fn embedding_backward<T: Real>(ids: &Tensor, dx: &Tensor, dw: &mut Te
     let dw = dw.write::<T>();
     for (dx, &id) in dx.read::<T>().chunks_exact(d).zip(ids) {
         dw[id as usize * d..][..d].iter_mut().zip(dx).for_each(|(dw, &dx)| *dw += dx);
+    }
+}
+
+pub(super) fn append(cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+    let (room, width) = (cache.rows(), cache.cols());
+    let found: usize = parts.iter().map(|part| part.cols()).sum();
+    assert!(found == width, "append: parts of {found} columns to a cache of {width}");
+    assert!(at + rows.len() <= room, "append: {} rows from {at} on to a cache of {room}", rows.len());
+    let cache = &mut cache.write::<f32>()[at * width..][..rows.len() * width];
+    let mut first = 0;
+    for part in parts {
+        let (cols, part) = (part.cols(), part.read::<f32>());
+        let read = part[rows.start * cols..rows.end * cols].chunks_exact(cols.max(1));
+        for (out, read) in cache.chunks_exact_mut(width).zip(read) {
+            out[first..first + cols].copy_from_slice(read);
+        }
+        first += cols;
     }
 }

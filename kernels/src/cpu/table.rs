@@ -1,13 +1,16 @@
 //! The table of operations on the CPU: chooses the element type, and where each operation is implemented.
 
 use super::device::Cpu;
-use super::{attention, balance, full_precision, grouped, head, latent, low_precision, optimizer, router, rows};
+use super::{
+    attention, balance, full_precision, grouped, head, latent, low_precision, optimizer, router, rows, sample,
+};
 use crate::backend::*;
 use crate::document_bounds::Documents;
 use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
+use std::ops::Range;
 
 impl Backend for Cpu {
     fn empty(&self, shape: Shape, dtype: DType) -> Tensor {
@@ -163,6 +166,10 @@ impl Backend for Cpu {
         real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, softmax, d_o, documents))
     }
 
+    fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+        rows::append(cache, at, parts, rows);
+    }
+
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
         latent::attention(self, shape, q, kv_b, requests)
     }
@@ -221,8 +228,8 @@ impl Backend for Cpu {
         real!(x, T => head::backward::<T>(self, head, x, w, targets, dlogp, dlse, dw))
     }
 
-    fn softmax(&self, logits: &mut Tensor) -> (Tensor, Tensor) {
-        real!(logits, T => head::rows::<T>(self, logits))
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> (Tensor, Tensor) {
+        sample::draw(self, logits, draws)
     }
 
     fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {

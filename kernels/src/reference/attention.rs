@@ -127,7 +127,10 @@ pub(super) fn latent_attention(s: &AttentionShape, q: &Tensor, kv_b: &Tensor, re
     let (latent, qk, width) = (kv_b.cols(), s.nope + s.rope, s.nope + s.value);
     let (q, kv_b) = (q.cast(DType::F64), kv_b.cast(DType::F64));
     let mut o = Tensor::zeros([q.rows(), s.heads * s.value], DType::F64);
-    for (CachedRows { rows, cache }, head) in requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head))) {
+    for (CachedRows { rows, cache, length }, head) in
+        requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head)))
+    {
+        let cache = &cache.read::<f32>()[..length * cache.cols()];
         let up = part::<f64>(&kv_b, head * width..(head + 1) * width, 0, latent);
         let (mut k, mut v) = (Vec::new(), Vec::new());
         for position in cache.chunks_exact(latent + s.rope) {
@@ -193,10 +196,12 @@ pub(super) fn grouped_attention_backward<T: Real>(
 pub(super) fn cached_attention(s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (q, width) = (q.cast(DType::F64), s.kv_heads * s.dim);
     let mut o = Tensor::zeros(q.shape(), DType::F64);
-    for (CachedRows { rows, cache }, head) in requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head))) {
-        let cache = Tensor::new([cache.len() / (2 * width), 2 * width], cache).cast(DType::F64);
+    for (CachedRows { rows, cache, length }, head) in
+        requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head)))
+    {
+        let cache = cache.cast(DType::F64);
         let column = head / (s.heads / s.kv_heads) * s.dim;
-        let [k, v] = [column, width + column].map(|first| part::<f64>(&cache, 0..cache.rows(), first, s.dim));
+        let [k, v] = [column, width + column].map(|first| part::<f64>(&cache, 0..*length, first, s.dim));
         let q = part(&q, rows.clone(), head * s.dim, s.dim);
         put(&mut o, rows.start, head * s.dim, &attend(&q, &k, &v, s.scale));
     }

@@ -44,14 +44,3 @@ pub(super) fn head_backward<T: Real>(
     products::gemm::<T>(Layout::Tn, &dlogits, x, dw, Write::Add);
     dx
 }
-
-/// Turns every row into exp(x − max); returns maxima and sums.
-pub(super) fn softmax<T: Real>(logits: &mut Tensor) -> (Vec<f64>, Vec<f64>) {
-    let v = logits.cols();
-    let row = |row: &mut [T]| {
-        let max = row.iter().fold(T::LOWEST, |max, &x| if x > max { x } else { max });
-        row.iter_mut().for_each(|x| *x = (*x - max).exp_below());
-        (max.f64(), row.iter().fold(T::ZERO, |sum, &x| sum + x).f64())
-    };
-    logits.write::<T>().chunks_mut(v).map(row).unzip()
-}

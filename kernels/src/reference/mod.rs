@@ -10,6 +10,7 @@ mod optimizer;
 mod products;
 mod router;
 mod rows;
+mod sample;
 mod table;
 
 pub use table::Reference;

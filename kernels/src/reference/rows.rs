@@ -3,6 +3,7 @@
 use crate::backend::Rope;
 use crate::dtype::Real;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// `[N, D]` by its elements.
 fn fill<T: Real>([n, d]: [usize; 2], of: impl Fn(usize, usize) -> T) -> Tensor {
@@ -134,6 +135,17 @@ pub(super) fn embedding_backward<T: Real>(ids: &[u32], dx: &Tensor, dw: &mut Ten
     for (i, &id) in ids.iter().enumerate() {
         for j in 0..d {
             dw[id as usize * d + j] += dx[i * d + j];
+        }
+    }
+}
+
+/// `cache[at + i] = [parts[0][rows[i]] | parts[1][rows[i]] | …]`
+pub(super) fn append(cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+    let width = cache.cols();
+    for (i, row) in rows.enumerate() {
+        let values = parts.iter().flat_map(|part| &part.read::<f32>()[row * part.cols()..][..part.cols()]);
+        for (j, value) in values.enumerate() {
+            cache.write::<f32>()[(at + i) * width + j] = *value;
         }
     }
 }

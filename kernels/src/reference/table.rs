@@ -1,12 +1,13 @@
 //! The table of operations on the reference: chooses the element type.
 
-use super::{attention, balance, head, optimizer, products, router, rows};
+use super::{attention, balance, head, optimizer, products, router, rows, sample};
 use crate::backend::*;
 use crate::document_bounds::Documents;
 use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
+use std::ops::Range;
 
 /// The device of the tests: slow, and obvious.
 #[derive(Clone, Copy, Debug, Default)]
@@ -150,6 +151,10 @@ impl Backend for Reference {
         real!(q, T => attention::attention_backward::<T>(shape, q, kv, k_rope, d_o, documents))
     }
 
+    fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+        rows::append(cache, at, parts, rows);
+    }
+
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
         attention::latent_attention(shape, q, kv_b, requests)
     }
@@ -209,9 +214,8 @@ impl Backend for Reference {
         real!(x, T => head::head_backward::<T>(x, w, targets.read(), dlogp.read(), dlse.read(), dw))
     }
 
-    fn softmax(&self, logits: &mut Tensor) -> (Tensor, Tensor) {
-        let (max, sum) = real!(logits, T => head::softmax::<T>(logits));
-        (numbers(&max), numbers(&sum))
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> (Tensor, Tensor) {
+        sample::draw(logits, draws)
     }
 
     fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing {

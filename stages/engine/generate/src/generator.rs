@@ -7,8 +7,7 @@
 //! only costs or saves time.
 
 use crate::Sampling;
-use crate::sampler::draw;
-use smelt_kernels::{Backend, Tensor, math};
+use smelt_kernels::{Backend, Draw, Tensor};
 use smelt_model::{Cache, CacheRows, Error, Model, Params};
 use smelt_text::Tokenizer;
 use std::collections::{HashMap, VecDeque};
@@ -260,33 +259,46 @@ impl Generator<'_> {
         } else {
             self.backend.gather(&hidden, &self.backend.ids(&asked))
         };
-        let logits = Logits::new(self, &last);
-
         let leaders = running.len();
-        let mut first = vec![0; leaders]; // row of `logits` of each one's certain token
+        let mut first = vec![0; leaders]; // row of `last` of each one's certain token
         for at in 1..leaders {
             first[at] = first[at - 1] + 1 + usize::from(running[at - 1].has_guess);
         }
-        for (leader, ticket, request) in followers {
-            let mut r = Running::new(ticket, request, running[leader].cache.clone());
+        // what each draws, and where a guess was read what it draws behind it, should it be right
+        let mut draws = Vec::new();
+        for (r, &row) in running.iter().zip(&first) {
+            let (s, seed, place) = (&r.request.sampling, r.request.seed, r.done.tokens.len());
+            draws.push(s.draw(row, seed, place));
+            draws.extend(r.has_guess.then(|| s.draw(row + 1, seed, place + 1)));
+        }
+        let of_followers = draws.len();
+        let draw =
+            |(leader, _, request): &(usize, Ticket, Request)| request.sampling.draw(first[*leader], request.seed, 0);
+        draws.extend(followers.iter().map(draw));
+        let drawn = Drawn::new(self, &last, &draws);
+
+        for (i, (leader, ticket, request)) in followers.into_iter().enumerate() {
+            let mut r = Running::new(ticket, request, running[leader].cache.copy_on(self.backend));
             r.length = spans[leader].len();
-            self.take(&mut r, &logits, first[leader]);
+            self.take(&mut r, &drawn, of_followers + i);
             spans.push(spans[leader].clone());
             running.push(r);
         }
-        for (r, (&row, span)) in running.iter_mut().zip(first.iter().zip(&mut spans)) {
+        let mut next = 0;
+        for (r, span) in running[..leaders].iter_mut().zip(&mut spans) {
             let guess = if std::mem::take(&mut r.has_guess) { r.next.pop() } else { None };
             r.length += r.next.len();
-            self.take(r, &logits, row);
+            self.take(r, &drawn, next);
+            next += 1 + usize::from(guess.is_some());
             let Some(guess) = guess else { continue };
             let is_right = r.done.tokens.last() == Some(&guess);
             drafts.offered += 1;
             drafts.accepted += u64::from(is_right);
             if is_right && !r.next.is_empty() {
                 r.length += 1;
-                self.take(r, &logits, row + 1);
+                self.take(r, &drawn, next - 1);
             } else {
-                r.cache.forget(0..self.model.layers(), r.length + 1, 1);
+                r.cache.forget(0..self.model.layers(), 1);
                 span.end -= 1;
             }
         }
@@ -297,12 +309,11 @@ impl Generator<'_> {
         }
     }
 
-    /// Draws the token that row `row` asks for; it is read next, unless it ends the completion.
-    fn take(&self, r: &mut Running, logits: &Logits, row: usize) {
-        let s = &r.request.sampling;
-        let id = logits.draw(s, r.request.seed, r.done.tokens.len(), row);
+    /// Takes the token of draw `draw`; it is read next, unless it ends the completion.
+    fn take(&self, r: &mut Running, drawn: &Drawn, draw: usize) {
+        let (s, id) = (&r.request.sampling, drawn.tokens[draw]);
         r.done.tokens.push(id);
-        r.done.logp.push(logits.logp(s, row, id));
+        r.done.logp.push(drawn.logp[draw]);
         r.next.clear();
         if s.stop.contains(&id) {
             r.done.finish = Finish::Stop;
@@ -343,12 +354,16 @@ impl Generator<'_> {
         }
         let read = self.model.decode_mtp(self.backend, self.params, &hidden, &next, &positions, &mut caches);
         let ends: Vec<u32> = spans.iter().map(|rows| rows.end as u32 - 1).collect();
-        let logits = Logits::new(self, &self.backend.gather(&read, &self.backend.ids(&ends)));
-        for (row, (at, _)) in drafting.iter().enumerate() {
-            let r = &mut running[*at];
-            // with the randomness of its place: the likelier the two distributions agree, the likelier do the draws
-            r.next.push(logits.draw(&r.request.sampling, r.request.seed, r.done.tokens.len(), row));
-            r.has_guess = true;
+        // with the randomness of its place: the likelier the two distributions agree, the likelier do the draws
+        let draw = |(row, (at, _)): (usize, &(usize, Range<usize>))| {
+            let r = &running[*at];
+            r.request.sampling.draw(row, r.request.seed, r.done.tokens.len())
+        };
+        let draws: Vec<Draw> = drafting.iter().enumerate().map(draw).collect();
+        let drawn = Drawn::new(self, &self.backend.gather(&read, &self.backend.ids(&ends)), &draws);
+        for (token, (at, _)) in drawn.tokens.iter().zip(drafting) {
+            running[*at].next.push(*token);
+            running[*at].has_guess = true;
         }
     }
 }
@@ -360,38 +375,21 @@ impl Running {
     }
 }
 
-/// Logits of some rows, and their softmax.
-struct Logits {
-    logits: Tensor, // [N, V]
-    e: Tensor,      // exp(logit − max), [N, V]
-    max: Vec<f64>,
-    sum: Vec<f64>,
+/// Tokens that were drawn, in the order of the draws, and their log-probabilities: what a step tells the host.
+struct Drawn {
+    tokens: Vec<u32>,
+    logp: Vec<f64>,
 }
 
-impl Logits {
-    fn new(generator: &Generator, read: &Tensor) -> Self {
-        let logits = generator.model.logits(generator.backend, generator.params, read);
-        let mut e = logits.copy();
-        let (max, sum) = generator.backend.softmax(&mut e);
-        Self { logits, e, max: max.to_f64(), sum: sum.to_f64() }
-    }
-
-    fn draw(&self, s: &Sampling, seed: u64, place: usize, row: usize) -> u32 {
-        let vocabulary = self.e.cols();
-        draw(s, &self.e.read::<f32>()[row * vocabulary..][..vocabulary], seed, place as u64) as u32
-    }
-
-    /// Of the distribution that the token was drawn from, before `top_p` and `top_k` cut it; of the model's own where
-    /// none was drawn.
-    fn logp(&self, s: &Sampling, row: usize, id: u32) -> f64 {
-        let vocabulary = self.logits.cols();
-        let logits = &self.logits.read::<f32>()[row * vocabulary..][..vocabulary];
-        let above = f64::from(logits[id as usize]) - self.max[row];
-        if s.temperature == 0.0 || s.temperature == 1.0 {
-            return above - math::ln(self.sum[row]);
-        }
-        let tempered = |logit: &f32| math::exp((f64::from(*logit) - self.max[row]) / s.temperature);
-        above / s.temperature - math::ln(logits.iter().map(tempered).sum())
+impl Drawn {
+    /// From what the head reads; waits for the device once.
+    fn new(generator: &Generator, read: &Tensor, draws: &[Draw]) -> Self {
+        let backend = generator.backend;
+        let logits = generator.model.logits(backend, generator.params, read);
+        let (tokens, logp) = backend.draw(&logits, draws);
+        let all = backend.download(&backend.collect(&[&tokens, &logp])).to_f64();
+        let (tokens, logp) = all.split_at(draws.len());
+        Self { tokens: tokens.iter().map(|&token| token as u32).collect(), logp: logp.to_vec() }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What a request gives does not depend on its company, and agrees with training's form.
 
 use smelt_generate::*;
-use smelt_kernels::Cpu;
+use smelt_kernels::{Cpu, Fenced};
 use smelt_model::{CacheRows, Config, Family, Init, Model, Param, Params, Spec, Start, Update};
 use smelt_text::Tokenizer;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// One model of every family, each with `limit` positions.
 fn models(limit: usize) -> Vec<(Model, Params)> {
@@ -96,6 +97,28 @@ fn check_company(model: &Model, params: &Params) {
             for (i, (a, b)) in generator.run(&requests).unwrap().iter().zip(&alone).enumerate() {
                 assert!(same(a, b), "{family:?}: request {i} of {concurrency} at once: {a:?} {b:?}");
             }
+        }
+    }
+}
+
+/// On a device with memory of its own the host touches none of it, and waits once per step: for the tokens.
+#[test]
+fn generation_waits_for_the_device_once_per_step() {
+    for (model, params) in models(128) {
+        let (cpu, requests) = (Cpu::new(2), requests());
+        let expected = Generator::new(&model, &params, &cpu, 5).run(&requests).unwrap();
+        let fenced = Fenced::new(Arc::new(Cpu::new(2)));
+        let params = params.on(&fenced);
+        let mut batcher = Batcher::new(Generator::new(&model, &params, &fenced, 5));
+        let tickets: Vec<Ticket> = requests.iter().map(|request| batcher.add(request.clone()).unwrap()).collect();
+        let mut found = BTreeMap::new();
+        fenced.take_waits();
+        while !batcher.is_idle() {
+            found.extend(batcher.step());
+            assert!(fenced.take_waits() <= 1, "{:?}", model.config().family);
+        }
+        for (ticket, expected) in tickets.iter().zip(&expected) {
+            assert!(same(&found[ticket], expected), "{:?}", model.config().family);
         }
     }
 }

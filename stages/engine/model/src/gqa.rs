@@ -80,17 +80,10 @@ impl Gqa {
     /// Generation: appends the rows of `x` to the caches of layer `layer` and attends to them.
     pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let ([q, k, v], _) = self.project(cx, x, positions);
-        let (k, v, width) = (k.read::<f32>(), v.read::<f32>(), k.cols());
         for request in requests.iter_mut() {
-            let cache = request.cache.layer_mut(layer);
-            cache.reserve(request.rows.len() * 2 * width);
-            for row in request.rows.clone() {
-                cache.extend_from_slice(&k[row * width..][..width]);
-                cache.extend_from_slice(&v[row * width..][..width]);
-            }
+            request.cache.append(cx.backend, layer, [&k, &v], request.rows.clone());
         }
-        let rows: Vec<CachedRows> =
-            requests.iter().map(|r| CachedRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
+        let rows: Vec<CachedRows> = requests.iter().map(|r| r.cache.layer(layer, r.rows.clone())).collect();
         self.o.apply(cx, &cx.backend.cached_attention(&self.shape, &q, &rows))
     }
 }

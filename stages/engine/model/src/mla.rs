@@ -122,17 +122,10 @@ impl Mla {
     /// Generation: appends the rows of `x` to the caches of layer `layer` and attends from the latents.
     pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let (q, _, (latent, _), k_rope) = self.project(cx, x, positions);
-        let (latent, k_rope, width) = (latent.read::<f32>(), k_rope.read::<f32>(), self.latent + self.shape.rope);
         for request in requests.iter_mut() {
-            let cache = request.cache.layer_mut(layer);
-            cache.reserve(request.rows.len() * width);
-            for row in request.rows.clone() {
-                cache.extend_from_slice(&latent[row * self.latent..][..self.latent]);
-                cache.extend_from_slice(&k_rope[row * self.shape.rope..][..self.shape.rope]);
-            }
+            request.cache.append(cx.backend, layer, [&latent, &k_rope], request.rows.clone());
         }
-        let rows: Vec<CachedRows> =
-            requests.iter().map(|r| CachedRows { rows: r.rows.clone(), cache: r.cache.layer(layer) }).collect();
+        let rows: Vec<CachedRows> = requests.iter().map(|r| r.cache.layer(layer, r.rows.clone())).collect();
         let o = cx.backend.latent_attention(&self.shape, &q, cx.params.get(self.kv_b.w), &rows);
         self.o.apply(cx, &o)
     }
