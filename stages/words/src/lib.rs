@@ -10,7 +10,9 @@ mod scripts;
 mod simplify;
 mod split;
 
-pub use chars::{is_digit, is_letter, is_mark, is_number, is_space, is_symbol_word, is_terminal, lines, trim};
+pub use chars::{
+    is_digit, is_letter, is_mark, is_number, is_space, is_symbol_word, is_terminal, line_ranges, lines, trim,
+};
 pub use english::{EnglishWords, Span, count_sentences, english_words};
 pub use ngrams::{NGrams, Shingles, ngrams, shingles};
 pub use scripts::{Parts, parts, unspaced};
