@@ -16,7 +16,7 @@ import unicodedata
 tables = json.load(open(sys.argv[1], encoding="utf-8"))
 out = pathlib.Path(__file__).parent.parent.parent / "stages/words/data"
 prefix, suffix, infix, url = (re.compile(tables[name]) for name in ("prefix", "suffix", "infix", "url_match"))
-SOURCE = f"From spaCy {tables['spacy']} (Explosion; MIT licence), by tests/parity/make_word_tables.py."
+SOURCE = f"From spaCy {tables['spacy']} (Explosion; MIT licence, see LICENSE.spacy), by tests/parity/make_word_tables.py."
 
 
 def length(match):
