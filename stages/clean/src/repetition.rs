@@ -1,6 +1,7 @@
 //! How much of a text is repeated (Gopher; Rae et al. 2021, table A1).
 
-use rustc_hash::{FxHashSet, FxHasher};
+use memchr::memchr;
+use rustc_hash::{FxBuildHasher, FxHashSet, FxHasher};
 use smelt_words::Span;
 use std::hash::Hasher;
 
@@ -22,7 +23,7 @@ impl Repeats {
 
 /// Counts the repeated ones of `parts`.
 pub fn repeats<'t>(parts: impl Iterator<Item = &'t str>) -> Repeats {
-    let mut seen = FxHashSet::default();
+    let mut seen = FxHashSet::with_capacity_and_hasher(parts.size_hint().0, FxBuildHasher);
     let mut found = Repeats::default();
     for part in parts {
         found.parts += 1;
@@ -40,8 +41,8 @@ pub fn split_runs(text: &str, feeds: usize) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let now = rest?;
         let mut from = 0;
-        while let Some(at) = now[from..].find('\n').map(|at| from + at) {
-            let run = now[at..].bytes().take_while(|&b| b == b'\n').count();
+        while let Some(at) = memchr(b'\n', &now.as_bytes()[from..]).map(|at| from + at) {
+            let run = now.as_bytes()[at..].iter().take_while(|&&b| b == b'\n').count();
             if run >= feeds {
                 rest = Some(&now[at + run..]);
                 return Some(&now[..at]);
@@ -59,11 +60,12 @@ pub fn split_runs(text: &str, feeds: usize) -> impl Iterator<Item = &str> {
 #[derive(Debug, Default)]
 pub struct Runs {
     /// The words without what is between them, and `PREFIX` zeros.
-    joined: String,
+    joined: Vec<u8>,
     /// Byte of `joined` at which each word starts, and where the last one ends.
     starts: Vec<u32>,
     /// For the runs of as many words as `length` says: of each the first run that is equal.
     first: Vec<u32>,
+    next_first: Vec<u32>,
     /// How often a run stands; only true at the first of equal ones.
     count: Vec<u32>,
     next_count: Vec<u32>,
@@ -71,6 +73,9 @@ pub struct Runs {
     /// Words at which the next `PREFIX` bytes stand at another word too.
     is_shared: Vec<bool>,
     has_shared: bool,
+    /// The places of runs of `open_length` words and more that may be repeats.
+    open: Vec<u32>,
+    open_length: usize,
     table: Table,
 }
 
@@ -80,23 +85,34 @@ const PREFIX: usize = 16;
 impl Runs {
     /// Prepares the words of a text.
     pub fn set(&mut self, text: &str, words: &[Span]) {
-        self.joined.clear();
+        let text = text.as_bytes();
         self.starts.clear();
         self.length = 0;
         self.has_shared = false;
-        for word in words {
-            self.starts.push(self.joined.len() as u32);
-            self.joined.push_str(word.of(text));
+        if self.joined.len() < text.len() + 2 * PREFIX {
+            self.joined.resize(text.len() + 2 * PREFIX, 0);
         }
-        self.starts.push(self.joined.len() as u32);
-        self.joined.extend(std::iter::repeat_n('\0', PREFIX));
+        let mut at = 0;
+        for word in words {
+            self.starts.push(at as u32);
+            let (start, length) = (word.start as usize, (word.end - word.start) as usize);
+            match text[start..].first_chunk::<PREFIX>() {
+                // One move of a fixed length; what is too much is overwritten by the next word.
+                Some(chunk) if length <= PREFIX => self.joined[at..at + PREFIX].copy_from_slice(chunk),
+                _ => self.joined[at..at + length].copy_from_slice(word.of_bytes(text)),
+            }
+            at += length;
+        }
+        self.starts.push(at as u32);
+        self.joined[at..at + PREFIX].fill(0);
     }
 
     fn words(&self) -> usize {
         self.starts.len() - 1
     }
 
-    fn run(&self, at: usize, n: usize) -> &str {
+    #[inline]
+    fn run(&self, at: usize, n: usize) -> &[u8] {
         &self.joined[self.starts[at] as usize..self.starts[at + n] as usize]
     }
 
@@ -121,7 +137,7 @@ impl Runs {
                 (top, most) = (at, count);
             }
         }
-        (self.run(top, n).chars().count() + n - 1) * most as usize
+        (characters(self.run(top, n)) + n - 1) * most as usize
     }
 
     /// Finds equal words.
@@ -134,7 +150,7 @@ impl Runs {
         self.count.resize(words, 1);
         for at in 0..words {
             let word = self.run(at, 1);
-            let equal = table.find_or_insert(hash(word.as_bytes()), at, |other| self.run(other, 1) == word);
+            let equal = table.find_or_insert(hash(word), at, |other| self.run(other, 1) == word);
             if let Some(other) = equal {
                 self.count[other] += 1;
             }
@@ -148,28 +164,26 @@ impl Runs {
     /// whose part stands once stands once itself.
     fn count_longer(&mut self) {
         let runs = self.first.len().saturating_sub(1);
-        let stands_once = |run: &u32| self.count[*run as usize] == 1;
-        let several = self.first.iter().filter(|run| !stands_once(run)).count();
+        let stands_once = |run: u32| self.count[run as usize] == 1;
+        let several = self.first.iter().filter(|&&run| !stands_once(run)).count();
         self.table.clear(several);
         self.next_count.clear();
         self.next_count.resize(runs, 1);
-        for at in 0..runs {
-            let (head, tail) = (self.first[at], self.first[at + 1]);
-            if stands_once(&head) || stands_once(&tail) {
-                // Nobody looks at what stood here before: a run to the left has been seen.
-                self.first[at] = at as u32;
-                continue;
+        self.next_first.clear();
+        for (at, pair) in self.first.windows(2).enumerate() {
+            let (head, tail) = (pair[0], pair[1]);
+            let mut first = at as u32;
+            if !stands_once(head) && !stands_once(tail) {
+                let key = u64::from(head) << 32 | u64::from(tail);
+                let is_equal = |other: usize| self.first[other] == head && self.first[other + 1] == tail;
+                if let Some(other) = self.table.find_or_insert(key, at, is_equal) {
+                    self.next_count[other] += 1;
+                    first = other as u32;
+                }
             }
-            // The pair itself stands for its hash, so equal ones are equal.
-            let pair = u64::from(head) << 32 | u64::from(tail);
-            let equal = self.table.find_or_insert(pair, at, |_| true);
-            self.first[at] = at as u32;
-            if let Some(other) = equal {
-                self.next_count[other] += 1;
-                self.first[at] = other as u32;
-            }
+            self.next_first.push(first);
         }
-        self.first.truncate(runs);
+        std::mem::swap(&mut self.first, &mut self.next_first);
         std::mem::swap(&mut self.count, &mut self.next_count);
         self.length += 1;
     }
@@ -182,29 +196,42 @@ impl Runs {
             return 0;
         }
         self.share();
-        // A long run that begins as no other place does is no repeat and has none: most runs are passed over.
-        let is_alone =
-            |runs: &Self, at: usize| !runs.is_shared[at] && (runs.starts[at + n] - runs.starts[at]) as usize >= PREFIX;
-        let runs = self.words() + 1 - n;
+        if self.open_length > n {
+            self.find_open(n);
+        }
         let mut table = std::mem::take(&mut self.table);
-        table.clear((0..runs).filter(|&at| !is_alone(self, at)).count());
-        let (mut at, mut characters) = (0, 0);
-        while at < runs {
-            if is_alone(self, at) {
-                at += 1;
+        table.clear(self.open.len());
+        let (mut next, mut found) = (0, 0);
+        for at in self.open.iter().map(|&at| at as usize) {
+            if at + n > self.words() {
+                break;
+            }
+            if at < next || self.is_alone(at, n) {
                 continue;
             }
             let run = self.run(at, n);
-            match table.find_or_insert(hash(run.as_bytes()), at, |other| self.run(other, n) == run) {
-                Some(_) => {
-                    characters += run.chars().count();
-                    at += n;
-                }
-                None => at += 1,
+            if table.find_or_insert(hash(run), at, |other| self.run(other, n) == run).is_some() {
+                found += characters(run);
+                next = at + n;
             }
         }
         self.table = table;
-        characters
+        found
+    }
+
+    /// Whether a run is no repeat and has none: it is long and begins as no other place does. Most are.
+    #[inline]
+    fn is_alone(&self, at: usize, n: usize) -> bool {
+        !self.is_shared[at] && (self.starts[at + n] - self.starts[at]) as usize >= PREFIX
+    }
+
+    /// Finds the runs of `n` words that are not alone; longer ones that are not are among them.
+    fn find_open(&mut self, n: usize) {
+        let mut open = std::mem::take(&mut self.open);
+        open.clear();
+        open.extend((0..self.words() + 1 - n).filter(|&at| !self.is_alone(at, n)).map(|at| at as u32));
+        self.open = open;
+        self.open_length = n;
     }
 
     /// Finds the words from which `PREFIX` bytes are equal to those from another word.
@@ -212,9 +239,9 @@ impl Runs {
         if std::mem::replace(&mut self.has_shared, true) {
             return;
         }
+        self.open_length = usize::MAX;
         let words = self.words();
-        let bytes = self.joined.as_bytes();
-        let from = |at: usize| &bytes[self.starts[at] as usize..self.starts[at] as usize + PREFIX];
+        let from = |at: usize| &self.joined[self.starts[at] as usize..self.starts[at] as usize + PREFIX];
         self.is_shared.clear();
         self.is_shared.resize(words, false);
         self.table.clear(words);
@@ -228,6 +255,12 @@ impl Runs {
     }
 }
 
+/// Code points of whole words.
+fn characters(words: &[u8]) -> usize {
+    words.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
+}
+
+#[inline]
 fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = FxHasher::default();
     hasher.write(bytes);
@@ -237,8 +270,8 @@ fn hash(bytes: &[u8]) -> u64 {
 /// A hash table of places, emptied at little cost. Of equal things it knows the first.
 #[derive(Debug, Default)]
 struct Table {
-    /// Hash and place; a power of two of them.
-    slots: Vec<(u64, u32)>,
+    /// The high half of a hash, and the place; a power of two of them.
+    slots: Vec<(u32, u32)>,
 }
 
 const EMPTY: u32 = u32::MAX;
@@ -251,16 +284,19 @@ impl Table {
     }
 
     /// The place of an equal thing that came before; else this one is remembered.
+    #[inline]
     fn find_or_insert(&mut self, hash: u64, at: usize, is_equal: impl Fn(usize) -> bool) -> Option<usize> {
+        let hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let tag = (hash >> 32) as u32;
         let last = self.slots.len() - 1;
-        let mut slot = (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & last;
+        let mut slot = (hash >> 24) as usize & last;
         loop {
-            let (other_hash, other) = self.slots[slot];
+            let (other_tag, other) = self.slots[slot];
             if other == EMPTY {
-                self.slots[slot] = (hash, at as u32);
+                self.slots[slot] = (tag, at as u32);
                 return None;
             }
-            if other_hash == hash && is_equal(other as usize) {
+            if other_tag == tag && is_equal(other as usize) {
                 return Some(other as usize);
             }
             slot = (slot + 1) & last;

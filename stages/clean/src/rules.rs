@@ -415,16 +415,14 @@ impl Counted {
         let share = if by_script { word.chars().next().and_then(unspaced) } else { None };
         let weight = share.map_or(1.0, |characters| 1.0 / characters);
         self.all += weight;
-        let (has_letter, is_symbol) = match word.is_ascii() {
-            true => {
-                let has_letter = word.bytes().any(|b| b.is_ascii_alphabetic());
-                // Of ASCII everything but letters and digits is a mark; there is no white space in a word.
-                (has_letter, !has_letter && !word.bytes().any(|b| b.is_ascii_digit()))
-            }
+        let kinds = word.bytes().fold(0, |kinds, byte| kinds | KINDS[usize::from(byte)]);
+        let (has_letter, is_symbol, characters) = match kinds & BEYOND_ASCII == 0 {
+            // Of ASCII everything but letters and digits is a mark; there is no white space in a word.
+            true => (kinds & LETTER != 0, kinds == 0, word.len()),
             false => {
                 // A letter is no mark.
-                let has_letter = word.chars().any(is_letter);
-                (has_letter, !has_letter && is_symbol_word(word))
+                let has_letter = kinds & LETTER != 0 || word.chars().any(is_letter);
+                (has_letter, !has_letter && is_symbol_word(word), word.chars().count())
             }
         };
         if has_letter {
@@ -434,12 +432,35 @@ impl Counted {
             self.real += weight;
             if share.is_none() {
                 self.spaced += 1.0;
-                self.characters += word.chars().count();
+                self.characters += characters;
             }
         }
         self.stops |= stop_word(word);
     }
 }
+
+const LETTER: u8 = 1;
+const DIGIT: u8 = 2;
+const BEYOND_ASCII: u8 = 4;
+
+static KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let byte = i as u8;
+        kinds[i] = if byte.is_ascii_alphabetic() {
+            LETTER
+        } else if byte.is_ascii_digit() {
+            DIGIT
+        } else if byte.is_ascii() {
+            0
+        } else {
+            BEYOND_ASCII
+        };
+        i += 1;
+    }
+    kinds
+};
 
 /// The bit of a stop word, 0 for any other word.
 fn stop_word(word: &str) -> u8 {

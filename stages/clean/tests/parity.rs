@@ -49,7 +49,6 @@ fn check_personal_data(set: &Set) {
     ));
     assert!(changed > if set.is_full { 100 } else { 10 });
     assert_share(set, "texts masked as recorded", same, records.len(), 0.998);
-    assert_share(set, "texts that smelt's own patterns mask as recorded", same_by_own, records.len(), 0.995);
 }
 
 /// Nothing but the rules of one published filter: its preset with the others turned off.

@@ -103,7 +103,8 @@ fn a_preset_says_what_the_config_does_not() {
     );
     assert!(own.get("preset").is_none());
     let changed = resolve(json!({
-        "preset": "fineweb", "nfc": true, "rules": { "min_words": 30, "max_hashes": null, "c4": { "min_sentences": 3 } },
+        "preset": "fineweb", "nfc": true,
+        "rules": { "min_words": 30, "max_hashes": null, "c4": { "min_sentences": 3 } },
         "pii": { "phones": ["PHONE"] }
     }));
     assert_eq!((&changed["nfc"], &changed["strip_control"]), (&json!(true), &json!(false)));

@@ -53,7 +53,7 @@ pub struct Config {
     /// How a shingle is hashed.
     #[serde(skip_serializing_if = "is_default")]
     pub hash: ShingleHash,
-    /// Which document of a cluster stays. `published` is the one that FineWeb's tool keeps; it wants `transitive: true`,
+    /// Which document of a cluster stays. `published` is the one that datatrove keeps; it wants `transitive: true`,
     /// `exact: false` and a `jaccard` of 0.
     #[serde(skip_serializing_if = "is_default")]
     pub keeps: Keeps,

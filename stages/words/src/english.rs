@@ -21,7 +21,14 @@ pub struct Span {
 }
 
 impl Span {
+    /// The word in the bytes of its text.
+    #[inline]
+    pub fn of_bytes(self, text: &[u8]) -> &[u8] {
+        &text[self.start as usize..self.end as usize]
+    }
+
     /// The word itself.
+    #[inline]
     pub fn of(self, text: &str) -> &str {
         &text[self.start as usize..self.end as usize]
     }
@@ -75,10 +82,9 @@ impl EnglishWords {
                 kinds |= kind;
                 at += 1;
             }
-            let run = &text[start..at];
             let is_plain =
                 kinds == LETTER || kinds == DIGIT || (kinds == LETTER | DIGIT && bytes[at - 1].is_ascii_digit());
-            if is_plain && tables.special(run).is_none() {
+            if is_plain && tables.special(&bytes[start..at]).is_none() {
                 self.push(start, at);
             } else {
                 self.cut_run(tables, text, start, at, kinds, true);
@@ -94,7 +100,7 @@ impl EnglishWords {
 
     /// Cuts a run without white space; `kinds` are those of its bytes.
     fn cut_run(&mut self, tables: &Tables, text: &str, start: usize, end: usize, kinds: u8, with_special: bool) {
-        let special = |x: &str| if with_special { tables.special(x) } else { None };
+        let special = |x: &str| if with_special { tables.special(x.as_bytes()) } else { None };
         let has_digits = kinds & DIGIT != 0;
         let (mut from, mut to) = (start, end);
         let mut last = usize::MAX;
@@ -172,7 +178,7 @@ impl EnglishWords {
     fn join_again(&mut self, tables: &Tables, text: &str) {
         let Second { found, blocked, spans: joined } = &mut self.second;
         found.clear();
-        let piece = |at: usize| tables.piece(self.spans[at].of(text));
+        let piece = |at: usize| tables.piece(self.spans[at].of_bytes(text.as_bytes()));
         let mut before = 0;
         for second in 0..self.spans.len() {
             let (first_piece, second_piece) = (before, piece(second));
@@ -311,6 +317,7 @@ const TOP_DOMAIN: u16 = 0x100;
 const PUNCTUATION: u16 = 0x200;
 const SENTENCE_END: u16 = 0x400;
 
+#[inline]
 fn class(c: char) -> u16 {
     let c = c as usize;
     let classes = &*CLASSES;
@@ -349,12 +356,12 @@ struct Special {
 }
 
 struct Tables {
-    special: FxHashMap<&'static str, &'static Special>,
+    special: FxHashMap<&'static [u8], &'static Special>,
     /// Of the special cases the last bytes that occur with a first byte and a length: most words are in no table.
     special_ends: Box<[u64]>,
     after_digits: FxHashMap<&'static str, ()>,
     /// Pieces of torn special cases, numbered from 1.
-    pieces: FxHashMap<&'static str, u16>,
+    pieces: FxHashMap<&'static [u8], u16>,
     piece_ends: Box<[u64]>,
     /// From a node of the tree of torn special cases by a piece to the next node; 0 is the root.
     torn: FxHashMap<(u16, u16), u16>,
@@ -366,17 +373,19 @@ struct Tables {
 const LENGTHS: usize = 32;
 
 fn mark_end(ends: &mut [u64], word: &str) {
-    let bytes = word.as_bytes();
-    ends[slot(bytes)] |= 1 << (bytes[bytes.len() - 1] & 63);
+    if let (Some(first), Some(last)) = (word.as_bytes().first(), word.as_bytes().last()) {
+        ends[usize::from(*first) * LENGTHS + word.len()] |= 1 << (last & 63);
+    }
 }
 
-fn slot(bytes: &[u8]) -> usize {
-    usize::from(bytes[0]) * LENGTHS + bytes.len()
-}
-
-fn may_hold(ends: &[u64], word: &str) -> bool {
-    let bytes = word.as_bytes();
-    (1..LENGTHS).contains(&bytes.len()) && ends[slot(bytes)] >> (bytes[bytes.len() - 1] & 63) & 1 == 1
+#[inline]
+fn may_hold(ends: &[u64], word: &[u8]) -> bool {
+    match (word.first(), word.last()) {
+        (Some(first), Some(last)) if word.len() < LENGTHS => {
+            ends[usize::from(*first) * LENGTHS + word.len()] >> (last & 63) & 1 == 1
+        }
+        _ => false,
+    }
 }
 
 static TABLES: LazyLock<Tables> = LazyLock::new(Tables::read);
@@ -400,7 +409,7 @@ impl Tables {
             // Read once and never given back: the tables live as long as the program.
             let (key, special): (&'static str, &'static Special) =
                 (Box::leak(line.replace(' ', "").into_boxed_str()), Box::leak(Box::new(special)));
-            tables.special.insert(key, special);
+            tables.special.insert(key.as_bytes(), special);
             mark_end(&mut tables.special_ends, key);
             all.push((key, special));
         }
@@ -422,7 +431,7 @@ impl Tables {
         for span in &words.spans {
             let piece = span.of(key);
             let next_piece = self.pieces.len() as u16 + 1;
-            let number = *self.pieces.entry(piece).or_insert(next_piece);
+            let number = *self.pieces.entry(piece.as_bytes()).or_insert(next_piece);
             mark_end(&mut self.piece_ends, piece);
             let next_node = self.whole.len() as u16;
             node = *self.torn.entry((node, number)).or_insert(next_node);
@@ -433,11 +442,13 @@ impl Tables {
         self.whole[usize::from(node)] = Some(special);
     }
 
-    fn special(&self, word: &str) -> Option<&'static Special> {
+    #[inline]
+    fn special(&self, word: &[u8]) -> Option<&'static Special> {
         if may_hold(&self.special_ends, word) { self.special.get(word).copied() } else { None }
     }
 
-    fn piece(&self, word: &str) -> u16 {
+    #[inline]
+    fn piece(&self, word: &[u8]) -> u16 {
         if may_hold(&self.piece_ends, word) { self.pieces.get(word).copied().unwrap_or(0) } else { 0 }
     }
 }
@@ -683,6 +694,7 @@ mod tests {
     fn a_special_case_in_one_piece_changes_nothing() {
         // So the second pass need not look for the cases that no rule tears.
         for (key, special) in &TABLES.special {
+            let key = std::str::from_utf8(key).unwrap();
             let kinds = key.bytes().fold(0, |kinds, byte| kinds | KINDS[usize::from(byte)]);
             let mut words = EnglishWords::default();
             words.cut_run(&TABLES, key, 0, key.len(), kinds, false);
