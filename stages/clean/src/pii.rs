@@ -260,8 +260,10 @@ fn octet(bytes: &[u8]) -> usize {
 /// The next thing that looks like a public IPv6 address: `IPV6`, sought only where four digits stand before a colon.
 fn next_ipv6(text: &str, from: usize) -> Option<Range<usize>> {
     let bytes = text.as_bytes();
+    // A run in which nothing was found need not be searched again from its next colon.
+    let mut searched = from;
     for at in memchr_iter(b':', &bytes[from..]).map(|at| from + at) {
-        if at < from + 4 || bytes[at - 4] != b'2' || !bytes[at - 3..at].iter().all(u8::is_ascii_hexdigit) {
+        if at < searched + 4 || bytes[at - 4] != b'2' || !bytes[at - 3..at].iter().all(u8::is_ascii_hexdigit) {
             continue;
         }
         let rest = text[at..].find(|c: char| !(c.is_ascii_hexdigit() || matches!(c, ':' | '.') || is_digit(c)));
@@ -269,6 +271,7 @@ fn next_ipv6(text: &str, from: usize) -> Option<Range<usize>> {
         if let Some(found) = IPV6.find_at(&text[..end], at - 4) {
             return Some(found.range());
         }
+        searched = end;
     }
     None
 }
@@ -452,6 +455,16 @@ mod tests {
             ("+4930 1234567", "PHONE"),
         ] {
             assert_eq!(masked(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_run_takes_no_longer_for_its_length() {
+        for piece in ["a2aaa:", "a@", "a.b@c.", "1.2.", "+1(", "tel:1", "2aaa:", "1@2.3@"] {
+            let text = piece.repeat(500_000 / piece.len());
+            for published in [false, true] {
+                mask(&text, &pii(published));
+            }
         }
     }
 
