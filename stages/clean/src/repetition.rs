@@ -1,8 +1,9 @@
 //! How much of a text is repeated (Gopher; Rae et al. 2021, table A1).
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::LazyLock;
+use memchr::memchr;
+use rustc_hash::{FxBuildHasher, FxHashSet, FxHasher};
+use smelt_words::Span;
+use std::hash::Hasher;
 
 /// What repeats among the parts of a text: every occurrence after the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -22,7 +23,7 @@ impl Repeats {
 
 /// Counts the repeated ones of `parts`.
 pub fn repeats<'t>(parts: impl Iterator<Item = &'t str>) -> Repeats {
-    let mut seen = HashSet::new();
+    let mut seen = FxHashSet::with_capacity_and_hasher(parts.size_hint().0, FxBuildHasher);
     let mut found = Repeats::default();
     for part in parts {
         found.parts += 1;
@@ -40,8 +41,8 @@ pub fn split_runs(text: &str, feeds: usize) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let now = rest?;
         let mut from = 0;
-        while let Some(at) = now[from..].find('\n').map(|at| from + at) {
-            let run = now[at..].bytes().take_while(|&b| b == b'\n').count();
+        while let Some(at) = memchr(b'\n', &now.as_bytes()[from..]).map(|at| from + at) {
+            let run = now.as_bytes()[at..].iter().take_while(|&&b| b == b'\n').count();
             if run >= feeds {
                 rest = Some(&now[at + run..]);
                 return Some(&now[..at]);
@@ -53,164 +54,272 @@ pub fn split_runs(text: &str, feeds: usize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The words of a text, prepared to compare runs of them: a run's hash comes from two prefixes (Karp & Rabin 1987),
-/// modulo 2⁶¹ − 1. Of 100,000 runs two different ones look equal with a chance of 2 in a billion.
+/// How runs of the words of one text repeat. Buffers are kept from text to text.
 ///
-/// Sixteen bytes a word, and eight more while one length of runs is looked at: a text of 400 MB is 66 million words.
+/// Nothing is decided by a hash alone: what looks equal is compared. About 50 bytes a word at most.
 #[derive(Debug, Default)]
 pub struct Runs {
-    words: Vec<Word>,
+    /// The words without what is between them, and `PREFIX` zeros.
+    joined: Vec<u8>,
+    /// Byte of `joined` at which each word starts, and where the last one ends.
+    starts: Vec<u32>,
+    /// For the runs of as many words as `length` says: of each the first run that is equal.
+    first: Vec<u32>,
+    next_first: Vec<u32>,
+    /// How often a run stands; only true at the first of equal ones.
+    count: Vec<u32>,
+    next_count: Vec<u32>,
+    length: usize,
+    /// Words at which the next `PREFIX` bytes stand at another word too.
+    is_shared: Vec<bool>,
+    has_shared: bool,
+    /// The places of runs of `open_length` words and more that may be repeats.
+    open: Vec<u32>,
+    open_length: usize,
+    table: Table,
 }
 
-/// The hash of a word alone, and its length in bytes and code points.
-#[derive(Clone, Copy, Debug)]
-struct Word {
-    hash: u64,
-    bytes: u32,
-    characters: u32,
-}
-
-/// A text up to some word: its hash, its bytes and its code points.
-type Prefix = (u64, usize, usize);
-
-const PRIME: u64 = (1 << 61) - 1;
-/// The base of the hash: any number that is not a small power.
-const BASE: u64 = 0x1357_9bdf_0246_8acf % PRIME;
-
-fn times(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    let folded = (product as u64 & PRIME) + (product >> 61) as u64;
-    if folded >= PRIME { folded - PRIME } else { folded }
-}
-
-/// The base to a power; most runs have one of a few lengths.
-fn power(exponent: usize) -> u64 {
-    static SMALL: LazyLock<[u64; 256]> = LazyLock::new(|| {
-        let mut powers = [1; 256];
-        (1..256).for_each(|i| powers[i] = times(powers[i - 1], BASE));
-        powers
-    });
-    if let Some(&small) = SMALL.get(exponent) {
-        return small;
-    }
-    let (mut result, mut square, mut exponent) = (1, BASE, exponent);
-    while exponent > 0 {
-        if exponent & 1 == 1 {
-            result = times(result, square);
-        }
-        square = times(square, square);
-        exponent >>= 1;
-    }
-    result
-}
-
-fn append(hash: u64, byte: u8) -> u64 {
-    (times(hash, BASE) + u64::from(byte) + 1) % PRIME
-}
+/// Bytes by which runs are told apart before they are compared as a whole.
+const PREFIX: usize = 16;
 
 impl Runs {
-    /// Adds the next word.
-    pub fn push(&mut self, word: &str) {
-        let hash = word.bytes().fold(0, append);
-        self.words.push(Word { hash, bytes: word.len() as u32, characters: word.chars().count() as u32 });
+    /// Prepares the words of a text.
+    pub fn set(&mut self, text: &str, words: &[Span]) {
+        let text = text.as_bytes();
+        self.starts.clear();
+        self.length = 0;
+        self.has_shared = false;
+        if self.joined.len() < text.len() + 2 * PREFIX {
+            self.joined.resize(text.len() + 2 * PREFIX, 0);
+        }
+        let mut at = 0;
+        for word in words {
+            self.starts.push(at as u32);
+            let (start, length) = (word.start as usize, (word.end - word.start) as usize);
+            match text[start..].first_chunk::<PREFIX>() {
+                // One move of a fixed length; what is too much is overwritten by the next word.
+                Some(chunk) if length <= PREFIX => self.joined[at..at + PREFIX].copy_from_slice(chunk),
+                _ => self.joined[at..at + length].copy_from_slice(word.of_bytes(text)),
+            }
+            at += length;
+        }
+        self.starts.push(at as u32);
+        self.joined[at..at + PREFIX].fill(0);
     }
 
-    /// Hash and code points of every run of `n` words, joined without blanks or with one after each word.
-    fn of(&self, n: usize, is_spaced: bool) -> impl Iterator<Item = (u64, usize)> {
-        let after = move |(hash, bytes, characters): Prefix, word: &Word| -> Prefix {
-            let hash = (times(hash, power(word.bytes as usize)) + word.hash) % PRIME;
-            let (bytes, characters) = (bytes + word.bytes as usize, characters + word.characters as usize);
-            if is_spaced { (append(hash, b' '), bytes + 1, characters + 1) } else { (hash, bytes, characters) }
-        };
-        let ahead = self.words.iter().take(n.saturating_sub(1)).fold((0, 0, 0), after);
-        let ends = self.words.iter().skip(n.saturating_sub(1));
-        ends.zip(&self.words).scan((ahead, (0, 0, 0)), move |(head, tail), (end, start)| {
-            *head = after(*head, end);
-            let length = head.1 - tail.1;
-            let run = ((head.0 + PRIME - times(tail.0, power(length))) % PRIME, head.2 - tail.2);
-            *tail = after(*tail, start);
-            Some(run)
-        })
+    fn words(&self) -> usize {
+        self.starts.len() - 1
     }
 
-    /// The hashes of all runs of `n` words, sorted.
-    fn sorted(&self, n: usize, is_spaced: bool) -> Vec<u64> {
-        let mut hashes = Vec::with_capacity((self.words.len() + 1).saturating_sub(n));
-        hashes.extend(self.of(n, is_spaced).map(|(hash, _)| hash));
-        hashes.sort_unstable();
-        hashes
+    #[inline]
+    fn run(&self, at: usize, n: usize) -> &[u8] {
+        &self.joined[self.starts[at] as usize..self.starts[at + n] as usize]
     }
 
     /// Characters that the most frequent run of `n` words takes: its length, words joined by one blank, times its
     /// count.
     ///
     /// Runs overlap; of several equally frequent ones the first seen counts. 0 for a text of fewer than `n` words.
-    pub fn top(&self, n: usize) -> usize {
-        let hashes = self.sorted(n, true);
-        let Some(most) = hashes.chunk_by(u64::eq).map(<[u64]>::len).max() else { return 0 };
-        let tops: Table<()> =
-            hashes.chunk_by(u64::eq).filter(|same| most > 1 && same.len() == most).map(|same| (same[0], ())).collect();
-        let first = self.of(n, true).find(|(hash, _)| most == 1 || tops.contains_key(hash));
-        first.map_or(0, |(_, characters)| (characters - 1) * most)
+    pub fn top(&mut self, n: usize) -> usize {
+        if self.words() < n {
+            return 0;
+        }
+        if self.length > n {
+            self.length = 0;
+        }
+        while self.length < n {
+            if self.length == 0 { self.count_words() } else { self.count_longer() }
+        }
+        let (mut top, mut most) = (0, 1);
+        for (at, &first) in self.first.iter().enumerate() {
+            let count = self.count[first as usize];
+            if count > most {
+                (top, most) = (at, count);
+            }
+        }
+        (characters(self.run(top, n)) + n - 1) * most as usize
+    }
+
+    /// Finds equal words.
+    fn count_words(&mut self) {
+        let words = self.words();
+        let mut table = std::mem::take(&mut self.table);
+        table.clear(words);
+        self.first.clear();
+        self.count.clear();
+        self.count.resize(words, 1);
+        for at in 0..words {
+            let word = self.run(at, 1);
+            let equal = table.find_or_insert(hash(word), at, |other| self.run(other, 1) == word);
+            if let Some(other) = equal {
+                self.count[other] += 1;
+            }
+            self.first.push(equal.unwrap_or(at) as u32);
+        }
+        self.table = table;
+        self.length = 1;
+    }
+
+    /// From equal runs of n words to those of n + 1: two are equal if their first n and their last n words are. A run
+    /// whose part stands once stands once itself.
+    fn count_longer(&mut self) {
+        let runs = self.first.len().saturating_sub(1);
+        let stands_once = |run: u32| self.count[run as usize] == 1;
+        let several = self.first.iter().filter(|&&run| !stands_once(run)).count();
+        self.table.clear(several);
+        self.next_count.clear();
+        self.next_count.resize(runs, 1);
+        self.next_first.clear();
+        for (at, pair) in self.first.windows(2).enumerate() {
+            let (head, tail) = (pair[0], pair[1]);
+            let mut first = at as u32;
+            if !stands_once(head) && !stands_once(tail) {
+                let key = u64::from(head) << 32 | u64::from(tail);
+                let is_equal = |other: usize| self.first[other] == head && self.first[other + 1] == tail;
+                if let Some(other) = self.table.find_or_insert(key, at, is_equal) {
+                    self.next_count[other] += 1;
+                    first = other as u32;
+                }
+            }
+            self.next_first.push(first);
+        }
+        std::mem::swap(&mut self.first, &mut self.next_first);
+        std::mem::swap(&mut self.count, &mut self.next_count);
+        self.length += 1;
     }
 
     /// Characters in repeated runs of `n` words, scanned from left to right, jumping over each repeat.
     ///
     /// Words are joined without blanks, so "ab c" repeats "a bc".
-    pub fn repeated(&self, n: usize) -> usize {
-        // What stands once can be no repeat: only the others are remembered.
-        let hashes = self.sorted(n, false);
-        let several = hashes.chunk_by(u64::eq).filter(|same| same.len() > 1);
-        let mut seen: Table<bool> = several.map(|same| (same[0], false)).collect();
-        drop(hashes);
-        if seen.is_empty() {
+    pub fn repeated(&mut self, n: usize) -> usize {
+        if self.words() < n {
             return 0;
         }
-        let (mut next, mut characters) = (0, 0);
-        for (at, (hash, length)) in self.of(n, false).enumerate() {
-            if at < next {
+        self.share();
+        if self.open_length > n {
+            self.find_open(n);
+        }
+        let mut table = std::mem::take(&mut self.table);
+        table.clear(self.open.len());
+        let (mut next, mut found) = (0, 0);
+        for at in self.open.iter().map(|&at| at as usize) {
+            if at + n > self.words() {
+                break;
+            }
+            if at < next || self.is_alone(at, n) {
                 continue;
             }
-            if let Some(was_seen) = seen.get_mut(&hash)
-                && std::mem::replace(was_seen, true)
-            {
-                characters += length;
+            let run = self.run(at, n);
+            if table.find_or_insert(hash(run), at, |other| self.run(other, n) == run).is_some() {
+                found += characters(run);
                 next = at + n;
             }
         }
-        characters
+        self.table = table;
+        found
+    }
+
+    /// Whether a run is no repeat and has none: it is long and begins as no other place does. Most are.
+    #[inline]
+    fn is_alone(&self, at: usize, n: usize) -> bool {
+        !self.is_shared[at] && (self.starts[at + n] - self.starts[at]) as usize >= PREFIX
+    }
+
+    /// Finds the runs of `n` words that are not alone; longer ones that are not are among them.
+    fn find_open(&mut self, n: usize) {
+        let mut open = std::mem::take(&mut self.open);
+        open.clear();
+        open.extend((0..self.words() + 1 - n).filter(|&at| !self.is_alone(at, n)).map(|at| at as u32));
+        self.open = open;
+        self.open_length = n;
+    }
+
+    /// Finds the words from which `PREFIX` bytes are equal to those from another word.
+    fn share(&mut self) {
+        if std::mem::replace(&mut self.has_shared, true) {
+            return;
+        }
+        self.open_length = usize::MAX;
+        let words = self.words();
+        let from = |at: usize| &self.joined[self.starts[at] as usize..self.starts[at] as usize + PREFIX];
+        self.is_shared.clear();
+        self.is_shared.resize(words, false);
+        self.table.clear(words);
+        for at in 0..words {
+            let prefix = from(at);
+            if let Some(other) = self.table.find_or_insert(hash(prefix), at, |other| from(other) == prefix) {
+                self.is_shared[other] = true;
+                self.is_shared[at] = true;
+            }
+        }
     }
 }
 
-/// A table of hashes, which need no second hashing but a multiplication to fill the high bits.
-type Table<V> = HashMap<u64, V, BuildHasherDefault<Spread>>;
+/// Code points of whole words.
+fn characters(words: &[u8]) -> usize {
+    words.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
+}
 
-#[derive(Default)]
-struct Spread(u64);
+#[inline]
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write(bytes);
+    hasher.finish()
+}
 
-impl Hasher for Spread {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
+/// A hash table of places, emptied at little cost. Of equal things it knows the first.
+#[derive(Debug, Default)]
+struct Table {
+    /// The high half of a hash, and the place; a power of two of them.
+    slots: Vec<(u32, u32)>,
+}
+
+const EMPTY: u32 = u32::MAX;
+
+impl Table {
+    /// Empties it, for at most `most` things.
+    fn clear(&mut self, most: usize) {
+        self.slots.clear();
+        self.slots.resize((2 * most).next_power_of_two().max(2), (0, EMPTY));
+    }
+
+    /// The place of an equal thing that came before; else this one is remembered.
+    #[inline]
+    fn find_or_insert(&mut self, hash: u64, at: usize, is_equal: impl Fn(usize) -> bool) -> Option<usize> {
+        let hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let tag = (hash >> 32) as u32;
+        let last = self.slots.len() - 1;
+        let mut slot = (hash >> 24) as usize & last;
+        loop {
+            let (other_tag, other) = self.slots[slot];
+            if other == EMPTY {
+                self.slots[slot] = (tag, at as u32);
+                return None;
+            }
+            if other_tag == tag && is_equal(other as usize) {
+                return Some(other as usize);
+            }
+            slot = (slot + 1) & last;
         }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     fn runs(words: &[&str]) -> Runs {
+        let mut spans = Vec::new();
+        let mut text = String::new();
+        for word in words {
+            let start = text.len() as u32;
+            text.push_str(word);
+            spans.push(Span { start, end: text.len() as u32 });
+            text.push(' ');
+        }
         let mut runs = Runs::default();
-        words.iter().for_each(|word| runs.push(word));
+        runs.set(&text, &spans);
         runs
     }
 
@@ -253,7 +362,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) % n
         };
-        let alphabet = ["a", "b", "ab", "é", "\0", "long word"];
+        let alphabet = ["a", "b", "ab", "é", "\0", "a word that is long"];
         for _ in 0..300 {
             let words: Vec<&str> = (0..draw(60)).map(|_| alphabet[draw(6) as usize]).collect();
             for n in 1..6 {

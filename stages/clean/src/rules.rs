@@ -1,18 +1,24 @@
 //! The rules that decide whether a document stays, and their limits.
 //!
-//! Rules and order are those of Gopher (Rae et al. 2021, §A.1.1) and FineWeb (Penedo et al. 2024, §3.6), as datatrove
-//! computes them. The default limits are not theirs: they are for technical text and source code, where short lines,
-//! marks and repeated closing brackets are normal. The comment of each field gives the published limit;
-//! [`Rules::gopher`] and [`Rules::fineweb`] are the published sets. A limit of null turns its rule off.
+//! The rules are those of Gopher (Rae et al. 2021, §A.1.1), C4 (Raffel et al. 2020, §2.2) and FineWeb (Penedo et al.
+//! 2024, §3.6), as datatrove computes them. The default limits are not theirs: they are for technical text and source
+//! code, where short lines, marks and repeated closing brackets are normal. The comment of each field gives the
+//! published limit; [`Rules::gopher`], [`Rules::c4`] and [`Rules::fineweb`] are the published sets and decide as
+//! datatrove does. A limit of null turns its rule off.
 //!
-//! The published rules split words at blanks, so a Chinese, Japanese or Thai text is a few words of monstrous length.
+//! The published rules know English words only, so a Chinese, Japanese or Thai text is a few words of monstrous length.
 //! With `by_script`, the default, its characters stand for parts of words: they are counted as the words that they make
 //! on average, say nothing of the mean length, and repetition is sought among them.
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_words::{is_letter, is_space, is_symbol_word, is_terminal, lines, parts, trim, unspaced};
+use smelt_words::{
+    EnglishWords, Span, is_letter, is_space, is_symbol_word, is_terminal, lines, parts, trim, unspaced, words,
+};
 
+use crate::c4::{C4, Lines};
 use crate::repetition::{self, Runs};
 
 /// Why a document is dropped: the rule, and the value that broke it.
@@ -32,13 +38,17 @@ pub struct RunLimit {
     pub share: f64,
 }
 
-/// Limits of all rules; null turns one off. Lengths are Unicode code points, words those of smelt-words.
+/// Limits of all rules; null turns one off. Lengths are Unicode code points. The defaults shown are those without a
+/// preset.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
     /// Whether the characters of scripts without blanks between words (Han, Kana, Thai, Lao, Khmer, Burmese) count as
-    /// parts of words: two or four make one (the published rules: false).
+    /// parts of words: two or four make one. False: the words of the published rules, which are English ones.
     pub by_script: bool,
+    /// Whether the count of words is judged first: of a text of five words always a third repeats. In the published
+    /// order repetition comes first, then the count with the rest of quality, then C4's rules, then FineWeb's.
+    pub length_first: bool,
     /// Fewest words that are not mere marks (Gopher: 50).
     pub min_words: Option<f64>,
     /// Most words that are not mere marks (Gopher: 100000).
@@ -74,10 +84,16 @@ pub struct Rules {
     pub max_top_runs: Vec<RunLimit>,
     /// Largest share of repeated runs of n words (Gopher: 0.15 for 5, then 0.01 less for each word up to 0.10 for 10).
     pub max_repeated_runs: Vec<RunLimit>,
+    /// C4's rules, which also drop lines; null for none of them. FineWeb takes them without `end_mark`.
+    pub c4: Option<C4>,
+    /// Fewest lines of 200 characters and more (mC4: 3).
+    pub min_long_lines: Option<f64>,
     /// Smallest share of lines that end in a sentence terminator (FineWeb: 0.12).
     pub min_terminated_lines: Option<f64>,
-    /// Largest share of lines of at most 30 characters (FineWeb: 0.67).
+    /// Largest share of short lines (FineWeb: 0.67).
     pub max_short_lines: Option<f64>,
+    /// Most characters of a short line (FineWeb: 30).
+    pub short_line: u64,
     /// Largest share of characters in repeated lines, of the characters that are no line feed (FineWeb: 0.01).
     pub max_repeated_in_lines: Option<f64>,
     /// Most line feeds per word, marks counted as words (FineWeb: 0.3).
@@ -92,6 +108,7 @@ impl Default for Rules {
     fn default() -> Self {
         Rules {
             by_script: true,
+            length_first: true,
             min_words: Some(20.0),
             max_words: Some(100_000.0),
             min_word_length: Some(2.0),
@@ -117,6 +134,7 @@ impl Rules {
     pub fn none() -> Self {
         Rules {
             by_script: false,
+            length_first: false,
             min_words: None,
             max_words: None,
             min_word_length: None,
@@ -134,8 +152,11 @@ impl Rules {
             max_repeated_line_characters: None,
             max_top_runs: Vec::new(),
             max_repeated_runs: Vec::new(),
+            c4: None,
+            min_long_lines: None,
             min_terminated_lines: None,
             max_short_lines: None,
+            short_line: 30,
             max_repeated_in_lines: None,
             max_line_feeds: None,
         }
@@ -165,128 +186,216 @@ impl Rules {
         }
     }
 
-    /// FineWeb's own quality rules with the published limits.
+    /// C4's rules with the published limits.
+    pub fn c4() -> Self {
+        Rules { c4: Some(C4::default()), ..Rules::none() }
+    }
+
+    /// FineWeb's chain of rules with the published limits: Gopher's, C4's but for the end mark, and its own.
     pub fn fineweb() -> Self {
         Rules {
+            c4: Some(C4 { end_mark: false, ..C4::default() }),
             min_terminated_lines: Some(0.12),
             max_short_lines: Some(0.67),
             max_repeated_in_lines: Some(0.01),
             max_line_feeds: Some(0.3),
-            ..Rules::none()
+            ..Rules::gopher()
         }
     }
 
-    /// The first rule that `text` breaks, in the order length, repetition, quality, lines; `None` if it breaks none.
-    pub fn judge(&self, text: &str) -> Option<Fault> {
-        let characters = text.chars().count();
-        if characters == 0 {
-            return fault("empty", 0.0);
+    fn has_repetition(&self) -> bool {
+        self.max_repeated_paragraphs.is_some()
+            || self.max_repeated_paragraph_characters.is_some()
+            || self.max_repeated_lines.is_some()
+            || self.max_repeated_line_characters.is_some()
+            || self.has_runs()
+    }
+
+    fn has_runs(&self) -> bool {
+        !self.max_top_runs.is_empty() || !self.max_repeated_runs.is_empty()
+    }
+
+    fn has_lines(&self) -> bool {
+        self.min_terminated_lines.is_some()
+            || self.max_short_lines.is_some()
+            || self.max_repeated_in_lines.is_some()
+            || self.max_line_feeds.is_some()
+    }
+
+    fn judge_parts(&self, text: &str, characters: usize) -> Result<(), Fault> {
+        let share = |n: usize| n as f64 / characters as f64;
+        let (most, most_characters) = (self.max_repeated_paragraphs, self.max_repeated_paragraph_characters);
+        if most.is_some() || most_characters.is_some() {
+            let found = repetition::repeats(repetition::split_runs(trim(text), 2));
+            above("repeated_paragraphs", found.share(), most)?;
+            above("repeated_paragraph_characters", share(found.characters), most_characters)?;
         }
-        let mut found = Counted::default();
-        let mut runs = Runs::default();
-        // A text that is too long for its rule needs no list of words, which takes more memory than the text.
-        let needs_runs = !self.max_top_runs.is_empty() || !self.max_repeated_runs.is_empty();
-        for word in self.words(text) {
-            found.add(word, self.by_script);
-            if needs_runs && self.max_words.is_none_or(|most| found.real <= most) {
-                runs.push(word);
+        let (most, most_characters) = (self.max_repeated_lines, self.max_repeated_line_characters);
+        if most.is_some() || most_characters.is_some() {
+            let found = repetition::repeats(repetition::split_runs(text, 1));
+            above("repeated_lines", found.share(), most)?;
+            above("repeated_line_characters", share(found.characters), most_characters)?;
+        }
+        Ok(())
+    }
+
+    fn judge_runs(&self, runs: &mut Runs, characters: usize) -> Result<(), Fault> {
+        let share = |n: usize| n as f64 / characters as f64;
+        for &RunLimit { n, share: most } in &self.max_top_runs {
+            let found = share(runs.top(n));
+            if found > most {
+                return Err(fault(&format!("top_run_of_{n}"), found));
             }
         }
-        // Length comes first: in a text of five words something always is a third of it.
-        below("too_few_words", found.real, self.min_words)
-            .or_else(|| above("too_many_words", found.real, self.max_words))
-            .or_else(|| self.judge_repetition(text, &runs, characters))
-            .or_else(|| self.judge_quality(text, &found))
-            .or_else(|| self.judge_lines(text, &found))
-    }
-
-    fn words<'t>(&self, text: &'t str) -> Box<dyn Iterator<Item = &'t str> + 't> {
-        match self.by_script && text.chars().any(|c| unspaced(c).is_some()) {
-            true => Box::new(smelt_words::words(text).flat_map(parts)),
-            false => Box::new(smelt_words::words(text)),
+        for &RunLimit { n, share: most } in &self.max_repeated_runs {
+            let found = share(runs.repeated(n));
+            if found > most {
+                return Err(fault(&format!("repeated_runs_of_{n}"), found));
+            }
         }
+        Ok(())
     }
 
-    fn judge_repetition(&self, text: &str, runs: &Runs, characters: usize) -> Option<Fault> {
-        let share = |n: usize| n as f64 / characters as f64;
-        let paragraphs = repetition::repeats(repetition::split_runs(trim(text), 2));
-        let by_line = repetition::repeats(repetition::split_runs(text, 1));
-        above("repeated_paragraphs", paragraphs.share(), self.max_repeated_paragraphs)
-            .or_else(|| {
-                let limit = self.max_repeated_paragraph_characters;
-                above("repeated_paragraph_characters", share(paragraphs.characters), limit)
-            })
-            .or_else(|| above("repeated_lines", by_line.share(), self.max_repeated_lines))
-            .or_else(|| above("repeated_line_characters", share(by_line.characters), self.max_repeated_line_characters))
-            .or_else(|| self.judge_runs(runs, share))
+    fn judge_length(&self, found: &Counted) -> Result<(), Fault> {
+        below("too_few_words", found.real, self.min_words)?;
+        above("too_many_words", found.real, self.max_words)
     }
 
-    fn judge_runs(&self, runs: &Runs, share: impl Fn(usize) -> f64) -> Option<Fault> {
-        let top = self
-            .max_top_runs
-            .iter()
-            .find_map(|limit| above(&format!("top_run_of_{}", limit.n), share(runs.top(limit.n)), Some(limit.share)));
-        top.or_else(|| {
-            self.max_repeated_runs.iter().find_map(|limit| {
-                above(&format!("repeated_runs_of_{}", limit.n), share(runs.repeated(limit.n)), Some(limit.share))
-            })
-        })
-    }
-
-    fn judge_quality(&self, text: &str, found: &Counted) -> Option<Fault> {
+    fn judge_quality(&self, text: &str, found: &Counted) -> Result<(), Fault> {
         let per_word = |n: usize| n as f64 / found.all;
         let mean_length = found.characters as f64 / found.spaced;
-        let mut all_lines = 0;
-        let (mut bullets, mut ellipses) = (0, 0);
-        for line in lines(text) {
-            all_lines += 1;
-            bullets += usize::from(line.trim_start_matches(is_space).starts_with(['•', '-']));
-            let end = line.trim_end_matches(is_space);
-            ellipses += usize::from(end.ends_with("...") || end.ends_with('…'));
+        below("words_too_short", mean_length, self.min_word_length)?;
+        above("words_too_long", mean_length, self.max_word_length)?;
+        if self.max_hashes.is_some() {
+            above("hashes", per_word(text.bytes().filter(|&b| b == b'#').count()), self.max_hashes)?;
         }
-        let per_line = |n: usize| n as f64 / f64::from(all_lines);
-        below("words_too_short", mean_length, self.min_word_length)
-            .or_else(|| above("words_too_long", mean_length, self.max_word_length))
-            .or_else(|| above("hashes", per_word(text.matches('#').count()), self.max_hashes))
-            .or_else(|| {
-                let dots = text.matches("...").count() + text.matches('…').count();
-                above("ellipses", per_word(dots), self.max_ellipses)
-            })
-            .or_else(|| above("bullet_lines", per_line(bullets), self.max_bullet_lines))
-            .or_else(|| above("ellipsis_lines", per_line(ellipses), self.max_ellipsis_lines))
-            .or_else(|| {
-                let of = if self.letter_words_count_marks { found.all } else { found.real };
-                below("letter_words", found.lettered / of, self.min_letter_words)
-            })
-            .or_else(|| below("stop_words", f64::from(found.stops.count_ones()), self.min_stop_words))
+        if self.max_ellipses.is_some() {
+            let dots = text.matches("...").count() + text.matches('…').count();
+            above("ellipses", per_word(dots), self.max_ellipses)?;
+        }
+        if self.max_bullet_lines.is_some() || self.max_ellipsis_lines.is_some() {
+            let (mut all, mut bullets, mut ellipses) = (0, 0, 0);
+            for line in lines(text) {
+                all += 1;
+                bullets += usize::from(line.trim_start_matches(is_space).starts_with(['•', '-']));
+                let end = line.trim_end_matches(is_space);
+                ellipses += usize::from(end.ends_with("...") || end.ends_with('…'));
+            }
+            let per_line = |n: usize| n as f64 / f64::from(all);
+            above("bullet_lines", per_line(bullets), self.max_bullet_lines)?;
+            above("ellipsis_lines", per_line(ellipses), self.max_ellipsis_lines)?;
+        }
+        let of = if self.letter_words_count_marks { found.all } else { found.real };
+        below("letter_words", found.lettered / of, self.min_letter_words)?;
+        below("stop_words", f64::from(found.stops.count_ones()), self.min_stop_words)
     }
 
-    fn judge_lines(&self, text: &str, found: &Counted) -> Option<Fault> {
+    fn judge_long_lines(&self, text: &str) -> Result<(), Fault> {
+        let Some(least) = self.min_long_lines else { return Ok(()) };
+        let is_long = |line: &&str| line.len() >= 200 && line.chars().nth(199).is_some();
+        below("long_lines", text.split('\n').filter(is_long).count() as f64, Some(least))
+    }
+
+    /// FineWeb's own rules; `words` are all words of the text.
+    fn judge_lines(&self, text: &str, words: f64) -> Result<(), Fault> {
+        if !self.has_lines() && !self.length_first {
+            return Ok(());
+        }
         let filled: Vec<&str> = text.split('\n').filter(|line| !line.chars().all(is_space)).collect();
         if filled.is_empty() {
-            return fault("empty", 0.0);
+            return Err(fault("empty", 0.0));
         }
         let share = |n: usize| n as f64 / filled.len() as f64;
         let ended = filled.iter().filter(|line| line.ends_with(is_terminal)).count();
-        below("terminated_lines", share(ended), self.min_terminated_lines)
-            .or_else(|| {
-                let short = filled.iter().filter(|line| line.chars().nth(30).is_none()).count();
-                above("short_lines", share(short), self.max_short_lines)
-            })
-            .or_else(|| {
-                let all = text.chars().filter(|&c| c != '\n').count();
-                let repeats = repetition::repeats(filled.iter().copied());
-                above("repeated_in_lines", repeats.characters as f64 / all as f64, self.max_repeated_in_lines)
-            })
-            .or_else(|| {
-                let feeds = text.matches('\n').count();
-                above("line_feeds", feeds as f64 / found.all, self.max_line_feeds)
-            })
+        below("terminated_lines", share(ended), self.min_terminated_lines)?;
+        let short = |line: &&&str| line.len() as u64 <= self.short_line || fits(line, self.short_line);
+        above("short_lines", share(filled.iter().filter(short).count()), self.max_short_lines)?;
+        let feeds = text.bytes().filter(|&b| b == b'\n').count();
+        if self.max_repeated_in_lines.is_some() {
+            let repeats = repetition::repeats(filled.iter().copied());
+            let all = text.chars().count() - feeds;
+            above("repeated_in_lines", repeats.characters as f64 / all as f64, self.max_repeated_in_lines)?;
+        }
+        above("line_feeds", feeds as f64 / words, self.max_line_feeds)
+    }
+}
+
+/// Whether a line has at most `most` characters.
+fn fits(line: &str, most: u64) -> bool {
+    line.chars().take((most as usize).saturating_add(1)).count() as u64 <= most
+}
+
+/// Judges one document after the other, in the same buffers.
+#[derive(Debug, Default)]
+pub struct Judge {
+    english: EnglishWords,
+    /// Words by script.
+    spans: Vec<Span>,
+    runs: Runs,
+    lines: Lines,
+}
+
+impl Judge {
+    /// What the rules leave of `text`, or the first rule that it breaks.
+    pub fn judge<'t>(&mut self, rules: &Rules, text: &'t str) -> Result<Cow<'t, str>, Fault> {
+        let characters = text.chars().count();
+        if characters == 0 && (rules.length_first || rules.has_repetition()) {
+            return Err(fault("empty", 0.0));
+        }
+        // Paragraphs and lines need no words, but the count of words may come first.
+        if !rules.length_first {
+            rules.judge_parts(text, characters)?;
+        }
+        let mut found = Counted::default();
+        let words = if rules.by_script {
+            self.spans.clear();
+            let has_unspaced = text.chars().any(|c| unspaced(c).is_some());
+            let mut add = |word: &str| {
+                found.add(word, true);
+                // A text that is too long for its rule needs no list of words, which takes more memory than the text.
+                if !rules.length_first || rules.max_words.is_none_or(|most| found.real <= most) {
+                    let start = (word.as_ptr() as usize - text.as_ptr() as usize) as u32;
+                    self.spans.push(Span { start, end: start + word.len() as u32 });
+                }
+            };
+            match has_unspaced {
+                true => words(text).flat_map(parts).for_each(&mut add),
+                false => words(text).for_each(&mut add),
+            }
+            &self.spans[..]
+        } else {
+            let words = self.english.split(text);
+            words.iter().for_each(|word| found.add(word.of(text), false));
+            words
+        };
+        if rules.length_first {
+            rules.judge_length(&found)?;
+            rules.judge_parts(text, characters)?;
+        }
+        if rules.has_runs() {
+            self.runs.set(text, words);
+            rules.judge_runs(&mut self.runs, characters)?;
+        }
+        if !rules.length_first {
+            rules.judge_length(&found)?;
+        }
+        rules.judge_quality(text, &found)?;
+        let Some(c4) = &rules.c4 else {
+            rules.judge_long_lines(text)?;
+            rules.judge_lines(text, found.all)?;
+            return Ok(Cow::Borrowed(text));
+        };
+        let words = if rules.by_script { self.english.split(text) } else { words };
+        c4.judge(text, words, &mut self.lines)?;
+        let left = &self.lines;
+        rules.judge_long_lines(&left.text)?;
+        rules.judge_lines(&left.text, left.words as f64)?;
+        Ok(if left.text == text { Cow::Borrowed(text) } else { Cow::Owned(left.text.clone()) })
     }
 }
 
 /// What the rules want to know of a text's words. A character of an unspaced script is a part of a word.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Counted {
     /// Words, marks among them.
     all: f64,
@@ -303,38 +412,82 @@ struct Counted {
 
 impl Counted {
     fn add(&mut self, word: &str, by_script: bool) {
-        let share = word.chars().next().and_then(unspaced).filter(|_| by_script);
+        let share = if by_script { word.chars().next().and_then(unspaced) } else { None };
         let weight = share.map_or(1.0, |characters| 1.0 / characters);
         self.all += weight;
-        if word.chars().any(is_letter) {
+        let kinds = word.bytes().fold(0, |kinds, byte| kinds | KINDS[usize::from(byte)]);
+        let (has_letter, is_symbol, characters) = match kinds & BEYOND_ASCII == 0 {
+            // Of ASCII everything but letters and digits is a mark; there is no white space in a word.
+            true => (kinds & LETTER != 0, kinds == 0, word.len()),
+            false => {
+                // A letter is no mark.
+                let has_letter = kinds & LETTER != 0 || word.chars().any(is_letter);
+                (has_letter, !has_letter && is_symbol_word(word), word.chars().count())
+            }
+        };
+        if has_letter {
             self.lettered += weight;
         }
-        if !is_symbol_word(word) {
+        if !is_symbol {
             self.real += weight;
             if share.is_none() {
                 self.spaced += 1.0;
-                self.characters += word.chars().count();
+                self.characters += characters;
             }
         }
-        if let Some(stop) = STOP_WORDS.iter().position(|stop| *stop == word) {
-            self.stops |= 1 << stop;
-        }
+        self.stops |= stop_word(word);
     }
 }
 
-const STOP_WORDS: [&str; 8] = ["the", "be", "to", "of", "and", "that", "have", "with"];
+const LETTER: u8 = 1;
+const DIGIT: u8 = 2;
+const BEYOND_ASCII: u8 = 4;
 
-fn fault(rule: &str, value: f64) -> Option<Fault> {
-    Some(Fault { rule: rule.to_owned(), value })
+static KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let byte = i as u8;
+        kinds[i] = if byte.is_ascii_alphabetic() {
+            LETTER
+        } else if byte.is_ascii_digit() {
+            DIGIT
+        } else if byte.is_ascii() {
+            0
+        } else {
+            BEYOND_ASCII
+        };
+        i += 1;
+    }
+    kinds
+};
+
+/// The bit of a stop word, 0 for any other word.
+fn stop_word(word: &str) -> u8 {
+    match word.as_bytes() {
+        b"the" => 1,
+        b"be" => 2,
+        b"to" => 4,
+        b"of" => 8,
+        b"and" => 16,
+        b"that" => 32,
+        b"have" => 64,
+        b"with" => 128,
+        _ => 0,
+    }
+}
+
+pub(crate) fn fault(rule: &str, value: f64) -> Fault {
+    Fault { rule: rule.to_owned(), value }
 }
 
 /// A fault if `value` is above the limit. NaN, a share of nothing, breaks no rule.
-fn above(rule: &str, value: f64, limit: Option<f64>) -> Option<Fault> {
-    if limit.is_some_and(|limit| value > limit) { fault(rule, value) } else { None }
+fn above(rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault> {
+    if limit.is_some_and(|limit| value > limit) { Err(fault(rule, value)) } else { Ok(()) }
 }
 
-fn below(rule: &str, value: f64, limit: Option<f64>) -> Option<Fault> {
-    if limit.is_some_and(|limit| value < limit) { fault(rule, value) } else { None }
+fn below(rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault> {
+    if limit.is_some_and(|limit| value < limit) { Err(fault(rule, value)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -342,7 +495,7 @@ mod tests {
     use super::*;
 
     fn judge(rules: &Rules, text: &str) -> Option<Fault> {
-        rules.judge(text)
+        Judge::default().judge(rules, text).err()
     }
 
     fn only(set: impl FnOnce(&mut Rules)) -> Rules {

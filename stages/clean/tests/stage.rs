@@ -50,7 +50,7 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&manifest));
     }
     assert_eq!(all[0], all[1], "threads change bytes");
-    assert_eq!(Clean::VERSION, 2);
+    assert_eq!(Clean::VERSION, 3);
     let golden = [
         "documents 794833e8d0f73ca4b9e700d9a39adb26ac5acb9985f4447b6ceea77ea6f789bf",
         "drops b6a5c9306718322f531a162343aab81f0aa6f02f2c04643045138200952c7a76",
@@ -93,6 +93,50 @@ fn a_limit_of_null_turns_its_rule_off() {
 }
 
 #[test]
+fn a_preset_says_what_the_config_does_not() {
+    let workshop = Workshop::new("clean-preset");
+    let resolve = |config: Value| workshop.resolve::<Clean>(config, &[]).unwrap();
+    let own = resolve(json!({}));
+    assert_eq!(
+        (&own["nfc"], &own["rules"]["min_words"], &own["rules"]["c4"]),
+        (&json!(true), &json!(20.0), &json!(null))
+    );
+    assert!(own.get("preset").is_none());
+    let changed = resolve(json!({
+        "preset": "fineweb", "nfc": true,
+        "rules": { "min_words": 30, "max_hashes": null, "c4": { "min_sentences": 3 } },
+        "pii": { "phones": ["PHONE"] }
+    }));
+    assert_eq!((&changed["nfc"], &changed["strip_control"]), (&json!(true), &json!(false)));
+    let rules = &changed["rules"];
+    assert_eq!(
+        (&rules["min_words"], &rules["max_hashes"], &rules["max_words"]),
+        (&json!(30.0), &json!(null), &json!(100_000.0))
+    );
+    assert_eq!((&rules["c4"]["min_sentences"], &rules["c4"]["end_mark"]), (&json!(3), &json!(false)));
+    assert_eq!((&changed["pii"]["phones"], &changed["pii"]["published"]), (&json!(["PHONE"]), &json!(true)));
+    assert_eq!(resolve(changed.clone()), changed, "an effective config is its own");
+}
+
+/// What C4's rules leave is judged and masked further, and is the document.
+#[test]
+fn a_preset_changes_documents_as_datatrove_does() {
+    let workshop = Workshop::new("clean-fineweb");
+    let text = "The harbour opens at five, and the first boats that leave have their lamps still lit.\r\n\
+                We use cookies on this site.\n\
+                Ask the man at 8.8.8.8 for a berth; he keeps the book of the quay and all of its keys.[3]\n\
+                By noon most nets hang to dry on the wall, with the gulls above them waiting for a chance.\n\
+                Nobody sells fish after three, since ice costs more than a walk to the next town would.\n\
+                In winter the same lamps burn until nine and the keeper reads old letters in his hut.\n";
+    let input = workshop.feed(&[("page", text), ("short", "Too short.")], 2);
+    let manifest = workshop.run::<Clean>(json!({ "preset": "fineweb" }), &[("documents", &[input])]).unwrap();
+    let kept = workshop.rows::<Documents>(&manifest, "documents");
+    assert_eq!(kept.len(), 1, "{:?}", workshop.rows::<Drops>(&manifest, "drops"));
+    let expected = text.replace("\r\n", "\n").replace("We use cookies on this site.\n", "").replace("[3]", "");
+    assert_eq!(kept[0].text, expected.replace("8.8.8.8", "22.214.171.124").trim_end());
+}
+
+#[test]
 fn an_output_without_documents_is_an_error_that_counts_the_rules() {
     let workshop = Workshop::new("clean-empty");
     let input = workshop.feed(&[("a", "too few words"), ("b", ""), ("c", "1 2 3")], 2);
@@ -121,8 +165,17 @@ fn wrong_configs_are_refused_before_anything_runs() {
     assert_eq!((field.as_str(), text.as_str()), ("/min_language_confidence", "65 is no confidence, expected 0 to 1"));
     let (field, text) = refuse(json!({ "rules": { "max_top_runs": [{ "n": 0, "share": 0.1 }] } }));
     assert_eq!((field.as_str(), text.as_str()), ("/rules/max_top_runs/0/n", "a run of 0 words, expected at least 1"));
-    let (_, text) = refuse(json!({ "rules": { "min_wrods": 3 } }));
-    assert!(text.starts_with("unknown field `min_wrods`, expected one of `by_script`, `min_words`"), "{text}");
+    let (field, text) = refuse(json!({ "rules": { "min_wrods": 3 } }));
+    assert_eq!(field, "/rules/min_wrods");
+    assert!(
+        text.starts_with("unknown field `min_wrods`, expected one of `by_script`, `length_first`, `min_words`"),
+        "{text}"
+    );
+    let (field, text) = refuse(json!({ "preset": "c4", "rules": { "c4": { "min_sentences": "many" } } }));
+    assert_eq!(field, "/rules/c4/min_sentences");
+    assert_eq!(text, "invalid type: string \"many\", expected u64");
+    let (_, text) = refuse(json!({ "preset": "finweb" }));
+    assert_eq!(text, "unknown variant `finweb`, expected one of `fineweb`, `gopher`, `c4`");
 }
 
 #[test]

@@ -6,11 +6,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::minhash::{jaccard, similarity};
 
 /// What is known of a document.
 ///
-/// Of each hash the low 32 bits are kept: two different hashes look equal once in 4 billion, and memory halves.
+/// Of each hash the low 32 bits are kept: two different hashes look equal once in 4 billion, and memory halves. Only
+/// the published order of clusters needs whole hashes; then the high half stands before the low one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sketch {
     /// Of the text with white space folded.
@@ -21,11 +25,12 @@ pub struct Sketch {
 }
 
 impl Sketch {
-    pub fn new(digest: [u8; 32], simple: [u64; 2], signature: Option<&[u64]>) -> Self {
-        Sketch { digest, simple, signature: signature.map(|s| s.iter().map(|&hash| hash as u32).collect()) }
+    pub fn new(digest: [u8; 32], simple: [u64; 2], signature: Option<&[u64]>, keeps: Keeps) -> Self {
+        let halves = |hash: u64| [(hash >> 32) as u32, hash as u32].into_iter().skip(2 - keeps.halves());
+        Sketch { digest, simple, signature: signature.map(|s| s.iter().flat_map(|&hash| halves(hash)).collect()) }
     }
 
-    /// As text: 64 hex digits of the digest, 32 of the simplified forms, then 8 of each hash.
+    /// As text: 64 hex digits of the digest, 32 of the simplified forms, then 8 of each half of a hash that is kept.
     pub fn to_hex(&self) -> String {
         let digest = self.digest.iter().map(|byte| format!("{byte:02x}"));
         let simple = self.simple.iter().map(|hash| format!("{hash:016x}"));
@@ -70,6 +75,28 @@ impl Sketches {
     }
 }
 
+/// Which document of a cluster stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keeps {
+    /// The first.
+    #[default]
+    First,
+    /// The one that datatrove keeps: the root of a union by size, over the bands in order and in each over the pairs of
+    /// equal neighbours in the order of their hashes.
+    Published,
+}
+
+impl Keeps {
+    /// 32-bit halves of a hash that a sketch needs.
+    fn halves(self) -> usize {
+        match self {
+            Keeps::First => 1,
+            Keeps::Published => 2,
+        }
+    }
+}
+
 /// How pairs are found.
 #[derive(Debug, Clone, Copy)]
 pub struct Joining {
@@ -81,6 +108,8 @@ pub struct Joining {
     pub jaccard: f64,
     /// Whether what is similar to a document that goes, goes with it.
     pub transitive: bool,
+    /// Which document of a cluster stays; `Published` joins every candidate and nothing else.
+    pub keeps: Keeps,
 }
 
 /// Why a document is dropped.
@@ -106,10 +135,11 @@ pub fn candidates(sketches: &Sketches, bands: usize) -> BTreeSet<usize> {
 
 /// For every document `None` if it stays, else why it is dropped.
 pub fn duplicates(sketches: &Sketches, shingles: &ShingleSets, joining: Joining) -> Vec<Option<Duplicate>> {
-    let pairs = Pairs { sketches: &sketches.all, shingles };
-    match joining.transitive {
-        true => transitive(&pairs, joining),
-        false => similar_to_a_leader(&pairs, joining),
+    let pairs = Pairs { sketches: &sketches.all, shingles, halves: joining.keeps.halves() };
+    match (joining.keeps, joining.transitive) {
+        (Keeps::Published, _) => published(&pairs, joining.bands),
+        (Keeps::First, true) => transitive(&pairs, joining),
+        (Keeps::First, false) => similar_to_a_leader(&pairs, joining),
     }
 }
 
@@ -117,6 +147,7 @@ pub fn duplicates(sketches: &Sketches, shingles: &ShingleSets, joining: Joining)
 struct Pairs<'a> {
     sketches: &'a [Sketch],
     shingles: &'a ShingleSets,
+    halves: usize,
 }
 
 impl Pairs<'_> {
@@ -128,7 +159,10 @@ impl Pairs<'_> {
             return jaccard(a, b);
         }
         match (&self.sketches[a].signature, &self.sketches[b].signature) {
-            (Some(a), Some(b)) => similarity(a, b),
+            (Some(a), Some(b)) => {
+                let (a, b): (Vec<_>, Vec<_>) = (a.chunks(self.halves).collect(), b.chunks(self.halves).collect());
+                similarity(&a, &b)
+            }
             _ => 0.0,
         }
     }
@@ -219,7 +253,26 @@ fn transitive(pairs: &Pairs<'_>, joining: Joining) -> Vec<Option<Duplicate>> {
     leaders.into_iter().enumerate().map(|(i, leader)| (leader != i).then(|| pairs.duplicate(i, leader))).collect()
 }
 
-/// Union-find in which a cluster's root is its smallest number.
+/// Whole groups but for the document that datatrove keeps of each.
+fn published(pairs: &Pairs<'_>, bands: usize) -> Vec<Option<Duplicate>> {
+    let n = pairs.sketches.len();
+    let mut clusters = Clusters::new(n);
+    let mut sizes = vec![1u32; n];
+    each_run(pairs.sketches, bands, |_, run| {
+        for pair in run.windows(2) {
+            let (a, b) = (clusters.root(pair[0]), clusters.root(pair[1]));
+            if a != b {
+                let (root, other) = if sizes[a] < sizes[b] { (b, a) } else { (a, b) };
+                clusters.parent[other] = root;
+                sizes[root] += sizes[other];
+            }
+        }
+    });
+    let leaders: Vec<usize> = (0..n).map(|i| clusters.root(i)).collect();
+    leaders.into_iter().enumerate().map(|(i, leader)| (leader != i).then(|| pairs.duplicate(i, leader))).collect()
+}
+
+/// Union-find; [`Clusters::join`] makes a cluster's smallest number its root.
 struct Clusters {
     parent: Vec<usize>,
 }
@@ -247,12 +300,12 @@ impl Clusters {
 mod tests {
     use super::*;
 
-    const JOINING: Joining = Joining { exact: true, bands: 2, jaccard: 0.0, transitive: true };
+    const JOINING: Joining = Joining { exact: true, bands: 2, jaccard: 0.0, transitive: true, keeps: Keeps::First };
 
     fn sketches(documents: &[(u8, Option<[u64; 4]>)]) -> Sketches {
         let mut sketches = Sketches::default();
         for &(digest, signature) in documents {
-            sketches.push(Sketch::new([digest; 32], [0, 0], signature.as_ref().map(|s| &s[..])));
+            sketches.push(Sketch::new([digest; 32], [0, 0], signature.as_ref().map(|s| &s[..]), Keeps::First));
         }
         sketches
     }
@@ -263,9 +316,10 @@ mod tests {
 
     #[test]
     fn a_sketch_is_read_as_it_is_written() {
-        let with = Sketch::new([7; 32], [1, u64::MAX], Some(&[1, u64::MAX, 0x1_2345_6789]));
-        let without = Sketch::new([0xab; 32], [0, 7], None);
-        for sketch in [with, without] {
+        let with = Sketch::new([7; 32], [1, u64::MAX], Some(&[1, u64::MAX, 0x1_2345_6789]), Keeps::First);
+        let without = Sketch::new([0xab; 32], [0, 7], None, Keeps::Published);
+        let whole = Sketch::new([9; 32], [1, 2], Some(&[1 << 32, 7]), Keeps::Published);
+        for sketch in [with, without, whole] {
             assert_eq!(Sketch::from_hex(&sketch.to_hex()), Some(sketch));
         }
         for broken in ["", "ab", &"0".repeat(97), &"x".repeat(96), &format!("{}é", "0".repeat(95))] {

@@ -20,8 +20,8 @@ use smelt_stage::{Artifact, Context, Error, Source, Stage};
 use smelt_words::{is_digit, simplify, simplify_keeping_numbers};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::clusters::{Joining, ShingleSets, Sketch, Sketches, candidates, duplicates};
-use crate::minhash::MinHash;
+use crate::clusters::{Joining, Keeps, ShingleSets, Sketch, Sketches, candidates, duplicates};
+use crate::minhash::{MinHash, Scratch, ShingleHash};
 
 /// Defaults follow FineWeb (Penedo et al. 2024): 14 bands of 8 hashes over 5-grams of words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,8 +38,8 @@ pub struct Config {
     pub transitive: bool,
     /// Whether documents that differ in their numbers are different. FineWeb folds all numbers into one.
     pub keep_numbers: bool,
-    /// Whether characters stand for words in scripts without blanks (Han, Kana, Thai, Lao, Khmer, Burmese). FineWeb's
-    /// words are what lies between blanks and marks.
+    /// Whether characters stand for words in scripts without blanks (Han, Kana, Thai, Lao, Khmer, Burmese). False:
+    /// FineWeb's words, which are English ones.
     pub by_script: bool,
     /// Words in a shingle, at least 1; shorter documents have no near-duplicates.
     pub words: usize,
@@ -50,6 +50,17 @@ pub struct Config {
     pub hashes: usize,
     /// Draws the hash functions; 1 gives the published ones. No part of the pipeline's randomness.
     pub hash_seed: u32,
+    /// How a shingle is hashed.
+    #[serde(skip_serializing_if = "is_default")]
+    pub hash: ShingleHash,
+    /// Which document of a cluster stays. `published` is the one that datatrove keeps; it wants `transitive: true`,
+    /// `exact: false` and a `jaccard` of 0.
+    #[serde(skip_serializing_if = "is_default")]
+    pub keeps: Keeps,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Config {
@@ -65,6 +76,8 @@ impl Default for Config {
             bands: 14,
             hashes: 8,
             hash_seed: 1,
+            hash: ShingleHash::default(),
+            keeps: Keeps::default(),
         }
     }
 }
@@ -81,7 +94,7 @@ pub struct Dedup;
 
 impl Stage for Dedup {
     const NAME: &'static str = "dedup";
-    const VERSION: u32 = 2; // a document goes only for one that stays; characters stand for words without blanks
+    const VERSION: u32 = 3; // `by_script: false` takes the words of the published signatures
     const ABOUT: &'static str = "Keeps one document of every group of equal or nearly equal ones";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
@@ -107,6 +120,14 @@ impl Stage for Dedup {
             return Err(Error::config("/near", "neither equal nor nearly equal documents are sought")
                 .hint("set `exact` or `near` to true, or leave the job out"));
         }
+        let is_published = config.transitive && !config.exact && config.near && config.jaccard == 0.0;
+        if config.keeps == Keeps::Published && !is_published {
+            return Err(Error::config(
+                "/keeps",
+                "`published` clusters are those of all candidates and of nothing else",
+            )
+            .hint("set `transitive: true`, `exact: false` and `jaccard: 0` with it, or leave `keeps` out"));
+        }
         Ok(Vec::new())
     }
 
@@ -115,15 +136,20 @@ impl Stage for Dedup {
         let files: Vec<(usize, usize)> =
             inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f))).collect();
         let mut minhash = MinHash::new(config.words, config.bands * config.hashes, config.hash_seed);
-        (minhash.keep_numbers, minhash.by_script) = (config.keep_numbers, config.by_script);
+        (minhash.keep_numbers, minhash.by_script, minhash.hash) = (config.keep_numbers, config.by_script, config.hash);
         let sketched = cx.units("sketches", files.len(), |i, unit| {
             let (artifact, file) = files[i];
             let mut found: Vec<(String, String)> = Vec::new();
+            let mut scratch = Scratch::default();
             for document in inputs[artifact].read(file)? {
                 let document = document?;
-                let signature = if config.near { minhash.signature(&document.text) } else { None };
-                let simple = if config.near { simple_forms(&document.text) } else { [0, 0] };
-                let sketch = Sketch::new(exact::digest(&document.text), simple, signature.as_deref());
+                let (mut signature, mut forms) = (None, [0, 0]);
+                if config.near {
+                    let simple = minhash.simple(&document.text);
+                    signature = minhash.signature_of_simple(&simple, &mut scratch);
+                    forms = simple_forms(&document.text, &simple, config.keep_numbers);
+                }
+                let sketch = Sketch::new(exact::digest(&document.text), forms, signature.as_deref(), config.keeps);
                 found.push((document.id, sketch.to_hex()));
             }
             unit.set_detail(serde_json::to_value(found).map_err(|e| Error::bug(format!("writing sketches: {e}")))?);
@@ -157,8 +183,8 @@ impl Stage for Dedup {
                 }
             }
         }
-        let Config { exact, bands, jaccard, transitive, .. } = config;
-        let outcome = duplicates(&sketches, &shingles, Joining { exact, bands, jaccard, transitive });
+        let Config { exact, bands, jaccard, transitive, keeps, .. } = config;
+        let outcome = duplicates(&sketches, &shingles, Joining { exact, bands, jaccard, transitive, keeps });
         drop(shingles);
 
         cx.units("filter", files.len(), |i, unit| {
@@ -191,11 +217,13 @@ impl Stage for Dedup {
     }
 }
 
-/// Hashes of the simplified text, with numbers folded and with numbers as they are.
-fn simple_forms(text: &str) -> [u64; 2] {
-    let folded = xxh64(simplify(text).as_bytes(), 0);
-    match text.chars().any(is_digit) {
-        true => [folded, xxh64(simplify_keeping_numbers(text).as_bytes(), 0)],
-        false => [folded; 2],
+/// Hashes of the simplified text, with numbers folded and with numbers as they are; `simple` is one of these forms.
+fn simple_forms(text: &str, simple: &str, keeps_numbers: bool) -> [u64; 2] {
+    let form = |text: &str| xxh64(text.as_bytes(), 0);
+    let known = form(simple);
+    match (text.chars().any(is_digit), keeps_numbers) {
+        (false, _) => [known; 2],
+        (true, false) => [known, form(&simplify_keeping_numbers(text))],
+        (true, true) => [form(&simplify(text)), known],
     }
 }

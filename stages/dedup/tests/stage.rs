@@ -59,7 +59,7 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Dedup>(json!({}), &[("documents", &[input])]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads change bytes");
-    assert_eq!(Dedup::VERSION, 2);
+    assert_eq!(Dedup::VERSION, 3);
     let golden = [
         "documents 1c2eab74387458bb84d151636697acedd9a9ab7ecf9dfc248a3d58a87a086807",
         "drops dd7d76d5e5bcd446e3765882914a06b6783adc3a13a8702125a9bfd38e5eb5ce",
@@ -133,6 +133,13 @@ fn wrong_configs_are_refused_before_anything_runs() {
     let (field, text) = refuse(json!({ "exact": false, "near": false }));
     assert_eq!(field, "/near");
     assert!(text.starts_with("neither equal nor nearly equal documents are sought\nhint: "), "{text}");
+    let (field, text) = refuse(json!({ "keeps": "published" }));
+    assert_eq!(field, "/keeps");
+    assert_eq!(
+        text,
+        "`published` clusters are those of all candidates and of nothing else\n\
+         hint: set `transitive: true`, `exact: false` and `jaccard: 0` with it, or leave `keeps` out"
+    );
     let error = workshop.resolve::<Dedup>(json!({}), &[]).unwrap_err();
     assert_eq!(told(&error), "`dedup` reads documents, but no input is given\nhint: set `input: JOB`");
 }

@@ -3,6 +3,8 @@
 //! The rules were first run in Python, whose ideas of white space, letter and line differ from Rust's. Where they
 //! differ, Python's is used; otherwise the same rule would decide differently on the same document.
 
+use std::ops::Range;
+
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
 /// White space as Python's `str.isspace` and `\s` mean it: Unicode's, and the separators U+001C to U+001F.
@@ -108,27 +110,40 @@ pub fn trim(text: &str) -> &str {
 
 /// Lines as Python's `splitlines` gives them, without their ends; no empty line after a final line end.
 pub fn lines(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
+    line_ranges(text).map(|range| &text[range])
+}
+
+/// Where the [`lines`] of `text` stand, in bytes.
+pub fn line_ranges(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut next = 0;
     std::iter::from_fn(move || {
-        if rest.is_empty() {
+        if next == bytes.len() {
             return None;
         }
-        let end = rest.find(is_line_end).unwrap_or(rest.len());
-        let line = &rest[..end];
-        rest = &rest[end..];
-        let mut ends = rest.chars();
-        if let Some(c) = ends.next() {
-            rest = ends.as_str();
-            if c == '\r' {
-                rest = rest.strip_prefix('\n').unwrap_or(rest);
+        let start = next;
+        while next < bytes.len() {
+            let end = line_end(&bytes[next..]);
+            if end > 0 {
+                let line = start..next;
+                next += end;
+                return Some(line);
             }
+            next += 1;
         }
-        Some(line)
+        Some(start..next)
     })
 }
 
-fn is_line_end(c: char) -> bool {
-    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+/// Bytes of the line end that `bytes` begin with, 0 for none; `bytes` may also begin inside a character.
+fn line_end(bytes: &[u8]) -> usize {
+    match *bytes {
+        [b' '..=0xc1 | 0..=9 | 0xe3.., ..] => 0,
+        [b'\r', b'\n', ..] | [0xc2, 0x85, ..] => 2,
+        [b'\n' | b'\r' | 0xb | 0xc | 0x1c..=0x1e, ..] => 1,
+        [0xe2, 0x80, 0xa8 | 0xa9, ..] => 3,
+        _ => 0,
+    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,16 @@
 //! simplified words, and both must agree on what a word, a line and a blank are; so those meanings live here, once.
 
 mod chars;
+mod english;
 mod ngrams;
 mod scripts;
 mod simplify;
 mod split;
 
-pub use chars::{is_digit, is_letter, is_mark, is_number, is_space, is_symbol_word, is_terminal, lines, trim};
+pub use chars::{
+    is_digit, is_letter, is_mark, is_number, is_space, is_symbol_word, is_terminal, line_ranges, lines, trim,
+};
+pub use english::{EnglishWords, Span, count_sentences, english_words};
 pub use ngrams::{NGrams, Shingles, ngrams, shingles};
 pub use scripts::{Parts, parts, unspaced};
 pub use simplify::{simplify, simplify_keeping_numbers};

@@ -1,9 +1,8 @@
 //! Word splitting: simple, Unicode-aware, without tables of any language but English contractions.
 //!
-//! The published rules count the tokens of spaCy's blank English pipeline. This splitter follows its main habits: marks
-//! are words of their own, equal marks in a row are one ("..."), "don't" is "do" and "n't", a dot or comma between
-//! digits or letters stays inside ("7.3", "crates.io"). It does not know spaCy's lists of special cases, URLs and
-//! units; `tests/parity.rs` says how often the two agree.
+//! It serves smelt's own rules in every language: marks are words of their own, equal marks in a row are one ("..."),
+//! "don't" is "do" and "n't", a dot or comma between digits or letters stays inside ("7.3", "crates.io"). The words of
+//! the published rules, with their tables of English special cases, URLs and units, are in `english.rs`.
 
 use crate::chars::{is_combining, is_digit, is_letter, is_space};
 
