@@ -1,6 +1,8 @@
 //! Where memory is, and who may touch it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where a tensor's memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -9,10 +11,14 @@ pub enum Device {
     Host,
     /// The memory of [`Fenced`](crate::Fenced): only its operations may touch it.
     Fenced,
+    /// There is none: [`Meta`](crate::Meta) has shapes alone.
+    Meta,
 }
 
 thread_local! {
     static HERE: Cell<Device> = const { Cell::new(Device::Host) };
+    /// Who counts tensors without memory that this thread makes now.
+    static GAUGE: RefCell<Option<Arc<Gauge>>> = const { RefCell::new(None) };
 }
 
 impl Device {
@@ -32,5 +38,56 @@ impl Device {
         }
         let _outside = Outside(HERE.replace(self));
         work()
+    }
+}
+
+/// Counts bytes that are not there.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge {
+    live: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Gauge {
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// The most since the last call.
+    pub(crate) fn take_peak(&self) -> u64 {
+        self.peak.swap(self.live(), Ordering::Relaxed)
+    }
+
+    /// Tensors that `work` makes have no memory, and count here.
+    pub(crate) fn within<R>(self: &Arc<Self>, work: impl FnOnce() -> R) -> R {
+        let outside = GAUGE.replace(Some(self.clone()));
+        let result = Device::Meta.within(work);
+        GAUGE.set(outside);
+        result
+    }
+
+    /// A tensor of so many bytes; they count until this is dropped.
+    pub(crate) fn take(bytes: u64) -> Taken {
+        let gauge = GAUGE.with_borrow(Clone::clone);
+        if let Some(gauge) = &gauge {
+            let live = gauge.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            gauge.peak.fetch_max(live, Ordering::Relaxed);
+        }
+        Taken { gauge, bytes }
+    }
+}
+
+/// Bytes that count.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    gauge: Option<Arc<Gauge>>,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(gauge) = &self.gauge {
+            gauge.live.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }

@@ -28,6 +28,11 @@ impl Segments {
         Self { ends: Tensor::new([counts.len()], &ends), rows: end as usize }
     }
 
+    /// Of so many rows together, with U32 ends `[E]`.
+    pub(crate) fn on_device(ends: Tensor, rows: usize) -> Self {
+        Self { ends, rows }
+    }
+
     /// U32, `[E]`
     pub fn ends(&self) -> &Tensor {
         &self.ends

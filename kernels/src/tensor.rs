@@ -6,7 +6,7 @@
 use crate::dtype::{DType, Element};
 use crate::e4m3::E4m3;
 use crate::memory::Allocation;
-use crate::place::Device;
+use crate::place::{Device, Gauge, Taken};
 use crate::view::View;
 use half::bf16;
 use std::any::Any;
@@ -94,6 +94,8 @@ enum Data {
     Bf16(Allocation<bf16>),
     E4m3(Allocation<E4m3>),
     U32(Allocation<u32>),
+    /// Shapes alone.
+    Nothing(DType, #[allow(dead_code, reason = "counts until it is dropped")] Taken),
 }
 
 impl Drop for Buffer {
@@ -104,6 +106,7 @@ impl Drop for Buffer {
             Data::Bf16(data) => bf16::arena().give(std::mem::take(data)),
             Data::E4m3(data) => E4m3::arena().give(std::mem::take(data)),
             Data::U32(data) => u32::arena().give(std::mem::take(data)),
+            Data::Nothing(..) => {}
         }
     }
 }
@@ -114,6 +117,9 @@ impl Tensor {
     pub fn empty(shape: impl Into<Shape>, dtype: DType) -> Self {
         let shape = shape.into();
         let data = match dtype {
+            _ if Device::here() == Device::Meta => {
+                Data::Nothing(dtype, Gauge::take((shape.len() * dtype.bytes()) as u64))
+            }
             DType::F32 => Data::F32(f32::arena().take(shape.len(), f32::POISON)),
             DType::F64 => Data::F64(f64::arena().take(shape.len(), f64::POISON)),
             DType::Bf16 => Data::Bf16(bf16::arena().take(shape.len(), bf16::POISON)),
@@ -167,12 +173,13 @@ impl Tensor {
     }
 
     pub fn dtype(&self) -> DType {
-        match self.buffer.data {
+        match &self.buffer.data {
             Data::F32(_) => DType::F32,
             Data::F64(_) => DType::F64,
             Data::Bf16(_) => DType::Bf16,
             Data::E4m3(_) => DType::E4m3,
             Data::U32(_) => DType::U32,
+            Data::Nothing(dtype, _) => *dtype,
         }
     }
 
@@ -222,6 +229,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
             Data::U32(data) => data,
+            Data::Nothing(..) => panic!("tensor: there is no memory behind shapes alone"),
         };
         let data = any.downcast_ref::<Allocation<T>>();
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
@@ -242,6 +250,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
             Data::U32(data) => data,
+            Data::Nothing(..) => panic!("tensor: there is no memory behind shapes alone"),
         };
         let data = any.downcast_mut::<Allocation<T>>();
         &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]

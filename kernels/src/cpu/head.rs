@@ -17,6 +17,11 @@ use crate::tensor::Tensor;
 const BLOCK: usize = 1 << 22;
 const KEPT: usize = 1 << 24;
 
+/// Whether the exponentials of `[n, v]` logits are kept for backward.
+pub(crate) fn keeps_logits(n: usize, v: usize) -> bool {
+    n * v <= KEPT
+}
+
 /// Turns logits into exp(logit − max); writes log p(target), lse, and 1/Σexp.
 fn softmax<T: Real>(cpu: &Cpu, logits: &mut [T], vocabulary: usize, targets: &[u32], out: [&mut [f64]; 3]) {
     let step = cpu.step(targets.len(), 4 * vocabulary);
@@ -54,7 +59,7 @@ pub(super) fn forward<T: Products>(cpu: &Cpu, x: &Tensor, w: &Tensor, targets: &
     let [n, d, v] = check(x, w, targets);
     let [mut logp, mut lse, mut inverse] = [(); 3].map(|()| Tensor::empty([n], DType::F64));
     let targets = targets.read::<u32>();
-    let keeps = n * v <= KEPT;
+    let keeps = keeps_logits(n, v);
     let block = if keeps { n.max(1) } else { (BLOCK / v).max(1) };
     let mut memory = Tensor::empty([block.min(n), v], T::DTYPE);
     for first in (0..n).step_by(block) {

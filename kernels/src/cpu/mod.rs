@@ -26,3 +26,5 @@ mod table;
 mod vectors;
 
 pub use device::Cpu;
+pub(crate) use head::keeps_logits;
+pub(crate) use one_head::softmax as kept_of_attention;

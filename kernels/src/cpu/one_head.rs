@@ -63,7 +63,7 @@ pub(super) fn tasks<P>(
 /// Memory for what forward keeps for backward. The part of a task: per query the largest score·scale, and one over Σ
 /// exp(score·scale − largest), each padded to whole vectors; then these exponentials, block by block, if they are
 /// few enough to keep. (Otherwise backward computes them again by the same products and loops, with the same bits.)
-pub(super) fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
+pub(crate) fn softmax<T: Real>(heads: usize, documents: &Documents) -> Softmax {
     let mut all = 0;
     tasks(heads, documents, |len| {
         all += len;

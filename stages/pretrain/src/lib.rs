@@ -18,8 +18,8 @@ use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
 use smelt_train::{
-    Batches, Corpus, Decay, FillInMiddle, Hyper, Mixture, NextToken, Objective, Ramp, Report, Schedule, Settings,
-    SpikeGuard, Tail, Trainer, mean_loss,
+    Batches, Corpus, Decay, FillInMiddle, Hyper, Memory, Mixture, NextToken, Objective, Ramp, Report, Schedule,
+    Settings, SpikeGuard, Tail, Trainer, mean_loss,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -155,6 +155,9 @@ smelt_stage::outputs! {
     pub struct Outputs { model: Port<Checkpoint>, state: Port<State>, metrics: Port<Metrics> }
 }
 
+/// Tokens of a micro-batch whose memory is estimated.
+const LARGEST_STEP: usize = 1 << 20;
+
 /// Of an estimate.
 const ASSUMED_VOCABULARY: usize = 4096;
 
@@ -201,7 +204,15 @@ impl Stage for Pretrain {
         let model = config.model.config(ASSUMED_VOCABULARY, config.context).and_then(Model::new);
         if let Ok(model) = model {
             let work = Work::of(&model, config.context);
+            let context = config.context.max(1);
+            let together = (config.micro_batch_tokens / context).clamp(1, config.sequences.max(1) as usize);
+            let Config { precision, recompute, optimizer, .. } = config;
+            // a step on shapes takes a list of its tokens
+            let memory = (together.saturating_mul(context) <= LARGEST_STEP)
+                .then(|| Memory::of(&model, optimizer, *precision, *recompute, [together, context]));
             let own = work.parameters as f64 * config.optimizer.bytes_per_parameter();
+            estimate.memory_bytes = memory.map(|memory| memory.peak);
+            estimate.details.extend(memory.map(|m| ("activations_bytes".to_owned(), m.activations as f64)));
             estimate.flops = Some(work.flops * tokens);
             estimate.details.extend([
                 ("parameters".to_owned(), work.parameters as f64),
@@ -216,8 +227,9 @@ impl Stage for Pretrain {
                 "a vocabulary of {ASSUMED_VOCABULARY} is assumed: the real one comes with `tokenizer`; with \
             `init` the model does too"
             ),
-            "memory is `weights_gradients_moments_bytes`, the activations of `micro_batch_tokens` tokens, and the \
-             tokens of the input"
+            "memory is the most that the tensors of a step take at once: `weights_gradients_moments_bytes`, \
+             `activations_bytes` of a micro-batch (see `recompute`) and what backward adds; the tokens of the input \
+             come on top"
                 .into(),
         ];
         estimate

@@ -75,6 +75,13 @@ impl Model {
         Params::init(self.specs.clone(), init)
     }
 
+    /// Parameters with unspecified values, on the device of `backend`: for [`Meta`](smelt_kernels::Meta), which needs
+    /// their shapes.
+    pub fn shapes(&self, backend: &dyn Backend) -> Params {
+        let values = self.specs.0.iter().map(|spec| backend.empty(spec.shape, DType::F32));
+        Params::new(self.specs.clone(), values.collect())
+    }
+
     /// All trainable elements.
     pub fn parameters(&self) -> usize {
         self.specs.count()
