@@ -27,7 +27,8 @@ pub(super) fn balance(
             (0..e).filter(|&j| is_before(j)).count() < k
         }
     };
-    let parts = documents.map_or_else(|| vec![0..n], |documents| documents.iter().collect());
+    let parts =
+        documents.map_or_else(|| std::iter::once(0..n).collect::<Vec<_>>(), |documents| documents.iter().collect());
     let mut dscores = vec![0.0; n * e];
     for rows in parts.into_iter().filter(|rows| !rows.is_empty()) {
         let tokens = rows.len() as f64;

@@ -46,9 +46,7 @@ impl Balance {
     pub const NONE: Self =
         Self { weight: 0.0, scope: BalanceScope::Sequence, counts: BalanceCounts::Scores, mtp: false };
 
-    /// The weighted loss of one layer, and its gradient in the scores, `[N, E]`.
-
-    /// Adds the loss of one router to `loss`, F64 `[1]`; returns its gradient in the scores.
+    /// Adds the weighted loss of one router to `loss`, F64 `[1]`; returns its gradient in the scores, `[N, E]`.
     pub(crate) fn add(self, cx: &Cx, router: &Router, routing: &Routing, loss: &mut Tensor) -> Tensor {
         let documents = match self.scope {
             BalanceScope::Sequence => Some(cx.documents),

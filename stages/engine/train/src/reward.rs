@@ -167,8 +167,8 @@ mod tests {
             check(dlogp[i], &|head, step| head.logp[i] += step, "dlogp");
             check(dscores[i], &|head, step| head.scores[i] += step, "dscores");
         }
-        for i in 0..2 {
-            check(dlikelihood[i], &|head, step| head.likelihood[i] += step, "dlikelihood");
+        for (i, &found) in dlikelihood.iter().enumerate() {
+            check(found, &|head, step| head.likelihood[i] += step, "dlikelihood");
         }
     }
 }
