@@ -143,7 +143,11 @@ impl Attempt {
                 let attempt = Self::begin_beside(store, stage, fingerprint, edition)?;
                 rival = attempt.rival(&artifact)?;
                 if rival.is_none() {
-                    return Ok(Begun::Held(attempt));
+                    // Another process may have committed after this one looked for its manifest, and released its lease
+                    // before this one looked for leases.
+                    let Some(manifest) = store.manifest(&artifact)? else { return Ok(Begun::Held(attempt)) };
+                    attempt.give_up();
+                    return Ok(Begun::Committed(Box::new(manifest)));
                 }
                 attempt.give_up();
             }
@@ -546,8 +550,13 @@ mod tests {
     #[test]
     fn of_two_that_begin_at_once_one_works_and_the_other_adopts() {
         let folder = std::env::temp_dir().join(format!("smelt-two-{}", unique()));
-        for address in [folder.to_str().unwrap(), "memory:two"] {
-            let store = Store::open(address).unwrap();
+        // the shorter the work, the more often one begins while another commits
+        for (round, milliseconds) in [100, 0, 0, 1, 2, 3, 5, 8, 13, 21, 34, 55].into_iter().enumerate() {
+            let address = match round % 2 {
+                0 => folder.join(round.to_string()).to_str().unwrap().to_owned(),
+                _ => format!("memory:two-{round}"),
+            };
+            let store = Store::open(&address).unwrap();
             let (worked, waited) = (Mutex::new(0), Mutex::new(0));
             std::thread::scope(|scope| {
                 for _ in 0..4 {
@@ -555,7 +564,7 @@ mod tests {
                         match Attempt::begin(&store, "dedup", &recipe(), 0, |_| *waited.lock().unwrap() += 1).unwrap() {
                             Begun::Held(attempt) => {
                                 *worked.lock().unwrap() += 1;
-                                std::thread::sleep(Duration::from_millis(100));
+                                std::thread::sleep(Duration::from_millis(milliseconds));
                                 assert!(matches!(attempt.commit(&manifest(attempt.id())).unwrap(), Commit::Won));
                                 attempt.release();
                             }
