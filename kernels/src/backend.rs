@@ -165,8 +165,8 @@ pub struct Head {
     pub logp: Tensor,
     /// log Σ exp(logits), F64 `[N]`.
     pub lse: Tensor,
-    /// exp(logits − max), and per row one over its sum (F64). None when they were too large to keep: backward computes
-    /// them again.
+    /// exp(logits − max), and per row one over its sum (F64). None when they were too large to keep: backward
+    /// computes them again.
     pub(crate) kept: Option<(Tensor, Tensor)>,
 }
 
@@ -383,7 +383,8 @@ macro_rules! operations {
         fn embedding_backward(&self, ids: &Tensor, dx: &Tensor, dw: &mut Tensor);
         /// x `[N, D]`, w `[V, D]`, targets U32 `[N]`.
         fn head(&self, x: &Tensor, w: &Tensor, targets: &Tensor) -> Head;
-        /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`, dlogp and dlse F64 `[N]`. Returns dx; `dw += dlogitsᵀ·x`.
+        /// `dlogits = dlogp·(onehot − softmax) + dlse·softmax`, dlogp and dlse F64 `[N]`. Returns dx;
+        /// `dw += dlogitsᵀ·x`.
         #[allow(clippy::too_many_arguments)]
         fn head_backward(
             &self,
@@ -396,19 +397,19 @@ macro_rules! operations {
             dw: &mut Tensor,
         ) -> Tensor;
 
-        /// Draws tokens from rows of logits `[N, V]`: functions of the row, seed and place. Returns them, U32 `[M]`, and
-        /// their log-probabilities, F64 `[M]`, under the distribution that they were drawn from before `top_p` and
-        /// `top_k` cut it; at temperature 0 under the model's own.
+        /// Draws tokens from rows of logits `[N, V]`, each a function of its row, seed and place. Returns the tokens,
+        /// U32 `[M]`, and their log-probabilities, F64 `[M]`: under the distribution at the draw's temperature, whatever
+        /// `top_p` and `top_k` cut off; at temperature 0 under that at temperature 1.
         fn draw(&self, logits: &Tensor, draws: &[Draw]) -> (Tensor, Tensor);
 
         /// logits `[N, E]`, bias `[E]`. The bias affects which experts are chosen and nothing else.
         fn route(&self, router: &Router, logits: &Tensor, bias: &Tensor) -> Routing;
         /// Returns dlogits. `dscores` `[N, E]` is added to the gradient that the scores get from the weights.
         fn route_backward(&self, router: &Router, r: &Routing, dweights: &Tensor, dscores: Option<&Tensor>) -> Tensor;
-        /// A balance loss of a router (see `Balance` of the model): with f_e = E/(K·T) times how often expert e counts
-        /// among T tokens, and P_e the mean of its share of a token's scores, `loss += weight·Σ_e f_e·P_e`. T runs over
-        /// each document alone, or over all rows when there are none. loss is F64 `[1]`. Returns dscores `[N, E]`; f
-        /// has no gradient.
+        /// A balance loss of a router (see `Balance` of the model): with f_e = E/(K·T) times how often expert e
+        /// counts among T tokens, and P_e the mean of its share of a token's scores,
+        /// `loss += weight·Σ_e f_e·P_e`, for each document on its own, or for all rows together without `documents`.
+        /// loss is F64 `[1]`. Returns dscores `[N, E]`; f has no gradient.
         fn balance(
             &self,
             router: &Router,
@@ -420,7 +421,8 @@ macro_rules! operations {
         ) -> Tensor;
         /// `counts[e] += ` rows of segment e; counts U32 `[E]`.
         fn count(&self, segments: &Segments, counts: &mut Tensor);
-        /// The rule that moves a router's correction bias (Wang et al. 2024): `bias[e] += speed · sign(mean − counts[e])`.
+        /// The rule that moves a router's correction bias (Wang et al. 2024):
+        /// `bias[e] += speed · sign(mean − counts[e])`.
         fn balance_bias(&self, bias: &mut Tensor, counts: &Tensor, speed: f64);
         /// Rows `rows` (U32) of x, in that order.
         fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor;
@@ -439,8 +441,8 @@ macro_rules! operations {
         fn clip(&self, square_sum: &Tensor, most: f64) -> Tensor;
         /// `acc = keep·acc + (1 − keep)·x`
         fn average(&self, acc: &mut Tensor, x: &Tensor, keep: f64);
-        /// The gradient is dw times `scale`, F64 `[1]`. m and v may be bf16: they are then rounded to nearest even after
-        /// the step; w is updated with the unrounded values.
+        /// The gradient is dw times `scale`, F64 `[1]`. m and v may be bf16: they are then rounded to nearest even
+        /// after the step; w is updated with the unrounded values.
         fn adamw(&self, hyper: &AdamW, w: &mut Tensor, dw: &Tensor, scale: &Tensor, m: &mut Tensor, v: &mut Tensor);
     } };
 }

@@ -716,8 +716,8 @@ mod tests {
 
     #[test]
     fn words_and_blanks_together_are_the_text() {
-        let text =
-            "  a\u{1f}b\u{200b}c «d» e\u{301}…\n\t'x' n't 3'4 _\u{0} :-)))) 10km/h. http://x.yz/… ''''' 漢。\u{a0}x";
+        let text = "  a\u{1f}b\u{200b}c «d» e\u{301}…\n\t'x' n't 3'4 _\u{0} :-)))) 10km/h. \
+            http://x.yz/… ''''' 漢。\u{a0}x";
         let mut end = 0;
         for span in EnglishWords::default().split(text) {
             assert!(text[end..span.start as usize].chars().all(crate::is_space), "only blanks between words");

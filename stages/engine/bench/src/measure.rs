@@ -82,7 +82,8 @@ impl fmt::Display for Figures {
             } => {
                 write!(
                     f,
-                    "train     {model:<10} {precision:<5} recompute {recompute:<5} {threads} threads  {tokens_per_second:>9.0} tokens/s, best \
+                    "train     {model:<10} {precision:<5} recompute {recompute:<5} {threads} threads  \
+                     {tokens_per_second:>9.0} tokens/s, best \
                      {best_tokens_per_second:.0}; {gflops:.1} GFLOP/s, {:.0} % of sgemm; {:.0} MB; \
                      {:.2}M parameters, {:.2}M active",
                     100.0 * share_of_sgemm,

@@ -20,8 +20,8 @@ pub struct Trained {
     /// Places of the assistant's messages that stand in the ids but are not trained: a model that is asked would not
     /// write them as they stand there.
     pub left_out: Vec<usize>,
-    /// Places of the assistant's messages whose thoughts (`<think>…</think>`) the template does not write: they are not
-    /// learnt.
+    /// Places of the assistant's messages whose thoughts (`<think>…</think>`) the template does not write: they are
+    /// not learnt.
     pub without_thoughts: Vec<usize>,
 }
 
