@@ -398,8 +398,8 @@ macro_rules! operations {
         ) -> Tensor;
 
         /// Draws tokens from rows of logits `[N, V]`, each a function of its row, seed and place. Returns the tokens,
-        /// U32 `[M]`, and their log-probabilities, F64 `[M]`: under the distribution at the draw's temperature, whatever
-        /// `top_p` and `top_k` cut off; at temperature 0 under that at temperature 1.
+        /// U32 `[M]`, and their log-probabilities, F64 `[M]`: under the distribution at the draw's temperature (1 where
+        /// it is 0), whatever `top_p` and `top_k` cut off.
         fn draw(&self, logits: &Tensor, draws: &[Draw]) -> (Tensor, Tensor);
 
         /// logits `[N, E]`, bias `[E]`. The bias affects which experts are chosen and nothing else.

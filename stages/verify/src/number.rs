@@ -2,8 +2,8 @@
 //!
 //! A number is exact: a fraction of whole numbers, so 0.5, 1/2 and 50 % are the same and 0.33 is not 1/3. What counts
 //! as the final answer goes by what is said most clearly: `\boxed{…}`, then `#### …`, then a sentence that says
-//! "the answer is", then a line that is nothing but a number, then the last number of the text; remarks behind it do not
-//! count.
+//! "the answer is", then a line that is nothing but a number, then the last number of the text. Remarks behind it do
+//! not count.
 
 use regex::Regex;
 use std::sync::LazyLock;
