@@ -12,8 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Runs no arithmetic: every operation checks nothing, computes nothing and gives tensors of the shapes that it would
-/// give. [`live`](Self::live) and [`take_peak`](Self::take_peak) say what its tensors would take, and
+/// Operations check nothing and compute nothing; they give tensors of the shapes that they would give. [`live`](Self::live) and [`take_peak`](Self::take_peak) say what its tensors would take, and
 /// [`flops`](Self::flops) what products and attention would compute. What is downloaded is zero. Attention and the head
 /// keep for backward what they keep on the CPU.
 #[derive(Debug, Default)]
@@ -61,7 +60,7 @@ impl Meta {
         }
     }
 
-    /// Multiply-adds of causal attention: half of the square of each document, `width` per pair and head.
+    /// Pairs of a query and a key that it sees, in causal attention within documents.
     fn pairs(documents: &Documents) -> usize {
         documents.iter().map(|rows| rows.len() * (rows.len() + 1) / 2).sum()
     }

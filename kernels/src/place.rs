@@ -17,7 +17,7 @@ pub enum Device {
 
 thread_local! {
     static HERE: Cell<Device> = const { Cell::new(Device::Host) };
-    /// Who counts tensors without memory that this thread makes now.
+    /// Counts the tensors without memory that this thread makes now.
     static GAUGE: RefCell<Option<Arc<Gauge>>> = const { RefCell::new(None) };
 }
 
@@ -41,7 +41,7 @@ impl Device {
     }
 }
 
-/// Counts bytes that are not there.
+/// Counts the bytes that tensors without memory would take.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge {
     live: AtomicU64,
@@ -77,7 +77,7 @@ impl Gauge {
     }
 }
 
-/// Bytes that count.
+/// The bytes of one tensor, counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Taken {
     gauge: Option<Arc<Gauge>>,

@@ -12,9 +12,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The operations of another backend on tensors of its own: the host that reads or writes one panics, and so does an
-/// operation that is given a tensor of the host. What passes here passes on a device with memory of its own, and
-/// [`waits`](Self::waits) says how often the host would have waited for it.
+/// Runs the operations of another backend on tensors of its own. The host panics when it reads or writes one of them,
+/// and so does an operation that is given a tensor of the host: what works here touches no memory of a real device by
+/// mistake. [`take_waits`](Self::take_waits) says how often the host would have waited for one.
 pub struct Fenced {
     inner: Arc<dyn Backend>,
     waits: AtomicUsize,

@@ -17,6 +17,8 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, lit};
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use object_store::local::LocalFileSystem;
 use serde_json::Value;
 use smelt_schemas::{ExitCode, QueryFile, QueryPart, QueryRequest, QueryTable, RecordTable, RecordType};
@@ -54,7 +56,7 @@ pub(crate) async fn register(request: &QueryRequest) -> Result<Session<'_>, Fail
     let store = Store::open(&request.store).map_err(|e| Failure::of(&e))?;
     let mut config = SessionConfig::new().with_information_schema(true);
     // JSON's operators are PostgreSQL's: elsewhere `a->>'k' = 'v'` would be `a->>('k' = 'v')`.
-    if ["->", "#>", "?"].iter().any(|operator| request.sql.contains(operator)) {
+    if has_json_operator(&request.sql) {
         config.options_mut().sql_parser.dialect = Dialect::PostgreSQL;
     }
     config.options_mut().execution.parquet.pushdown_filters = true;
@@ -129,6 +131,14 @@ fn refuse_lost(request: &QueryRequest, named: &[TableReference]) -> Result<(), F
         }
     }
     Ok(())
+}
+
+/// Whether a query uses an operator on JSON. In a text or a comment it is none.
+fn has_json_operator(sql: &str) -> bool {
+    let is_operator = |token: &Token| {
+        matches!(token, Token::Arrow | Token::LongArrow | Token::HashArrow | Token::HashLongArrow | Token::Question)
+    };
+    Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize().is_ok_and(|tokens| tokens.iter().any(is_operator))
 }
 
 /// Tables that a query names; none if it cannot be parsed, which planning reports.
@@ -319,6 +329,16 @@ mod tests {
         assert_eq!(of(&[json!(1), json!("a")]), DataType::Utf8);
         assert_eq!(constant(&json!(1), &DataType::Utf8), ScalarValue::Utf8(Some("1".into())));
         assert_eq!(constant(&json!(1), &DataType::Float64), ScalarValue::Float64(Some(1.0)));
+    }
+
+    #[test]
+    fn an_operator_on_json_is_known_from_a_text_that_holds_one() {
+        for sql in ["select a->'k' from t", "select a->>'k' from t", "select 1 from t where a ? 'k'"] {
+            assert!(has_json_operator(sql), "{sql}");
+        }
+        for sql in ["select 'why?' from t", "select '->' from t -- a->>'k'", "select \"a?\" > -1 from t", "select '"] {
+            assert!(!has_json_operator(sql), "{sql}");
+        }
     }
 
     #[test]

@@ -241,22 +241,19 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn a_damaged_manifest_hides_no_other_edition() {
-        let store = Store::open("memory:damaged").unwrap();
-        let recipe = Digest::of(b"recipe");
-        let key = |edition| format!("{}/{edition}.json", artifact_key("clean", &recipe));
-        let manifest = Manifest {
+    /// Of an artifact without ports.
+    pub(crate) fn manifest(stage: &str, fingerprint: &Digest, attempt: &str) -> Manifest {
+        Manifest {
             protocol: 1,
-            stage: "clean".into(),
+            stage: stage.into(),
             version: 1,
-            fingerprint: recipe.clone(),
+            fingerprint: fingerprint.clone(),
             edition: 0,
-            attempt: "a".into(),
+            attempt: attempt.into(),
             config: serde_json::Value::Null,
             inputs: Default::default(),
             sources: Vec::new(),
@@ -264,7 +261,15 @@ mod tests {
             books: Default::default(),
             metrics: Default::default(),
             provenance: Default::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_damaged_manifest_hides_no_other_edition() {
+        let store = Store::open("memory:damaged").unwrap();
+        let recipe = Digest::of(b"recipe");
+        let key = |edition| format!("{}/{edition}.json", artifact_key("clean", &recipe));
+        let manifest = manifest("clean", &recipe, "a");
         store.put(&key(1), &to_json(&manifest)[..40]).unwrap();
         let error = store.newest("clean", &recipe).unwrap_err().to_string();
         assert!(error.contains("1.json` in store memory:damaged cannot be read"), "{error}");

@@ -516,21 +516,7 @@ mod tests {
     }
 
     fn manifest(attempt: &str) -> Manifest {
-        Manifest {
-            protocol: 1,
-            stage: "dedup".into(),
-            version: 1,
-            fingerprint: recipe(),
-            edition: 0,
-            attempt: attempt.into(),
-            config: Value::Null,
-            inputs: Default::default(),
-            sources: Vec::new(),
-            ports: Default::default(),
-            books: Default::default(),
-            metrics: Default::default(),
-            provenance: Default::default(),
-        }
+        crate::artifacts::tests::manifest("dedup", &recipe(), attempt)
     }
 
     #[test]

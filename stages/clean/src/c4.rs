@@ -79,10 +79,10 @@ pub struct Lines {
 
 /// What becomes of a line.
 enum Fate {
-    Stays,
-    Goes,
-    /// And its document with it.
-    Dooms(&'static str),
+    Kept,
+    Dropped,
+    /// And its document with it, by this rule.
+    DropsDocument(&'static str),
 }
 
 impl C4 {
@@ -104,9 +104,9 @@ impl C4 {
             // A citation may have stood inside a phrase.
             let may_hold_phrase = has_phrases || shortened.is_some();
             match self.fate(line, now, may_hold_phrase, has_brackets) {
-                Fate::Goes => continue,
-                Fate::Dooms(rule) => return Err(fault(rule, 1.0)),
-                Fate::Stays => {}
+                Fate::Dropped => continue,
+                Fate::DropsDocument(rule) => return Err(fault(rule, 1.0)),
+                Fate::Kept => {}
             }
             let (found, count) = match shortened.is_some() {
                 true => {
@@ -117,7 +117,7 @@ impl C4 {
                     next += words[next..].partition_point(|word| (word.start as usize) < start);
                     let count = words[next..].partition_point(|word| (word.start as usize) < end);
                     let own = &words[next..next + count];
-                    // Enough is enough: only whether the limit is reached counts.
+                    // Only whether the limit is reached counts: behind it nothing is counted.
                     let is_open = sentences < self.min_sentences;
                     (if is_open { count_sentences(&text[..end], own) } else { 0 }, count)
                 }
@@ -145,26 +145,26 @@ impl C4 {
             && line.len() as u64 > most
             && line.split(is_space).any(|word| word.len() as u64 > most && word.chars().count() as u64 > most)
         {
-            return Fate::Goes;
+            return Fate::Dropped;
         }
         if self.end_mark && (!now.ends_with(['.', '?', '!', '"', '\'']) || now.ends_with("...")) {
-            return Fate::Goes;
+            return Fate::Dropped;
         }
         let words = line.split(is_space).filter(|word| !word.is_empty());
         if (words.take(self.min_line_words as usize).count() as u64) < self.min_line_words {
-            return Fate::Goes;
+            return Fate::Dropped;
         }
         let held = if may_hold_phrase { phrases(now) } else { [false; PHRASES.len()] };
         if self.lorem_ipsum && held[0] {
-            return Fate::Dooms("lorem_ipsum");
+            return Fate::DropsDocument("lorem_ipsum");
         }
         if self.javascript && held[1] {
-            return Fate::Goes;
+            return Fate::Dropped;
         }
         if has_brackets && now.contains('{') {
-            return Fate::Dooms("curly_bracket");
+            return Fate::DropsDocument("curly_bracket");
         }
-        if self.policy && held[2..].contains(&true) { Fate::Goes } else { Fate::Stays }
+        if self.policy && held[2..].contains(&true) { Fate::Dropped } else { Fate::Kept }
     }
 }
 

@@ -264,7 +264,8 @@ impl Generator<'_> {
         for at in 1..leaders {
             first[at] = first[at - 1] + 1 + usize::from(running[at - 1].has_guess);
         }
-        // what each draws, and where a guess was read what it draws behind it, should it be right
+        // A request with a guess draws two tokens: the certain one, and the one behind the guess, which counts if the
+        // guess was right.
         let mut draws = Vec::new();
         for (r, &row) in running.iter().zip(&first) {
             let (s, seed, place) = (&r.request.sampling, r.request.seed, r.done.tokens.len());
