@@ -231,7 +231,8 @@ macro_rules! operations {
     ($then:ident) => { $then! {
         /// Memory on the device with unspecified contents.
         fn empty(&self, shape: Shape, dtype: DType) -> Tensor;
-        /// A copy of a host tensor on the device. What is uploaded is not written again; the host need not wait.
+        /// A copy of a host tensor on the device; a clone of one that is there. What is uploaded is not written again;
+        /// the host need not wait.
         fn upload(&self, x: &Tensor) -> Tensor;
         /// A copy on the host. **Waits** until the device has computed it.
         fn download(&self, x: &Tensor) -> Tensor;
@@ -269,6 +270,15 @@ macro_rules! operations {
             segments: Option<&Segments>,
             saturated: &mut Tensor,
         ) -> Operand;
+        /// Two forms of one operand, as `lower` gives each: for two products that sum over different dims. A device may
+        /// read x once for both.
+        fn lower_both(
+            &self,
+            x: &Tensor,
+            how: [Quantiser; 2],
+            segments: Option<&Segments>,
+            saturated: &mut Tensor,
+        ) -> [Operand; 2];
         /// As `gemm` and `grouped_gemm`, `Nt` or `Nn`, in the precision of a; a was lowered with the same segments. The
         /// weight, F32 when a is lowered, is lowered with it: to bf16, or to FP8 by blocks (as a whole per expert when
         /// a is). That is kept until the weight is written.

@@ -12,6 +12,7 @@
 mod adapters;
 mod backend;
 mod cpu;
+pub mod cuda;
 mod document_bounds;
 mod dtype;
 mod e4m3;
@@ -36,6 +37,7 @@ pub use backend::{
     Routing, Softmax, Write,
 };
 pub use cpu::{Cpu, gemm};
+pub use cuda::{Cuda, DeviceError};
 pub use document_bounds::{DocumentBounds, Documents};
 pub use dtype::{DType, Element};
 pub use half::bf16;

@@ -108,6 +108,12 @@ pub fn pow(x: f64, y: f64) -> f64 {
     exp(y * ln(x))
 }
 
+/// xⁿ by repeated squaring. The system's `pow` could give other bits on another machine.
+pub(crate) fn power(x: f64, n: u64) -> f64 {
+    let bit = |power: f64, i: u32| power * power * if n >> i & 1 == 1 { x } else { 1.0 };
+    (0..u64::BITS - n.leading_zeros()).rev().fold(1.0, bit)
+}
+
 /// Sine and cosine for |x| up to 2²⁰: Cody and Waite's reduction by π/2 in three parts, then Taylor's series.
 pub fn sin_cos(x: f64) -> (f64, f64) {
     let n = (x * std::f64::consts::FRAC_2_PI).round();

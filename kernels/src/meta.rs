@@ -12,9 +12,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Operations check nothing and compute nothing; they give tensors of the shapes that they would give. [`live`](Self::live) and [`take_peak`](Self::take_peak) say what its tensors would take, and
-/// [`flops`](Self::flops) what products and attention would compute. What is downloaded is zero. Attention and the head
-/// keep for backward what they keep on the CPU.
+/// Operations check nothing and compute nothing; they give tensors of the shapes that they would give.
+/// [`live`](Self::live) and [`take_peak`](Self::take_peak) say what its tensors would take, and [`flops`](Self::flops)
+/// what products and attention would compute. What is downloaded is zero. Attention and the head keep for backward what
+/// they keep on the CPU.
 #[derive(Debug, Default)]
 pub struct Meta {
     gauge: Arc<Gauge>,
@@ -125,6 +126,16 @@ impl Backend for Meta {
         };
         let scale = self.new_tensor([bands, d.div_ceil(how.tile.width(d))], DType::F32);
         Operand::Fp8(Scaled { q: self.new_tensor(x.shape(), DType::E4m3), scale, how })
+    }
+
+    fn lower_both(
+        &self,
+        x: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> [Operand; 2] {
+        how.map(|how| self.lower(x, Some(how), segments, saturated))
     }
 
     fn low_gemm(&self, _: Layout, a: &Operand, _: &Tensor, _: Option<&Segments>, c: &mut Tensor, _: Write) {

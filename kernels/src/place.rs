@@ -11,6 +11,8 @@ pub enum Device {
     Host,
     /// The memory of [`Fenced`](crate::Fenced): only its operations may touch it.
     Fenced,
+    /// The memory of a GPU, by its number: only operations of [`Cuda`](crate::Cuda) touch it.
+    Cuda(u32),
     /// There is none: [`Meta`](crate::Meta) has shapes alone.
     Meta,
 }

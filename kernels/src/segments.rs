@@ -7,6 +7,7 @@
 //! dense, and FP8 tiles are cut at their ends instead: padding would turn a decode step of 16 rows into 128 rows per
 //! expert.
 
+use crate::backend::Backend;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -26,6 +27,11 @@ impl Segments {
         };
         let ends: Vec<u32> = counts.iter().map(add).collect();
         Self { ends: Tensor::new([counts.len()], &ends), rows: end as usize }
+    }
+
+    /// A copy on the device of `backend`.
+    pub fn on(&self, backend: &dyn Backend) -> Self {
+        Self { ends: backend.upload(&self.ends), rows: self.rows }
     }
 
     /// Of so many rows together, with U32 ends `[E]`.

@@ -3,6 +3,7 @@
 //! Activations are `[N, D]`: tokens by features, the batch folded into N. Cloning only counts a reference. Writing a
 //! tensor that has clones panics: it is our bug, and copying silently would hide the bug and its cost.
 
+use crate::cuda::DeviceMemory;
 use crate::dtype::{DType, Element};
 use crate::e4m3::E4m3;
 use crate::memory::Allocation;
@@ -94,6 +95,8 @@ enum Data {
     Bf16(Allocation<bf16>),
     E4m3(Allocation<E4m3>),
     U32(Allocation<u32>),
+    /// Memory that the host cannot reach.
+    Device(DeviceMemory, DType),
     /// Shapes alone.
     Nothing(DType, #[allow(dead_code, reason = "counts until it is dropped")] Taken),
 }
@@ -106,7 +109,7 @@ impl Drop for Buffer {
             Data::Bf16(data) => bf16::arena().give(std::mem::take(data)),
             Data::E4m3(data) => E4m3::arena().give(std::mem::take(data)),
             Data::U32(data) => u32::arena().give(std::mem::take(data)),
-            Data::Nothing(..) => {}
+            Data::Device(..) | Data::Nothing(..) => {}
         }
     }
 }
@@ -179,7 +182,7 @@ impl Tensor {
             Data::Bf16(_) => DType::Bf16,
             Data::E4m3(_) => DType::E4m3,
             Data::U32(_) => DType::U32,
-            Data::Nothing(dtype, _) => *dtype,
+            Data::Device(_, dtype) | Data::Nothing(dtype, _) => *dtype,
         }
     }
 
@@ -229,7 +232,7 @@ impl Tensor {
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
             Data::U32(data) => data,
-            Data::Nothing(..) => panic!("tensor: there is no memory behind shapes alone"),
+            Data::Device(..) | Data::Nothing(..) => panic!("tensor: the host has no memory for it"),
         };
         let data = any.downcast_ref::<Allocation<T>>();
         &data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {:?}", T::DTYPE, self.dtype()))[..len]
@@ -239,21 +242,71 @@ impl Tensor {
     pub fn write<T: Element>(&mut self) -> &mut [T] {
         self.expect_here("written");
         let (len, found) = (self.len(), self.dtype());
-        let buffer = Arc::get_mut(&mut self.buffer).expect("tensor: written while a clone of it is alive");
-        buffer.kept = OnceLock::new();
-        if let Some(derived) = buffer.derived.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            derived.is_current = false;
-        }
+        let buffer = self.buffer_to_write();
         let any: &mut dyn Any = match &mut buffer.data {
             Data::F32(data) => data,
             Data::F64(data) => data,
             Data::Bf16(data) => data,
             Data::E4m3(data) => data,
             Data::U32(data) => data,
-            Data::Nothing(..) => panic!("tensor: there is no memory behind shapes alone"),
+            Data::Device(..) | Data::Nothing(..) => panic!("tensor: the host has no memory for it"),
         };
         let data = any.downcast_mut::<Allocation<T>>();
         &mut data.unwrap_or_else(|| panic!("tensor: expected {:?}, found {found:?}", T::DTYPE))[..len]
+    }
+
+    /// What was made of the old values is stale. Panics when a clone of the tensor is alive.
+    fn buffer_to_write(&mut self) -> &mut Buffer {
+        let buffer = Arc::get_mut(&mut self.buffer).expect("tensor: written while a clone of it is alive");
+        buffer.kept = OnceLock::new();
+        if let Some(derived) = buffer.derived.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            derived.is_current = false;
+        }
+        buffer
+    }
+
+    /// A tensor in the memory of `device`.
+    pub(crate) fn of_device(device: Device, memory: DeviceMemory, shape: Shape, dtype: DType) -> Self {
+        let (data, kept, derived) = (Data::Device(memory, dtype), OnceLock::new(), Mutex::default());
+        Self { buffer: Arc::new(Buffer { data, device, kept, derived }), shape }
+    }
+
+    /// Where an operation of `device` reads it. Panics unless its memory is that device's.
+    pub(crate) fn address(&self, device: Device) -> u64 {
+        match &self.buffer.data {
+            Data::Device(memory, _) if self.buffer.device == device => memory.address(),
+            _ => panic!(
+                "tensor: read by {device:?}, but its memory is {:?}'s: it has to be copied there",
+                self.buffer.device
+            ),
+        }
+    }
+
+    /// As [`address`](Self::address), to be written.
+    pub(crate) fn address_to_write(&mut self, device: Device) -> u64 {
+        self.buffer_to_write();
+        self.address(device)
+    }
+
+    /// The bytes of a tensor of the host.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self.dtype() {
+            DType::F32 => bytemuck::cast_slice(self.read::<f32>()),
+            DType::F64 => bytemuck::cast_slice(self.read::<f64>()),
+            DType::Bf16 => bytemuck::cast_slice(self.read::<bf16>()),
+            DType::E4m3 => bytemuck::cast_slice(self.read::<E4m3>()),
+            DType::U32 => bytemuck::cast_slice(self.read::<u32>()),
+        }
+    }
+
+    pub(crate) fn bytes_to_write(&mut self) -> &mut [u8] {
+        match self.dtype() {
+            DType::F32 => bytemuck::cast_slice_mut(self.write::<f32>()),
+            DType::F64 => bytemuck::cast_slice_mut(self.write::<f64>()),
+            DType::Bf16 => bytemuck::cast_slice_mut(self.write::<bf16>()),
+            DType::E4m3 => bytemuck::cast_slice_mut(self.write::<E4m3>()),
+            DType::U32 => bytemuck::cast_slice_mut(self.write::<u32>()),
+        }
     }
 
     /// As a matrix `[rows, cols]`.

@@ -4,6 +4,7 @@ use super::device::Cpu;
 use super::vectors::fold;
 use crate::backend::AdamW;
 use crate::dtype::{Element, Real};
+use crate::math::power;
 use crate::tensor::Tensor;
 use half::bf16;
 
@@ -72,12 +73,6 @@ impl Moment<f32> for bf16 {
         let bits = x.to_bits();
         bf16::from_bits(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16)
     }
-}
-
-/// βᵗ by repeated squaring. The system's `pow` could give other bits on another machine.
-fn power(beta: f64, step: u64) -> f64 {
-    let bit = |power: f64, i: u32| power * power * if step >> i & 1 == 1 { beta } else { 1.0 };
-    (0..u64::BITS - step.leading_zeros()).rev().fold(1.0, bit)
 }
 
 /// `w −= lr·decay·w; m, v` decay towards g and g²; `w −= lr·m̂ / (√v̂ + eps)`, in this order.

@@ -63,6 +63,16 @@ impl Backend for Cpu {
         low_precision::lower(self, x, how, segments, saturated)
     }
 
+    fn lower_both(
+        &self,
+        x: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> [Operand; 2] {
+        how.map(|how| self.lower(x, Some(how), segments, saturated))
+    }
+
     fn low_gemm(
         &self,
         layout: Layout,

@@ -62,6 +62,16 @@ impl Backend for Reference {
         products::lower(x, how, segments, saturated)
     }
 
+    fn lower_both(
+        &self,
+        x: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> [Operand; 2] {
+        how.map(|how| self.lower(x, Some(how), segments, saturated))
+    }
+
     fn low_gemm(
         &self,
         layout: Layout,

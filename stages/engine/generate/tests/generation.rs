@@ -1,7 +1,10 @@
 //! What a request gives does not depend on its company, and agrees with training's form.
 
+#[path = "../../../../kernels/sim/simulator.rs"]
+mod simulator;
+
 use smelt_generate::*;
-use smelt_kernels::{Cpu, Fenced};
+use smelt_kernels::{Backend, Cpu, Fenced};
 use smelt_model::{CacheRows, Config, Family, Init, Model, Param, Params, Spec, Start, Update};
 use smelt_text::Tokenizer;
 use std::collections::BTreeMap;
@@ -119,6 +122,25 @@ fn generation_waits_for_the_device_once_per_step() {
         }
         for (ticket, expected) in tickets.iter().zip(&expected) {
             assert!(same(&found[ticket], expected), "{:?}", model.config().family);
+        }
+    }
+}
+
+/// The logits differ by roundings; a token would have to stand at the very edge of its share to be another.
+#[test]
+fn a_gpu_draws_the_tokens_of_the_cpu() {
+    let gpu = simulator::gpu();
+    for (model, params) in models(128) {
+        let requests: Vec<Request> = requests().into_iter().take(5).collect();
+        let expected = Generator::new(&model, &params, &Cpu::new(2), 5).run(&requests).unwrap();
+        let params = params.on(gpu.as_ref());
+        let found = Generator::new(&model, &params, gpu.as_ref() as &dyn Backend, 5).run(&requests).unwrap();
+        let again = Generator::new(&model, &params, gpu.as_ref() as &dyn Backend, 1).run(&requests).unwrap();
+        for (i, ((found, expected), again)) in found.iter().zip(&expected).zip(&again).enumerate() {
+            assert_eq!(found.tokens, expected.tokens, "{:?}, request {i}", model.config().family);
+            let close = found.logp.iter().zip(&expected.logp).all(|(a, b)| (a - b).abs() < 1e-4);
+            assert!(close, "{:?}, request {i}: {:?} {:?}", model.config().family, found.logp, expected.logp);
+            assert!(same(found, again), "{:?}: request {i} alone", model.config().family);
         }
     }
 }

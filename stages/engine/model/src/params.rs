@@ -249,6 +249,11 @@ impl Params {
         Self { specs: self.specs, values }
     }
 
+    /// On the host, from the device of `backend`.
+    pub fn on_host(&self, backend: &dyn Backend) -> Self {
+        Self { specs: self.specs.clone(), values: self.values.iter().map(|value| backend.download(value)).collect() }
+    }
+
     /// Values with memory of their own, on the device of `backend`, where these are.
     pub fn copy_on(&self, backend: &dyn Backend) -> Self {
         Self { specs: self.specs.clone(), values: self.values.iter().map(|value| backend.copy(value)).collect() }

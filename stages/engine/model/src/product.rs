@@ -30,8 +30,14 @@ impl Product<'_> {
         let (rows, dy, x) = match cx.precision {
             Precision::Fp8(fp8) => {
                 let [row, column] = [fp8.gradients(Tile::Row), fp8.gradients(Tile::Column)];
-                let rows = self.lower(cx, &dy, Some(row));
-                let columns = if row == column { rows.clone() } else { self.lower(cx, &dy, Some(column)) };
+                let [rows, columns] = if row == column {
+                    let both = self.lower(cx, &dy, Some(row));
+                    [both.clone(), both]
+                } else {
+                    self.expect_f32(cx, &dy);
+                    let mut stats = cx.stats.borrow_mut();
+                    cx.backend.lower_both(&dy, [row, column], self.segments, stats.saturated(cx.backend))
+                };
                 (rows, columns, self.lower(cx, &x, Some(fp8.activations(Tile::Column))))
             }
             _ => {
@@ -51,9 +57,13 @@ impl Product<'_> {
         if cx.precision == Precision::Fp32 {
             return Operand::Plain(x.clone());
         }
+        self.expect_f32(cx, x);
+        cx.backend.lower(x, how, self.segments, cx.stats.borrow_mut().saturated(cx.backend))
+    }
+
+    fn expect_f32(self, cx: &Cx, x: &Tensor) {
         let (dtype, precision) = (x.dtype(), cx.precision);
         assert!(dtype == DType::F32, "product: {dtype:?} rows cannot be lowered to {precision:?}, expected F32");
-        cx.backend.lower(x, how, self.segments, cx.stats.borrow_mut().saturated(cx.backend))
     }
 
     fn multiply(self, cx: &Cx, layout: Layout, a: &Operand, c: &mut Tensor, write: Write) {

@@ -72,4 +72,21 @@ mod tests {
         assert_eq!(v3.active, v3.parameters - 2 * 24);
         assert_eq!(v3.flops, 6.0 * (v3.active - 40) as f64 + 3.0 * (2 * 6 * 8) as f64);
     }
+
+    /// "671B total parameters with 37B activated for each token" (arXiv 2412.19437), without the MTP module; and the
+    /// H800 hours that its report gives for 10¹² tokens of 4,096: 180,000, at 39 % of the peak in bf16.
+    #[test]
+    fn deepseek_v3_has_its_own_figures() {
+        let fields = r#"{ "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168,
+            "intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
+            "num_attention_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256, "num_experts_per_tok": 8,
+            "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "q_lora_rank": 1536, "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6, "routed_scaling_factor": 2.5 }"#;
+        let work = Work::of(&Model::new(Config::from_json(fields.as_bytes()).unwrap()).unwrap(), 4096);
+        assert_eq!(work.parameters / 100_000_000, 6_710);
+        assert_eq!(work.active / 1_000_000_000, 37);
+        let hours = 1e12 * work.flops / (0.39 * 989.4e12) / 3600.0;
+        assert!((hours / 180_000.0 - 1.0).abs() < 0.02, "{hours} hours, {} FLOPs per token", work.flops);
+    }
 }

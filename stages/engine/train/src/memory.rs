@@ -75,8 +75,8 @@ mod tests {
         assert!(memory.peak >= 5 * n + memory.activations);
     }
 
-    /// One more block keeps, for N tokens: its input and the residual stream behind attention, the normed copies of both
-    /// and their rstd; q, k, v and o; gate, up and their product; and what attention keeps of the softmax.
+    /// One more block keeps, for N tokens: its input and the residual stream behind attention, the normed copies of
+    /// both and their rstd; q, k, v and o; gate, up and their product; and what attention keeps of the softmax.
     #[test]
     fn a_block_keeps_what_a_hand_counts() {
         let of = |layers: usize, recompute| {

@@ -1,0 +1,253 @@
+// Causal attention on any GPU, in F32: one block per query, or per key, and head. Long products have kernels of their
+// own where the GPU has tensor cores; these serve head widths that those do not have, and generation.
+//
+// A row's sums go over keys in blocks of 128, counted from the start of its document, so its bits do not depend on what
+// stands beside the document.
+#include "math.cuh"
+
+constexpr int KEYS = 128;  // keys, or queries, per step
+
+// Where the elements of one operand lie: row i of head h at `data + i·row + h·head`.
+struct Rows {
+  const float* data;
+  i64 row, head;
+};
+
+// Queries and keys of `own` elements of their own and `shared` more, which may be the same for all heads; values.
+struct Heads {
+  Rows q, k, k_shared, v;
+  int own, shared, value;
+  int heads, queries_per_key;  // neighbouring query heads that read one head of keys and values
+  float scale;
+};
+
+DEVICE float score(const Heads& h, const float* q, i64 key, int kv_head) {
+  const float* own = h.k.data + key * h.k.row + kv_head * h.k.head;
+  const float* shared = h.k_shared.data + key * h.k_shared.row + kv_head * h.k_shared.head;
+  float sum = 0.f;
+  for (int c = 0; c < h.own; c++) sum = fmaf(q[c], own[c], sum);
+  for (int c = 0; c < h.shared; c++) sum = fmaf(q[h.own + c], shared[c], sum);
+  return sum * h.scale;
+}
+
+// One query over keys `first..first + count`; writes its output, and returns the log-sum-exp in every thread. Dynamic
+// shared memory: own + shared + value floats; scratch of 4 and p of 128 floats.
+DEVICE float attend(
+    const Heads& h, const float* query, i64 first, int count, int kv_head, float* o, float* q, float* scratch,
+    float* p) {
+  float* sum = q + h.own + h.shared;
+  for (int c = threadIdx.x; c < h.own + h.shared; c += KEYS) q[c] = query[c];
+  for (int c = threadIdx.x; c < h.value; c += KEYS) sum[c] = 0.f;
+  float largest = -3.402823466e+38f, total = 0.f;
+  __syncthreads();
+  for (int start = 0; start < count; start += KEYS) {
+    int key = start + threadIdx.x;
+    float s = key < count ? score(h, q, first + key, kv_head) : -3.402823466e+38f;
+    float most = fmaxf(largest, block_max(s, scratch));
+    float e = key < count ? exp_below(s - most) : 0.f, keep = exp_below(largest - most);
+    p[threadIdx.x] = e;
+    total = total * keep + block_sum(e, scratch);
+    largest = most;
+    int here = count - start < KEYS ? count - start : KEYS;
+    for (int c = threadIdx.x; c < h.value; c += KEYS) {
+      float value = sum[c] * keep;
+      for (int j = 0; j < here; j++)
+        value = fmaf(p[j], h.v.data[(first + start + j) * h.v.row + kv_head * h.v.head + c], value);
+      sum[c] = value;
+    }
+    __syncthreads();
+  }
+  for (int c = threadIdx.x; c < h.value; c += KEYS) o[c] = sum[c] / total;
+  return largest + (float)ln_f64((double)total);
+}
+
+// Block (i, h): row i, head h. lse is `[H, N]`.
+KERNEL(128) attention_forward(
+    const float* q, const float* k, const float* k_shared, const float* v, const u32* positions, float* o, float* lse,
+    i64 q_row, i64 q_head, i64 k_row, i64 k_head, i64 shared_row, i64 shared_head, i64 v_row, i64 v_head, int own,
+    int shared_width, int value, int heads, int queries_per_key, float scale) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float scratch[4], p[KEYS];
+  Heads h{{q, q_row, q_head}, {k, k_row, k_head}, {k_shared, shared_row, shared_head}, {v, v_row, v_head}, own,
+          shared_width, value, heads, queries_per_key, scale};
+  i64 row = blockIdx.x;
+  int head = blockIdx.y, position = (int)positions[row];
+  float of_row = attend(h, q + row * q_row + head * q_head, row - position, position + 1, head / queries_per_key,
+                        o + (row * heads + head) * value, (float*)shared, scratch, p);
+  if (threadIdx.x == 0) lse[(i64)head * gridDim.x + row] = of_row;
+}
+
+// `means[h, i] = Σ_c do·o`. One warp per (row, head).
+KERNEL(128) attention_means(const float* o, const float* d_o, float* means, int n, int heads, int value) {
+  i64 at = (i64)blockIdx.x * 4 + (threadIdx.x >> 5);
+  if (at >= (i64)n * heads) return;
+  float sum = 0.f;
+  for (int c = threadIdx.x & 31; c < value; c += 32) sum += o[at * value + c] * d_o[at * value + c];
+  sum = warp_sum(sum);
+  i64 row = at / heads, head = at - row * heads;
+  if ((threadIdx.x & 31) == 0) means[head * n + row] = sum;
+}
+
+// Block (i, h): the gradient of a query. Dynamic shared memory: 2·(own + shared) + value floats.
+KERNEL(128) attention_dq(
+    const float* q, const float* k, const float* k_shared, const float* v, const u32* positions, const float* lse,
+    const float* means, const float* d_o, float* dq, i64 q_row, i64 q_head, i64 k_row, i64 k_head, i64 shared_row,
+    i64 shared_head, i64 v_row, i64 v_head, int own, int shared_width, int value, int heads, int queries_per_key,
+    float scale) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float ds[KEYS];
+  Heads h{{q, q_row, q_head}, {k, k_row, k_head}, {k_shared, shared_row, shared_head}, {v, v_row, v_head}, own,
+          shared_width, value, heads, queries_per_key, scale};
+  int width = own + shared_width, head = blockIdx.y, kv_head = head / queries_per_key;
+  float *query = (float*)shared, *sum = query + width, *gradient = sum + width;
+  i64 row = blockIdx.x, first = row - positions[row];
+  int count = (int)positions[row] + 1;
+  for (int c = threadIdx.x; c < width; c += KEYS) {
+    query[c] = q[row * q_row + head * q_head + c];
+    sum[c] = 0.f;
+  }
+  for (int c = threadIdx.x; c < value; c += KEYS) gradient[c] = d_o[(row * heads + head) * value + c];
+  float of_row = lse[(i64)head * gridDim.x + row], mean = means[(i64)head * gridDim.x + row];
+  __syncthreads();
+  for (int start = 0; start < count; start += KEYS) {
+    int key = start + threadIdx.x;
+    ds[threadIdx.x] = 0.f;
+    if (key < count) {
+      float p = exp_below(score(h, query, first + key, kv_head) - of_row), dp = 0.f;
+      const float* of_key = v + (first + key) * v_row + kv_head * v_head;
+      for (int c = 0; c < value; c++) dp = fmaf(gradient[c], of_key[c], dp);
+      ds[threadIdx.x] = p * (dp - mean) * scale;
+    }
+    __syncthreads();
+    int here = count - start < KEYS ? count - start : KEYS;
+    for (int c = threadIdx.x; c < width; c += KEYS) {
+      float d = sum[c];
+      for (int j = 0; j < here; j++) {
+        i64 at = first + start + j;
+        float element = c < own ? k[at * k_row + kv_head * k_head + c]
+                                : k_shared[at * shared_row + kv_head * shared_head + c - own];
+        d = fmaf(ds[j], element, d);
+      }
+      sum[c] = d;
+    }
+    __syncthreads();
+  }
+  for (int c = threadIdx.x; c < width; c += KEYS) dq[row * q_row + head * q_head + c] = sum[c];
+}
+
+// Block (j, g): the gradients of a key and a value, over all queries of its document that see it, of all query heads
+// that read it. dk is `[N, G, own + shared]`, dv at `dv + j·dv_row + g·dv_head`; `last` is the end of each row's
+// document. Dynamic shared memory: 2·(own + shared) + 2·value floats.
+KERNEL(128) attention_dkv(
+    const float* q, const float* k, const float* k_shared, const float* v, const u32* positions, const u32* ends,
+    int documents, const float* lse, const float* means, const float* d_o, float* dk, float* dv, i64 q_row, i64 q_head,
+    i64 k_row, i64 k_head, i64 shared_row, i64 shared_head, i64 v_row, i64 v_head, i64 dv_row, i64 dv_head, int own,
+    int shared_width, int value, int heads, int queries_per_key, float scale) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float ps[KEYS], ds[KEYS];
+  int width = own + shared_width, kv_head = blockIdx.y, n = gridDim.x;
+  float *key = (float*)shared, *of_key = key + width, *dk_sum = of_key + value, *dv_sum = dk_sum + width;
+  i64 row = blockIdx.x;
+  int end = 0;
+  for (int document = 0; document < documents && end <= row; document++) end = (int)ends[document];
+  for (int c = threadIdx.x; c < width; c += KEYS) {
+    key[c] = c < own ? k[row * k_row + kv_head * k_head + c]
+                     : k_shared[row * shared_row + kv_head * shared_head + c - own];
+    dk_sum[c] = 0.f;
+  }
+  for (int c = threadIdx.x; c < value; c += KEYS) {
+    of_key[c] = v[row * v_row + kv_head * v_head + c];
+    dv_sum[c] = 0.f;
+  }
+  __syncthreads();
+  // queries in blocks counted from the start of the document, as the keys are
+  i64 document_start = row - positions[row], from = document_start + positions[row] / KEYS * KEYS;
+  for (int head = kv_head * queries_per_key; head < (kv_head + 1) * queries_per_key; head++) {
+    for (i64 start = from; start < end; start += KEYS) {
+      i64 i = start + threadIdx.x;
+      ps[threadIdx.x] = ds[threadIdx.x] = 0.f;
+      if (i >= row && i < end) {
+        const float *query = q + i * q_row + head * q_head, *gradient = d_o + (i * heads + head) * value;
+        float s = 0.f, dp = 0.f;
+        for (int c = 0; c < width; c++) s = fmaf(query[c], key[c], s);
+        for (int c = 0; c < value; c++) dp = fmaf(gradient[c], of_key[c], dp);
+        float p = exp_below(s * scale - lse[(i64)head * n + i]);
+        ps[threadIdx.x] = p;
+        ds[threadIdx.x] = p * (dp - means[(i64)head * n + i]) * scale;
+      }
+      __syncthreads();
+      int here = end - start < KEYS ? (int)(end - start) : KEYS;
+      for (int c = threadIdx.x; c < width + value; c += KEYS) {
+        bool is_key = c < width;
+        float d = is_key ? dk_sum[c] : dv_sum[c - width];
+        for (int j = 0; j < here; j++)
+          d = is_key ? fmaf(ds[j], q[(start + j) * q_row + head * q_head + c], d)
+                     : fmaf(ps[j], d_o[((start + j) * heads + head) * value + c - width], d);
+        if (is_key) dk_sum[c] = d; else dv_sum[c - width] = d;
+      }
+      __syncthreads();
+    }
+  }
+  for (int c = threadIdx.x; c < width; c += KEYS) dk[(row * gridDim.y + kv_head) * width + c] = dk_sum[c];
+  for (int c = threadIdx.x; c < value; c += KEYS) dv[row * dv_row + kv_head * dv_head + c] = dv_sum[c];
+}
+
+// From dk `[N, H, nope + rope]`: the part of each head into dkv `[N, H, nope + value]`, and the sum over heads, in
+// order, of the rest into d_rope `[N, rope]`.
+KERNEL(256) split_dk(const float* dk, float* dkv, float* d_rope, i64 n, int heads, int nope, int rope, int value) {
+  int width = nope + rope;
+  EACH(i, n * width) {
+    i64 row = i / width, c = i - row * width;
+    float sum = 0.f;
+    for (int head = 0; head < heads; head++) {
+      float d = dk[(row * heads + head) * width + c];
+      if (c < nope) dkv[(row * heads + head) * (nope + value) + c] = d;
+      else sum += d;
+    }
+    if (c >= nope) d_rope[row * rope + c - nope] = sum;
+  }
+}
+
+// Keys and values in bf16 for the tensor cores: k `[N, H, nope + rope]` with the shared part behind each head's own,
+// and v `[N, H, value]`, from kv `[N, H, nope + value]` and k_rope `[N, rope]`.
+KERNEL(256) pack_keys(
+    const float* kv, const float* k_rope, bf16* k, bf16* v, i64 n, int heads, int nope, int rope, int value) {
+  int width = nope + rope + value;
+  EACH(i, n * heads * width) {
+    i64 at = i / width, c = i - at * width, row = at / heads;
+    if (c < nope) k[at * (nope + rope) + c] = to_bf16(kv[at * (nope + value) + c]);
+    else if (c < nope + rope) k[at * (nope + rope) + c] = to_bf16(k_rope[row * rope + c - nope]);
+    else v[at * value + c - nope - rope] = to_bf16(kv[at * (nope + value) + c - rope]);
+  }
+}
+
+// Values' gradients `[N, H, value]` into dkv `[N, H, nope + value]`.
+KERNEL(256) place_dv(const float* dv, float* dkv, i64 n, int heads, int nope, int value) {
+  EACH(i, n * heads * value) {
+    i64 at = i / value;
+    dkv[at * (nope + value) + nope + (i - at * value)] = dv[i];
+  }
+}
+
+// One request of generation: its rows of q, which stand at the last of `length` positions of its cache.
+struct Request {
+  const float* cache;
+  int first, rows, length, pad;
+};
+
+// Attention over caches. Block (i, h): row i, head h; keys at column `k_head·(h / queries_per_key)` of the cache's
+// rows, values at `v_first + v_head·(h / queries_per_key)`; o is `[N, H, value]`.
+KERNEL(128) attention_cached(
+    const float* q, const Request* requests, int count, float* o, i64 q_row, i64 q_head, i64 cache_row, int k_head,
+    int v_first, int v_head, int width, int value, int heads, int queries_per_key, float scale) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float scratch[4], p[KEYS];
+  int row = blockIdx.x, head = blockIdx.y, at = 0;
+  while (at + 1 < count && row >= requests[at].first + requests[at].rows) at++;
+  Request r = requests[at];
+  Heads h{{q, q_row, q_head}, {r.cache, cache_row, k_head}, {r.cache, 0, 0}, {r.cache + v_first, cache_row, v_head},
+          width, 0, value, heads, queries_per_key, scale};
+  int seen = r.length - r.rows + (row - r.first) + 1;
+  attend(h, q + row * q_row + head * q_head, 0, seen, head / queries_per_key, o + ((i64)row * heads + head) * value,
+         (float*)shared, scratch, p);
+}

@@ -1,0 +1,225 @@
+// Operations on rows: norm, SwiGLU, rotation, and copies. Letters: N rows, D columns.
+#include "math.cuh"
+
+// How many rows one block sums for a gradient of a gain or a bias: fixed, so that the order of the sum is too.
+constexpr int ROWS_PER_BLOCK = 64;
+
+// One block per row; dynamic shared memory: D floats.
+KERNEL(256) rms_norm(const float* x, const float* gain, float* y, float* rstd, int d, float eps) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float scratch[8];
+  float* row = (float*)shared;
+  const float* from = x + (i64)blockIdx.x * d;
+  float squares = 0.f;
+  for (int j = threadIdx.x; j < d; j += 256) {
+    float value = from[j];
+    row[j] = value;
+    squares += value * value;
+  }
+  float factor = 1.f / sqrtf(block_sum(squares, scratch) / (float)d + eps);
+  if (threadIdx.x == 0) rstd[blockIdx.x] = factor;
+  float* to = y + (i64)blockIdx.x * d;
+  for (int j = threadIdx.x; j < d; j += 256) to[j] = row[j] * factor * gain[j];
+}
+
+// One block per 64 rows. Writes dx, and the block's part of the gain's gradient to `partial[block, D]`. Dynamic shared
+// memory: 3·D floats.
+KERNEL(256) rms_norm_backward(
+    const float* x, const float* rstd, const float* gain, const float* dy, float* dx, float* partial, int n, int d) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float scratch[8];
+  float *row = (float*)shared, *of_y = row + d, *sum = of_y + d;
+  for (int j = threadIdx.x; j < d; j += 256) sum[j] = 0.f;
+  int first = blockIdx.x * ROWS_PER_BLOCK, last = first + ROWS_PER_BLOCK < n ? first + ROWS_PER_BLOCK : n;
+  for (int i = first; i < last; i++) {
+    float factor = rstd[i], dot = 0.f;
+    for (int j = threadIdx.x; j < d; j += 256) {
+      float value = x[(i64)i * d + j], gradient = dy[(i64)i * d + j];
+      row[j] = value;
+      sum[j] += gradient * value * factor;
+      of_y[j] = gradient * gain[j];
+      dot += of_y[j] * value;
+    }
+    float mean = block_sum(dot, scratch) / (float)d;
+    for (int j = threadIdx.x; j < d; j += 256)
+      dx[(i64)i * d + j] = factor * (of_y[j] - row[j] * factor * factor * mean);
+  }
+  for (int j = threadIdx.x; j < d; j += 256) partial[(i64)blockIdx.x * d + j] = sum[j];
+}
+
+// The block's part of a bias's gradient, over 64 rows.
+KERNEL(256) sum_rows_partial(const float* dy, float* partial, int n, int d) {
+  int j = blockIdx.y * 256 + threadIdx.x;
+  if (j >= d) return;
+  int first = blockIdx.x * ROWS_PER_BLOCK, last = first + ROWS_PER_BLOCK < n ? first + ROWS_PER_BLOCK : n;
+  float sum = 0.f;
+  for (int i = first; i < last; i++) sum += dy[(i64)i * d + j];
+  partial[(i64)blockIdx.x * d + j] = sum;
+}
+
+// `acc[j] += Σ_i partial[i, j]`, i in order.
+KERNEL(256) add_partial_sums(const float* partial, float* acc, int parts, int d) {
+  int j = blockIdx.x * 256 + threadIdx.x;
+  if (j >= d) return;
+  float sum = 0.f;
+  for (int i = 0; i < parts; i++) sum += partial[(i64)i * d + j];
+  acc[j] += sum;
+}
+
+KERNEL(256) swiglu(const float* h, float* y, i64 n, int f) {
+  EACH(i, n * f) {
+    i64 row = i / f;
+    int j = (int)(i - row * f);
+    float gate = h[row * 2 * f + j], up = h[row * 2 * f + f + j];
+    y[i] = gate * sigmoid(gate) * up;
+  }
+}
+
+KERNEL(256) swiglu_backward(const float* h, const float* dy, float* dh, i64 n, int f) {
+  EACH(i, n * f) {
+    i64 row = i / f, at = row * 2 * f + (i - row * f);
+    float gate = h[at], up = h[at + f], s = sigmoid(gate), d = dy[i];
+    dh[at] = d * up * s * (1.f + gate * (1.f - s));
+    dh[at + f] = d * gate * s;
+  }
+}
+
+// `backward` turns by the opposite angle.
+KERNEL(256) rope(
+    float* x, const float* cosines, const float* sines, const u32* positions, i64 n, int width, int heads, int offset,
+    int half, int interleaved, int backward) {
+  EACH(i, n * heads * half) {
+    int j = (int)(i % half);
+    i64 head = i / half, row = head / heads;
+    head -= row * heads;
+    i64 at = row * width + head * (width / heads) + offset;
+    i64 a = at + (interleaved ? 2 * j : j), b = at + (interleaved ? 2 * j + 1 : j + half);
+    i64 angle = (i64)positions[row] * half + j;
+    float cosine = cosines[angle], sine = backward ? -sines[angle] : sines[angle], u = x[a], v = x[b];
+    x[a] = u * cosine - v * sine;
+    x[b] = v * cosine + u * sine;
+  }
+}
+
+KERNEL(256) bias(float* y, const float* bias, i64 n, int d) {
+  EACH(i, n * d) y[i] += bias[i % d];
+}
+
+KERNEL(256) scale(float* x, float by, float over, i64 n) {
+  EACH(i, n) x[i] = x[i] * by / over;
+}
+
+// For log-probabilities and their gradients.
+KERNEL(256) scale_f64(double* x, double by, double over, i64 n) {
+  EACH(i, n) x[i] = x[i] * by / over;
+}
+
+KERNEL(256) add_f64(double* acc, const double* x, i64 n) {
+  EACH(i, n) acc[i] += x[i];
+}
+
+KERNEL(256) add(float* acc, const float* x, i64 n) {
+  EACH(i, n) acc[i] += x[i];
+}
+
+// Elements of `bytes` 1, 2, 4 or 8.
+KERNEL(256) fill(void* x, u64 value, int bytes, i64 n) {
+  EACH(i, n) {
+    if (bytes == 1) ((u8*)x)[i] = (u8)value;
+    if (bytes == 2) ((u16*)x)[i] = (u16)value;
+    if (bytes == 4) ((u32*)x)[i] = (u32)value;
+    if (bytes == 8) ((u64*)x)[i] = value;
+  }
+}
+
+// Element types by the numbers of `Type` in ../src/cuda/memory.rs.
+enum Type { F32 = 0, F64 = 1, BF16 = 2, E4M3 = 3, U32 = 4 };
+
+KERNEL(256) cast(const void* x, int from, void* y, int to, i64 n) {
+  EACH(i, n) {
+    double value = 0.0;
+    if (from == F32) value = ((const float*)x)[i];
+    if (from == F64) value = ((const double*)x)[i];
+    if (from == BF16) value = to_float(((const bf16*)x)[i]);
+    if (from == E4M3) value = from_e4m3(((const u8*)x)[i]);
+    if (from == U32) value = ((const u32*)x)[i];
+    if (to == F32) ((float*)y)[i] = (float)value;
+    if (to == F64) ((double*)y)[i] = value;
+    if (to == BF16) ((bf16*)y)[i] = to_bf16((float)value);
+    if (to == E4M3) ((u8*)y)[i] = to_e4m3((float)value);
+    if (to == U32) ((u32*)y)[i] = (u32)value;
+  }
+}
+
+// `[rows, cols]` from a matrix `from_width` wide to one `to_width` wide.
+KERNEL(256) copy_columns(const float* x, i64 from_width, float* y, i64 to_width, i64 rows, int cols) {
+  EACH(i, rows * cols) {
+    i64 row = i / cols, j = i - row * cols;
+    y[row * to_width + j] = x[row * from_width + j];
+  }
+}
+
+// Rows `rows` of x.
+KERNEL(256) gather(const float* x, const u32* rows, float* y, i64 n, int d) {
+  EACH(i, n * d) {
+    i64 row = i / d;
+    y[i] = x[(i64)rows[row] * d + (i - row * d)];
+  }
+}
+
+// `dw[ids[i]] += dx[i]`, i in order. The block of the first row with an id adds all rows with that id.
+KERNEL(256) embedding_backward(const u32* ids, const float* dx, float* dw, int n, int d) {
+  int i = blockIdx.x;
+  u32 id = ids[i];
+  int earlier = 0;
+  for (int other = threadIdx.x; other < i; other += 256) earlier |= ids[other] == id;
+  if (__syncthreads_or(earlier)) return;
+  __shared__ u32 found[256];
+  for (int start = i; start < n; start += 256) {
+    int other = start + threadIdx.x;
+    found[threadIdx.x] = other < n && ids[other] == id;
+    __syncthreads();
+    for (int at = 0; at < 256; at++) {
+      if (!found[at]) continue;
+      for (int j = threadIdx.x; j < d; j += 256) dw[(i64)id * d + j] += dx[(i64)(start + at) * d + j];
+    }
+    __syncthreads();
+  }
+}
+
+// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
+KERNEL(256) gather_backward(const float* drows, const u32* slots, float* dx, i64 n, int d, int k) {
+  EACH(i, n * d) {
+    i64 token = i / d, j = i - token * d;
+    float sum = dx[i];
+    for (int choice = 0; choice < k; choice++) sum += drows[(i64)slots[token * k + choice] * d + j];
+    dx[i] = sum;
+  }
+}
+
+// `y[t] += Σ_k weights[t, k]·rows[slots[t, k]]`, k in order.
+KERNEL(256) combine(const float* rows, const u32* slots, const float* weights, float* y, i64 n, int d, int k) {
+  EACH(i, n * d) {
+    i64 token = i / d, j = i - token * d;
+    float sum = y[i];
+    for (int choice = 0; choice < k; choice++)
+      sum += weights[token * k + choice] * rows[(i64)slots[token * k + choice] * d + j];
+    y[i] = sum;
+  }
+}
+
+// One block per (token, choice): `drows[slot] = weight·dy[t]`, `dweight = dy[t]·rows[slot]`.
+KERNEL(256) combine_backward(
+    const float* rows, const u32* slots, const float* weights, const float* dy, float* drows, float* dweights, int d,
+    int k) {
+  __shared__ float scratch[8];
+  i64 choice = blockIdx.x, slot = slots[choice], token = choice / k;
+  float weight = weights[choice], dot = 0.f;
+  for (int j = threadIdx.x; j < d; j += 256) {
+    float gradient = dy[token * d + j];
+    dot += gradient * rows[slot * d + j];
+    drows[slot * d + j] = weight * gradient;
+  }
+  dot = block_sum(dot, scratch);
+  if (threadIdx.x == 0) dweights[choice] = dot;
+}

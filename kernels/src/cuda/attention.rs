@@ -1,0 +1,341 @@
+//! Causal attention: of training, and of generation from caches.
+
+use super::device::Cuda;
+use super::launch::{Arg, int, long};
+use super::products::Strided;
+use super::rows::expect_f32;
+use crate::backend::{AttentionShape, CachedRows, GroupedShape, Softmax, Write};
+use crate::document_bounds::Documents;
+use crate::dtype::DType;
+use crate::tensor::Tensor;
+
+/// Where the elements of one operand lie: row i of head h at `address + i·row + h·head`.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    address: u64,
+    row: usize,
+    head: usize,
+}
+
+/// The queries, keys and values of every head, whatever the form of attention.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    q: Rows,
+    /// Keys: `own` elements, and `shared` more from another place.
+    k: Rows,
+    k_shared: Rows,
+    v: Rows,
+    own: usize,
+    shared: usize,
+    value: usize,
+    heads: usize,
+    kv_heads: usize,
+    scale: f64,
+}
+
+impl Heads {
+    fn strides(&self) -> [Arg; 8] {
+        let [q, k, s, v] = [self.q, self.k, self.k_shared, self.v].map(|x| [long(x.row), long(x.head)]);
+        [q[0], q[1], k[0], k[1], s[0], s[1], v[0], v[1]]
+    }
+
+    fn shape(&self) -> [Arg; 6] {
+        let widths = [self.own, self.shared, self.value, self.heads, self.heads / self.kv_heads].map(int);
+        [widths[0], widths[1], widths[2], widths[3], widths[4], Arg::Float(self.scale as f32)]
+    }
+
+    fn addresses(&self) -> [Arg; 4] {
+        [self.q, self.k, self.k_shared, self.v].map(|x| Arg::Address(x.address))
+    }
+}
+
+/// What backward needs beside the operands.
+pub(super) struct Seen<'a> {
+    pub o: &'a Tensor,
+    pub softmax: &'a Softmax,
+    pub d_o: &'a Tensor,
+}
+
+impl Cuda {
+    fn rows(&self, x: &Tensor, first: usize, row: usize, head: usize) -> Rows {
+        expect_f32("attention", x);
+        Rows { address: x.address(self.place()) + 4 * first as u64, row, head }
+    }
+
+    fn latent_heads(&self, s: &AttentionShape, q: &Tensor, kv: &Tensor, k_rope: &Tensor) -> Heads {
+        let (n, qk, width) = (q.rows(), s.nope + s.rope, s.nope + s.value);
+        q.expect("attention: q", [n, s.heads * qk]);
+        kv.expect("attention: kv", [n, s.heads * width]);
+        k_rope.expect("attention: k_rope", [n, s.rope]);
+        Heads {
+            q: self.rows(q, 0, s.heads * qk, qk),
+            k: self.rows(kv, 0, s.heads * width, width),
+            k_shared: self.rows(k_rope, 0, s.rope, 0),
+            v: self.rows(kv, s.nope, s.heads * width, width),
+            own: s.nope,
+            shared: s.rope,
+            value: s.value,
+            heads: s.heads,
+            kv_heads: s.heads,
+            scale: s.scale,
+        }
+    }
+
+    fn grouped_heads(&self, s: &GroupedShape, q: &Tensor, k: &Tensor, v: &Tensor) -> Heads {
+        let (n, width) = (q.rows(), s.kv_heads * s.dim);
+        q.expect("grouped_attention: q", [n, s.heads * s.dim]);
+        k.expect("grouped_attention: k", [n, width]);
+        v.expect("grouped_attention: v", [n, width]);
+        let k = self.rows(k, 0, width, s.dim);
+        Heads {
+            q: self.rows(q, 0, s.heads * s.dim, s.dim),
+            k,
+            k_shared: k,
+            v: self.rows(v, 0, width, s.dim),
+            own: s.dim,
+            shared: 0,
+            value: s.dim,
+            heads: s.heads,
+            kv_heads: s.kv_heads,
+            scale: s.scale,
+        }
+    }
+
+    /// o `[N, H·value]`, and the log-sum-exp of the scores, F32 `[H, N]`.
+    fn attend(&self, h: &Heads, documents: &Documents) -> (Tensor, Softmax) {
+        let n = documents.rows();
+        let mut o = self.make([n, h.heads * h.value], DType::F32);
+        let mut lse = self.make([h.heads, n], DType::F32);
+        let mut args = h.addresses().to_vec();
+        args.extend([self.read(documents.positions()), self.write(&mut o), self.write(&mut lse)]);
+        args.extend(h.strides().into_iter().chain(h.shape()));
+        let shared = 4 * (h.own + h.shared + h.value);
+        self.launch("attention_forward", [n, h.heads, 1], shared, &args);
+        (o, Softmax(lse))
+    }
+
+    /// Writes dq `[N, H, own + shared]`, dk `[N, G, own + shared]`, and dv in the layout of `dv`.
+    fn attend_backward(
+        &self,
+        h: &Heads,
+        documents: &Documents,
+        seen: &Seen,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: Rows,
+    ) {
+        let (n, width) = (documents.rows(), h.own + h.shared);
+        seen.d_o.expect("attention_backward: d_o", seen.o.shape());
+        let mut means = self.make([h.heads, n], DType::F32);
+        let args = [self.read(seen.o), self.read(seen.d_o), self.write(&mut means), int(n), int(h.heads), int(h.value)];
+        self.launch("attention_means", [(n * h.heads).div_ceil(4), 1, 1], 0, &args);
+        let (lse, means, d_o) = (self.read(&seen.softmax.0), self.read(&means), self.read(seen.d_o));
+
+        let mut args = h.addresses().to_vec();
+        args.extend([self.read(documents.positions()), lse, means, d_o, self.write(dq)]);
+        args.extend(h.strides().into_iter().chain(h.shape()));
+        self.launch("attention_dq", [n, h.heads, 1], 4 * (2 * width + h.value), &args);
+
+        let mut args = h.addresses().to_vec();
+        args.extend([self.read(documents.positions()), self.read(documents.ends()), int(documents.count())]);
+        args.extend([lse, means, d_o, self.write(dk), Arg::Address(dv.address)]);
+        args.extend(h.strides().into_iter().chain([long(dv.row), long(dv.head)]).chain(h.shape()));
+        self.launch("attention_dkv", [n, h.kv_heads, 1], 8 * (width + h.value), &args);
+    }
+
+    pub(super) fn attention_of(
+        &self,
+        s: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Softmax) {
+        let heads = self.latent_heads(s, q, kv, k_rope);
+        match self.packed_latent(s, q, kv, k_rope, documents) {
+            Some(packed) => self.flash_forward(&packed),
+            None => self.attend(&heads, documents),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attention_gradient(
+        &self,
+        s: &AttentionShape,
+        q: &Tensor,
+        kv: &Tensor,
+        k_rope: &Tensor,
+        o: &Tensor,
+        softmax: &Softmax,
+        d_o: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor, Tensor) {
+        let (n, width) = (q.rows(), s.nope + s.value);
+        let (heads, seen) = (self.latent_heads(s, q, kv, k_rope), Seen { o, softmax, d_o });
+        let (mut dkv, mut d_rope) = (self.like(kv), self.like(k_rope));
+        let (dq, dk) = match self.packed_latent(s, q, kv, k_rope, documents) {
+            Some(packed) => {
+                let [dq, dk, dv] = self.flash_backward(&packed, &seen);
+                let widths = [s.heads, s.nope, s.value].map(int);
+                let args = [self.read(&dv), self.write(&mut dkv), long(n)];
+                self.each("place_dv", dv.len(), &args.into_iter().chain(widths).collect::<Vec<_>>());
+                (dq, dk)
+            }
+            None => {
+                let mut dq = self.like(q);
+                let mut dk = self.make([n, s.heads * (s.nope + s.rope)], DType::F32);
+                let address = dkv.address_to_write(self.place()) + 4 * s.nope as u64;
+                let dv = Rows { address, row: s.heads * width, head: width };
+                self.attend_backward(&heads, documents, &seen, &mut dq, &mut dk, dv);
+                (dq, dk)
+            }
+        };
+        let widths = [s.heads, s.nope, s.rope, s.value].map(int);
+        let args = [self.read(&dk), self.write(&mut dkv), self.write(&mut d_rope), long(n)];
+        let args: Vec<Arg> = args.into_iter().chain(widths).collect();
+        self.each("split_dk", n * (s.nope + s.rope), &args);
+        (dq, dkv, d_rope)
+    }
+
+    pub(super) fn grouped_attention_of(
+        &self,
+        s: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Softmax) {
+        let heads = self.grouped_heads(s, q, k, v);
+        match self.packed_grouped(s, [q, k, v], documents) {
+            Some(packed) => self.flash_forward(&packed),
+            None => self.attend(&heads, documents),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn grouped_attention_gradient(
+        &self,
+        s: &GroupedShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        softmax: &Softmax,
+        d_o: &Tensor,
+        documents: &Documents,
+    ) -> (Tensor, Tensor, Tensor) {
+        let (heads, seen) = (self.grouped_heads(s, q, k, v), Seen { o, softmax, d_o });
+        if let Some(packed) = self.packed_grouped(s, [q, k, v], documents) {
+            let [dq, dk, dv] = self.flash_backward(&packed, &seen);
+            return (dq, dk, dv);
+        }
+        let (mut dq, mut dk, mut dv) = (self.like(q), self.like(k), self.like(v));
+        let rows = Rows { address: dv.address_to_write(self.place()), row: s.kv_heads * s.dim, head: s.dim };
+        self.attend_backward(&heads, documents, &seen, &mut dq, &mut dk, rows);
+        (dq, dk, dv)
+    }
+
+    /// The requests as `struct Request` of `../../cu/attention.cu`; their caches have rows of `width`.
+    fn requests(&self, requests: &[CachedRows], n: usize, width: usize) -> Tensor {
+        let (mut next, mut words) = (0, Vec::new());
+        for request in requests {
+            let (rows, length) = (&request.rows, request.length);
+            assert!(rows.start == next, "attention of caches: rows {rows:?} after row {next}");
+            assert!(
+                rows.len() <= length && length <= request.cache.rows() && request.cache.cols() == width,
+                "attention of caches: {} rows, {length} positions of {:?}",
+                rows.len(),
+                request.cache.shape()
+            );
+            next = rows.end;
+            let address = request.cache.address(self.place());
+            words.extend([address as u32, (address >> 32) as u32]);
+            words.extend([rows.start as u32, rows.len() as u32, length as u32, 0]);
+        }
+        assert!(next == n, "attention of caches: requests have {next} of {n} rows");
+        self.upload_bytes(&words)
+    }
+
+    pub(super) fn latent_attention_of(
+        &self,
+        s: &AttentionShape,
+        q: &Tensor,
+        kv_b: &Tensor,
+        requests: &[CachedRows],
+    ) -> Tensor {
+        let (n, qk, kv, latent) = (q.rows(), s.nope + s.rope, s.nope + s.value, kv_b.cols());
+        let width = latent + s.rope;
+        q.expect("latent_attention: q", [n, s.heads * qk]);
+        kv_b.expect("latent_attention: kv_b", [s.heads * kv, latent]);
+        let table = self.requests(requests, n, width);
+        // queries multiplied by the key half of kv_b, [N, H, latent + rope]
+        let mut absorbed = self.make([n, s.heads * width], DType::F32);
+        let to =
+            Strided { address: absorbed.address_to_write(self.place()), row: s.heads * width, col: 1, next: width };
+        let up = self.strided(kv_b, 0, latent, kv * latent);
+        self.multiply(self.strided(q, 0, s.heads * qk, qk), up, to, [n, latent, s.nope], s.heads, Write::Set);
+        for (offset, head) in (0..s.heads).map(|head| (head * width + latent, head)) {
+            let from = q.address(self.place()) + 4 * (head * qk + s.nope) as u64;
+            let args = [
+                Arg::Address(from),
+                long(s.heads * qk),
+                Arg::Address(to.address + 4 * offset as u64),
+                long(s.heads * width),
+                long(n),
+                int(s.rope),
+            ];
+            self.each("copy_columns", n * s.rope, &args);
+        }
+        let mut seen = self.make([n, s.heads * latent], DType::F32);
+        let args = [
+            self.read(&absorbed),
+            self.read(&table),
+            int(requests.len()),
+            self.write(&mut seen),
+            long(s.heads * width),
+            long(width),
+            long(width),
+            int(0),
+            int(0),
+            int(0),
+            int(width),
+            int(latent),
+            int(s.heads),
+            int(s.heads),
+            Arg::Float(s.scale as f32),
+        ];
+        self.launch("attention_cached", [n, s.heads, 1], 4 * (width + latent), &args);
+        let mut o = self.make([n, s.heads * s.value], DType::F32);
+        let to = Strided { address: o.address_to_write(self.place()), row: s.heads * s.value, col: 1, next: s.value };
+        let down = self.strided(kv_b, s.nope * latent, latent, kv * latent).t();
+        let from = self.strided(&seen, 0, s.heads * latent, latent);
+        self.multiply(from, down, to, [n, s.value, latent], s.heads, Write::Set);
+        o
+    }
+
+    pub(super) fn cached_attention_of(&self, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
+        let (n, width) = (q.rows(), 2 * s.kv_heads * s.dim);
+        q.expect("cached_attention: q", [n, s.heads * s.dim]);
+        let table = self.requests(requests, n, width);
+        let mut o = self.like(q);
+        let args = [
+            self.read(q),
+            self.read(&table),
+            int(requests.len()),
+            self.write(&mut o),
+            long(s.heads * s.dim),
+            long(s.dim),
+            long(width),
+            int(s.dim),
+            int(s.kv_heads * s.dim),
+            int(s.dim),
+            int(s.dim),
+            int(s.dim),
+            int(s.heads),
+            int(s.heads / s.kv_heads),
+            Arg::Float(s.scale as f32),
+        ];
+        self.launch("attention_cached", [n, s.heads, 1], 8 * s.dim, &args);
+        o
+    }
+}

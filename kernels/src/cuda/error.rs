@@ -1,0 +1,59 @@
+//! What can go wrong on a device while operations run.
+
+use cudarc::driver::DriverError;
+use std::fmt;
+
+/// A failure of the device: no memory left, a kernel that failed, a device that is gone. Operations do not return
+/// `Result`, so it is the payload of a panic; [`DeviceError::of_panic`] finds it there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceError {
+    pub(super) message: String,
+    pub(super) hint: String,
+    pub(super) is_temporary: bool,
+}
+
+impl DeviceError {
+    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into(), is_temporary: false }
+    }
+
+    /// What the driver said when smelt asked it to do `what`.
+    pub(super) fn of_driver(what: &str, error: DriverError) -> Self {
+        let name = error.error_name().map_or("an unknown error".into(), |name| name.to_string_lossy().into_owned());
+        let hint = "see the kernel log (`dmesg`) for the cause; another try goes on from the last save";
+        Self { is_temporary: true, ..Self::new(format!("the GPU failed to {what}: {name}"), hint) }
+    }
+
+    /// The one thing to do.
+    pub fn hint(&self) -> &str {
+        &self.hint
+    }
+
+    /// Whether another process may not meet it again.
+    pub fn is_temporary(&self) -> bool {
+        self.is_temporary
+    }
+
+    /// The failure with which an operation panicked, if it was one of the device.
+    pub fn of_panic(payload: &(dyn std::any::Any + Send)) -> Option<&Self> {
+        payload.downcast_ref()
+    }
+
+    /// Ends the operation.
+    pub(super) fn raise(self) -> ! {
+        std::panic::panic_any(self)
+    }
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for DeviceError {}
+
+/// The value, or the end of the operation.
+pub(super) fn expect<T>(what: &str, result: Result<T, DriverError>) -> T {
+    result.unwrap_or_else(|error| DeviceError::of_driver(what, error).raise())
+}

@@ -1,0 +1,29 @@
+//! NVIDIA GPUs: the operations as kernels of `../../cu`, one name here, there and in [`cpu`](crate::Cpu).
+//!
+//! The driver, the compiler and everything else of CUDA is opened at run time: one binary runs with and without a GPU.
+//! All operations of a device run in one stream, in the order in which the host calls them, and the host goes on at
+//! once; it waits in `download` alone.
+
+mod attention;
+mod compiler;
+mod device;
+mod error;
+mod flash;
+mod head;
+mod launch;
+mod low_precision;
+mod memory;
+mod optimizer;
+mod products;
+mod router;
+mod rows;
+mod sample;
+mod sources;
+mod table;
+mod tensor_cores;
+
+pub use compiler::{Compiled, architecture, compile, kernels_of, open_compiler};
+pub use device::{Cuda, Found, find};
+pub use error::DeviceError;
+pub(crate) use memory::DeviceMemory;
+pub use sources::{SOURCES, Source};

@@ -1,0 +1,234 @@
+//! The kernels for Hopper's tensor cores on the simulated GPU, against the CPU: shapes that fill the rings of shared
+//! memory several times, ragged ends, empty segments.
+
+#[path = "../sim/simulator.rs"]
+mod simulator;
+
+use smelt_kernels::fp8::{Operand, Quantiser, Role, Tile};
+use smelt_kernels::*;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex};
+
+/// One test at a time: the driver counts launches for all of them.
+static ONE: Mutex<()> = Mutex::new(());
+
+fn low() -> &'static Cuda {
+    static LOW: LazyLock<Cuda> = LazyLock::new(|| {
+        simulator::gpu();
+        Cuda::new(0).expect("the simulated GPU opens").in_low_precision()
+    });
+    &LOW
+}
+
+fn noise(seed: u64, shape: &[usize]) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..n).map(|i| random::normal(seed, 1, i as u64) as f32).collect();
+    Tensor::new(shape, &values)
+}
+
+/// ‖a − b‖ / ‖b‖
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let (a, b) = (a.to_f64(), b.to_f64());
+    assert_eq!(a.len(), b.len());
+    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+}
+
+/// Launches of a kernel so far.
+fn launches(kernel: &str) -> u64 {
+    let report = simulator::report();
+    let count = report.split_once(&format!("\"{kernel}\": {{\"launches\": ")).map_or("0", |(_, rest)| rest);
+    count.split(',').next().unwrap_or_default().parse().unwrap_or(0)
+}
+
+/// Runs `work`, which must launch the kernel.
+fn launching<R>(kernel: &str, work: impl FnOnce() -> R) -> R {
+    let before = launches(kernel);
+    let result = work();
+    assert!(launches(kernel) > before, "`{kernel}` was not launched");
+    result
+}
+
+/// How the operand is lowered: to bf16, or to FP8 by tiles.
+fn lowered(device: &dyn Backend, x: &Tensor, tile: Option<Tile>, role: Role, segments: Option<&Segments>) -> Operand {
+    let how = tile.map(|tile| Quantiser { tile, role, power_of_two: false });
+    device.lower(&device.upload(x), how, segments, &mut device.zeros([1], DType::U32))
+}
+
+const COUNTS: [&[usize]; 3] = [&[300], &[130, 0, 1, 129, 0], &[0, 64]];
+
+/// Exact products, summed in f32 in another order: a few roundings of a sum of hundreds of terms.
+const F32_SUMS: f64 = 2e-6;
+
+#[test]
+fn products_are_those_of_the_cpu() {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
+    // in bf16, and in FP8 by tiles for products and for gradients
+    let tiles = [None, Some((Tile::Row, Tile::Column)), Some((Tile::Block, Tile::Block))];
+    let cases = COUNTS.iter().flat_map(|counts| tiles.map(|tiles| (counts, tiles)));
+    for (at, (counts, tiles)) in cases.enumerate() {
+        let (segments, seed, fp8) = (Segments::of_counts(counts), 10 * at as u64, tiles.is_some());
+        let (n, out, inner, experts) = (segments.rows(), 250, 900, counts.len());
+        let grouped = (experts > 1).then_some(&segments);
+        let on_gpu = segments.on(gpu);
+        let of_gpu = grouped.map(|_| &on_gpu);
+        let w = if experts > 1 { noise(seed, &[experts, out, inner]) } else { noise(seed, &[out, inner]) };
+        for (layout, k, cols) in [(Layout::Nt, inner, out), (Layout::Nn, out, inner)] {
+            let (a, start) = (noise(seed + 1, &[n, k]), noise(seed + 2, &[n, cols]));
+            let tile = tiles.map(|(tile, _)| tile);
+            let run = |device: &dyn Backend, segments: Option<&Segments>, write: Write| {
+                let a = lowered(device, &a, tile, Role::Activation, segments);
+                let mut c = device.copy(&device.upload(&start));
+                device.low_gemm(layout, &a, &device.upload(&w), segments, &mut c, write);
+                device.download(&c)
+            };
+            let kernel = match (fp8, layout) {
+                (true, _) => "fp8_gemm",
+                (false, Layout::Nt) => "bf16_gemm",
+                (false, _) => "bf16_gemm_nn",
+            };
+            for write in [Write::Set, Write::Add] {
+                let found = launching(kernel, || run(gpu, of_gpu, write));
+                let off = distance(&found, &run(&cpu, grouped, write));
+                assert!(off < F32_SUMS, "{kernel}, {layout:?}, {write:?}, {counts:?}: {off}");
+            }
+        }
+        let (dy, x, start) =
+            (noise(seed + 3, &[n, out]), noise(seed + 4, &[n, inner]), noise(seed + 5, w.shape().dims()));
+        let run = |device: &dyn Backend, segments: Option<&Segments>, write: Write| {
+            let tile = tiles.map(|(_, tile)| tile);
+            let dy = lowered(device, &dy, tile, Role::Gradient, segments);
+            let x = lowered(device, &x, tile, Role::Activation, segments);
+            let mut dw = device.copy(&device.upload(&start));
+            device.low_gradient(&dy, &x, segments, &mut dw, write);
+            device.download(&dw)
+        };
+        let kernel = if fp8 { "fp8_gradient" } else { "bf16_gradient" };
+        for write in [Write::Set, Write::Add] {
+            let found = launching(kernel, || run(gpu, of_gpu, write));
+            let off = distance(&found, &run(&cpu, grouped, write));
+            assert!(off < F32_SUMS, "{kernel}, {write:?}, {counts:?}: {off}");
+        }
+    }
+}
+
+/// A row's bits are its own: alone, or with others beside it.
+#[test]
+fn rows_do_not_depend_on_their_company() {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let gpu: &dyn Backend = low();
+    let (a, w) = (noise(1, &[300, 640]), gpu.upload(&noise(2, &[130, 640])));
+    for tile in [None, Some(Tile::Row)] {
+        let product = |rows: usize| {
+            let a = Tensor::new([rows, 640], &a.read::<f32>()[..rows * 640]);
+            let (a, mut c) = (lowered(gpu, &a, tile, Role::Activation, None), gpu.zeros([rows, 130], DType::F32));
+            gpu.low_gemm(Layout::Nt, &a, &w, None, &mut c, Write::Set);
+            gpu.download(&c).to_f32()
+        };
+        let whole = product(300);
+        for rows in [1, 37, 129] {
+            assert!(product(rows) == whole[..rows * 130], "{tile:?}, {rows} rows");
+        }
+    }
+}
+
+/// Queries, keys, values and probabilities are rounded to bf16, whose unit is 2⁻⁸ of a value: half of it on average
+/// is left out of each.
+const BF16_ATTENTION: f64 = 8e-3;
+
+fn documents(device: &dyn Backend, lengths: &[usize]) -> Documents {
+    Documents::new(device, DocumentBounds::of_lengths(lengths))
+}
+
+#[test]
+fn latent_attention_is_that_of_the_cpu() {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
+    let s = AttentionShape { heads: 2, nope: 128, rope: 64, value: 128, scale: 0.07 };
+    let lengths = [5, 130, 1, 64];
+    let n = lengths.iter().sum::<usize>();
+    let inputs = [2 * 192, 2 * 256, 64, 2 * 128].map(|cols| noise(cols as u64, &[n, cols]));
+    let run = |device: &dyn Backend| {
+        let [q, kv, k_rope, d_o] = inputs.each_ref().map(|x| device.upload(x));
+        let documents = documents(device, &lengths);
+        let (o, softmax) = device.attention(&s, &q, &kv, &k_rope, &documents);
+        let (dq, dkv, d_rope) = device.attention_backward(&s, &q, &kv, &k_rope, &o, &softmax, &d_o, &documents);
+        [o, dq, dkv, d_rope].map(|x| device.download(&x))
+    };
+    let found = launching("flash_queries_192_128", || run(gpu));
+    for ((name, found), expected) in ["o", "dq", "dkv", "dk_rope"].iter().zip(&found).zip(&run(&cpu)) {
+        let off = distance(found, expected);
+        assert!(off < BF16_ATTENTION, "{name}: {off}");
+    }
+}
+
+#[test]
+fn grouped_attention_is_that_of_the_cpu() {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
+    for (dim, lengths, kernel) in [(64, [150, 33], "flash_keys_64_64"), (128, [20, 131], "flash_keys_128_128")] {
+        let s = GroupedShape { heads: 4, kv_heads: 2, dim, scale: 0.1 };
+        let n = lengths.iter().sum::<usize>();
+        let inputs = [4, 2, 2, 4].map(|heads| noise((heads * dim) as u64, &[n, heads * dim]));
+        let run = |device: &dyn Backend| {
+            let [q, k, v, d_o] = inputs.each_ref().map(|x| device.upload(x));
+            let documents = documents(device, &lengths);
+            let (o, softmax) = device.grouped_attention(&s, &q, &k, &v, &documents);
+            let (dq, dk, dv) = device.grouped_attention_backward(&s, &q, &k, &v, &o, &softmax, &d_o, &documents);
+            [o, dq, dk, dv].map(|x| device.download(&x))
+        };
+        let found = launching(kernel, || run(gpu));
+        for ((name, found), expected) in ["o", "dq", "dk", "dv"].iter().zip(&found).zip(&run(&cpu)) {
+            let off = distance(found, expected);
+            assert!(off < BF16_ATTENTION, "{dim} wide, {name}: {off}");
+        }
+    }
+}
+
+#[test]
+fn the_head_is_that_of_the_cpu() {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
+    let (n, d, v) = (150, 130, 610);
+    let (x, w, dlogp) = (noise(1, &[n, d]), noise(2, &[v, d]), noise(3, &[n]).cast(DType::F64));
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % v as u32).collect();
+    let run = |device: &dyn Backend| {
+        let (x, w, targets) = (device.upload(&x), device.upload(&w), device.ids(&targets));
+        let (dlogp, dlse) = (device.upload(&dlogp), device.numbers(&vec![0.0; n]));
+        let mut dw = device.zeros([v, d], DType::F32);
+        let head = device.head(&x, &w, &targets);
+        let logp = device.copy(&head.logp);
+        let dx = device.head_backward(head, &x, &w, &targets, &dlogp, &dlse, &mut dw);
+        [logp, dx, dw].map(|x| device.download(&x))
+    };
+    let found = launching("logits_gradient_bf16", || run(gpu));
+    for ((name, found), expected) in ["logp", "dx", "dw"].iter().zip(&found).zip(&run(&cpu)) {
+        let off = distance(found, expected);
+        assert!(off < 1e-2, "{name}: {off}");
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("the program starts");
+    let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{}", said[0], said[1]);
+}
+
+#[test]
+fn the_simulator_reports_planted_faults() {
+    run(Command::new("bash").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/test.sh")));
+}
+
+/// Under other orders of threads and copies, with 1 to 3 blocks, at sizes that the host path does not use.
+#[test]
+fn kernels_of_the_tensor_cores_hold_under_any_order() {
+    let (out, _) = simulator::build();
+    let (source, program) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/check/cores.cpp"), out.join("cores"));
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    let mut compile = Command::new(compiler);
+    compile.args(["-std=gnu++17", "-O2", "-Wno-psabi", "-o"]).arg(&program).arg(source).arg(out.join("libcuda.so.1"));
+    run(compile.arg(format!("-Wl,-rpath,{}", out.display())));
+    run(&mut Command::new(program));
+}
