@@ -7,10 +7,13 @@ mod cli;
 mod config_bounds;
 mod contract;
 mod exit_codes;
+mod gpu;
 mod import;
 mod queries;
 mod quickstart;
 mod s3;
 mod schemas;
+#[path = "../kernels/sim/simulator.rs"]
+mod simulator;
 mod smoke;
 mod support;

@@ -169,6 +169,9 @@ fn show(m: &Manifest, format: Format) -> Result<()> {
         bytes(p.peak_memory_bytes),
         p.cpu
     );
+    if let Some(device) = &p.device {
+        println!("  computed on {device}");
+    }
     println!("  config   {}", m.config);
     for (port, inputs) in &m.inputs {
         for i in inputs {

@@ -1,6 +1,7 @@
 //! The command line: verbs and their arguments.
 
 use crate::artifacts;
+use crate::estimate;
 use crate::table::Format;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -67,6 +68,13 @@ pub(crate) enum Command {
         pipeline: PipelineArgs,
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
+    },
+    /// What its jobs cost on a GPU: memory, arithmetic, hours and price. Runs nothing
+    Estimate {
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        #[command(flatten)]
+        args: estimate::Args,
     },
     /// Run what is not there yet; a second call continues where the first one stopped
     Run {

@@ -31,7 +31,7 @@ impl From<PipelineArgs> for Target {
 }
 
 impl Target {
-    fn load(&self) -> Result<(Plan, Store)> {
+    pub(crate) fn load(&self) -> Result<(Plan, Store)> {
         let plan = load::load(&load::pipeline_file(self.file.as_deref())?, &self.options)?;
         let store = load::open_store(&plan.store, plan.store_by, None)?;
         Ok((plan, store))

@@ -131,6 +131,7 @@ impl Work<'_> {
             store: self.store.address().into(),
             edition: self.edition,
             threads: self.threads,
+            device: self.job.run.device,
             save: self.job.run.save,
             scratch: scratch.0.join("scratch"),
         };

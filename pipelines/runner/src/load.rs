@@ -16,7 +16,7 @@ use crate::programs::{Answer, Program};
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use smelt_schemas::{Arity, Each, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions};
+use smelt_schemas::{Arity, Device, Each, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions};
 use smelt_store::Store;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -507,6 +507,13 @@ fn resolve_configs(
         }
         let config = Value::Object(config);
         schemas.check(tree, draft, &program.description.config, &config)?;
+        if draft.text.run.device != Device::Cpu && !program.description.devices {
+            let (device, stage) = (draft.text.run.device, &program.description.name);
+            let place = tree.place(&format!("/jobs/{}/run/device", draft.base));
+            return Err(Diagnostic::pipeline(format!("job `{}`: `{stage}` has nothing to do on {device}", draft.name))
+                .at(place)
+                .hint("only stages with a model compute on a GPU: leave `device` out here"));
+        }
         let counts = inputs[i].iter().map(|(port, list)| (port.clone(), list.len())).collect();
         let request = ResolveRequest { config, inputs: counts, store: Some(store.address().into()) };
         groups.entry((&draft.text.stage, &draft.text.run.env)).or_default().push((i, request));

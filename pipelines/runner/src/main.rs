@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod diagnostic;
 mod digests;
+mod estimate;
 mod job;
 mod live;
 mod load;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(p) => commands::check(&p.into()),
         Command::Plan { pipeline, format } => commands::plan(&pipeline.into(), format),
+        Command::Estimate { pipeline, args } => estimate::run(&pipeline.into(), &args),
         Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
         Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),
         Command::Status { pipeline, format } => commands::status(pipeline.into(), format),

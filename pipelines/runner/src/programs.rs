@@ -3,8 +3,10 @@
 use crate::child;
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use serde_json::{Map, Value, json};
-use smelt_schemas::{Description, Doctor, ExitCode, Io, PROTOCOL, Problem, ResolveAnswer, ResolveRequest, Resolved};
-use std::collections::BTreeSet;
+use smelt_schemas::{
+    Description, Doctor, Estimate, ExitCode, Io, PROTOCOL, Problem, ResolveAnswer, ResolveRequest, Resolved,
+};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -72,7 +74,7 @@ pub(crate) fn known() -> BTreeSet<String> {
 /// Gives a stage's process the variables that it may see. They are the same for every verb, so that `run` finds the
 /// files that `resolve` found. Other secrets do not reach it. `named`: the job's `run.env`.
 pub(crate) fn environment(command: &mut Command, named: &[String]) {
-    const NAMES: [&str; 21] = [
+    const NAMES: [&str; 22] = [
         "PATH",
         "HOME",
         "USER",
@@ -83,6 +85,7 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
         "LD_LIBRARY_PATH",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
+        "LD_LIBRARY_PATH",
         "VIRTUAL_ENV",
         "XDG_CACHE_HOME",
         "XDG_CONFIG_HOME",
@@ -95,7 +98,7 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
         "ALL_PROXY",
         "NO_PROXY",
     ];
-    const PREFIXES: [&str; 5] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON"];
+    const PREFIXES: [&str; 8] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON", "CUDA_", "NVIDIA_", "NCCL_"];
     command.env_clear();
     for (name, value) in std::env::vars_os() {
         let Some(text) = name.to_str() else { continue };
@@ -174,6 +177,20 @@ impl Program {
                 Err(bug(format!("failed at `resolve`: {}: {}", child::how(answer.status), said.trim())))
             }
         }
+    }
+
+    /// What a job of this config costs, as far as the config tells.
+    pub(crate) fn estimate(&self, config: &Value, named: &[String]) -> Result<Estimate> {
+        if self.description.io == Io::Files {
+            return Ok(Estimate::default());
+        }
+        let request = ResolveRequest { config: config.clone(), inputs: BTreeMap::new(), store: None };
+        let text = serde_json::to_vec(&request).expect("a request is plain data");
+        let bug = |what: String| Diagnostic::new(ExitCode::Bug, format!("stage `{}` {what}", self.description.name));
+        let answer = child::ask(self.verb("estimate", named).arg("-"), &text)
+            .map_err(|e| bug(format!("cannot be started: {e}")))?;
+        serde_json::from_slice(&answer.stdout)
+            .map_err(|e| bug(format!("does not answer `estimate` as a stage does: {e}")))
     }
 
     pub(crate) fn doctor(&self) -> Doctor {

@@ -267,7 +267,7 @@ fn record_table(name: &str, columns: &[(&str, RecordType)], rows: Vec<Vec<Value>
 
 fn jobs_table(all: &[JobRecord]) -> RecordTable {
     use RecordType::{Integer, Number, Text, Time};
-    const COLUMNS: [(&str, RecordType); 15] = [
+    const COLUMNS: [(&str, RecordType); 16] = [
         ("pipeline", Text),
         ("job", Text),
         ("stage", Text),
@@ -278,6 +278,7 @@ fn jobs_table(all: &[JobRecord]) -> RecordTable {
         ("seconds", Number),
         ("peak_memory_bytes", Integer),
         ("threads", Integer),
+        ("device", Text),
         ("read", Integer),
         ("derived", Integer),
         ("written", Integer),
@@ -297,6 +298,7 @@ fn jobs_table(all: &[JobRecord]) -> RecordTable {
             json!(p.seconds),
             json!(p.peak_memory_bytes),
             json!(p.threads),
+            json!(p.device),
             json!(m.books.read),
             json!(m.books.derived),
             json!(m.books.written),

@@ -8,9 +8,10 @@ use crate::query;
 use crate::table::duration;
 use crate::view::{Mode, View};
 use serde_json::{Value, json};
-use smelt_schemas::{ArtifactRef, Cores, Manifest};
+use smelt_schemas::{ArtifactRef, Cores, Device, Manifest};
 use smelt_store::{Error, Owner, Pointer, RENEW, RunRecord, RunState, Running, Store};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -63,6 +64,15 @@ struct Ready {
     recipe: plan::Recipe,
     why: String,
     edition: u32,
+}
+
+/// The GPU that a job computes on.
+fn gpu_of(job: &Instance) -> Option<u32> {
+    match job.run.device {
+        Device::Cuda(number) => Some(number),
+        Device::Auto if Path::new("/dev/nvidiactl").exists() => Some(0),
+        Device::Auto | Device::Cpu => None,
+    }
 }
 
 struct Runner<'a> {
@@ -253,6 +263,9 @@ impl Runner<'_> {
                 if claim > *free {
                     continue;
                 }
+                if gpu_of(job).is_some_and(|gpu| self.is_taken(gpu)) {
+                    continue;
+                }
                 if !self.began {
                     self.begin()?;
                 }
@@ -276,6 +289,12 @@ impl Runner<'_> {
             drop(self.record(RunState::Running));
         }
         Ok(())
+    }
+
+    /// Whether a running job computes on this GPU, whose memory is enough for one.
+    fn is_taken(&self, gpu: u32) -> bool {
+        let is_running = |job: &Instance| self.running.iter().any(|running| running.job == job.name);
+        self.plan.jobs.iter().any(|job| gpu_of(job) == Some(gpu) && is_running(job))
     }
 
     /// Before the first job: the store must be writable, and safe for two runs at once.

@@ -1,5 +1,6 @@
 //! What the runner hands to a stage.
 
+use crate::device::Device;
 use crate::digest::Digest;
 use crate::kind::Kind;
 use crate::pipeline::SavePolicy;
@@ -62,6 +63,9 @@ pub struct Invocation {
     pub edition: u32,
     /// Threads this job may use; changes no byte of its output.
     pub threads: usize,
+    /// What it computes on. Sums have another order on a GPU, so its bytes are not those of a CPU.
+    #[serde(default)]
+    pub device: Device,
     #[serde(default)]
     pub save: SavePolicy,
     /// A local folder that may vanish at any time; emptied by whoever made it.

@@ -2,6 +2,7 @@
 //! the store. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
 //! `schemas/generated/` are printed from here.
 
+mod device;
 mod digest;
 mod event;
 mod exit;
@@ -14,6 +15,7 @@ mod pipeline;
 mod query;
 mod stage;
 
+pub use device::Device;
 pub use digest::{Digest, NotADigest};
 pub use event::{Event, EventBody, PROTOCOL};
 pub use exit::ExitCode;

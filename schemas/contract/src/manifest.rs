@@ -184,6 +184,9 @@ pub struct Provenance {
     pub threads: usize,
     /// Vector level of the CPU: `avx512`, `avx2`, `portable`.
     pub cpu: String,
+    /// What it computed on, for stages with a model: `cpu`, or a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// How often the attempt was resumed.
     #[serde(default)]
     pub resumed: u32,

@@ -1,5 +1,6 @@
 //! The pipeline file, after variables are filled in and before instances are made.
 
+use crate::device::Device;
 use indexmap::IndexMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -53,14 +54,17 @@ pub struct RunOptions {
     /// Cores this job may use; by default all or one, as its stage declares.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// What it computes on: `cpu`, `auto` (the first GPU, where there is one) or `cuda:0`. For stages with a model.
+    #[serde(default)]
+    pub device: Device,
     /// How often the job is tried again after exit code 4; 2 by default.
     #[serde(default)]
     pub retries: Option<u32>,
     /// Such as `90s`, `30m`, `2h`.
     #[serde(default)]
     pub timeout: Option<String>,
-    /// Names of environment variables that the stage may see, beside PATH, HOME, the AWS_*, SMELT_*, CARGO_* and locale
-    /// ones.
+    /// Names of environment variables that the stage may see, beside PATH, HOME, LD_LIBRARY_PATH, the AWS_*, SMELT_*,
+    /// CARGO_*, CUDA_* and locale ones.
     #[serde(default)]
     pub env: Vec<String>,
     /// How often a training saves its state, and how many saves are kept.

@@ -21,6 +21,9 @@ pub struct Description {
     pub io: Io,
     #[serde(default)]
     pub cores: Cores,
+    /// Whether its jobs can compute on a GPU.
+    #[serde(default)]
+    pub devices: bool,
     /// `resolve` also takes a list of requests, and then prints a list of [`ResolveAnswer`]s.
     #[serde(default)]
     pub resolves_lists: bool,

@@ -12,15 +12,13 @@ use guard::Guard;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{Asker, Prompting, Scorer, nothing_left, write_unusable};
-use smelt_checkpoint::{Loaded, Storage, Use, expect_one_tokenizer, write};
-use smelt_kernels::{Backend, Cpu};
+use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, write};
 use smelt_loop::Course;
 use smelt_model::Recomputed;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Stage};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
-use std::sync::Arc;
 use step::{Policy, Rollout};
 
 /// Defaults are the quickstart's.
@@ -147,6 +145,7 @@ impl Stage for Align {
     const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
     const ROWS: &'static str = "samples";
     const CORES: Cores = Cores::All;
+    const DEVICES: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -167,6 +166,10 @@ impl Stage for Align {
         before_the_checkpoint(config.optimizer.bytes_per_parameter() + 4.0, 10.0, &details, &unknown)
     }
 
+    fn doctor() -> Doctor {
+        device::needs_of::<Self>()
+    }
+
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?.ending_turns()?;
         let reward = inputs.reward.as_ref().map(Loaded::open).transpose()?;
@@ -183,7 +186,8 @@ impl Stage for Align {
                 Use::new(port.label(), Some(reward.text.tokenizer_digest()?)),
             ])?;
         }
-        let backend: Arc<dyn Backend> = Arc::new(Cpu::new(cx.threads()));
+        let backend = device::backend(cx, cx.threads(), false)?;
+        let reward = reward.map(|reward| reward.on(backend.as_ref()));
         let scorer = Scorer::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
         let form = Prompting::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };
         let (model, text) = (loaded.model.clone(), &loaded.text);
@@ -198,7 +202,7 @@ impl Stage for Align {
             cx.warn(&format!("{count} of {all} validation prompts are left out, the first as {}", first.rule));
         }
         asker.concurrency = config.prompts as usize * config.group;
-        let reference = loaded.params.copy();
+        let reference = loaded.params.copy().on(backend.as_ref());
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = loaded.model.mtp_parameters().collect();
         let Config { bias_speed, recompute, .. } = config;
@@ -227,7 +231,8 @@ impl Stage for Align {
                 unit.count_derived(1);
                 unit.keep(&out.samples, row.clone())?;
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, config.storage)
+            let weights = trainer.result().on_host(backend.as_ref());
+            write(unit, &out.model, trainer.model(), &weights, &loaded.text, config.storage)
         })
     }
 }

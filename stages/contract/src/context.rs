@@ -8,11 +8,13 @@ use crate::lock::lock;
 use crate::saves::{Saved, Saves, newest};
 use crate::unit::Unit;
 use serde_json::Value;
-use smelt_schemas::{Event, EventBody, Invocation, PROTOCOL, Source};
+use smelt_schemas::{Device, Event, EventBody, Invocation, PROTOCOL, Source};
 use smelt_store::{Attempt, UnitRecord};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,10 @@ use std::time::Instant;
 pub struct Context {
     pub(crate) attempt: Arc<Attempt>,
     pub(crate) threads: usize,
+    device: Device,
+    /// See [`Context::computes_on`].
+    pub(crate) computes_on: Mutex<Option<String>>,
+    explain: Mutex<Option<Explain>>,
     pub(crate) scratch: PathBuf,
     sources: Vec<Source>,
     pub(crate) records: Mutex<Vec<UnitRecord>>,
@@ -34,6 +40,9 @@ pub struct Context {
     last_progress: Mutex<Option<Instant>>,
     pub(crate) saves: Saves,
 }
+
+/// What a panic's payload says, if the device was its cause.
+pub type Explain = fn(&(dyn Any + Send)) -> Option<Error>;
 
 /// Names the saved curve among the files of a save.
 const CURVE: &str = "curve.json";
@@ -55,6 +64,9 @@ impl Context {
             saves: Saves::new(attempt.clone(), invocation.save),
             attempt,
             threads: invocation.threads.max(1),
+            device: invocation.device,
+            computes_on: Mutex::default(),
+            explain: Mutex::default(),
             scratch: invocation.scratch.clone(),
             sources: invocation.sources.clone(),
             records: Mutex::default(),
@@ -70,6 +82,29 @@ impl Context {
     /// Threads this job may use; no byte of its output may depend on them.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// What this job is asked to compute on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Says in the manifest on what it computes, and how a panic becomes an error: a device that fails while a model
+    /// computes has no other way to say so.
+    pub fn computes_on(&self, device: &str, explain: Explain) {
+        *lock(&self.computes_on) = Some(device.into());
+        *lock(&self.explain) = Some(explain);
+    }
+
+    /// Runs `work`; a panic that the device explains is its error.
+    pub(crate) fn guarded<R>(&self, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+        std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+            let explain = *lock(&self.explain);
+            match explain.and_then(|explain| explain(payload.as_ref())) {
+                Some(error) => Err(error),
+                None => std::panic::resume_unwind(payload),
+            }
+        })
     }
 
     /// The sources that `resolve` listed; the fingerprint covers them. The stage checks what it reads against them.
@@ -112,7 +147,7 @@ impl Context {
                 let mut unit = Unit::new(&self.attempt, name, index);
                 let record = self
                     .still_ours()
-                    .and_then(|()| work(index, &mut unit))
+                    .and_then(|()| self.guarded(|| work(index, &mut unit)))
                     .and_then(|()| unit.finish())
                     .and_then(|record| Ok(self.attempt.commit_unit(phase, index as u64, record)?));
                 match record {

@@ -75,15 +75,15 @@ mod saves;
 mod shard;
 mod unit;
 
-pub use context::Context;
+pub use context::{Context, Explain};
 pub use error::Error;
 pub use input::{Artifact, Connected, Connections, Inputs, Rows};
 pub use mapped::{Mapped, MappedFile};
 pub use port::{Outputs, Port};
-pub use program::{Stage, main, run_invocation};
+pub use program::{Stage, main, needs_of, run_invocation};
 pub use saves::Saved;
 pub use smelt_schemas::{
-    Arity, Check, Cores, Digest, Doctor, Estimate, ExitCode, Fault, FileRecord, InputPort, OutputPort, Source,
+    Arity, Check, Cores, Device, Digest, Doctor, Estimate, ExitCode, Fault, FileRecord, InputPort, OutputPort, Source,
 };
 pub use smelt_store::LocalFile;
 pub use unit::{PortFile, Unit};

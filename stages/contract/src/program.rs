@@ -34,6 +34,8 @@ pub trait Stage {
     /// What the rows of its main output are called in summaries.
     const ROWS: &'static str = "documents";
     const CORES: Cores = Cores::One;
+    /// Whether its jobs can compute on a GPU: see [`Context::device`].
+    const DEVICES: bool = false;
 
     /// Every field is written, also one that has its default, so that `--help`, the schema and `resolve` show what a
     /// run uses; a field that is added later therefore comes with a new version. A field `seed: u64` is filled from the
@@ -59,9 +61,14 @@ pub trait Stage {
 
     /// What it needs from the machine: cores, memory for the default config, scratch space.
     fn doctor() -> Doctor {
-        let defaults = serde_json::from_value::<Self::Config>(serde_json::json!({})).ok();
-        crate::checks::machine(defaults.and_then(|config| Self::estimate(&config).memory_bytes))
+        needs_of::<Self>()
     }
+}
+
+/// What every stage needs from the machine: see [`Stage::doctor`].
+pub fn needs_of<S: Stage + ?Sized>() -> Doctor {
+    let defaults = serde_json::from_value::<S::Config>(serde_json::json!({})).ok();
+    crate::checks::machine(defaults.and_then(|config| S::estimate(&config).memory_bytes))
 }
 
 pub(crate) fn describe<S: Stage>() -> Description {
@@ -72,6 +79,7 @@ pub(crate) fn describe<S: Stage>() -> Description {
         about: S::ABOUT.into(),
         io: Io::Store,
         cores: S::CORES,
+        devices: S::DEVICES,
         resolves_lists: true,
         inputs: S::Inputs::specs(),
         outputs: S::Outputs::specs(),
@@ -263,7 +271,7 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
     let cx = Context::new(attempt, invocation, events);
     let resumed_at = cx.attempt.progress()?.map(|p| p.cursor);
     cx.emit(EventBody::Started { attempt: cx.attempt.id().into(), resumed: cx.attempt.resumed(), resumed_at });
-    let done = S::run(config, inputs, S::Outputs::bind(), &cx);
+    let done = cx.guarded(|| S::run(config, inputs, S::Outputs::bind(), &cx));
     let saved = cx.saves.wait();
     if let Err(e) = done.and(saved) {
         cx.release();
@@ -363,6 +371,7 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
             peak_memory_bytes: machine::peak_memory(),
             threads: cx.threads,
             cpu: machine::cpu_level().into(),
+            device: lock(&cx.computes_on).clone(),
             resumed: cx.attempt.resumed(),
         },
     })
@@ -371,7 +380,7 @@ fn manifest<S: Stage>(invocation: &Invocation, cx: &Context, started: f64) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smelt_schemas::{Digest, SavePolicy};
+    use smelt_schemas::{Device, Digest, SavePolicy};
 
     #[derive(Default, Serialize, serde::Deserialize, JsonSchema)]
     struct Config {}
@@ -410,6 +419,7 @@ mod tests {
             store: "memory:twice".into(),
             edition: 0,
             threads: 1,
+            device: Device::Cpu,
             save: SavePolicy::default(),
             scratch: std::env::temp_dir(),
         };

@@ -8,11 +8,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{Answer, Asker, Prompting, Question, Unusable, Verdict, nothing_left, write_unusable};
-use smelt_checkpoint::Loaded;
-use smelt_kernels::{Cpu, random};
+use smelt_checkpoint::{Loaded, device};
+use smelt_kernels::random;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversation, Conversations, Drops, Message, Prompt, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Stage, Unit};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Stage, Unit};
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -82,6 +82,7 @@ impl Stage for Distill {
     const ABOUT: &'static str = "Samples an expert and keeps the answers that a verifier accepts";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
+    const DEVICES: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -92,12 +93,16 @@ impl Stage for Distill {
         before_the_checkpoint(4.0, 2.0, &details, &["the number of prompts and their lengths come with the input"])
     }
 
+    fn doctor() -> Doctor {
+        device::needs_of::<Self>()
+    }
+
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let loaded = Loaded::open(&inputs.model)?;
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
-        let cpu = Cpu::new(1); // units run side by side
+        let backend = device::backend(cx, 1, false)?; // units run side by side
+        let loaded = Loaded::open(&inputs.model)?.on(backend.as_ref());
         let system = (!config.expert_system.is_empty()).then_some(config.expert_system.as_str());
-        let asker = Asker::new(&loaded, &cpu, Prompting::Chat { system }, config.max_tokens, &[])?;
+        let asker = Asker::new(&loaded, backend.as_ref(), Prompting::Chat { system }, config.max_tokens, &[])?;
         let objections: Vec<Option<Unusable>> =
             prompts.iter().map(|row| asker.objection(row)).collect::<Result<_, _>>()?;
         if objections.iter().all(Option::is_some) {

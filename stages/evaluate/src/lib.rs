@@ -12,14 +12,14 @@ use answers::{Judged, judge, prompting};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{Asker, Scorer, Unusable, nothing_left, write_unusable};
-use smelt_checkpoint::{Loaded, Use, about, expect_one_tokenizer, fault};
-use smelt_kernels::Cpu;
+use smelt_checkpoint::{Loaded, Use, about, device, expect_one_tokenizer, fault};
+use smelt_kernels::{Backend, Cpu};
 use smelt_model::Model;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{
     Checkpoint, Drops, Preference, Preferences, Prompt, Prompts, Samples, Score, Scores, TokenRow, Tokens,
 };
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage, Unit};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage, Unit};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -111,6 +111,7 @@ impl Stage for Evaluate {
     const ABOUT: &'static str = "Measures models on the same problems and texts";
     const ROWS: &'static str = "scores";
     const CORES: Cores = Cores::All;
+    const DEVICES: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -150,6 +151,10 @@ impl Stage for Evaluate {
         before_the_checkpoint(4.0, 2.0, &details, &unknown)
     }
 
+    fn doctor() -> Doctor {
+        device::needs_of::<Self>()
+    }
+
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let prompts: Vec<Prompt> = match &inputs.prompts {
             Some(prompts) => prompts.read_all().collect::<Result<_, _>>()?,
@@ -178,18 +183,18 @@ impl Stage for Evaluate {
             );
         }
         // one unit per model, each by one thread: models are measured side by side
-        let cpu = Cpu::new(1);
+        let backend = device::backend(cx, 1, false)?;
         let records = cx.units("models", inputs.models.len(), |i, unit| {
-            let loaded = Loaded::open(&inputs.models[i])?;
+            let loaded = Loaded::open(&inputs.models[i])?.on(backend.as_ref());
             let mut sheet = Sheet { model: &config.names[i], unit, out: &out };
             let mut paired = Paired::default();
             if !prompts.is_empty() {
-                let judged = judge(&config, prompting(&config, i), &loaded, &prompts, &cpu)?;
+                let judged = judge(&config, prompting(&config, i), &loaded, &prompts, backend.as_ref())?;
                 sheet.answers(&config, &judged)?;
                 paired.problems = judged.per_problem;
             }
             if !rows.is_empty() {
-                let scores = text::text_scores(&config, &loaded, &rows, &cpu)?;
+                let scores = text::text_scores(&config, &loaded, &rows, backend.as_ref())?;
                 for (metric, (value, error)) in
                     [("bits_per_byte", scores.bits_per_byte), ("perplexity", scores.perplexity)]
                 {
@@ -228,7 +233,8 @@ impl Stage for Evaluate {
             if let Some(reward) = &inputs.reward {
                 let name = "reward";
                 let mut sheet = Sheet { model: name, unit: &mut *unit, out: &out };
-                pairs(&config, &Loaded::open(reward)?, preferences.clone(), &cpu, &mut sheet)?;
+                let reward = Loaded::open(reward)?.on(backend.as_ref());
+                pairs(&config, &reward, preferences.clone(), backend.as_ref(), &mut sheet)?;
             }
             write_unusable(unit, &out.drops, &unusable)?;
             Ok(())
@@ -292,10 +298,16 @@ struct Paired {
 }
 
 /// Accuracy of a reward model on held-out pairs, over all and by fault.
-fn pairs(config: &Config, reward: &Loaded, rows: Vec<Preference>, cpu: &Cpu, sheet: &mut Sheet) -> Result<(), Error> {
+fn pairs(
+    config: &Config,
+    reward: &Loaded,
+    rows: Vec<Preference>,
+    backend: &dyn Backend,
+    sheet: &mut Sheet,
+) -> Result<(), Error> {
     let scorer = Scorer::new(reward, &config.system, 8192)?;
     let pairs = scorer.pairs(rows)?;
-    let prefers = scorer.prefers(&reward.model, &reward.params, cpu, &pairs.examples)?;
+    let prefers = scorer.prefers(&reward.model, &reward.params, backend, &pairs.examples)?;
     let mut by_fault: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     write_unusable(sheet.unit, &sheet.out.drops, &pairs.unusable)?;
     for (row, is_right) in pairs.rows.iter().zip(prefers) {

@@ -10,12 +10,11 @@ pub use architecture::Architecture;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::{Loaded, Storage, Use, about, expect_one_tokenizer, fault, tokenizer, write};
-use smelt_kernels::Cpu;
+use smelt_checkpoint::{Loaded, Storage, Use, about, device, expect_one_tokenizer, fault, tokenizer, write};
 use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Recomputed, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
 use smelt_train::{
     Batches, Corpus, Decay, FillInMiddle, Hyper, Memory, Mixture, NextToken, Objective, Ramp, Report, Schedule,
@@ -169,6 +168,7 @@ impl Stage for Pretrain {
     const VERSION: u32 = 5; // with `init`, the checkpoint keeps that one's chat template and ends
     const ABOUT: &'static str = "Trains a language model on tokens";
     const CORES: Cores = Cores::All;
+    const DEVICES: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -235,6 +235,10 @@ impl Stage for Pretrain {
         estimate
     }
 
+    fn doctor() -> Doctor {
+        device::needs_of::<Self>()
+    }
+
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let text = tokenizer(&inputs.tokenizer)?;
         let mut uses = vec![Use::new(inputs.tokenizer.label(), Some(text.tokenizer_digest()?))];
@@ -274,7 +278,8 @@ impl Stage for Pretrain {
             recompute: config.recompute,
             ..Settings::new(config.optimizer, config.schedule())
         };
-        let mut trainer = Trainer::new(model, params, Arc::new(Cpu::new(cx.threads())), settings);
+        let backend = device::backend(cx, cx.threads(), config.precision != Precision::Fp32)?;
+        let mut trainer = Trainer::new(model, params, backend, settings);
         let held_out = held_out(inputs.validation.as_ref(), &tokenizer)?;
         let mut pretraining = Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None };
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
@@ -282,7 +287,8 @@ impl Stage for Pretrain {
         cx.single(|unit| {
             unit.count_read(data.documents);
             unit.count_written(data.documents);
-            write(unit, &out.model, trainer.model(), trainer.result(), &text, config.storage)?;
+            let weights = trainer.result().on_host(trainer.backend().as_ref());
+            write(unit, &out.model, trainer.model(), &weights, &text, config.storage)?;
             let mut state = unit.file(&out.state, "state.safetensors")?;
             let written = trainer.write_part(0, 1, &mut state);
             written.map_err(|e| state.error(e))?;

@@ -13,18 +13,17 @@ use pairs::Made;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{Scorer, nothing_left};
-use smelt_checkpoint::{Loaded, Storage, Use, expect_one_tokenizer, fault, with_reward_head, write};
-use smelt_kernels::{Backend, Cpu, random};
+use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, fault, with_reward_head, write};
+use smelt_kernels::{Backend, random};
 use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Batch, Init, Model, Params, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Preferences, Prompt, Prompts};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_train::{
     BradleyTerry, Decay, Example, Hyper, Objective, Schedule, Settings, Trainer, micro_batches, scored_batch,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -123,6 +122,7 @@ impl Stage for Reward {
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;
+    const DEVICES: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -160,6 +160,10 @@ impl Stage for Reward {
         before_the_checkpoint(config.optimizer.bytes_per_parameter(), 6.0, &details, &unknown)
     }
 
+    fn doctor() -> Doctor {
+        device::needs_of::<Self>()
+    }
+
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let loaded = Loaded::open(&inputs.model)?;
         let sampler = inputs.sampler.as_ref().map(Loaded::open).transpose()?;
@@ -171,8 +175,9 @@ impl Stage for Reward {
         cx.made_with_tokenizer(&out.preferences, &digest);
         cx.made_with_tokenizer(&out.validation, &digest);
         let prompts: Vec<Prompt> = inputs.prompts.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
-        let backend = Arc::new(Cpu::new(cx.threads()));
+        let backend = device::backend(cx, cx.threads(), false)?;
         let scorer = Scorer::new(&loaded, &config.system, config.micro_batch_tokens)?;
+        let sampler = sampler.map(|sampler| sampler.on(backend.as_ref()));
         let mut made = Made::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;
         let (count_given, count_made) = made.add(
             &config,
@@ -190,6 +195,7 @@ impl Stage for Reward {
 
         let init = Init { seed: config.seed, embedding: 0.02, router: 0.02, weight: None };
         let (model, params) = with_reward_head(&loaded, &init)?;
+        let params = params.on(backend.as_ref());
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = model.mtp_parameters().collect();
         let settings = Settings { frozen, recompute: config.recompute, ..Settings::new(config.optimizer, schedule) };
@@ -219,7 +225,8 @@ impl Stage for Reward {
                 unit.count_read(1);
                 unit.drop_row(&out.drops, &row.id, row.rule, row.value, Some(row.detail.clone()))?;
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, Storage::Fp32)
+            let weights = trainer.result().on_host(backend.as_ref());
+            write(unit, &out.model, trainer.model(), &weights, &loaded.text, Storage::Fp32)
         })
     }
 }

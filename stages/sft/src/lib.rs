@@ -8,19 +8,17 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{nothing_left, write_unusable};
-use smelt_checkpoint::{Loaded, Storage, fault, write};
-use smelt_kernels::Cpu;
+use smelt_checkpoint::{Loaded, Storage, device, fault, write};
 use smelt_loop::{Course, Figures, Training};
 use smelt_model::{Batch, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
-use smelt_stage::{Artifact, Context, Cores, Error, Estimate, Source, Stage};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_train::{
     Decay, Example, Hyper, Masked, Objective, Schedule, Settings, Trainer, masked_batch, mean_loss, micro_batches,
     sample,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -105,6 +103,7 @@ impl Stage for Sft {
     const ABOUT: &'static str = "Fine-tunes a model on conversations";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
+    const DEVICES: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -123,6 +122,10 @@ impl Stage for Sft {
             ["the conversations come with the input: there are `epochs` / `conversations_per_step` times as many \
              steps as of them"];
         before_the_checkpoint(config.optimizer.bytes_per_parameter(), 6.0, &details, &unknown)
+    }
+
+    fn doctor() -> Doctor {
+        device::needs_of::<Self>()
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
@@ -156,7 +159,8 @@ impl Stage for Sft {
         let frozen = loaded.model.mtp_parameters().collect();
         let Config { bias_speed, recompute, .. } = config;
         let settings = Settings { bias_speed, recompute, frozen, ..Settings::new(config.optimizer, schedule) };
-        let mut trainer = Trainer::new(loaded.model, loaded.params, Arc::new(Cpu::new(cx.threads())), settings);
+        let mut trainer =
+            Trainer::new(loaded.model, loaded.params, device::backend(cx, cx.threads(), false)?, settings);
         let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples };
         let loop_course = Course { steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, loop_course, &mut trainer, &mut tuning)?;
@@ -173,7 +177,8 @@ impl Stage for Sft {
                 unit.count_derived(1);
                 unit.drop_row(&out.drops, &row.id, row.rule, row.value, Some(row.detail.clone()))?;
             }
-            write(unit, &out.model, trainer.model(), trainer.result(), &loaded.text, config.storage)
+            let weights = trainer.result().on_host(trainer.backend().as_ref());
+            write(unit, &out.model, trainer.model(), &weights, &loaded.text, config.storage)
         })
     }
 }

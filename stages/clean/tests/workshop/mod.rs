@@ -12,7 +12,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use smelt_schemas::{ArtifactRef, InputRef, Invocation, Manifest, PROTOCOL};
+use smelt_schemas::{ArtifactRef, Device, InputRef, Invocation, Manifest, PROTOCOL};
 use smelt_stage::kinds::{Document, Documents, Table};
 use smelt_stage::{Context, Error, Source, Stage, run_invocation};
 use smelt_store::Store;
@@ -150,6 +150,7 @@ impl Workshop {
             store: self.store.address().to_owned(),
             edition: 0,
             threads: self.threads,
+            device: Device::Cpu,
             save: smelt_schemas::SavePolicy::default(),
             scratch: self.folder.join("scratch"),
         }

@@ -3,6 +3,7 @@
 //! Every measurement runs in a process of its own, so that its peak memory is its own, and prints one line as it ends.
 //! `tests/parity/bench_with_pytorch.py` sets the same figures beside PyTorch's.
 
+mod gpu;
 mod measure;
 mod models;
 
@@ -10,6 +11,7 @@ use clap::{Parser, ValueEnum};
 use measure::Figures;
 use smelt_kernels::Cpu;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -20,6 +22,8 @@ pub enum Part {
     Train,
     /// Greedy generation from a prompt of 32 tokens, and reading prompts of 256
     Generate,
+    /// Everything on a GPU: whether it is right, then times; alone, and only when asked for
+    Gpu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,6 +78,17 @@ pub struct Args {
     profile: bool,
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
+    /// Where `gpu` writes its results, after each part
+    #[arg(long, default_value = "results.json")]
+    out: PathBuf,
+    /// Seconds that `gpu` may take
+    #[arg(long, default_value_t = 480)]
+    seconds: u64,
+    /// Sizes that a simulator can compute
+    #[arg(long, hide = true)]
+    small: bool,
+    #[arg(long, hide = true)]
+    gpu_part: Option<String>,
 }
 
 /// One measurement.
@@ -144,6 +159,19 @@ fn apart(task: &Task, args: &Args) -> std::io::Result<Vec<Figures>> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(part) = &args.gpu_part {
+        return ExitCode::from(gpu::run_part(part, args.small) as u8);
+    }
+    if args.parts.contains(&Part::Gpu) {
+        return match gpu::run(&args.out, args.seconds, args.small) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(1),
+            Err(error) => {
+                eprintln!("error: {}: {error}", args.out.display());
+                ExitCode::from(6)
+            }
+        };
+    }
     let tasks = tasks(&args);
     let mut out = std::io::stdout().lock();
     let is_one = tasks.len() == 1;

@@ -5,7 +5,7 @@ use crate::models::find;
 use serde::{Deserialize, Serialize};
 use smelt_generate::{Generator, Request, Sampling};
 use smelt_kernels::{Backend, Cpu, DType, Layout, Tensor, Trace, Write, random};
-use smelt_model::{Batch, Fp8, Init, Model, Params, Precision, Recomputed, Work};
+use smelt_model::{Batch, Config, Fp8, Init, Model, Params, Precision, Recomputed, Work};
 use smelt_train::{Decay, Hyper, NextToken, Schedule, Settings, Trainer};
 use std::fmt;
 use std::sync::Arc;
@@ -268,6 +268,19 @@ pub(crate) fn train(
         profile: profile.collect(),
         seconds_per_step: median,
     }]
+}
+
+/// Tokens per second of greedy generation of `new` tokens each on any device, with prompts of 32 tokens.
+pub(crate) fn generate_on(backend: &dyn Backend, config: &Config, batch: usize, new: usize) -> f64 {
+    let model = Model::new(config.clone()).expect("the sizes are a model");
+    let params = params(&model).on(backend);
+    let sampling = Sampling { temperature: 0.0, max_tokens: new, ..Sampling::default() };
+    let request =
+        |i: usize| Request { prompt: ids(32, config.vocab_size, i as u64), seed: 0, sampling: sampling.clone() };
+    let requests: Vec<Request> = (0..batch).map(request).collect();
+    let generator = Generator::new(&model, &params, backend, batch);
+    let (median, _) = timed(3, || drop(generator.run(&requests).expect("positions are left")));
+    (batch * new) as f64 / median
 }
 
 pub(crate) fn generate(cpu: Cpu, name: &str, batch: usize, steps: usize) -> Vec<Figures> {

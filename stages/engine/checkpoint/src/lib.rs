@@ -6,13 +6,14 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_kernels::DType;
+use smelt_kernels::{Backend, DType};
 use smelt_model::{Config, Model, Params, load, save};
 use smelt_schemas::Fault;
 use smelt_stage::kinds::{Checkpoint, KindType, Message, Tokenizer};
 use smelt_stage::{Artifact, Error, Mapped, Port, Unit};
 use std::sync::Arc;
 
+pub mod device;
 mod text;
 mod tokenizers;
 
@@ -49,6 +50,14 @@ pub struct Loaded {
     pub text: TextFiles,
     /// Of the artifact.
     pub digest: String,
+}
+
+impl Loaded {
+    /// Its weights on the device of `backend`.
+    #[must_use]
+    pub fn on(self, backend: &dyn Backend) -> Self {
+        Self { params: self.params.on(backend), ..self }
+    }
 }
 
 /// An engine's error as a stage's.

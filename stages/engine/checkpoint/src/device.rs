@@ -1,0 +1,78 @@
+//! What a stage with a model computes on.
+
+use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, cuda};
+use smelt_stage::{Check, Context, Device, Doctor, Error, Stage};
+use std::any::Any;
+use std::sync::{Arc, Once};
+
+/// The device that the job asks for. `threads`: of the CPU, when it is that. `auto` is the first GPU where there is
+/// one, and says why where there is none. `is_low`: on a GPU attention and the output projection multiply in bf16 too.
+pub fn backend(cx: &Context, threads: usize, is_low: bool) -> Result<Arc<dyn Backend>, Error> {
+    let gpu = match cx.device() {
+        Device::Cpu => None,
+        Device::Cuda(number) => Some(Cuda::new(number).map_err(|e| of_device(&e))?),
+        Device::Auto => match Cuda::new(0) {
+            Ok(gpu) => Some(gpu),
+            Err(e) => {
+                cx.warn(&format!("this job computes on the CPU: {e}"));
+                None
+            }
+        },
+    };
+    match gpu {
+        None => {
+            cx.computes_on("cpu", |_| None);
+            Ok(Arc::new(Cpu::new(threads)))
+        }
+        Some(gpu) => {
+            cx.computes_on(&gpu.found().to_string(), explain);
+            quiet();
+            Ok(Arc::new(if is_low { gpu.in_low_precision() } else { gpu }))
+        }
+    }
+}
+
+/// A failure of the device is over with the process, so trying again may help; memory that does not suffice and a
+/// driver that does not fit stay as they are.
+fn of_device(error: &DeviceError) -> Error {
+    let text = error.to_string();
+    if error.is_temporary() { Error::again(text) } else { Error::machine(text) }.hint(error.hint())
+}
+
+fn explain(payload: &(dyn Any + Send)) -> Option<Error> {
+    DeviceError::of_panic(payload).map(of_device)
+}
+
+/// A device that fails is reported as the error that it is, not as a panic too.
+fn quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if DeviceError::of_panic(info.payload()).is_none() {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// What a stage with a model needs from the machine: also a GPU, where there is one. None is no fault.
+pub fn needs_of<S: Stage>() -> Doctor {
+    let mut doctor = smelt_stage::needs_of::<S>();
+    let mut say = |name: &str, ok: bool, found: String, hint: Option<&str>| {
+        doctor.checks.push(Check { name: name.into(), ok, found, hint: hint.map(Into::into) });
+    };
+    match cuda::find() {
+        Err(e) => say("gpu", true, format!("none: {e}"), None),
+        Ok(gpus) => {
+            for gpu in &gpus {
+                say("gpu", true, gpu.to_string(), None);
+                match cuda::kernels_of(gpu) {
+                    Ok(from) => say("gpu kernels", true, from, None),
+                    Err(e) => say("gpu kernels", false, e.to_string(), Some(e.hint())),
+                }
+            }
+        }
+    }
+    doctor
+}
