@@ -101,8 +101,8 @@ fn name_of(error: result::DriverError) -> String {
     error.error_name().map_or_else(|_| "an unknown error".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Dynamic shared memory that a kernel may use without being allowed to: 48 KiB, less what kernels that use both have of
-/// static shared memory.
+/// Dynamic shared memory that a kernel may use without being allowed to: 48 KiB, less what kernels that use both have
+/// of static shared memory.
 const GRANTED: usize = 44 << 10;
 
 /// A kernel that is ready to be launched.
