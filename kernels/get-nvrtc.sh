@@ -6,7 +6,7 @@ cache="${XDG_CACHE_HOME:-$HOME/.cache}/smelt"
 home="$cache/nvrtc-13.0.88"
 if [ ! -e "$home/lib/libnvrtc.so.13" ]; then
   mkdir -p "$cache"
-  work=$(mktemp -d "$cache/nvrtc.XXXXXX")
+  work=$(mktemp -d --tmpdir="$cache")
   trap 'rm -rf "$work"' EXIT
   python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: -d "$work/wheels" \
     nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-nvdisasm==13.2.86 >&2

@@ -65,6 +65,7 @@ fn loss(bench: &Bench) -> f64 {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn every_stage_with_a_model_runs_on_a_gpu() {
     let (gpu, cpu) = (Bench::new(), Bench::new());
     let all = format!("{PIPELINE}{}", REST.trim_start_matches('\n'));
@@ -80,6 +81,7 @@ fn every_stage_with_a_model_runs_on_a_gpu() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn a_device_that_is_lost_costs_time_and_no_byte() {
     let (whole, lost) = (Bench::new(), Bench::new());
     run(&whole, PIPELINE, "cuda:0", true, &[]).ok();
@@ -97,6 +99,7 @@ fn failure(device: &str, driver: bool, settings: &[(&str, &str)], code: i32) -> 
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn a_device_that_cannot_be_used_says_why() {
     assert_eq!(
         failure("cuda:0", false, &[], 6),
@@ -111,12 +114,24 @@ fn a_device_that_cannot_be_used_says_why() {
     assert_eq!(
         failure("cuda:3", true, &[], 6),
         "error: job `base` failed: there is no GPU cuda:3: this machine has 1\n\
-         hint: use one of cuda:0 to cuda:0, or `device: auto`"
+         hint: use cuda:0, or `device: auto`"
     );
     assert_eq!(
         failure("cuda:0", true, &[("SMELT_SIM_DRIVER", "12000")], 6),
         "error: job `base` failed: the NVIDIA driver speaks CUDA 12.0; smelt needs 12.3\n\
          hint: update the driver to 545 or newer, or use `device: cpu`"
+    );
+    assert_eq!(
+        failure("cuda:0", true, &[("SMELT_SIM_CAPABILITY", "70")], 6),
+        "error: job `base` failed: cuda:0, simulated sm_70, compute capability 7.0, 8.0 GiB, driver for CUDA 13.0 is too \
+         old: the kernels need compute capability 8.0\nhint: use `device: cpu`"
+    );
+    let no_code = failure("cuda:0", true, &[("SMELT_SIM_CAPABILITY", "120")], 6);
+    assert!(
+        no_code.starts_with("error: job `base` failed: the kernels `")
+            && no_code.contains(".sm_120a.cubin: No such file")
+            && no_code.ends_with("hint: unset SMELT_KERNELS to use what is embedded or to compile them"),
+        "{no_code}"
     );
     let out_of_memory = failure("cuda:0", true, &[("SMELT_SIM_MEMORY", "600000")], 6);
     assert!(
@@ -150,8 +165,23 @@ fn a_stage_without_a_model_has_no_device() {
     assert!(said.err.contains("gpu"), "{}", said.err);
 }
 
+/// Two jobs that could run side by side, but for the memory of the one GPU.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn one_job_at_a_time_computes_on_a_gpu() {
+    let (_, base) = PIPELINE.split_once("  base:\n").expect("it has the job");
+    let base = base.replace("run: { device: DEVICE }", "run: { device: DEVICE, threads: 1 }");
+    let text = format!("{}  base:\n{base}  other:\n{base}      seed: 5\n", PIPELINE.split("  base:\n").next().unwrap());
+    let said = run(&Bench::new(), &text, "cuda:0", true, &[]).ok().out;
+    let line =
+        |start: &str| said.lines().position(|line| line.trim_start().starts_with(start)).expect("the line is there");
+    let first_ends = line("done     base").min(line("done     other"));
+    assert!(first_ends < line("start    base").max(line("start    other")), "{said}");
+}
+
 /// One command checks and times everything where a GPU is; a kernel that fails costs its own part.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn the_gpu_bench_goes_on_after_a_kernel_that_fails() {
     let bench = Bench::new();
     let (out, code) = simulator::build();
@@ -198,6 +228,13 @@ fn an_estimate_names_hours_and_price_and_what_is_not_known() {
     let said = bench.smelt(&["estimate", "p.yaml", "--device", "h999"]).fails(2);
     assert_eq!(
         said.err.trim_end(),
-        "error: there is no device `h999`\nhint: say one of a100, h100, h200, h800, or add it to a file for `--devices`"
+        "error: there is no device `h999`\nhint: say one of h100, h200, h800, or add it to a file for `--devices`"
     );
+    let said = bench.smelt(&["estimate", "p.yaml", "--share", "1.5"]).fails(2);
+    assert_eq!(
+        said.err.trim_end(),
+        "error: a share of 1.5 of the peak cannot be reached\nhint: say more than 0, at most 1"
+    );
+    let said = bench.smelt(&["estimate", "p.yaml", "--devices", "none.yaml"]).fails(2);
+    assert!(said.err.starts_with("error: devices `none.yaml` cannot be read: No such file"), "{}", said.err);
 }

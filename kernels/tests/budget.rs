@@ -108,6 +108,7 @@ fn step(gpu: &dyn Backend) {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn the_budget_of_each_kernel_is_kept() {
     simulator::gpu();
     let gpu = Cuda::new(0).expect("the simulated GPU opens").in_low_precision();

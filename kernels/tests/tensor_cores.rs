@@ -42,13 +42,17 @@ fn launches(kernel: &str) -> u64 {
     count.split(',').next().unwrap_or_default().parse().unwrap_or(0)
 }
 
-/// Runs `work`, which must launch the kernel.
+/// Runs `work`, which must launch the kernel, for narrow tiles or for wide ones.
 fn launching<R>(kernel: &str, work: impl FnOnce() -> R) -> R {
-    let before = launches(kernel);
+    let count = || launches(kernel) + launches(&format!("{kernel}_wide"));
+    let before = count();
     let result = work();
-    assert!(launches(kernel) > before, "`{kernel}` was not launched");
+    assert!(count() > before, "`{kernel}` was not launched");
     result
 }
+
+/// Set where tests run on a GPU with one multiprocessor, on which all but the smallest products have wide tiles.
+const PROCESSORS: &str = "SMELT_SIM_PROCESSORS";
 
 /// How the operand is lowered: to bf16, or to FP8 by tiles.
 fn lowered(device: &dyn Backend, x: &Tensor, tile: Option<Tile>, role: Role, segments: Option<&Segments>) -> Operand {
@@ -62,6 +66,7 @@ const COUNTS: [&[usize]; 3] = [&[300], &[130, 0, 1, 129, 0], &[0, 64]];
 const F32_SUMS: f64 = 2e-6;
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn products_are_those_of_the_cpu() {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
@@ -112,24 +117,37 @@ fn products_are_those_of_the_cpu() {
             assert!(off < F32_SUMS, "{kernel}, {write:?}, {counts:?}: {off}");
         }
     }
+    if std::env::var_os(PROCESSORS).is_some() {
+        for kernel in ["fp8_gemm", "fp8_gradient", "bf16_gemm", "bf16_gemm_nn", "bf16_gradient"] {
+            assert!(launches(&format!("{kernel}_wide")) > 0, "`{kernel}_wide` was not launched");
+        }
+    }
 }
 
-/// A row's bits are its own: alone, or with others beside it.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn products_in_wide_tiles_are_the_same() {
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    run(again.args(["products_are", "rows_do_not"]).env(PROCESSORS, "1"));
+}
+
+/// A row's bits are its own: alone, or with others beside it, whose number also decides about the width of tiles.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn rows_do_not_depend_on_their_company() {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let gpu: &dyn Backend = low();
-    let (a, w) = (noise(1, &[300, 640]), gpu.upload(&noise(2, &[130, 640])));
+    let (a, w) = (noise(1, &[300, 640]), gpu.upload(&noise(2, &[520, 640])));
     for tile in [None, Some(Tile::Row)] {
         let product = |rows: usize| {
             let a = Tensor::new([rows, 640], &a.read::<f32>()[..rows * 640]);
-            let (a, mut c) = (lowered(gpu, &a, tile, Role::Activation, None), gpu.zeros([rows, 130], DType::F32));
+            let (a, mut c) = (lowered(gpu, &a, tile, Role::Activation, None), gpu.zeros([rows, 520], DType::F32));
             gpu.low_gemm(Layout::Nt, &a, &w, None, &mut c, Write::Set);
             gpu.download(&c).to_f32()
         };
         let whole = product(300);
         for rows in [1, 37, 129] {
-            assert!(product(rows) == whole[..rows * 130], "{tile:?}, {rows} rows");
+            assert!(product(rows) == whole[..rows * 520], "{tile:?}, {rows} rows");
         }
     }
 }
@@ -143,6 +161,7 @@ fn documents(device: &dyn Backend, lengths: &[usize]) -> Documents {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn latent_attention_is_that_of_the_cpu() {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
@@ -165,6 +184,7 @@ fn latent_attention_is_that_of_the_cpu() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn grouped_attention_is_that_of_the_cpu() {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
@@ -188,6 +208,7 @@ fn grouped_attention_is_that_of_the_cpu() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn the_head_is_that_of_the_cpu() {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let (cpu, gpu): (Cpu, &dyn Backend) = (Cpu::new(2), low());
@@ -217,12 +238,14 @@ fn run(command: &mut Command) {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn the_simulator_reports_planted_faults() {
     run(Command::new("bash").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/test.sh")));
 }
 
 /// Under other orders of threads and copies, with 1 to 3 blocks, at sizes that the host path does not use.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn kernels_of_the_tensor_cores_hold_under_any_order() {
     let (out, _) = simulator::build();
     let (source, program) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/check/cores.cpp"), out.join("cores"));

@@ -52,7 +52,7 @@ macro_rules! fence {
         }
     };
     (@call $self:ident, upload, $x:ident) => {
-        $x.carried(Device::Host, Device::Fenced)
+        if $x.device() == Device::Fenced { $x.clone() } else { $x.carried(Device::Host, Device::Fenced) }
     };
     (@call $self:ident, download, $x:ident) => {
         $self.download_one($x)

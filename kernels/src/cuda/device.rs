@@ -1,7 +1,7 @@
 //! A GPU as a device: its context, its stream, its memory, and the kernels loaded so far.
 
 use super::compiler::{architecture, machine_code};
-use super::error::{DeviceError, expect};
+use super::error::{DeviceError, expect, name_of};
 use super::memory::Arena;
 use super::sources::SOURCES;
 use crate::dtype::DType;
@@ -97,10 +97,6 @@ pub fn find() -> Result<Vec<Found>, DeviceError> {
     (0..count).map(describe).collect::<Result<_, _>>().map_err(|error| none(&name_of(error)))
 }
 
-fn name_of(error: result::DriverError) -> String {
-    error.error_name().map_or_else(|_| "an unknown error".into(), |name| name.to_string_lossy().into_owned())
-}
-
 /// Dynamic shared memory that a kernel may use without being allowed to: 48 KiB, less what kernels that use both have
 /// of static shared memory.
 const GRANTED: usize = 44 << 10;
@@ -157,10 +153,9 @@ impl Cuda {
         let all = find()?;
         let count = all.len();
         let found = all.into_iter().nth(number as usize).ok_or_else(|| {
-            DeviceError::new(
-                format!("there is no GPU cuda:{number}: this machine has {count}"),
-                format!("use one of cuda:0 to cuda:{}, or `device: auto`", count - 1),
-            )
+            let known = if count == 1 { "cuda:0".into() } else { format!("one of cuda:0 to cuda:{}", count - 1) };
+            let hint = format!("use {known}, or `device: auto`");
+            DeviceError::new(format!("there is no GPU cuda:{number}: this machine has {count}"), hint)
         })?;
         if found.major < 8 {
             return Err(DeviceError::new(
@@ -227,17 +222,16 @@ impl Cuda {
             expect("copy to the host", unsafe { result::memcpy_dtoh_async(to, from, self.stream) });
             return self.wait();
         }
-        let locked = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
-        if !to.is_empty() {
-            // SAFETY: nobody else has the locked memory, which is longer, until the lock is released.
-            let between = unsafe { std::slice::from_raw_parts_mut(locked.0, to.len()) };
-            // SAFETY: as above; the wait is below.
-            expect("copy to the host", unsafe { result::memcpy_dtoh_async(between, from, self.stream) });
-            self.wait();
-            to.copy_from_slice(between);
-        } else {
-            self.wait();
+        if to.is_empty() {
+            return self.wait();
         }
+        let locked = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: nobody else has the locked memory, which is longer, until the lock is released.
+        let between = unsafe { std::slice::from_raw_parts_mut(locked.0, to.len()) };
+        // SAFETY: as above; the wait is below.
+        expect("copy to the host", unsafe { result::memcpy_dtoh_async(between, from, self.stream) });
+        self.wait();
+        to.copy_from_slice(between);
     }
 
     pub(super) fn stream(&self) -> sys::CUstream {

@@ -19,7 +19,7 @@ impl DeviceError {
 
     /// What the driver said when smelt asked it to do `what`.
     pub(super) fn of_driver(what: &str, error: DriverError) -> Self {
-        let name = error.error_name().map_or("an unknown error".into(), |name| name.to_string_lossy().into_owned());
+        let name = name_of(error);
         let hint = "see the kernel log (`dmesg`) for the cause; another try goes on from the last save";
         Self { is_temporary: true, ..Self::new(format!("the GPU failed to {what}: {name}"), hint) }
     }
@@ -52,6 +52,11 @@ impl fmt::Display for DeviceError {
 }
 
 impl std::error::Error for DeviceError {}
+
+/// The driver's own name of an error.
+pub(super) fn name_of(error: DriverError) -> String {
+    error.error_name().map_or_else(|_| "an unknown error".into(), |name| name.to_string_lossy().into_owned())
+}
 
 /// The value, or the end of the operation.
 pub(super) fn expect<T>(what: &str, result: Result<T, DriverError>) -> T {

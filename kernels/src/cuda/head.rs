@@ -4,7 +4,7 @@ use super::device::Cuda;
 use super::launch::{Arg, int, long};
 use super::low_precision::{Lowered, pitch_of_bf16};
 use super::products::Strided;
-use super::tensor_cores::Sizes;
+use super::tensor_cores::Product;
 use crate::backend::{Head, Write};
 use crate::dtype::DType;
 use crate::tensor::Tensor;
@@ -46,8 +46,8 @@ impl Cuda {
         let (d, v) = (x.cols(), w.rows());
         if let Some(Low { x, w }) = low {
             let (part, ends) = (self.rows_of(x, first, rows), self.ends(None, rows));
-            let sizes = Sizes { m: rows, n: v, k: x.cols(), experts: 1 };
-            return self.bf16_product(&part, &w.nt, ends.tensor(), self.write(z), sizes, false);
+            let (ends, to) = (ends.tensor(), self.write(z));
+            return self.bf16_product(&part, &w.nt, Product { ends, to, m: rows, n: v, k: d, experts: 1, adds: false });
         }
         let to = Strided { address: z.address_to_write(self.place()), row: v, col: 1, next: 0 };
         let (x, w) = (self.strided(x, first * d, d, 0), self.strided(w, 0, d, 0).t());
@@ -109,10 +109,11 @@ impl Cuda {
                 let args = args.chain([self.write(&mut dlogits), long(rows), int(v), int(pitch)]);
                 self.each("logits_gradient_bf16", rows * pitch, &args.collect::<Vec<_>>());
                 let (part, ends) = (self.rows_of(x, first, rows), ends.tensor());
-                let sizes = Sizes { m: rows, n: d, k: v, experts: 1 };
-                self.bf16_product_nn(&dlogits, &w.nt, ends, Arg::Address(dx_of_rows), sizes, false);
-                let sizes = Sizes { m: v, n: d, k: rows, experts: 1 };
-                self.bf16_weight_gradient([&dlogits, &part], ends, self.write(dw), sizes, true);
+                let to = Arg::Address(dx_of_rows);
+                let of_x = Product { ends, to, m: rows, n: d, k: v, experts: 1, adds: false };
+                self.bf16_product_nn(&dlogits, &w.nt, of_x);
+                let of_w = Product { ends, to: self.write(dw), m: v, n: d, k: rows, experts: 1, adds: true };
+                self.bf16_weight_gradient([&dlogits, &part], of_w);
                 continue;
             }
             let args = [self.write(&mut z)].into_iter().chain(known).chain([long(rows), int(v)]);

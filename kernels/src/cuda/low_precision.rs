@@ -9,7 +9,7 @@ use super::device::Cuda;
 use super::launch::{Arg, flag, int, long};
 use super::products::{SIDE, tiles};
 use super::rows::expect_f32;
-use super::tensor_cores::Sizes;
+use super::tensor_cores::Product;
 use crate::backend::{Layout, Write};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser, Role, Scaled, TILE, Tile};
@@ -292,10 +292,10 @@ impl Cuda {
                 a.expect("low_gemm: a", [m, pitch]);
                 let lowered = self.lowered(w, None, experts);
                 if self.has_tensor_cores(n, experts) {
-                    let (c, b, ends) = (self.write(c), &lowered.nt, ends.tensor());
+                    let product = Product { ends: ends.tensor(), to: self.write(c), m, n, k, experts, adds };
                     return match layout {
-                        Layout::Nt => self.bf16_product(a, b, ends, c, Sizes { m, n, k: pitch, experts }, adds),
-                        _ => self.bf16_product_nn(a, b, ends, c, Sizes { m, n, k, experts }, adds),
+                        Layout::Nt => self.bf16_product(a, &lowered.nt, product),
+                        _ => self.bf16_product_nn(a, &lowered.nt, product),
                     };
                 }
                 let b = side(&lowered);
@@ -320,8 +320,8 @@ impl Cuda {
                 let (b, b_scale) = (side(&lowered), if layout == Layout::Nt { nt } else { nn });
                 let a_scale = self.scales_of_rows(a, segments, k.div_ceil(TILE));
                 if self.has_tensor_cores(n, experts) {
-                    let (c, sizes) = (self.write(c), Sizes { m, n, k: pitch, experts });
-                    return self.fp8_product([&a.q, &b], [&a_scale, b_scale], ends.tensor(), c, sizes, adds);
+                    let product = Product { ends: ends.tensor(), to: self.write(c), m, n, k: pitch, experts, adds };
+                    return self.fp8_product([&a.q, &b], [&a_scale, b_scale], product);
                 }
                 let args = [
                     self.read(&a.q),
@@ -396,8 +396,9 @@ impl Cuda {
                 x.expect("low_gradient: x", [m, pitch_of_bf16(inner)]);
                 let ends = self.ends(segments, m);
                 if self.has_tensor_cores(inner, experts) && m > 0 {
-                    let (dw, sizes) = (self.write(dw), Sizes { m: out, n: inner, k: m, experts });
-                    return self.bf16_weight_gradient([dy, x], ends.tensor(), dw, sizes, adds);
+                    let (to, ends) = (self.write(dw), ends.tensor());
+                    let product = Product { ends, to, m: out, n: inner, k: m, experts, adds };
+                    return self.bf16_weight_gradient([dy, x], product);
                 }
                 let args = [
                     self.read(dy),
@@ -421,8 +422,9 @@ impl Cuda {
                 let [(dy, dy_scale), (x, x_scale)] =
                     [(dy, out), (x, inner)].map(|(operand, d)| self.along_tokens(operand, &ends, d, bands));
                 if self.has_tensor_cores(inner, experts) && bands > 0 {
-                    let (dw, sizes) = (self.write(dw), Sizes { m: out, n: inner, k: bands * TILE, experts });
-                    return self.fp8_weight_gradient([&dy, &x], [&dy_scale, &x_scale], ends.tensor(), dw, sizes, adds);
+                    let (to, ends) = (self.write(dw), ends.tensor());
+                    let product = Product { ends, to, m: out, n: inner, k: bands * TILE, experts, adds };
+                    return self.fp8_weight_gradient([&dy, &x], [&dy_scale, &x_scale], product);
                 }
                 let args = [
                     self.read(&dy),

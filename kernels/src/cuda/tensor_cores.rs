@@ -3,14 +3,38 @@
 use super::device::Cuda;
 use super::error::expect;
 use super::launch::{Arg, flag, int};
+use super::products::tiles;
 use crate::dtype::DType;
+use crate::fp8::TILE;
 use crate::tensor::Tensor;
 use cudarc::driver::sys;
 
-/// Dynamic shared memory, `SHARED` of the kernels' files.
-const OF_FP8_GEMM: usize = 198_768;
-const OF_FP8_GRADIENT: usize = 204_912;
-const OF_BF16: usize = 198_768;
+/// A kernel for tiles of C of 128 rows and some columns, with its dynamic shared memory: `SHARED` of its file.
+#[derive(Clone, Copy, Debug)]
+struct Tiled {
+    name: &'static str,
+    shared: usize,
+    columns: u32,
+}
+
+/// For narrow tiles and for wide ones. Both give the same bits.
+type Widths = [Tiled; 2];
+const FP8_GEMM: Widths = widths(["fp8_gemm", "fp8_gemm_wide"], [198_768, 206_944], 192);
+const FP8_GRADIENT: Widths = widths(["fp8_gradient", "fp8_gradient_wide"], [204_912, 213_344], 192);
+const BF16_GEMM: Widths = widths(["bf16_gemm", "bf16_gemm_wide"], [198_768, 198_736], 256);
+const BF16_GEMM_NN: Widths = widths(["bf16_gemm_nn", "bf16_gemm_nn_wide"], [198_768, 198_736], 256);
+const BF16_GRADIENT: Widths = widths(["bf16_gradient", "bf16_gradient_wide"], [198_768, 198_736], 256);
+
+const fn widths(names: [&'static str; 2], shared: [usize; 2], wide: u32) -> Widths {
+    [
+        Tiled { name: names[0], shared: shared[0], columns: 128 },
+        Tiled { name: names[1], shared: shared[1], columns: wide },
+    ]
+}
+
+/// Wide tiles read less from the cache for the same product, but there are fewer of them: they are taken when each
+/// multiprocessor gets several. Computed, not measured.
+const WIDE_TILES_PER_MULTIPROCESSOR: usize = 4;
 
 /// Of one matrix to multiply, or one for each expert: how a box of it comes to shared memory. Opaque to us.
 #[derive(Clone, Copy, Debug)]
@@ -24,18 +48,23 @@ pub(super) struct Boxes {
     pub rows: u32,
 }
 
-const OF_E4M3: Boxes = Boxes { columns: 128, rows: 128 };
-const OF_BF16_ROWS: Boxes = Boxes { columns: 64, rows: 128 };
-/// For operands whose contracted dim is that of the rows.
-const OF_BF16_TOKENS: Boxes = Boxes { columns: 64, rows: 64 };
+/// Rows of bf16 whose contracted dim is that of the rows.
+const OF_TOKENS: Boxes = Boxes { columns: 64, rows: 64 };
 
-/// Sizes of C: rows of all segments together, columns, and matrices.
+/// What a product of the tensor cores writes, and its sizes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
+pub(super) struct Product<'a> {
+    /// U32, one per segment.
+    pub ends: &'a Tensor,
+    /// C, or the gradient of a weight.
+    pub to: Arg,
+    /// Rows of C (of all segments together, or of one gradient), its columns, and the contracted dim.
     pub m: usize,
     pub n: usize,
     pub k: usize,
     pub experts: usize,
+    /// `+=`
+    pub adds: bool,
 }
 
 impl Cuda {
@@ -103,133 +132,90 @@ impl Cuda {
         self.launch(name, [self.found().multiprocessors as usize, 1, 1], shared, args);
     }
 
-    /// `C = A·Bᵀ` by segment; A E4M3 `[M, K]` with scales `[M, K/128]`, B `[E, N, K]` with scales `[E, ⌈N/128⌉,
-    /// K/128]`.
-    pub(super) fn fp8_product(
-        &self,
-        [a, b]: [&Tensor; 2],
-        [a_scale, b_scale]: [&Tensor; 2],
-        ends: &Tensor,
-        c: Arg,
-        Sizes { m, n, k, experts }: Sizes,
-        adds: bool,
-    ) {
-        if m == 0 {
+    /// The kernel for `row_tiles` × `columns` of C.
+    fn chosen(&self, [narrow, wide]: Widths, row_tiles: usize, columns: usize) -> Tiled {
+        let tiles = row_tiles * columns.div_ceil(wide.columns as usize);
+        if tiles >= WIDE_TILES_PER_MULTIPROCESSOR * self.found().multiprocessors as usize { wide } else { narrow }
+    }
+
+    /// The same for rows by segment, and for gradients of one matrix per segment.
+    fn for_rows(&self, widths: Widths, p: &Product) -> Tiled {
+        self.chosen(widths, tiles(p.m, p.experts, TILE), p.n)
+    }
+    fn for_gradients(&self, widths: Widths, p: &Product) -> Tiled {
+        self.chosen(widths, p.experts * p.m.div_ceil(TILE), p.n)
+    }
+
+    /// `C = A·Bᵀ` by segment; A E4M3 `[M, K]` with scales `[M, K/128]`, B `[E, N, K]` with scales
+    /// `[E, ⌈N/128⌉, K/128]`.
+    pub(super) fn fp8_product(&self, [a, b]: [&Tensor; 2], [a_scale, b_scale]: [&Tensor; 2], p: Product) {
+        if p.m == 0 {
             return;
         }
+        let kernel = self.for_rows(FP8_GEMM, &p);
         let args = [
-            self.map_rows(a, m, k, OF_E4M3),
-            self.map_matrices(b, [experts, n, k], OF_E4M3),
+            self.map_rows(a, p.m, p.k, Boxes { columns: 128, rows: 128 }),
+            self.map_matrices(b, [p.experts, p.n, p.k], Boxes { columns: 128, rows: kernel.columns }),
             self.read(a_scale),
             self.read(b_scale),
-            self.read(ends),
-            c,
-            int(m),
-            int(n),
-            int(k),
-            int(experts),
-            flag(adds),
+            self.read(p.ends),
+            p.to,
+            int(p.m),
+            int(p.n),
+            int(p.k),
+            int(p.experts),
+            flag(p.adds),
         ];
-        self.persistent("fp8_gemm", OF_FP8_GEMM, &args);
+        self.persistent(kernel.name, kernel.shared, &args);
     }
 
     /// `dw = dyᵀ·x` by segment; E4M3 `[O, T]` and `[I, T]` with scales `[T/128, O]` and `[T/128, I]`.
-    pub(super) fn fp8_weight_gradient(
-        &self,
-        [dy, x]: [&Tensor; 2],
-        [dy_scale, x_scale]: [&Tensor; 2],
-        ends: &Tensor,
-        dw: Arg,
-        Sizes { m: out, n: inner, k: tokens, experts }: Sizes,
-        adds: bool,
-    ) {
+    pub(super) fn fp8_weight_gradient(&self, [dy, x]: [&Tensor; 2], [dy_scale, x_scale]: [&Tensor; 2], p: Product) {
+        let kernel = self.for_gradients(FP8_GRADIENT, &p);
         let args = [
-            self.map_rows(dy, out, tokens, OF_E4M3),
-            self.map_rows(x, inner, tokens, OF_E4M3),
+            self.map_rows(dy, p.m, p.k, Boxes { columns: 128, rows: 128 }),
+            self.map_rows(x, p.n, p.k, Boxes { columns: 128, rows: kernel.columns }),
             self.read(dy_scale),
             self.read(x_scale),
-            self.read(ends),
-            dw,
-            int(out),
-            int(inner),
-            int(experts),
-            flag(adds),
+            self.read(p.ends),
+            p.to,
+            int(p.m),
+            int(p.n),
+            int(p.experts),
+            flag(p.adds),
         ];
-        self.persistent("fp8_gradient", OF_FP8_GRADIENT, &args);
+        self.persistent(kernel.name, kernel.shared, &args);
     }
 
-    /// `C = A·Bᵀ` by segment, A bf16 `[M, K]`, B `[E, N, K]`.
-    pub(super) fn bf16_product(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        ends: &Tensor,
-        c: Arg,
-        Sizes { m, n, k, experts }: Sizes,
-        adds: bool,
-    ) {
-        if m == 0 {
+    /// `C = A·Bᵀ` by segment, A bf16 `[M, pitch]`, B `[E, N, pitch]`.
+    pub(super) fn bf16_product(&self, a: &Tensor, b: &Tensor, p: Product) {
+        let kernel = self.for_rows(BF16_GEMM, &p);
+        let k = p.k.next_multiple_of(64);
+        let boxes = Boxes { columns: 64, rows: kernel.columns };
+        self.bf16_rows(kernel, a, self.map_matrices(b, [p.experts, p.n, k], boxes), p);
+    }
+
+    /// `C = A·B` by segment, A bf16 `[M, pitch]`, B `[E, K, pitch]`: the B of `bf16_product`, read the other way.
+    pub(super) fn bf16_product_nn(&self, a: &Tensor, b: &Tensor, p: Product) {
+        let b = self.map_matrices(b, [p.experts, p.k, p.n], OF_TOKENS);
+        self.bf16_rows(self.for_rows(BF16_GEMM_NN, &p), a, b, p);
+    }
+
+    fn bf16_rows(&self, kernel: Tiled, a: &Tensor, b: Arg, p: Product) {
+        if p.m == 0 {
             return;
         }
-        let args = [
-            self.map_rows(a, m, k, OF_BF16_ROWS),
-            self.map_matrices(b, [experts, n, k], OF_BF16_ROWS),
-            self.read(ends),
-            c,
-            int(n),
-            int(k),
-            int(experts),
-            flag(adds),
-        ];
-        self.persistent("bf16_gemm", OF_BF16, &args);
+        let k = p.k.next_multiple_of(64);
+        let a = self.map_rows(a, p.m, k, Boxes { columns: 64, rows: 128 });
+        let args = [a, b, self.read(p.ends), p.to, int(p.n), int(k), int(p.experts), flag(p.adds)];
+        self.persistent(kernel.name, kernel.shared, &args);
     }
 
-    /// `C = A·B` by segment, A bf16 `[M, pitch]`, B `[E, K, N]` as it is stored for `bf16_product`.
-    pub(super) fn bf16_product_nn(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        ends: &Tensor,
-        c: Arg,
-        Sizes { m, n, k, experts }: Sizes,
-        adds: bool,
-    ) {
-        if m == 0 {
-            return;
-        }
-        let padded = k.next_multiple_of(64);
-        let args = [
-            self.map_rows(a, m, padded, OF_BF16_ROWS),
-            self.map_matrices(b, [experts, k, n], OF_BF16_TOKENS),
-            self.read(ends),
-            c,
-            int(n),
-            int(padded),
-            int(experts),
-            flag(adds),
-        ];
-        self.persistent("bf16_gemm_nn", OF_BF16, &args);
-    }
-
-    /// `dw = dyᵀ·x` by segment, bf16 `[M, O]` and `[M, I]`.
-    pub(super) fn bf16_weight_gradient(
-        &self,
-        [dy, x]: [&Tensor; 2],
-        ends: &Tensor,
-        dw: Arg,
-        Sizes { m: out, n: inner, k: rows, experts }: Sizes,
-        adds: bool,
-    ) {
-        let args = [
-            self.map_rows(dy, rows, out, OF_BF16_TOKENS),
-            self.map_rows(x, rows, inner, OF_BF16_TOKENS),
-            self.read(ends),
-            dw,
-            int(out),
-            int(inner),
-            int(experts),
-            flag(adds),
-        ];
-        self.persistent("bf16_gradient", OF_BF16, &args);
+    /// `dw = dyᵀ·x` by segment, bf16 `[K, pitch]` of M columns, and of N.
+    pub(super) fn bf16_weight_gradient(&self, [dy, x]: [&Tensor; 2], p: Product) {
+        let kernel = self.for_gradients(BF16_GRADIENT, &p);
+        let [dy, x] = [(dy, p.m), (x, p.n)].map(|(x, columns)| self.map_rows(x, p.k, columns, OF_TOKENS));
+        let args = [dy, x, self.read(p.ends), p.to, int(p.m), int(p.n), int(p.experts), flag(p.adds)];
+        self.persistent(kernel.name, kernel.shared, &args);
     }
 }

@@ -198,6 +198,7 @@ fn run_on_gpu(operation: &str, check: fn(&mut Trial)) {
 
 /// Other GPUs than Hopper use kernels without its tensor cores.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn operations_on_an_older_gpu() {
     let output = Command::new(env::current_exe().unwrap())
         .args(["gpu::", "--test-threads=1"])
@@ -216,7 +217,13 @@ macro_rules! checks {
         /// The same on a GPU.
         mod gpu {
             use super::*;
-            $(#[test] fn $name() { run_on_gpu(stringify!($name), checks::$name) })*
+            $(
+                #[test]
+                #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+                fn $name() {
+                    run_on_gpu(stringify!($name), checks::$name)
+                }
+            )*
 
             #[test]
             fn adamw_with_moments_in_bf16() {

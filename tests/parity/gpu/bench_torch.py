@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PyTorch's times for the shapes of `smelt bench gpu`: products in bf16 and FP8, by expert, attention, norm, AdamW, copy.
+"""PyTorch's times for the shapes of `smelt bench gpu`: products in bf16 and FP8, by expert, attention, norm, AdamW.
 
 Prints a line for each and writes them to the file named on the command line. What an installation does not have is
 skipped, with the reason. It has not run on a GPU yet.

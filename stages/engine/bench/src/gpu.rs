@@ -42,7 +42,7 @@ const PARTS: [Part; 12] = [
 static IS_SMALL: AtomicBool = AtomicBool::new(false);
 
 /// A size, or a small one.
-fn of(size: usize) -> usize {
+fn scaled(size: usize) -> usize {
     if IS_SMALL.load(Ordering::Relaxed) { (size / 32).next_multiple_of(2).max(20) } else { size }
 }
 
@@ -222,12 +222,12 @@ fn products_right() -> Vec<Row> {
     let (gpu, cpu) = (gpu(), Cpu::new(0));
     let mut rows = Vec::new();
     for (what, segments, out, inner) in [
-        ("dense", None, of(1536), of(2048)),
-        ("ragged", None, 250, of(900)),
-        ("experts", Some(uneven(of(4096), of(32))), of(1536), of(2048)),
-        ("experts, down", Some(uneven(of(4096), of(32))), of(2048), of(768)),
+        ("dense", None, scaled(1536), scaled(2048)),
+        ("ragged", None, 250, scaled(900)),
+        ("experts", Some(uneven(scaled(4096), scaled(32))), scaled(1536), scaled(2048)),
+        ("experts, down", Some(uneven(scaled(4096), scaled(32))), scaled(2048), scaled(768)),
     ] {
-        let n = segments.as_ref().map_or(of(1000), Segments::rows);
+        let n = segments.as_ref().map_or(scaled(1000), Segments::rows);
         let w = match &segments {
             Some(segments) => noise(2, &[segments.count(), out, inner]),
             None => noise(2, &[out, inner]),
@@ -264,7 +264,7 @@ const LATENT: AttentionShape = AttentionShape { heads: 4, nope: 128, rope: 64, v
 
 fn attention_right() -> Vec<Row> {
     let (gpu, cpu) = (gpu(), Cpu::new(0));
-    let (s, bounds) = (LATENT, DocumentBounds::of_lengths(&[of(700), 1, of(130), of(193)]));
+    let (s, bounds) = (LATENT, DocumentBounds::of_lengths(&[scaled(700), 1, scaled(130), scaled(193)]));
     let n = bounds.rows();
     let inputs = [4 * 192, 4 * 256, 64, 4 * 128].map(|cols| noise(cols as u64, &[n, cols]));
     let [found, expected] = [gpu.as_ref() as &dyn Backend, &cpu].map(|device| {
@@ -281,7 +281,7 @@ fn attention_right() -> Vec<Row> {
 /// Norm, SwiGLU, routing and the optimizer, against the CPU in f32.
 fn rows_right() -> Vec<Row> {
     let (gpu, cpu) = (gpu(), Cpu::new(0));
-    let (n, d, e) = (of(1000), of(2048), 32);
+    let (n, d, e) = (scaled(1000), scaled(2048), 32);
     let (x, dy, gain, logits) = (noise(1, &[n, d]), noise(2, &[n, d]), noise(3, &[d]), noise(4, &[n, e]));
     let router = Router { experts: e, expert_groups: 4, node_limit: 2, top_k: 6, normalise: true, scale: 2.5 };
     let [found, expected] = [gpu.as_ref() as &dyn Backend, &cpu].map(|device| {
@@ -368,8 +368,9 @@ fn train_20m() -> Vec<Row> {
     let config = small();
     let losses = |backend: Arc<dyn Backend>, precision: Precision| -> (Vec<f64>, f64) {
         let (mut trainer, begun) = (trainer(&config, backend, precision, Recomputed::None), Instant::now());
-        let mut step =
-            |at| trainer.step(&[(batch(&config, 8, of(256), at), &NEXT as _)]).map_or(f64::NAN, |report| report.loss);
+        let mut step = |at| {
+            trainer.step(&[(batch(&config, 8, scaled(256), at), &NEXT as _)]).map_or(f64::NAN, |report| report.loss)
+        };
         ((0..times(50)).map(&mut step).collect(), begun.elapsed().as_secs_f64() / times(50) as f64)
     };
     let (bf16, bf16_seconds) = losses(gpu(), Precision::Bf16);
@@ -397,7 +398,7 @@ fn train_20m() -> Vec<Row> {
 fn resume() -> Vec<Row> {
     let (config, gpu) = (small(), gpu());
     let start = || trainer(&config, gpu.clone(), fp8(), Recomputed::Light);
-    let step = |trainer: &mut Trainer, at| drop(trainer.step(&[(batch(&config, 4, of(256), at), &NEXT as _)]));
+    let step = |trainer: &mut Trainer, at| drop(trainer.step(&[(batch(&config, 4, scaled(256), at), &NEXT as _)]));
     let (mut first, mut second, mut third) = (start(), start(), start());
     (0..3).for_each(|at| step(&mut first, at));
     let saved = first.save();
@@ -450,8 +451,8 @@ fn products_speed() -> Vec<Row> {
         ("down", 16_384 * 6, 2048, 768, 32),
         ("DeepSeek-V3 dense", 4096, 7168, 16_384, 1),
     ] {
-        let experts = if experts > 1 { of(experts) } else { 1 };
-        let (m, n, k) = (of(m / experts) * experts, of(n), of(k));
+        let experts = if experts > 1 { scaled(experts) } else { 1 };
+        let (m, n, k) = (scaled(m / experts) * experts, scaled(n), scaled(k));
         let segments = (experts > 1).then(|| Segments::of_counts(&vec![m / experts; experts]).on(device));
         let segments = segments.as_ref();
         let w = if experts > 1 { noise(1, &[experts, n, k]) } else { noise(1, &[n, k]) };
@@ -474,7 +475,7 @@ fn products_speed() -> Vec<Row> {
 fn attention_speed() -> Vec<Row> {
     let gpu = gpu();
     let device: &dyn Backend = gpu.as_ref();
-    let (s, length, count) = (AttentionShape { heads: 16, ..LATENT }, of(4096), 4);
+    let (s, length, count) = (AttentionShape { heads: 16, ..LATENT }, scaled(4096), 4);
     let n = length * count;
     let [q, kv, k_rope, d_o] =
         [16 * 192, 16 * 256, 64, 16 * 128].map(|cols| device.upload(&noise(cols as u64, &[n, cols])));
@@ -497,7 +498,7 @@ fn attention_speed() -> Vec<Row> {
 fn rows_speed() -> Vec<Row> {
     let gpu = gpu();
     let device: &dyn Backend = gpu.as_ref();
-    let (n, d) = (of(16_384), of(2048));
+    let (n, d) = (scaled(16_384), scaled(2048));
     let (x, dy, gain) =
         (device.upload(&noise(1, &[n, d])), device.upload(&noise(2, &[n, d])), device.upload(&noise(3, &[d])));
     let bytes = (4 * n * d) as f64;
@@ -538,12 +539,13 @@ fn benchmark() -> Config {
 fn benchmark_model() -> Vec<Row> {
     let is_small = IS_SMALL.load(Ordering::Relaxed);
     let config = if is_small { small() } else { benchmark() };
-    let context = of(4096);
+    let context = scaled(4096);
     let mut rows = Vec::new();
     for (word, precision) in [("fp8", fp8()), ("bf16", Precision::Bf16)] {
         let gpu = gpu();
         let mut trainer = trainer(&config, gpu.clone(), precision, Recomputed::Full);
-        let flops = Work::of(trainer.model(), context).flops;
+        let work = Work::of(trainer.model(), context);
+        let flops = work.flops;
         let mut step = |at: u64| {
             let micro: Vec<_> = (0..4u64).map(|i| (batch(&config, 1, context, 4 * at + i), &NEXT as _)).collect();
             trainer.step(&micro).map_or(f64::NAN, |report| report.loss)
@@ -558,7 +560,7 @@ fn benchmark_model() -> Vec<Row> {
         let figures = json!({ "tokens_per_second": rate, "model_tflops": rate * flops / 1e12,
             "share_of_bf16_peak": rate * flops / 989.4e12, "peak_gib": gpu.take_peak() as f64 / (1u64 << 30) as f64,
             "seconds_per_step": time, "first_loss": first, "last_loss": losses[losses.len() - 1] });
-        rows.push(Row::new(format!("2.86B parameters, 0.89B active, {word}"), figures));
+        rows.push(Row::new(format!("training of {:.2}B parameters, {word}", work.parameters as f64 / 1e9), figures));
     }
     rows
 }
@@ -567,5 +569,5 @@ fn generation() -> Vec<Row> {
     let (gpu, batch) = (gpu(), times(16) as usize);
     let config = if IS_SMALL.load(Ordering::Relaxed) { small() } else { find("10m").config };
     let rate = crate::measure::generate_on(gpu.as_ref(), &config, batch, times(64) as usize);
-    vec![Row::new(format!("10m, {batch} requests at once"), json!({ "tokens_per_second": rate }))]
+    vec![Row::new(format!("generation, {batch} requests at once"), json!({ "tokens_per_second": rate }))]
 }

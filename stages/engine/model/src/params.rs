@@ -7,7 +7,7 @@ use crate::Error;
 use smelt_kernels::{Backend, DType, Shape, Tensor, random};
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Param(usize);
@@ -89,6 +89,24 @@ impl Spec {
             (part, start..end)
         })
     }
+}
+
+/// Elements that one thread draws at a time: 65,536 normals take some milliseconds.
+const PIECE: usize = 1 << 16;
+
+/// Calls `work` for each piece, on all cores when there are several.
+fn on_all_cores<T: Send>(pieces: Vec<T>, work: impl Fn(T) + Sync) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(pieces.len());
+    if threads <= 1 {
+        return pieces.into_iter().for_each(work);
+    }
+    let pieces = Mutex::new(pieces.into_iter());
+    let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| std::iter::from_fn(next).for_each(&work));
+        }
+    });
 }
 
 /// Standard deviations of normal draws.
@@ -176,7 +194,8 @@ impl Params {
     /// Draws depend on seed and tensor name alone, not on the order of layers.
     pub(crate) fn init(specs: Arc<Specs>, init: &Init) -> Self {
         let draw = |spec: &Spec| {
-            let mut values = Vec::with_capacity(spec.shape.len());
+            let mut tensor = Tensor::empty(spec.shape, DType::F32);
+            let (mut rest, mut pieces) = (tensor.write::<f32>(), Vec::new());
             for part in &spec.parts {
                 let stream = part.name.bytes().fold(0, |hash, byte| random::mix(hash ^ u64::from(byte)));
                 let inputs = part.shape.last().copied().unwrap_or(1) as f64;
@@ -186,14 +205,21 @@ impl Params {
                     Start::Router => init.router,
                     Start::One | Start::Zero | Start::Values(_) => 0.0,
                 };
-                values.extend((0..part.elements()).map(|i| match spec.start {
-                    Start::One => 1.0,
-                    Start::Zero => 0.0,
-                    Start::Values(values) => values[i],
-                    _ => (std * random::normal(init.seed, stream, i as u64)) as f32,
-                }));
+                let values = rest.split_off_mut(..part.elements()).expect("parts fill the tensor");
+                let draw = (stream, std);
+                pieces.extend(values.chunks_mut(PIECE).enumerate().map(|(at, piece)| (draw, at * PIECE, piece)));
             }
-            Tensor::new(spec.shape, &values)
+            on_all_cores(pieces, |((stream, std), first, piece)| {
+                for (i, value) in piece.iter_mut().enumerate().map(|(i, value)| (first + i, value)) {
+                    *value = match spec.start {
+                        Start::One => 1.0,
+                        Start::Zero => 0.0,
+                        Start::Values(values) => values[i],
+                        _ => (std * random::normal(init.seed, stream, i as u64)) as f32,
+                    };
+                }
+            });
+            tensor
         };
         let values = specs.0.iter().map(draw).collect();
         Self { specs, values }
