@@ -123,8 +123,8 @@ fn a_device_that_cannot_be_used_says_why() {
     );
     assert_eq!(
         failure("cuda:0", true, &[("SMELT_SIM_CAPABILITY", "70")], 6),
-        "error: job `base` failed: cuda:0, simulated sm_70, compute capability 7.0, 8.0 GiB, driver for CUDA 13.0 is too \
-         old: the kernels need compute capability 8.0\nhint: use `device: cpu`"
+        "error: job `base` failed: cuda:0, simulated sm_70, compute capability 7.0, 8.0 GiB, driver for CUDA 13.0 is \
+         too old: the kernels need compute capability 8.0\nhint: use `device: cpu`"
     );
     let no_code = failure("cuda:0", true, &[("SMELT_SIM_CAPABILITY", "120")], 6);
     assert!(
