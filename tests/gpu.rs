@@ -29,20 +29,21 @@ const REST: &str = "
   chats: { stage: problems, config: { stream: 2, conversations: 24, answers: short, sizes: [2, 3] } }
   prompts: { stage: problems, config: { stream: 4, prompts: 28, sizes: [2, 3] } }
   tuned:
-    { stage: sft, input: { model: base, conversations: chats }, config: { epochs: 1, batch: 12, warmup: 1 },
-      run: { device: DEVICE } }
+    { stage: sft, input: { model: base, conversations: chats }, run: { device: DEVICE },
+      config: { epochs: 1, batch: 12, warmup: 1, precision: bf16 } }
   chains:
-    { stage: distill, input: { model: tuned, prompts: prompts }, config: { samples: 1, max_tokens: 6 },
-      run: { device: DEVICE } }
+    { stage: distill, input: { model: tuned, prompts: prompts }, run: { device: DEVICE },
+      config: { samples: 1, max_tokens: 6, precision: fp8 } }
   judge:
     { stage: reward, input: { model: tuned, prompts: prompts }, run: { device: DEVICE },
-      config: { pairs: 16, held_out: 4, steps: 2, batch: 4, warmup: 1 } }
+      config: { pairs: 16, held_out: 4, steps: 2, batch: 4, warmup: 1, precision: bf16 } }
   aligned:
     { stage: align, input: { model: tuned, prompts: prompts, reward: judge }, run: { device: DEVICE },
-      config: { steps: 1, prompts: 2, group: 2, max_tokens: 6, max_truncated: 1.0, warmup: 1, reward_weight: 10000 } }
+      config: { steps: 1, prompts: 2, group: 2, max_tokens: 6, max_truncated: 1.0, warmup: 1, reward_weight: 10000,
+        precision: bf16 } }
   score:
     { stage: evaluate, input: { models: [tuned, aligned], prompts: prompts }, run: { device: DEVICE },
-      config: { names: [tuned, aligned], max_tokens: 6 } }
+      config: { names: [tuned, aligned], max_tokens: 6, precision: bf16 } }
 ";
 
 /// `smelt run` of a pipeline whose jobs compute on `device`. With a simulated driver, unless `driver` is false.
@@ -136,7 +137,7 @@ fn a_device_that_cannot_be_used_says_why() {
     let out_of_memory = failure("cuda:0", true, &[("SMELT_SIM_MEMORY", "600000")], 6);
     assert!(
         out_of_memory.starts_with("error: job `base` failed: the GPU has no 0.00 GiB for one more tensor")
-            && out_of_memory.ends_with("hint: lower `micro_batch`, or set `recompute: light` or `full`"),
+            && out_of_memory.ends_with("hint: lower `micro_batch_tokens`, or set `recompute: light` or `full`"),
         "{out_of_memory}"
     );
     assert_eq!(

@@ -252,6 +252,12 @@ fn what_a_training_cannot_be_is_refused_before_anything_runs() {
         let said = smelt(store.path(), &["check", "pipelines/smoke.yaml", "--set", &set]).fails(2).err;
         assert!(said.contains(text), "{set}: {said}");
     }
+    for job in ["chains", "aligned", "judge", "score"] {
+        let set = format!("{job}.config.precision={{fp8: {{scaling: tensor}}}}");
+        let said = smelt(store.path(), &["check", "pipelines/smoke.yaml", "--set", &set]).fails(2).err;
+        let text = "with `scaling: tensor` an answer depends on the others that are computed beside it";
+        assert!(said.contains(text) && said.contains("leave `scaling` at `tile`"), "{set}: {said}");
+    }
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn out_of_memory(bytes: usize, used: usize) -> ! {
             gib(free),
             gib(total)
         ),
-        "lower `micro_batch`, or set `recompute: light` or `full`",
+        "lower `micro_batch_tokens`, or set `recompute: light` or `full`",
     )
     .raise()
 }

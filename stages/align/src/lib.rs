@@ -11,14 +11,15 @@ mod step;
 use guard::Guard;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Asker, Prompting, Scorer, nothing_left, write_unusable};
+use smelt_answer::{Asker, Prompting, Scorer, expect_by_row, nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, write};
 use smelt_loop::Course;
-use smelt_model::Recomputed;
+use smelt_model::{Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Stage};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_train::{Decay, Hyper, Schedule, Settings, Trainer};
+use std::collections::BTreeMap;
 use step::{Policy, Rollout};
 
 /// Defaults are the quickstart's.
@@ -54,6 +55,9 @@ pub struct Config {
     /// Change of the routers' correction biases per step.
     #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
+    /// Of the products of linear layers, in training and in asking. `bf16` and `fp8` are for GPUs: the CPU is no faster
+    /// with them.
+    pub precision: Precision,
     /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
     /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
     pub recompute: Recomputed,
@@ -105,6 +109,7 @@ impl Default for Config {
             floor: 0.2,
             optimizer: Hyper { beta2: 0.95, weight_decay: 0.0, ..Hyper::default() },
             bias_speed: 1e-4,
+            precision: Precision::Fp32,
             recompute: Recomputed::None,
             clip: 0.2,
             beta: 0.003,
@@ -141,7 +146,7 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 5; // tempered log-probabilities; own system messages; the end of a turn in all configs
+    const VERSION: u32 = 6; // `precision`
     const ABOUT: &'static str = "Aligns a model by group-relative policy optimisation";
     const ROWS: &'static str = "samples";
     const CORES: Cores = Cores::All;
@@ -149,6 +154,11 @@ impl Stage for Align {
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
+
+    fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        expect_by_row(config.precision)?;
+        Ok(Vec::new())
+    }
 
     fn estimate(config: &Config) -> Estimate {
         let answers = (config.steps * config.prompts) as f64 * config.group as f64;
@@ -171,8 +181,9 @@ impl Stage for Align {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let loaded = Loaded::open(&inputs.model)?.ending_turns()?;
-        let reward = inputs.reward.as_ref().map(Loaded::open).transpose()?;
+        let open = |checkpoint| Loaded::open(checkpoint)?.in_precision(config.precision);
+        let loaded = open(&inputs.model)?.ending_turns()?;
+        let reward = inputs.reward.as_ref().map(open).transpose()?;
         if reward.as_ref().is_some_and(|reward| !reward.model.config().reward_head) {
             return Err(
                 Error::data("input `reward` is a checkpoint without a reward head").hint("connect a job of `reward`")
@@ -186,7 +197,7 @@ impl Stage for Align {
                 Use::new(port.label(), Some(reward.text.tokenizer_digest()?)),
             ])?;
         }
-        let backend = device::backend(cx, cx.threads(), false)?;
+        let backend = device::backend(cx, cx.threads(), config.precision)?;
         let reward = reward.map(|reward| reward.on(backend.as_ref()));
         let scorer = Scorer::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
         let form = Prompting::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };

@@ -7,12 +7,16 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Answer, Asker, Prompting, Question, Unusable, Verdict, nothing_left, write_unusable};
+use smelt_answer::{
+    Answer, Asker, Prompting, Question, Unusable, Verdict, expect_by_row, nothing_left, write_unusable,
+};
 use smelt_checkpoint::{Loaded, device};
 use smelt_kernels::random;
+use smelt_model::Precision;
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversation, Conversations, Drops, Message, Prompt, Prompts, Samples};
-use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Stage, Unit};
+use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage, Unit};
+use std::collections::BTreeMap;
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +31,8 @@ pub struct Config {
     /// Tokens of an answer at most.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
+    /// Of the products of linear layers. `bf16` and `fp8` are for GPUs: the CPU is no faster with them.
+    pub precision: Precision,
     /// What an answer has to be.
     pub keep: Keep,
     /// The system prompt with which the expert is asked, for prompts without one of their own; empty for none.
@@ -56,6 +62,7 @@ impl Default for Config {
             samples: 4,
             temperature: 1.0,
             max_tokens: 68,
+            precision: Precision::Fp32,
             keep: Keep::EveryStep,
             expert_system: String::new(),
             system: "Think step by step.".into(),
@@ -78,7 +85,7 @@ const UNIT: usize = 32;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 4; // a prompt's own system message stays; prompts that cannot be asked are dropped
+    const VERSION: u32 = 5; // `precision`
     const ABOUT: &'static str = "Samples an expert and keeps the answers that a verifier accepts";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
@@ -86,6 +93,11 @@ impl Stage for Distill {
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;
+
+    fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        expect_by_row(config.precision)?;
+        Ok(Vec::new())
+    }
 
     fn estimate(config: &Config) -> Estimate {
         let (samples, tokens) = (f64::from(config.samples), config.max_tokens as f64);
@@ -99,8 +111,8 @@ impl Stage for Distill {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let prompts: Vec<Prompt> = inputs.prompts.read_all().collect::<Result<_, _>>()?;
-        let backend = device::backend(cx, 1, false)?; // units run side by side
-        let loaded = Loaded::open(&inputs.model)?.on(backend.as_ref());
+        let backend = device::backend(cx, 1, config.precision)?; // units run side by side
+        let loaded = Loaded::open(&inputs.model)?.in_precision(config.precision)?.on(backend.as_ref());
         let system = (!config.expert_system.is_empty()).then_some(config.expert_system.as_str());
         let asker = Asker::new(&loaded, backend.as_ref(), Prompting::Chat { system }, config.max_tokens, &[])?;
         let objections: Vec<Option<Unusable>> =

@@ -11,10 +11,10 @@ mod text;
 use answers::{Judged, judge, prompting};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Asker, Scorer, Unusable, nothing_left, write_unusable};
+use smelt_answer::{Asker, Scorer, Unusable, expect_by_row, nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Use, about, device, expect_one_tokenizer, fault};
 use smelt_kernels::{Backend, Cpu};
-use smelt_model::Model;
+use smelt_model::{Model, Precision};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{
     Checkpoint, Drops, Preference, Preferences, Prompt, Prompts, Samples, Score, Scores, TokenRow, Tokens,
@@ -45,6 +45,8 @@ pub struct Config {
     /// Tokens of an answer at most.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
+    /// Of the products of linear layers. `bf16` and `fp8` are for GPUs: the CPU is no faster with them.
+    pub precision: Precision,
     /// Texts that end an answer besides the model's own end; no part of it.
     pub stop: Vec<String>,
     /// Answer one problem at a time, and let the MTP module draft tokens: the answers are the same, and
@@ -81,6 +83,7 @@ impl Default for Config {
             sampled_prompts: 0,
             temperature: 1.0,
             max_tokens: 68,
+            precision: Precision::Fp32,
             stop: Vec::new(),
             speculate: false,
             text_tokens: 20_000,
@@ -107,7 +110,7 @@ pub struct Evaluate;
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 4; // own system messages; what cannot be asked is dropped; errors of single and equal values
+    const VERSION: u32 = 5; // `precision`
     const ABOUT: &'static str = "Measures models on the same problems and texts";
     const ROWS: &'static str = "scores";
     const CORES: Cores = Cores::All;
@@ -117,6 +120,7 @@ impl Stage for Evaluate {
     type Outputs = Outputs;
 
     fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        expect_by_row(config.precision)?;
         if let Some(&models) = inputs.get("models")
             && models != config.names.len()
         {
@@ -183,9 +187,9 @@ impl Stage for Evaluate {
             );
         }
         // one unit per model, each by one thread: models are measured side by side
-        let backend = device::backend(cx, 1, false)?;
+        let backend = device::backend(cx, 1, config.precision)?;
         let records = cx.units("models", inputs.models.len(), |i, unit| {
-            let loaded = Loaded::open(&inputs.models[i])?.on(backend.as_ref());
+            let loaded = Loaded::open(&inputs.models[i])?.in_precision(config.precision)?.on(backend.as_ref());
             let mut sheet = Sheet { model: &config.names[i], unit, out: &out };
             let mut paired = Paired::default();
             if !prompts.is_empty() {
@@ -233,7 +237,7 @@ impl Stage for Evaluate {
             if let Some(reward) = &inputs.reward {
                 let name = "reward";
                 let mut sheet = Sheet { model: name, unit: &mut *unit, out: &out };
-                let reward = Loaded::open(reward)?.on(backend.as_ref());
+                let reward = Loaded::open(reward)?.in_precision(config.precision)?.on(backend.as_ref());
                 pairs(&config, &reward, preferences.clone(), backend.as_ref(), &mut sheet)?;
             }
             write_unusable(unit, &out.drops, &unusable)?;

@@ -202,14 +202,14 @@ impl Stage for Pretrain {
         let mut estimate = Estimate::default();
         let tokens = config.batches().before(config.steps) as f64 * config.context as f64;
         let model = config.model.config(ASSUMED_VOCABULARY, config.context).and_then(Model::new);
-        if let Ok(model) = model {
+        if let Ok(model) = model.map(|model| model.in_precision(config.precision)) {
             let work = Work::of(&model, config.context);
             let context = config.context.max(1);
             let together = (config.micro_batch_tokens / context).clamp(1, config.sequences.max(1) as usize);
-            let Config { precision, recompute, optimizer, .. } = config;
+            let Config { recompute, optimizer, .. } = config;
             // a step on shapes takes a list of its tokens
             let memory = (together.saturating_mul(context) <= LARGEST_STEP)
-                .then(|| Memory::of(&model, optimizer, *precision, *recompute, [together, context]));
+                .then(|| Memory::of(&model, optimizer, *recompute, [together, context]));
             let own = work.parameters as f64 * config.optimizer.bytes_per_parameter();
             estimate.memory_bytes = memory.map(|memory| memory.peak);
             estimate.details.extend(memory.map(|m| ("activations_bytes".to_owned(), m.activations as f64)));
@@ -253,14 +253,14 @@ impl Stage for Pretrain {
         let (model, params, text) = match &inputs.init {
             // with its own chat template and ends
             Some(init) => {
-                let loaded = Loaded::open(init)?;
+                let loaded = Loaded::open(init)?.in_precision(config.precision)?;
                 (loaded.model, loaded.params, loaded.text)
             }
             None => {
                 let model =
                     config.model.config(tokenizer.vocabulary(), config.context).and_then(Model::new).map_err(fault)?;
                 let params = model.init(&Init { seed: config.seed, ..config.model.init() });
-                (Arc::new(model), params, text)
+                (Arc::new(model.in_precision(config.precision)), params, text)
             }
         };
         cx.result("parameters", params.count() as f64);
@@ -274,11 +274,10 @@ impl Stage for Pretrain {
             balance,
             bias_speed: config.bias_speed,
             guard: config.guard,
-            precision: config.precision,
             recompute: config.recompute,
             ..Settings::new(config.optimizer, config.schedule())
         };
-        let backend = device::backend(cx, cx.threads(), config.precision != Precision::Fp32)?;
+        let backend = device::backend(cx, cx.threads(), config.precision)?;
         let mut trainer = Trainer::new(model, params, backend, settings);
         let held_out = held_out(inputs.validation.as_ref(), &tokenizer)?;
         let mut pretraining = Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None };

@@ -12,11 +12,11 @@ mod pairs;
 use pairs::Made;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_answer::{Scorer, nothing_left};
+use smelt_answer::{Scorer, expect_by_row, nothing_left};
 use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, fault, with_reward_head, write};
 use smelt_kernels::{Backend, random};
 use smelt_loop::{Course, Figures, Training};
-use smelt_model::{Batch, Init, Model, Params, Recomputed};
+use smelt_model::{Batch, Init, Model, Params, Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
@@ -56,6 +56,9 @@ pub struct Config {
     #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
     pub optimizer: Hyper,
+    /// Of the products of linear layers, in training and in asking. `bf16` and `fp8` are for GPUs: the CPU is no faster
+    /// with them.
+    pub precision: Precision,
     /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
     /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
     pub recompute: Recomputed,
@@ -84,6 +87,7 @@ impl Default for Config {
             warmup: 20,
             floor: 0.1,
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.01, ..Hyper::default() },
+            precision: Precision::Fp32,
             recompute: Recomputed::None,
             system: "Think step by step.".into(),
             max_tokens: 68,
@@ -118,7 +122,7 @@ pub struct Reward;
 
 impl Stage for Reward {
     const NAME: &'static str = "reward";
-    const VERSION: u32 = 5; // pairs that are given; own system messages; what cannot be used is dropped
+    const VERSION: u32 = 6; // `precision`
     const ABOUT: &'static str = "Trains a reward model on pairs of answers";
     const ROWS: &'static str = "pairs";
     const CORES: Cores = Cores::All;
@@ -128,6 +132,7 @@ impl Stage for Reward {
     type Outputs = Outputs;
 
     fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+        expect_by_row(config.precision)?;
         let given = |name: &str| inputs.get(name).is_some_and(|&n| n > 0);
         if !given("prompts") {
             // nothing to make pairs from: the effective config says so
@@ -165,8 +170,9 @@ impl Stage for Reward {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let loaded = Loaded::open(&inputs.model)?;
-        let sampler = inputs.sampler.as_ref().map(Loaded::open).transpose()?;
+        let open = |checkpoint| Loaded::open(checkpoint)?.in_precision(config.precision);
+        let loaded = open(&inputs.model)?;
+        let sampler = inputs.sampler.as_ref().map(open).transpose()?;
         let digest = loaded.text.tokenizer_digest()?;
         let mut uses = vec![Use::new(inputs.model.label(), Some(digest.clone()))];
         let given = || inputs.preferences.iter().chain(&inputs.validation);
@@ -175,7 +181,7 @@ impl Stage for Reward {
         cx.made_with_tokenizer(&out.preferences, &digest);
         cx.made_with_tokenizer(&out.validation, &digest);
         let prompts: Vec<Prompt> = inputs.prompts.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
-        let backend = device::backend(cx, cx.threads(), false)?;
+        let backend = device::backend(cx, cx.threads(), config.precision)?;
         let scorer = Scorer::new(&loaded, &config.system, config.micro_batch_tokens)?;
         let sampler = sampler.map(|sampler| sampler.on(backend.as_ref()));
         let mut made = Made::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;

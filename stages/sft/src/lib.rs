@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use smelt_answer::{nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, device, fault, write};
 use smelt_loop::{Course, Figures, Training};
-use smelt_model::{Batch, Recomputed};
+use smelt_model::{Batch, Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
@@ -49,6 +49,8 @@ pub struct Config {
     /// Change of the routers' correction biases per step.
     #[schemars(range(min = 0.0))]
     pub bias_speed: f64,
+    /// Of the products of linear layers. `bf16` and `fp8` are for GPUs: the CPU is no faster with them.
+    pub precision: Precision,
     /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
     /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
     pub recompute: Recomputed,
@@ -74,6 +76,7 @@ impl Default for Config {
             floor: 0.2,
             optimizer: Hyper { beta2: 0.98, weight_decay: 0.01, ..Hyper::default() },
             bias_speed: 1e-3,
+            precision: Precision::Fp32,
             recompute: Recomputed::None,
             chat_template: String::new(),
             storage: Storage::Fp32,
@@ -99,7 +102,7 @@ pub struct Sft;
 
 impl Stage for Sft {
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 5; // the last step has what is left; the end of a turn stands in all configs
+    const VERSION: u32 = 6; // `precision`
     const ABOUT: &'static str = "Fine-tunes a model on conversations";
     const ROWS: &'static str = "conversations";
     const CORES: Cores = Cores::All;
@@ -129,7 +132,7 @@ impl Stage for Sft {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let loaded = Loaded::open(&inputs.model)?;
+        let loaded = Loaded::open(&inputs.model)?.in_precision(config.precision)?;
         let text = loaded.text.speaking(&config.chat_template)?;
         let loaded = Loaded { text, ..loaded }.ending_turns()?;
         let limit = loaded.model.config().max_position_embeddings;
@@ -159,8 +162,8 @@ impl Stage for Sft {
         let frozen = loaded.model.mtp_parameters().collect();
         let Config { bias_speed, recompute, .. } = config;
         let settings = Settings { bias_speed, recompute, frozen, ..Settings::new(config.optimizer, schedule) };
-        let mut trainer =
-            Trainer::new(loaded.model, loaded.params, device::backend(cx, cx.threads(), false)?, settings);
+        let backend = device::backend(cx, cx.threads(), config.precision)?;
+        let mut trainer = Trainer::new(loaded.model, loaded.params, backend, settings);
         let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples };
         let loop_course = Course { steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, loop_course, &mut trainer, &mut tuning)?;

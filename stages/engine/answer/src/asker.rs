@@ -4,7 +4,7 @@ use crate::{Unusable, Verdict};
 use smelt_checkpoint::{Loaded, TextFiles, fault, with_system};
 use smelt_generate::{Drafts, Finish, Generator, Request, Sampling};
 use smelt_kernels::Backend;
-use smelt_model::{Model, Params};
+use smelt_model::{Model, Params, Precision};
 use smelt_stage::Error;
 use smelt_stage::kinds::{Extra, Prompt, Sample};
 use smelt_text::{Chat, Tokenizer};
@@ -31,6 +31,15 @@ pub struct Asker<'a> {
     pub concurrency: usize,
     /// Let the MTP module draft tokens: the answers are the same.
     pub speculates: bool,
+}
+
+/// The `precision` of a stage that asks: an answer is a function of its own question alone.
+pub fn expect_by_row(precision: Precision) -> Result<(), Error> {
+    if precision.is_by_row() {
+        return Ok(());
+    }
+    let what = "with `scaling: tensor` an answer depends on the others that are computed beside it";
+    Err(Error::config("/precision", what).hint("leave `scaling` at `tile`"))
 }
 
 /// One answer that is wanted.

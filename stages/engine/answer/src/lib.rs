@@ -16,7 +16,7 @@ mod scores;
 mod unusable;
 mod verdict;
 
-pub use asker::{Answer, Asker, Prompting, Question};
+pub use asker::{Answer, Asker, Prompting, Question, expect_by_row};
 pub use conversations::{Examples, examples};
 pub use pairs::spoil;
 pub use scores::{Pairs, Scorer, logprobs};

@@ -332,11 +332,11 @@ fn small() -> Config {
 }
 
 fn trainer(config: &Config, backend: Arc<dyn Backend>, precision: Precision, recompute: Recomputed) -> Trainer {
-    let model = Arc::new(Model::new(config.clone()).expect("the sizes are a model"));
+    let model = Arc::new(Model::new(config.clone()).expect("the sizes are a model").in_precision(precision));
     let params = model.init(&Init { seed: 1, embedding: 0.02, router: 0.02, weight: Some(0.02) });
     let schedule = Schedule::over(1_000, 1e-3, 10, Decay::Constant, 1.0);
     let hyper = Hyper { moments: Moments::Bf16, ..Hyper::default() };
-    let settings = Settings { bias_speed: 1e-3, precision, recompute, ..Settings::new(hyper, schedule) };
+    let settings = Settings { bias_speed: 1e-3, recompute, ..Settings::new(hyper, schedule) };
     Trainer::new(model, params, backend, settings)
 }
 

@@ -227,7 +227,8 @@ pub(crate) fn train(
         crate::Recompute::Light => (Recomputed::Light, "light"),
         crate::Recompute::Full => (Recomputed::Full, "full"),
     };
-    let model = Arc::new(Model::new(sized.config.clone()).expect("the sizes are a model"));
+    let model = Model::new(sized.config.clone()).expect("the sizes are a model");
+    let model = Arc::new(model.in_precision(precision));
     let params = params(&model);
     let work = Work::of(&model, sized.context);
     let trace = profile.then(|| Arc::new(Trace::new(Arc::new(Cpu::new(threads)))));
@@ -236,7 +237,7 @@ pub(crate) fn train(
         None => Arc::new(cpu),
     };
     let schedule = Schedule::over(1_000_000, 1e-4, 0, Decay::Constant, 1.0);
-    let settings = Settings { bias_speed: 1e-3, precision, recompute, ..Settings::new(Hyper::default(), schedule) };
+    let settings = Settings { bias_speed: 1e-3, recompute, ..Settings::new(Hyper::default(), schedule) };
     let mut trainer = Trainer::new(model, params, backend, settings);
     let rows: Vec<Vec<u32>> =
         (0..sized.sequences).map(|i| ids(sized.context + 1, sized.config.vocab_size, i as u64)).collect();

@@ -1,13 +1,14 @@
 //! What a stage with a model computes on.
 
 use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, cuda};
+use smelt_model::Precision;
 use smelt_stage::{Check, Context, Device, Doctor, Error, Stage};
 use std::any::Any;
 use std::sync::{Arc, Once};
 
 /// The device that the job asks for. `threads`: of the CPU, when it is that. `auto` is the first GPU where there is
-/// one, and says why where there is none. `is_low`: on a GPU attention and the output projection multiply in bf16 too.
-pub fn backend(cx: &Context, threads: usize, is_low: bool) -> Result<Arc<dyn Backend>, Error> {
+/// one, and says why where there is none. Below f32, attention and the output projection multiply in bf16 on a GPU.
+pub fn backend(cx: &Context, threads: usize, precision: Precision) -> Result<Arc<dyn Backend>, Error> {
     let gpu = match cx.device() {
         Device::Cpu => None,
         Device::Cuda(number) => Some(Cuda::new(number).map_err(|e| of_device(&e))?),
@@ -27,7 +28,7 @@ pub fn backend(cx: &Context, threads: usize, is_low: bool) -> Result<Arc<dyn Bac
         Some(gpu) => {
             cx.computes_on(&gpu.found().to_string(), explain);
             quiet();
-            Ok(Arc::new(if is_low { gpu.in_low_precision() } else { gpu }))
+            Ok(Arc::new(if precision == Precision::Fp32 { gpu } else { gpu.in_low_precision() }))
         }
     }
 }

@@ -7,7 +7,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_kernels::{Backend, DType};
-use smelt_model::{Config, Model, Params, load, save};
+use smelt_model::{Config, Model, Params, Precision, load, save};
 use smelt_schemas::Fault;
 use smelt_stage::kinds::{Checkpoint, KindType, Message, Tokenizer};
 use smelt_stage::{Artifact, Error, Mapped, Port, Unit};
@@ -92,6 +92,12 @@ impl Loaded {
         Ok(Self { model: Arc::new(model), params, text: text_files(artifact)?, digest })
     }
 
+    /// Its model computes its products in `precision`.
+    pub fn in_precision(self, precision: Precision) -> Result<Self, Error> {
+        let model = Model::new(self.model.config().clone()).map_err(fault)?;
+        Ok(Self { model: Arc::new(model.in_precision(precision)), ..self })
+    }
+
     /// The tokenizer and the chat template; an error without a template.
     pub fn chat(&self) -> Result<smelt_text::Chat, Error> {
         self.text.chat()
@@ -102,8 +108,8 @@ impl Loaded {
     pub fn ending_turns(self) -> Result<Self, Error> {
         let (text, ends) = self.text.ending_turns(self.model.config())?;
         let config = Config { eos_token_id: Some(ends), ..self.model.config().clone() };
-        let model = Arc::new(Model::new(config).map_err(fault)?);
-        Ok(Self { model, text, ..self })
+        let model = Model::new(config).map_err(fault)?.in_precision(self.model.precision());
+        Ok(Self { model: Arc::new(model), text, ..self })
     }
 }
 
@@ -140,7 +146,7 @@ pub fn with_reward_head(loaded: &Loaded, init: &smelt_model::Init) -> Result<(Ar
     let model = Model::new(Config { reward_head: true, ..loaded.model.config().clone() }).map_err(fault)?;
     let mut params = model.init(init);
     params.adopt(&loaded.params);
-    Ok((Arc::new(model), params))
+    Ok((Arc::new(model.in_precision(loaded.model.precision())), params))
 }
 
 /// The messages of a row as a chat template reads them; `system` is for rows that have no system message of their own.

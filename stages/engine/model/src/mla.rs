@@ -7,8 +7,8 @@
 
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
-use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Layer, Linear, RmsNorm, Start};
-use smelt_kernels::{AttentionShape, CachedRows, Softmax, Tensor, Write};
+use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Layer, Linear, Precision, RmsNorm, Start};
+use smelt_kernels::{AttentionShape, CachedRows, DType, Softmax, Tensor, Write};
 
 const LATENT_EPS: f64 = 1e-6;
 
@@ -119,14 +119,20 @@ impl Mla {
         (q, query, self.kv_norm.forward(cx, latent), k_rope)
     }
 
-    /// Generation: appends the rows of `x` to the caches of layer `layer` and attends from the latents.
+    /// Generation: appends the rows of `x` to the caches of layer `layer` and attends from the latents. In bf16 latents
+    /// and `kv_b` are those that training multiplies; in FP8 they stay in f32.
     pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let (q, _, (latent, _), k_rope) = self.project(cx, x, positions);
+        let multiplied = |x: &Tensor| match cx.precision {
+            Precision::Bf16 => cx.backend.cast(&cx.backend.cast(x, DType::Bf16), DType::F32),
+            _ => x.clone(),
+        };
+        let (latent, kv_b) = (multiplied(&latent), multiplied(cx.params.get(self.kv_b.w)));
         for request in requests.iter_mut() {
             request.cache.append(cx.backend, layer, [&latent, &k_rope], request.rows.clone());
         }
         let rows: Vec<CachedRows> = requests.iter().map(|r| r.cache.layer(layer, r.rows.clone())).collect();
-        let o = cx.backend.latent_attention(&self.shape, &q, cx.params.get(self.kv_b.w), &rows);
+        let o = cx.backend.latent_attention(&self.shape, &q, &kv_b, &rows);
         self.o.apply(cx, &o)
     }
 }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub struct Model {
     config: Config,
+    precision: Precision,
     specs: Arc<Specs>,
     chunks: Vec<Chunk>,
     rope: Mutex<Arc<Rope>>,
@@ -26,7 +27,6 @@ pub struct Model {
 #[derive(Debug)]
 pub struct Saved {
     rope: Arc<Rope>,
-    precision: Precision,
     recompute: Recomputed,
     batch: Prepared,
     chunks: Vec<ChunkSaved>,
@@ -64,7 +64,18 @@ impl Model {
         let head = OutputHead::new(&mut specs, c, embedding);
         chunks.last_mut().expect("a model has a chunk").head = Some(head);
         let rope = Mutex::new(Arc::new(config.rope(64)));
-        Ok(Self { specs: Arc::new(specs), chunks, rope, config })
+        Ok(Self { specs: Arc::new(specs), chunks, rope, config, precision: Precision::Fp32 })
+    }
+
+    /// Computes the products of its linear layers in `precision`, in training, scoring and generation. A new model
+    /// computes in f32.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     pub fn config(&self) -> &Config {
@@ -160,14 +171,12 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        self.forward_in(Precision::Fp32, Recomputed::None, backend, params, batch, balance, stats)
+        self.forward_in(Recomputed::None, backend, params, batch, balance, stats)
     }
 
-    /// The same, its products in `precision`, keeping what `recompute` says; backward takes the same ones.
-    #[allow(clippy::too_many_arguments)]
+    /// The same, keeping what `recompute` says.
     pub fn forward_in(
         &self,
-        precision: Precision,
         recompute: Recomputed,
         backend: &dyn Backend,
         params: &Params,
@@ -176,7 +185,7 @@ impl Model {
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
         let (rope, batch) = (self.rope(backend, params, batch.documents.longest()), self.prepare(backend, batch));
-        let documents = &batch.documents;
+        let (documents, precision) = (&batch.documents, self.precision);
         let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));
         for chunk in &self.chunks {
@@ -187,14 +196,14 @@ impl Model {
             }
             chunks.push(saved);
         }
-        (out.expect("the last chunk has the head"), Saved { rope: rope.clone(), precision, recompute, batch, chunks })
+        (out.expect("the last chunk has the head"), Saved { rope: rope.clone(), recompute, batch, chunks })
     }
 
     /// What [`forward`](Self::forward) tells, to the bit, without the MTP modules; nothing is kept for backward.
     pub fn score(&self, backend: &dyn Backend, params: &Params, batch: &Batch) -> HeadOutput {
         let (rope, stats) = (self.rope(backend, params, batch.documents.longest()), RefCell::default());
         let batch = &Prepared::new(backend, batch, 0);
-        let (documents, balance, precision) = (&batch.documents, Balance::NONE, Precision::Fp32);
+        let (documents, balance, precision) = (&batch.documents, Balance::NONE, self.precision);
         let recompute = Recomputed::Full; // nothing is kept for backward
         let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, stats: &stats };
         let (mut x, mut out) = (None, None);
@@ -224,7 +233,7 @@ impl Model {
             documents: &batch.documents,
             rope: &saved.rope,
             balance: Balance::NONE, // its gradient was computed in forward, and saved
-            precision: saved.precision,
+            precision: self.precision,
             recompute: saved.recompute,
             stats,
         };
@@ -306,7 +315,7 @@ impl Model {
             documents: &documents,
             rope: &rope,
             balance: Balance::NONE,
-            precision: Precision::Fp32,
+            precision: self.precision,
             recompute: Recomputed::None,
             stats: &stats,
         };

@@ -98,6 +98,13 @@ impl From<Precision> for Written {
     }
 }
 
+impl Precision {
+    /// Whether a row of a product has the same bits whatever rows are computed beside it.
+    pub fn is_by_row(self) -> bool {
+        !matches!(self, Precision::Fp8(Fp8 { scaling: Scaling::Tensor, .. }))
+    }
+}
+
 impl Fp8 {
     /// Of activations: `Tile::Row` for forward, `Tile::Column` for the weight's gradient.
     pub(crate) fn activations(self, along: Tile) -> Quantiser {

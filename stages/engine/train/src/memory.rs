@@ -2,7 +2,7 @@
 
 use crate::{Hyper, NextToken, Objective, Optimizer, StepTotals};
 use smelt_kernels::Meta;
-use smelt_model::{Balance, Batch, Grads, Model, Precision, Recomputed, Stats};
+use smelt_model::{Balance, Batch, Grads, Model, Recomputed, Stats};
 use std::cell::RefCell;
 
 /// Bytes of a training's tensors, by what they are for.
@@ -22,13 +22,7 @@ pub struct Memory {
 
 impl Memory {
     /// Of a training in micro-batches of `sequences` sequences of `context` tokens.
-    pub fn of(
-        model: &Model,
-        hyper: &Hyper,
-        precision: Precision,
-        recompute: Recomputed,
-        [sequences, context]: [usize; 2],
-    ) -> Self {
+    pub fn of(model: &Model, hyper: &Hyper, recompute: Recomputed, [sequences, context]: [usize; 2]) -> Self {
         let meta = Meta::new();
         let (mut params, weights) = (model.shapes(&meta), meta.live());
         let mut grads = Grads::zeros(&meta, &params);
@@ -40,7 +34,7 @@ impl Memory {
         let (totals, stats) =
             (StepTotals::count(std::iter::once(&batch), model.config().num_nextn_predict_layers()), RefCell::default());
         let (head, saved) =
-            model.forward_in(precision, recompute, &meta, &params, &batch, Balance::NONE, &RefCell::<Stats>::default());
+            model.forward_in(recompute, &meta, &params, &batch, Balance::NONE, &RefCell::<Stats>::default());
         let activations = meta.live() - own;
         let loss = NextToken { mtp_weight: 0.3, z: 0.0 }.loss(&meta, &head, &batch, &totals);
         drop(head);
@@ -69,7 +63,7 @@ mod tests {
     fn weights_gradients_and_moments_are_what_their_elements_take() {
         let model = model(QWEN);
         let hyper = Hyper { average: 0.9, ..Hyper::default() };
-        let memory = Memory::of(&model, &hyper, Precision::Fp32, Recomputed::None, [1, 8]);
+        let memory = Memory::of(&model, &hyper, Recomputed::None, [1, 8]);
         let n = 4 * model.parameters() as u64;
         assert_eq!((memory.weights, memory.gradients, memory.optimizer), (n, n, 3 * n));
         assert!(memory.peak >= 5 * n + memory.activations);
@@ -81,7 +75,7 @@ mod tests {
     fn a_block_keeps_what_a_hand_counts() {
         let of = |layers: usize, recompute| {
             let text = QWEN.replace("\"num_hidden_layers\": 2", &format!("\"num_hidden_layers\": {layers}"));
-            Memory::of(&model(&text), &Hyper::default(), Precision::Fp32, recompute, [3, 10]).activations
+            Memory::of(&model(&text), &Hyper::default(), recompute, [3, 10]).activations
         };
         let block = |recompute| of(3, recompute) - of(2, recompute);
         let (n, d, f, heads) = (30, 16, 24, 2);
@@ -97,7 +91,7 @@ mod tests {
     #[test]
     fn the_arithmetic_of_a_step_is_what_work_says_of_a_token() {
         let (model, context) = (model(QWEN), 32);
-        let memory = Memory::of(&model, &Hyper::default(), Precision::Fp32, Recomputed::None, [2, context]);
+        let memory = Memory::of(&model, &Hyper::default(), Recomputed::None, [2, context]);
         let work = Work::of(&model, context).flops * (2 * context) as f64;
         let off = (memory.flops as f64 / work - 1.0).abs();
         assert!(off < 0.02, "{} and {work}", memory.flops);

@@ -5,7 +5,7 @@ use crate::objective::Loss;
 use crate::record::Record;
 use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard, StepTotals};
 use smelt_kernels::{Backend, Tensor};
-use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Precision, Recomputed, Stats};
+use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Recomputed, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,8 +20,6 @@ pub struct Settings {
     /// Step of the routers' correction biases; 0 leaves them.
     pub bias_speed: f64,
     pub guard: Option<SpikeGuard>,
-    /// Of the products of linear layers.
-    pub precision: Precision,
     /// What backward computes again instead of keeping it.
     pub recompute: Recomputed,
     /// Parameters that the training leaves as they are.
@@ -29,10 +27,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// In f32, without balancing and guard; everything is trained.
+    /// Without balancing and guard; everything is trained.
     pub fn new(hyper: Hyper, schedule: Schedule) -> Self {
-        let (balance, precision, recompute) = (Balance::NONE, Precision::Fp32, Recomputed::None);
-        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, precision, recompute, frozen: Vec::new() }
+        let (balance, recompute) = (Balance::NONE, Recomputed::None);
+        Self { hyper, schedule, balance, bias_speed: 0.0, guard: None, recompute, frozen: Vec::new() }
     }
 }
 
@@ -140,9 +138,8 @@ impl Trainer {
         let mut sums = Vec::with_capacity(micro_batches.len());
         for (batch, objective) in micro_batches {
             let balance = balance_of(batch);
-            let Settings { precision, recompute, .. } = self.settings;
-            let (head, saved) =
-                self.model.forward_in(precision, recompute, backend, &self.params, batch, balance, &stats);
+            let recompute = self.settings.recompute;
+            let (head, saved) = self.model.forward_in(recompute, backend, &self.params, batch, balance, &stats);
             let Loss { sums: of_batch, gradient } = objective.loss(backend, &head, batch, &totals);
             sums.push(of_batch);
             self.model.backward(backend, &self.params, saved, gradient, &mut grads, &stats);

@@ -18,13 +18,13 @@ const QWEN: &str = r#"{ "model_type": "qwen2", "vocab_size": 50, "hidden_size": 
     "rms_norm_eps": 1e-6 }"#;
 
 fn trainer(config: &Config, backend: Arc<dyn Backend>, precision: Precision) -> Trainer {
-    let model = Arc::new(Model::new(config.clone()).unwrap());
+    let model = Arc::new(Model::new(config.clone()).unwrap().in_precision(precision));
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.1, weight: None });
     let hyper = Hyper { moments: Moments::Bf16, average: 0.9, ..Hyper::default() };
     let balance = Balance { weight: 1e-3, scope: BalanceScope::Sequence, counts: BalanceCounts::Scores, mtp: true };
     let guard = Some(SpikeGuard { window: 2, ..SpikeGuard::default() });
     let schedule = Schedule::over(10, 1e-2, 0, Decay::Constant, 1.0);
-    let settings = Settings { balance, bias_speed: 1e-3, guard, precision, ..Settings::new(hyper, schedule) };
+    let settings = Settings { balance, bias_speed: 1e-3, guard, ..Settings::new(hyper, schedule) };
     Trainer::new(model, params, backend, settings)
 }
 

@@ -17,10 +17,10 @@ fn config() -> Config {
 }
 
 fn trainer(precision: Precision, threads: usize, embedding: f64) -> Trainer {
-    let model = Arc::new(Model::new(config()).unwrap());
+    let model = Arc::new(Model::new(config()).unwrap().in_precision(precision));
     let params = model.init(&Init { seed: 1, embedding, router: 0.1, weight: None });
     let schedule = Schedule::over(40, 3e-3, 4, Decay::Cosine, 0.1);
-    let settings = Settings { bias_speed: 1e-3, precision, ..Settings::new(Hyper::default(), schedule) };
+    let settings = Settings { bias_speed: 1e-3, ..Settings::new(Hyper::default(), schedule) };
     Trainer::new(model, params, Arc::new(Cpu::new(threads)), settings)
 }
 

@@ -17,12 +17,13 @@ const CONFIGS: [&str; 2] = [
 ];
 
 fn trainer(config: &str, precision: Precision, recompute: Recomputed, backend: Arc<dyn Backend>) -> Trainer {
-    let model = Arc::new(Model::new(Config::from_json(config.as_bytes()).unwrap()).unwrap());
+    let model = Model::new(Config::from_json(config.as_bytes()).unwrap()).unwrap();
+    let model = Arc::new(model.in_precision(precision));
     let params = model.init(&Init { seed: 1, embedding: 0.5, router: 0.1, weight: None });
     let balance = Balance { weight: 1e-2, mtp: true, ..Balance::NONE };
     let schedule = Schedule::over(10, 1e-2, 0, Decay::Constant, 1.0);
     let new = Settings::new(Hyper::default(), schedule);
-    Trainer::new(model, params, backend, Settings { balance, bias_speed: 1e-3, precision, recompute, ..new })
+    Trainer::new(model, params, backend, Settings { balance, bias_speed: 1e-3, recompute, ..new })
 }
 
 fn step(trainer: &mut Trainer, at: u32) -> Report {
