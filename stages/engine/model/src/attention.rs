@@ -19,17 +19,10 @@ pub enum AttentionSaved {
 }
 
 impl AttentionSaved {
-    pub(crate) fn forget_input(&mut self) {
+    pub(crate) fn recall_input(&mut self, cx: &Cx, x: &Tensor) {
         match self {
-            AttentionSaved::Mla(saved) => saved.forget_input(),
-            AttentionSaved::Gqa(saved) => saved.forget_input(),
-        }
-    }
-
-    pub(crate) fn recall_input(&mut self, x: &Tensor) {
-        match self {
-            AttentionSaved::Mla(saved) => saved.recall_input(x),
-            AttentionSaved::Gqa(saved) => saved.recall_input(x),
+            AttentionSaved::Mla(saved) => saved.recall_input(cx, x),
+            AttentionSaved::Gqa(saved) => saved.recall_input(cx, x),
         }
     }
 }

@@ -90,17 +90,10 @@ impl Block {
 }
 
 impl FeedForwardSaved {
-    fn forget_input(&mut self) {
+    fn recall_input(&mut self, cx: &Cx, x: &Tensor) {
         match self {
-            FeedForwardSaved::Dense(saved) => saved.forget_input(),
-            FeedForwardSaved::Experts(saved) => saved.forget_input(),
-        }
-    }
-
-    fn recall_input(&mut self, x: &Tensor) {
-        match self {
-            FeedForwardSaved::Dense(saved) => saved.recall_input(x),
-            FeedForwardSaved::Experts(saved) => saved.recall_input(x),
+            FeedForwardSaved::Dense(saved) => saved.recall_input(cx, x),
+            FeedForwardSaved::Experts(saved) => saved.recall_input(cx, x),
         }
     }
 }
@@ -131,10 +124,10 @@ impl Layer for Inside<'_> {
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, InsideSaved) {
         let Block { norm, attention, ffn_norm, ffn } = self.0;
         let (y, norm) = norm.forward(cx, x.clone());
-        let (mut residual, mut attention) = attention.forward(cx, y);
+        let (mut residual, attention) = attention.forward(cx, y);
         cx.backend.add(&mut residual, &x);
         let (y, ffn_norm) = ffn_norm.forward(cx, residual.clone());
-        let (mut out, mut ffn) = match ffn {
+        let (mut out, ffn) = match ffn {
             FeedForward::Dense(mlp) => {
                 let (out, saved) = mlp.forward(cx, y);
                 (out, FeedForwardSaved::Dense(saved))
@@ -145,10 +138,6 @@ impl Layer for Inside<'_> {
             }
         };
         cx.backend.add(&mut out, &residual);
-        if cx.recompute == Recomputed::Light {
-            attention.forget_input();
-            ffn.forget_input();
-        }
         (out, InsideSaved { norm, attention, ffn_norm, ffn })
     }
 
@@ -156,7 +145,7 @@ impl Layer for Inside<'_> {
         let Block { norm, attention, ffn_norm, ffn } = self.0;
         let recalls = cx.recompute == Recomputed::Light;
         if recalls {
-            s.ffn.recall_input(&ffn_norm.again(cx, &s.ffn_norm));
+            s.ffn.recall_input(cx, &ffn_norm.again(cx, &s.ffn_norm));
         }
         let dffn = match (ffn, s.ffn) {
             (FeedForward::Dense(mlp), FeedForwardSaved::Dense(saved)) => mlp.backward(cx, saved, dy.clone(), grads),
@@ -168,7 +157,7 @@ impl Layer for Inside<'_> {
         let mut dresidual = ffn_norm.backward(cx, s.ffn_norm, dffn, grads);
         cx.backend.add(&mut dresidual, &dy);
         if recalls {
-            s.attention.recall_input(&norm.again(cx, &s.norm));
+            s.attention.recall_input(cx, &norm.again(cx, &s.norm));
         }
         let dattention = attention.backward(cx, s.attention, dresidual.clone(), grads);
         let mut dx = norm.backward(cx, s.norm, dattention, grads);

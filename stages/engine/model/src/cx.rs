@@ -16,6 +16,8 @@ pub struct Cx<'a> {
     pub balance: Balance,
     pub precision: Precision,
     pub recompute: Recomputed,
+    /// Backward follows: layers keep what it needs.
+    pub keeps: bool,
     pub stats: &'a RefCell<Stats>,
 }
 
@@ -27,6 +29,11 @@ impl fmt::Debug for Cx<'_> {
 }
 
 impl Cx<'_> {
+    /// For what [`Recomputed::Light`] computes again instead of keeping it.
+    pub(crate) fn light(&self) -> Self {
+        Self { keeps: self.keeps && self.recompute != Recomputed::Light, ..*self }
+    }
+
     /// For a layer whose products stay in f32 whatever the rest does.
     pub fn full(&self) -> Self {
         Self { precision: Precision::Fp32, ..*self }

@@ -5,8 +5,9 @@
 
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::product::Product;
-use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Recomputed, Start};
+use crate::product::{Input, Product};
+use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Start};
+use smelt_kernels::fp8::Operand;
 use smelt_kernels::{DType, Router, Routing, Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -47,9 +48,9 @@ struct DWeights(Tensor); // of the routed weights, [N, K]
 /// What the experts' backward needs.
 #[derive(Debug)]
 struct ComputedSaved {
-    x: Option<Dispatched>,
-    h: Tensor,           // [R, 2F]
-    act: Option<Tensor>, // [R, F]
+    x: Option<Operand>,   // [R, D]
+    h: Tensor,            // [R, 2F]
+    act: Option<Operand>, // [R, F]
 }
 
 #[derive(Debug)]
@@ -62,14 +63,9 @@ pub struct ExpertsSaved {
 }
 
 impl ExpertsSaved {
-    pub(crate) fn forget_input(&mut self) {
-        self.x = None;
-        self.shared.iter_mut().for_each(MlpSaved::forget_input);
-    }
-
-    pub(crate) fn recall_input(&mut self, x: &Tensor) {
+    pub(crate) fn recall_input(&mut self, cx: &Cx, x: &Tensor) {
         self.x = Some(x.clone());
-        self.shared.iter_mut().for_each(|shared| shared.recall_input(x));
+        self.shared.iter_mut().for_each(|shared| shared.recall_input(cx, x));
     }
 }
 
@@ -101,7 +97,7 @@ impl Experts {
     }
 
     fn route(&self, cx: &Cx, x: &Tensor) -> Routed {
-        let routing = cx.backend.route(&self.choice, &self.router.apply(&cx.full(), x), cx.params.get(self.bias));
+        let routing = cx.backend.route(&self.choice, &self.router.of(&cx.full(), x), cx.params.get(self.bias));
         let mut stats = cx.stats.borrow_mut();
         let zeros = || cx.backend.zeros([self.choice.experts], DType::U32);
         cx.backend.count(&routing.segments, stats.loads.entry(self.layer).or_insert_with(zeros));
@@ -119,11 +115,13 @@ impl Experts {
 
     fn compute(&self, cx: &Cx, x: Dispatched, routed: &Routed) -> (Computed, ComputedSaved) {
         let segments = Some(&routed.routing.segments);
-        let h = Product { w: self.gate_up, segments }.forward(cx, &x.0);
-        let act = cx.backend.swiglu(&h);
+        let (light, Dispatched(x)) = (cx.light(), x);
+        let input = Input::new(&light, &x, segments);
+        drop(x);
+        let h = Product { w: self.gate_up, segments }.forward(cx, &input);
+        let act = Input::new(&light, &cx.backend.swiglu(&h), segments);
         let y = Product { w: self.down, segments }.forward(cx, &act);
-        let keeps = cx.recompute != Recomputed::Light;
-        (Computed(y), ComputedSaved { x: keeps.then_some(x), h, act: keeps.then_some(act) })
+        (Computed(y), ComputedSaved { x: input.into_kept(), h, act: act.into_kept() })
     }
 
     /// Adds the experts' rows to y `[N, D]`.
@@ -139,19 +137,20 @@ impl Experts {
     fn compute_backward(
         &self,
         cx: &Cx,
-        x: Dispatched,
-        (h, act): (Tensor, Option<Tensor>),
+        x: Operand,
+        (h, act): (Tensor, Option<Operand>),
         dy: DComputed,
         routed: &Routed,
         grads: &mut Grads,
     ) -> DDispatched {
         let (segments, dtype) = (Some(&routed.routing.segments), dy.0.dtype());
-        let act = act.unwrap_or_else(|| cx.backend.swiglu(&h));
-        let mut dact = cx.backend.empty(act.shape(), dtype);
+        let (rows, f, d) = (h.rows(), h.cols() / 2, dy.0.cols());
+        let act = act.unwrap_or_else(|| Input::again(cx, &cx.backend.swiglu(&h), segments));
+        let mut dact = cx.backend.empty([rows, f].into(), dtype);
         Product { w: self.down, segments }.backward(cx, act, dy.0, &mut dact, Write::Set, grads);
         let dh = cx.backend.swiglu_backward(&h, &dact);
-        let mut dx = cx.backend.empty(x.0.shape(), dtype);
-        Product { w: self.gate_up, segments }.backward(cx, x.0, dh, &mut dx, Write::Set, grads);
+        let mut dx = cx.backend.empty([rows, d].into(), dtype);
+        Product { w: self.gate_up, segments }.backward(cx, x, dh, &mut dx, Write::Set, grads);
         DDispatched(dx)
     }
 
@@ -163,7 +162,8 @@ impl Experts {
     /// Adds to dx `[N, D]`.
     fn route_backward(&self, cx: &Cx, x: Tensor, routed: &Routed, d: &DWeights, dx: &mut Tensor, grads: &mut Grads) {
         let dlogits = cx.backend.route_backward(&self.choice, &routed.routing, &d.0, routed.dscores.as_ref());
-        self.router.backward_into(&cx.full(), x, dlogits, dx, Write::Add, grads);
+        let full = cx.full();
+        self.router.backward_into(&full, Input::again(&full, &x, None), dlogits, dx, Write::Add, grads);
     }
 
     /// Without saving anything.
@@ -193,14 +193,15 @@ impl Layer for Experts {
             None => (cx.backend.zeros(x.shape(), x.dtype()), None),
         };
         self.combine(cx, &computed, &routed, &mut y);
-        (y, ExpertsSaved { x: Some(x), routed, inside, computed, shared })
+        (y, ExpertsSaved { x: cx.light().keeps.then_some(x), routed, inside, computed, shared })
     }
 
     fn backward(&self, cx: &Cx, s: ExpertsSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let x = s.x.expect("experts: their input is kept or recalled");
         let (dcomputed, dweights) = self.combine_backward(cx, &s.computed, &s.routed, &dy);
         let ComputedSaved { x: dispatched, h, act } = s.inside;
-        let dispatched = dispatched.unwrap_or_else(|| self.dispatch(cx, &x, &s.routed));
+        let dispatched = dispatched
+            .unwrap_or_else(|| Input::again(cx, &self.dispatch(cx, &x, &s.routed).0, Some(&s.routed.routing.segments)));
         let ddispatched = self.compute_backward(cx, dispatched, (h, act), dcomputed, &s.routed, grads);
         let mut dx = match (&self.shared, s.shared) {
             (Some(shared), Some(saved)) => shared.backward(cx, saved, dy, grads),

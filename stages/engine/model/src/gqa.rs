@@ -4,8 +4,10 @@
 
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
+use crate::product::Input;
 use crate::projection::Projection;
 use crate::{CacheRows, Config, Cx, Grads, Grouped, Layer, RmsNorm, Start};
+use smelt_kernels::fp8::Operand;
 use smelt_kernels::{CachedRows, GroupedShape, Softmax, Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -21,22 +23,18 @@ pub struct Gqa {
 
 #[derive(Debug)]
 pub struct GqaSaved {
-    x: Option<Tensor>, // [N, D]
-    q: Tensor,         // rotated, [N, H·d]
-    k: Tensor,         // rotated, [N, G·d]
-    v: Tensor,         // [N, G·d]
-    o: Tensor,         // [N, H·d]
+    x: Option<Operand>, // [N, D]
+    q: Tensor,          // rotated, [N, H·d]
+    k: Tensor,          // rotated, [N, G·d]
+    v: Tensor,          // [N, G·d]
+    o: Tensor,          // [N, H·d]
     softmax: Softmax,
     norms: Option<[RmsNormSaved; 2]>,
 }
 
 impl GqaSaved {
-    pub(crate) fn forget_input(&mut self) {
-        self.x = None;
-    }
-
-    pub(crate) fn recall_input(&mut self, x: &Tensor) {
-        self.x = Some(x.clone());
+    pub(crate) fn recall_input(&mut self, cx: &Cx, x: &Tensor) {
+        self.x = Some(Input::again(cx, x, None));
     }
 }
 
@@ -61,12 +59,12 @@ impl Gqa {
         Self { shape, q, k, v, o, norms: g.has_norms.then(|| ["q", "k"].map(&mut norm)) }
     }
 
-    fn project(&self, cx: &Cx, x: &Tensor, positions: &Tensor) -> Projected {
+    fn project(&self, cx: &Cx, x: &Input, positions: &Tensor) -> Projected {
         let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
         let (mut q, mut k, v) = (self.q.apply(cx, x), self.k.apply(cx, x), self.v.apply(cx, x));
         let mut saved = None;
         if let Some([q_norm, k_norm]) = &self.norms {
-            let n = x.rows();
+            let n = q.rows();
             let (q_normed, q_saved) = q_norm.forward(cx, q.reshape([n * heads, dim]));
             let (k_normed, k_saved) = k_norm.forward(cx, k.reshape([n * kv_heads, dim]));
             (q, k) = (q_normed.reshape([n, heads * dim]), k_normed.reshape([n, kv_heads * dim]));
@@ -79,12 +77,13 @@ impl Gqa {
 
     /// Generation: appends the rows of `x` to the caches of layer `layer` and attends to them.
     pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
-        let ([q, k, v], _) = self.project(cx, x, positions);
+        let ([q, k, v], _) = self.project(cx, &Input::new(cx, x, None), positions);
         for request in requests.iter_mut() {
             request.cache.append(cx.backend, layer, [&k, &v], request.rows.clone());
         }
         let rows: Vec<CachedRows> = requests.iter().map(|r| r.cache.layer(layer, r.rows.clone())).collect();
-        self.o.apply(cx, &cx.backend.cached_attention(&self.shape, &q, &rows))
+        let o = cx.backend.cached_attention(&self.shape, &q, &rows);
+        self.o.apply(cx, &Input::new(cx, &o, None))
     }
 }
 
@@ -92,18 +91,21 @@ impl Layer for Gqa {
     type Saved = GqaSaved;
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, GqaSaved) {
+        let x = Input::new(&cx.light(), &x, None);
         let ([q, k, v], norms) = self.project(cx, &x, cx.documents.positions());
         let (o, softmax) = cx.backend.grouped_attention(&self.shape, &q, &k, &v, cx.documents);
-        let y = self.o.apply(cx, &o);
-        (y, GqaSaved { x: Some(x), q, k, v, o, softmax, norms })
+        // o itself is needed in backward, so what its product keeps is made of it there
+        let y = self.o.apply(cx, &Input::new(&Cx { keeps: false, ..*cx }, &o, None));
+        (y, GqaSaved { x: x.into_kept(), q, k, v, o, softmax, norms })
     }
 
     fn backward(&self, cx: &Cx, s: GqaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let GroupedShape { heads, kv_heads, dim, .. } = self.shape;
         let x = s.x.expect("attention: its input is kept or recalled");
-        let (n, positions) = (x.rows(), cx.documents.positions());
+        let (n, positions) = (s.o.rows(), cx.documents.positions());
         let mut d_o = cx.backend.empty(s.o.shape(), s.o.dtype());
-        self.o.backward_into(cx, s.o.clone(), dy, &mut d_o, Write::Set, grads);
+        let width = dy.cols();
+        self.o.backward_into(cx, Input::again(cx, &s.o, None), dy, &mut d_o, Write::Set, grads);
         let (mut dq, mut dk, dv) =
             cx.backend.grouped_attention_backward(&self.shape, &s.q, &s.k, &s.v, &s.o, &s.softmax, &d_o, cx.documents);
         cx.backend.rope(&mut dq, heads, 0, cx.rope, positions, true);
@@ -112,7 +114,7 @@ impl Layer for Gqa {
             dq = q_norm.backward(cx, q_saved, dq.reshape([n * heads, dim]), grads).reshape([n, heads * dim]);
             dk = k_norm.backward(cx, k_saved, dk.reshape([n * kv_heads, dim]), grads).reshape([n, kv_heads * dim]);
         }
-        let mut dx = cx.backend.empty(x.shape(), x.dtype());
+        let mut dx = cx.backend.empty([n, width].into(), s.o.dtype());
         self.q.backward_into(cx, x.clone(), dq, &mut dx, Write::Set, grads);
         self.k.backward_into(cx, x.clone(), dk, &mut dx, Write::Add, grads);
         self.v.backward_into(cx, x, dv, &mut dx, Write::Add, grads);

@@ -5,6 +5,7 @@ use crate::layer::RmsNormSaved;
 use crate::mtp::MtpSaved;
 use crate::params::Specs;
 use crate::prepared::{Prepared, Read, Shifted};
+use crate::product::Input;
 use crate::{Balance, Config, Cx, Experts, Grads, Layer, Linear, Mtp, Param, RmsNorm, Start};
 use smelt_kernels::{Backend, DType, Head, Tensor};
 
@@ -165,7 +166,7 @@ impl OutputHead {
             out.likelihood = Some(cx.backend.cast(cx.params.get(*likelihood), DType::F64));
             if let Some(rows) = &batch.score_rows {
                 let rows = cx.backend.gather(&hidden, rows);
-                out.scores = Some(cx.backend.cast(&score.apply(&cx.full(), &rows), DType::F64));
+                out.scores = Some(cx.backend.cast(&score.of(&cx.full(), &rows), DType::F64));
                 scored = Some(rows);
             }
         }
@@ -223,7 +224,8 @@ impl OutputHead {
         if let (Some((score, likelihood)), Some(rows)) = (&self.score, saved.scored) {
             let [dscores, dlikelihood] = [d.dscores, d.dlikelihood].map(|d| d.expect("head: a score has a gradient"));
             let dy = backend.cast(&dscores, dtype).reshape([rows.rows(), 1]);
-            let drows = score.backward(&cx.full(), rows, dy, grads);
+            let full = cx.full();
+            let drows = score.backward(&full, Some(Input::again(&full, &rows, None)), dy, grads);
             backend.embedding_backward(batch.score_rows.as_ref().expect("scored rows"), &drows, &mut dhidden);
             backend.add(grads.get_mut(backend, *likelihood), &backend.cast(&dlikelihood, dtype));
         }

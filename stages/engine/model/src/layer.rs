@@ -1,7 +1,8 @@
 //! The contract of a differentiable layer, and the simplest layers.
 
-use crate::product::Product;
+use crate::product::{Input, Product};
 use crate::{Cx, Grads, Param};
+use smelt_kernels::fp8::Operand;
 use smelt_kernels::{Tensor, Write};
 
 /// A function and its derivative, side by side. `Saved` is everything backward needs, by name; it is moved.
@@ -19,25 +20,40 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
+    pub(crate) fn apply(&self, cx: &Cx, x: &Input) -> Tensor {
         Product { w: self.w, segments: None }.forward(cx, x)
     }
 
-    /// `dx = dy·W`, or `+=`.
-    pub fn backward_into(&self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
+    /// Of an input that no other product reads, and that nothing keeps.
+    pub(crate) fn of(&self, cx: &Cx, x: &Tensor) -> Tensor {
+        self.apply(cx, &Input::new(cx, x, None))
+    }
+
+    /// `dx = dy·W`, or `+=`. `x`: what its input kept.
+    pub(crate) fn backward_into(
+        &self,
+        cx: &Cx,
+        x: Operand,
+        dy: Tensor,
+        dx: &mut Tensor,
+        write: Write,
+        grads: &mut Grads,
+    ) {
         Product { w: self.w, segments: None }.backward(cx, x, dy, dx, write, grads);
     }
 }
 
 impl Layer for Linear {
-    type Saved = Tensor; // x [N, in]
+    type Saved = Option<Operand>; // x [N, in]
 
-    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, Tensor) {
-        (self.apply(cx, &x), x)
+    fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, Option<Operand>) {
+        let x = Input::new(cx, &x, None);
+        (self.apply(cx, &x), x.into_kept())
     }
 
-    fn backward(&self, cx: &Cx, x: Tensor, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let mut dx = cx.backend.empty(x.shape(), x.dtype());
+    fn backward(&self, cx: &Cx, x: Option<Operand>, dy: Tensor, grads: &mut Grads) -> Tensor {
+        let x = x.expect("linear: its input is kept or recalled");
+        let mut dx = cx.backend.empty([dy.rows(), cx.params.get(self.w).cols()].into(), dy.dtype());
         self.backward_into(cx, x, dy, &mut dx, Write::Set, grads);
         dx
     }

@@ -7,7 +7,9 @@
 
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
+use crate::product::Input;
 use crate::{CacheRows, Config, Cx, DeepseekV3, Grads, Layer, Linear, Precision, RmsNorm, Start};
+use smelt_kernels::fp8::Operand;
 use smelt_kernels::{AttentionShape, CachedRows, DType, Softmax, Tensor, Write};
 
 const LATENT_EPS: f64 = 1e-6;
@@ -33,21 +35,22 @@ enum Query {
 #[derive(Debug)]
 enum QuerySaved {
     Direct,
-    Compressed { norm: RmsNormSaved, b: Tensor },
+    Compressed { norm: RmsNormSaved, b: Option<Operand> },
 }
 
 impl Query {
-    fn apply(&self, cx: &Cx, x: &Tensor) -> (Tensor, QuerySaved) {
+    fn apply(&self, cx: &Cx, x: &Input) -> (Tensor, QuerySaved) {
         match self {
             Query::Direct(q) => (q.apply(cx, x), QuerySaved::Direct),
             Query::Compressed { a, norm, b } => {
                 let (y, norm_saved) = norm.forward(cx, a.apply(cx, x));
-                (b.apply(cx, &y), QuerySaved::Compressed { norm: norm_saved, b: y })
+                let y = Input::new(cx, &y, None);
+                (b.apply(cx, &y), QuerySaved::Compressed { norm: norm_saved, b: y.into_kept() })
             }
         }
     }
 
-    fn backward(&self, cx: &Cx, x: Tensor, saved: QuerySaved, dq: Tensor, dx: &mut Tensor, grads: &mut Grads) {
+    fn backward(&self, cx: &Cx, x: Operand, saved: QuerySaved, dq: Tensor, dx: &mut Tensor, grads: &mut Grads) {
         match (self, saved) {
             (Query::Direct(q), QuerySaved::Direct) => q.backward_into(cx, x, dq, dx, Write::Set, grads),
             (Query::Compressed { a, norm, b }, QuerySaved::Compressed { norm: norm_saved, b: y }) => {
@@ -63,23 +66,19 @@ impl Query {
 #[derive(Debug)]
 pub struct MlaSaved {
     query: QuerySaved,
-    x: Option<Tensor>, // [N, D]
+    x: Option<Operand>, // [N, D]
     kv_norm: RmsNormSaved,
-    latent: Tensor, // normed, [N, latent]
-    q: Tensor,      // rotated, [N, H·(nope + rope)]
-    kv: Tensor,     // [N, H·(nope + value)]
-    k_rope: Tensor, // rotated, [N, rope]
-    o: Tensor,      // [N, H·value]
+    latent: Option<Operand>, // normed, [N, latent]
+    q: Tensor,               // rotated, [N, H·(nope + rope)]
+    kv: Tensor,              // [N, H·(nope + value)]
+    k_rope: Tensor,          // rotated, [N, rope]
+    o: Tensor,               // [N, H·value]
     softmax: Softmax,
 }
 
 impl MlaSaved {
-    pub(crate) fn forget_input(&mut self) {
-        self.x = None;
-    }
-
-    pub(crate) fn recall_input(&mut self, x: &Tensor) {
-        self.x = Some(x.clone());
+    pub(crate) fn recall_input(&mut self, cx: &Cx, x: &Tensor) {
+        self.x = Some(Input::again(cx, x, None));
     }
 }
 
@@ -110,7 +109,7 @@ impl Mla {
     }
 
     /// Rotated queries, what backward of them needs, the normed latent, and the rotated key.
-    fn project(&self, cx: &Cx, x: &Tensor, positions: &Tensor) -> (Tensor, QuerySaved, (Tensor, RmsNormSaved), Tensor) {
+    fn project(&self, cx: &Cx, x: &Input, positions: &Tensor) -> (Tensor, QuerySaved, (Tensor, RmsNormSaved), Tensor) {
         let s = &self.shape;
         let (mut q, query) = self.query.apply(cx, x);
         cx.backend.rope(&mut q, s.heads, s.nope, cx.rope, positions, false);
@@ -122,7 +121,7 @@ impl Mla {
     /// Generation: appends the rows of `x` to the caches of layer `layer` and attends from the latents. In bf16 latents
     /// and `kv_b` are those that training multiplies; in FP8 they stay in f32.
     pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
-        let (q, _, (latent, _), k_rope) = self.project(cx, x, positions);
+        let (q, _, (latent, _), k_rope) = self.project(cx, &Input::new(cx, x, None), positions);
         let multiplied = |x: &Tensor| match cx.precision {
             Precision::Bf16 => cx.backend.cast(&cx.backend.cast(x, DType::Bf16), DType::F32),
             _ => x.clone(),
@@ -133,7 +132,7 @@ impl Mla {
         }
         let rows: Vec<CachedRows> = requests.iter().map(|r| r.cache.layer(layer, r.rows.clone())).collect();
         let o = cx.backend.latent_attention(&self.shape, &q, &kv_b, &rows);
-        self.o.apply(cx, &o)
+        self.o.of(cx, &o)
     }
 }
 
@@ -141,16 +140,19 @@ impl Layer for Mla {
     type Saved = MlaSaved;
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, MlaSaved) {
+        let x = Input::new(&cx.light(), &x, None);
         let (q, query, (latent, kv_norm), k_rope) = self.project(cx, &x, cx.documents.positions());
+        let latent = Input::new(cx, &latent, None);
         let kv = self.kv_b.apply(cx, &latent);
         let (o, softmax) = cx.backend.attention(&self.shape, &q, &kv, &k_rope, cx.documents);
-        let y = self.o.apply(cx, &o);
-        (y, MlaSaved { query, x: Some(x), kv_norm, latent, q, kv, k_rope, o, softmax })
+        // o itself is needed in backward, so what its product keeps is made of it there
+        let y = self.o.of(&Cx { keeps: false, ..*cx }, &o);
+        (y, MlaSaved { query, x: x.into_kept(), kv_norm, latent: latent.into_kept(), q, kv, k_rope, o, softmax })
     }
 
     fn backward(&self, cx: &Cx, s: MlaSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let x = s.x.expect("attention: its input is kept or recalled");
-        let d_o = self.o.backward(cx, s.o.clone(), dy, grads);
+        let d_o = self.o.backward(cx, Some(Input::again(cx, &s.o, None)), dy, grads);
         let (mut dq, dkv, mut dk_rope) =
             cx.backend.attention_backward(&self.shape, &s.q, &s.kv, &s.k_rope, &s.o, &s.softmax, &d_o, cx.documents);
         let (shape, positions) = (&self.shape, cx.documents.positions());
@@ -158,7 +160,7 @@ impl Layer for Mla {
         cx.backend.rope(&mut dk_rope, 1, 0, cx.rope, positions, true);
         let dlatent = self.kv_b.backward(cx, s.latent, dkv, grads);
         let dlatent = self.kv_norm.backward(cx, s.kv_norm, dlatent, grads);
-        let mut dx = cx.backend.empty(x.shape(), x.dtype());
+        let mut dx = cx.backend.empty([s.o.rows(), cx.params.get(self.kv_a.w).cols()].into(), s.o.dtype());
         self.query.backward(cx, x.clone(), s.query, dq, &mut dx, grads);
         self.kv_a.backward_into(cx, x, cx.backend.join(&dlatent, &dk_rope), &mut dx, Write::Add, grads);
         dx

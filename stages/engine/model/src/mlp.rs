@@ -1,8 +1,10 @@
 //! SwiGLU feed-forward (Shazeer 2020): `down(silu(gate(x)) · up(x))`, gate and up in one product.
 
 use crate::params::Specs;
-use crate::{Cx, Grads, Layer, Linear, Recomputed};
+use crate::product::Input;
+use crate::{Cx, Grads, Layer, Linear};
 use smelt_kernels::Tensor;
+use smelt_kernels::fp8::Operand;
 
 #[derive(Clone, Debug)]
 pub struct Mlp {
@@ -19,25 +21,21 @@ impl Mlp {
 
     /// Without saving anything.
     pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
-        let h = self.gate_up.apply(cx, x);
-        self.down.apply(cx, &cx.backend.swiglu(&h))
+        let h = self.gate_up.of(cx, x);
+        self.down.of(cx, &cx.backend.swiglu(&h))
     }
 }
 
 #[derive(Debug)]
 pub struct MlpSaved {
-    x: Option<Tensor>,   // [N, D]
-    h: Tensor,           // [N, 2F]
-    act: Option<Tensor>, // [N, F]
+    x: Option<Operand>,   // [N, D]
+    h: Tensor,            // [N, 2F]
+    act: Option<Operand>, // [N, F]
 }
 
 impl MlpSaved {
-    pub(crate) fn forget_input(&mut self) {
-        self.x = None;
-    }
-
-    pub(crate) fn recall_input(&mut self, x: &Tensor) {
-        self.x = Some(x.clone());
+    pub(crate) fn recall_input(&mut self, cx: &Cx, x: &Tensor) {
+        self.x = Some(Input::again(cx, x, None));
     }
 }
 
@@ -45,17 +43,19 @@ impl Layer for Mlp {
     type Saved = MlpSaved;
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, MlpSaved) {
+        let light = cx.light();
+        let x = Input::new(&light, &x, None);
         let h = self.gate_up.apply(cx, &x);
-        let act = cx.backend.swiglu(&h);
+        let act = Input::new(&light, &cx.backend.swiglu(&h), None);
         let y = self.down.apply(cx, &act);
-        (y, MlpSaved { x: Some(x), h, act: (cx.recompute != Recomputed::Light).then_some(act) })
+        (y, MlpSaved { x: x.into_kept(), h, act: act.into_kept() })
     }
 
     fn backward(&self, cx: &Cx, s: MlpSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
-        let act = s.act.unwrap_or_else(|| cx.backend.swiglu(&s.h));
-        let dact = self.down.backward(cx, act, dy, grads);
+        let act = s.act.unwrap_or_else(|| Input::again(cx, &cx.backend.swiglu(&s.h), None));
+        let dact = self.down.backward(cx, Some(act), dy, grads);
         let dh = cx.backend.swiglu_backward(&s.h, &dact);
-        self.gate_up.backward(cx, s.x.expect("mlp: its input is kept or recalled"), dh, grads)
+        self.gate_up.backward(cx, s.x, dh, grads)
     }
 }
 

@@ -186,7 +186,7 @@ impl Model {
     ) -> (HeadOutput, Saved) {
         let (rope, batch) = (self.rope(backend, params, batch.documents.longest()), self.prepare(backend, batch));
         let (documents, precision) = (&batch.documents, self.precision);
-        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, stats };
+        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, keeps: true, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));
         for chunk in &self.chunks {
             let (flow, saved) = chunk.forward(&cx, &batch, x.take());
@@ -204,8 +204,8 @@ impl Model {
         let (rope, stats) = (self.rope(backend, params, batch.documents.longest()), RefCell::default());
         let batch = &Prepared::new(backend, batch, 0);
         let (documents, balance, precision) = (&batch.documents, Balance::NONE, self.precision);
-        let recompute = Recomputed::Full; // nothing is kept for backward
-        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, stats: &stats };
+        let (recompute, keeps) = (Recomputed::Full, false);
+        let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, keeps, stats: &stats };
         let (mut x, mut out) = (None, None);
         for chunk in &self.chunks {
             match chunk.score(&cx, batch, x.take()) {
@@ -235,6 +235,7 @@ impl Model {
             balance: Balance::NONE, // its gradient was computed in forward, and saved
             precision: self.precision,
             recompute: saved.recompute,
+            keeps: true,
             stats,
         };
         let mut d = Some(FlowGradient::Output(d));
@@ -316,7 +317,8 @@ impl Model {
             rope: &rope,
             balance: Balance::NONE,
             precision: self.precision,
-            recompute: Recomputed::None,
+            recompute: Recomputed::Full,
+            keeps: false,
             stats: &stats,
         };
         run(&cx, &backend.ids(positions))

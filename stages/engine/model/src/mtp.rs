@@ -7,8 +7,10 @@
 use crate::block::BlockSaved;
 use crate::layer::RmsNormSaved;
 use crate::params::Specs;
+use crate::product::Input;
 use crate::{Block, CacheRows, Config, Cx, Experts, Grads, Layer, Linear, RmsNorm, Start};
 use smelt_kernels::Tensor;
+use smelt_kernels::fp8::Operand;
 
 #[derive(Clone, Debug)]
 pub struct Mtp {
@@ -23,7 +25,7 @@ pub struct Mtp {
 pub struct MtpSaved {
     enorm: RmsNormSaved,
     hnorm: RmsNormSaved,
-    joined: Tensor, // [N, 2D]
+    joined: Option<Operand>, // [N, 2D]
     block: BlockSaved,
     norm: RmsNormSaved,
 }
@@ -48,10 +50,10 @@ impl Mtp {
     pub fn forward(&self, cx: &Cx, h: Tensor, embedding: Tensor) -> (Tensor, MtpSaved) {
         let (e, enorm) = self.enorm.forward(cx, embedding);
         let (g, hnorm) = self.hnorm.forward(cx, h);
-        let joined = cx.backend.join(&e, &g);
+        let joined = Input::new(cx, &cx.backend.join(&e, &g), None);
         let (y, block) = self.block.forward(cx, self.eh_proj.apply(cx, &joined));
         let (y, norm) = self.norm.forward(cx, y);
-        (y, MtpSaved { enorm, hnorm, joined, block, norm })
+        (y, MtpSaved { enorm, hnorm, joined: joined.into_kept(), block, norm })
     }
 
     /// Generation: like forward, from the caches of layer `layer`, saving nothing.
@@ -66,7 +68,7 @@ impl Mtp {
     ) -> Tensor {
         let norm = |norm: &RmsNorm, x: &Tensor| cx.backend.rms_norm(x, cx.params.get(norm.gain), norm.eps).0;
         let joined = cx.backend.join(&norm(&self.enorm, embedding), &norm(&self.hnorm, h));
-        let y = self.block.decode(cx, self.eh_proj.apply(cx, &joined), positions, requests, layer);
+        let y = self.block.decode(cx, self.eh_proj.of(cx, &joined), positions, requests, layer);
         norm(&self.norm, &y)
     }
 

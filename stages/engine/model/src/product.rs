@@ -4,6 +4,47 @@ use crate::{Cx, Grads, Param, Precision, WeightGemm};
 use smelt_kernels::fp8::{Operand, Quantiser, Tile};
 use smelt_kernels::{DType, Layout, Segments, Tensor, Write};
 
+/// What products read, in the precision of the pass: lowered once for all weights that read it.
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// For forward.
+    rows: Operand,
+    /// For the gradients of the weights; None in a pass that no backward follows. It takes 4 bytes an element in f32, 2
+    /// in bf16, 1 in FP8.
+    kept: Option<Operand>,
+}
+
+impl Input {
+    /// `segments`: those of the products that read it.
+    pub(crate) fn new(cx: &Cx, x: &Tensor, segments: Option<&Segments>) -> Self {
+        let Precision::Fp8(fp8) = cx.precision else {
+            let rows = lower(cx, x, None, segments);
+            return Self { kept: cx.keeps.then(|| rows.clone()), rows };
+        };
+        let [row, column] = [fp8.activations(Tile::Row), fp8.activations(Tile::Column)];
+        if cx.keeps && row != column {
+            let [rows, columns] = lower_both(cx, x, [row, column], segments);
+            return Self { rows, kept: Some(columns) };
+        }
+        let rows = lower(cx, x, Some(row), segments);
+        Self { kept: cx.keeps.then(|| rows.clone()), rows }
+    }
+
+    /// What backward needs of it, if backward follows.
+    pub(crate) fn into_kept(self) -> Option<Operand> {
+        self.kept
+    }
+
+    /// What [`into_kept`](Self::into_kept) gives, from the same x.
+    pub(crate) fn again(cx: &Cx, x: &Tensor, segments: Option<&Segments>) -> Operand {
+        let how = match cx.precision {
+            Precision::Fp8(fp8) => Some(fp8.activations(Tile::Column)),
+            _ => None,
+        };
+        lower(cx, x, how, segments)
+    }
+}
+
 /// `y = x·Wᵀ` with W `[out, in]`, or per segment with `W[e]` of `[E, out, in]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
@@ -12,58 +53,38 @@ pub(crate) struct Product<'a> {
 }
 
 impl Product<'_> {
-    pub(crate) fn forward(self, cx: &Cx, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(self, cx: &Cx, x: &Input) -> Tensor {
         let w = cx.params.get(self.w);
         let out = if self.segments.is_some() { w.dims::<3>("experts")[1] } else { w.rows() };
-        let mut y = cx.backend.empty([x.rows(), out].into(), x.dtype());
-        let x = match cx.precision {
-            Precision::Fp8(fp8) => self.lower(cx, x, Some(fp8.activations(Tile::Row))),
-            _ => self.lower(cx, x, None),
+        let (rows, dtype) = match &x.rows {
+            Operand::Plain(x) => (x.rows(), if x.dtype() == DType::Bf16 { DType::F32 } else { x.dtype() }),
+            Operand::Fp8(x) => (x.q.rows(), DType::F32),
         };
-        self.multiply(cx, Layout::Nt, &x, &mut y, Write::Set);
+        let mut y = cx.backend.empty([rows, out].into(), dtype);
+        self.multiply(cx, Layout::Nt, &x.rows, &mut y, Write::Set);
         y
     }
 
-    /// `dx = dy·W`, or `+=`, and the weight's gradient. If the latter is deferred, its operands are quantised now, so
-    /// that they take less memory while they wait.
-    pub(crate) fn backward(self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
-        let (rows, dy, x) = match cx.precision {
+    /// `dx = dy·W`, or `+=`, and the weight's gradient. `x`: what forward kept.
+    pub(crate) fn backward(self, cx: &Cx, x: Operand, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
+        let (rows, dy) = match cx.precision {
             Precision::Fp8(fp8) => {
                 let [row, column] = [fp8.gradients(Tile::Row), fp8.gradients(Tile::Column)];
-                let [rows, columns] = if row == column {
-                    let both = self.lower(cx, &dy, Some(row));
-                    [both.clone(), both]
+                if row == column {
+                    let both = lower(cx, &dy, Some(row), self.segments);
+                    (both.clone(), both)
                 } else {
-                    self.expect_f32(cx, &dy);
-                    let mut stats = cx.stats.borrow_mut();
-                    cx.backend.lower_both(&dy, [row, column], self.segments, stats.saturated(cx.backend))
-                };
-                (rows, columns, self.lower(cx, &x, Some(fp8.activations(Tile::Column))))
+                    let [rows, columns] = lower_both(cx, &dy, [row, column], self.segments);
+                    (rows, columns)
+                }
             }
             _ => {
-                let dy = self.lower(cx, &dy, None);
-                (dy.clone(), dy, self.lower(cx, &x, None))
+                let dy = lower(cx, &dy, None, self.segments);
+                (dy.clone(), dy)
             }
         };
         self.multiply(cx, Layout::Nn, &rows, dx, write);
         grads.add(cx, WeightGemm { param: self.w, dy, x, segments: self.segments.cloned() });
-    }
-
-    /// One side of a product, in the precision of the pass.
-    ///
-    /// # Panics
-    /// When a lower precision is asked of anything but F32.
-    fn lower(self, cx: &Cx, x: &Tensor, how: Option<Quantiser>) -> Operand {
-        if cx.precision == Precision::Fp32 {
-            return Operand::Plain(x.clone());
-        }
-        self.expect_f32(cx, x);
-        cx.backend.lower(x, how, self.segments, cx.stats.borrow_mut().saturated(cx.backend))
-    }
-
-    fn expect_f32(self, cx: &Cx, x: &Tensor) {
-        let (dtype, precision) = (x.dtype(), cx.precision);
-        assert!(dtype == DType::F32, "product: {dtype:?} rows cannot be lowered to {precision:?}, expected F32");
     }
 
     fn multiply(self, cx: &Cx, layout: Layout, a: &Operand, c: &mut Tensor, write: Write) {
@@ -76,6 +97,28 @@ impl Product<'_> {
             _ => cx.backend.low_gemm(layout, a, w, self.segments, c, write),
         }
     }
+}
+
+/// One side of a product, in the precision of the pass.
+///
+/// # Panics
+/// When a lower precision is asked of anything but F32.
+fn lower(cx: &Cx, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+    if cx.precision == Precision::Fp32 {
+        return Operand::Plain(x.clone());
+    }
+    expect_f32(cx, x);
+    cx.backend.lower(x, how, segments, cx.stats.borrow_mut().saturated(cx.backend))
+}
+
+fn lower_both(cx: &Cx, x: &Tensor, how: [Quantiser; 2], segments: Option<&Segments>) -> [Operand; 2] {
+    expect_f32(cx, x);
+    cx.backend.lower_both(x, how, segments, cx.stats.borrow_mut().saturated(cx.backend))
+}
+
+fn expect_f32(cx: &Cx, x: &Tensor) {
+    let (dtype, precision) = (x.dtype(), cx.precision);
+    assert!(dtype == DType::F32, "product: {dtype:?} rows cannot be lowered to {precision:?}, expected F32");
 }
 
 #[cfg(test)]
@@ -132,22 +175,25 @@ mod tests {
             balance: crate::Balance::NONE,
             precision,
             recompute: Recomputed::None,
+            keeps: true,
             stats: &stats,
         };
         let product = Product { w, segments: None };
         let mut grads = Grads::zeros(&cpu, &params);
-        let y = product.forward(&cx, &x);
+        let input = Input::new(&cx, &x, None);
+        let y = product.forward(&cx, &input);
+        let kept = input.into_kept().unwrap();
         let mut dx = Tensor::empty([N, IN], DType::F32);
-        product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
+        product.backward(&cx, kept.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
         let mut held = Grads::zeros(&cpu, &params).holding();
-        product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut held);
+        product.backward(&cx, kept.clone(), dy.clone(), &mut dx, Write::Set, &mut held);
         assert!(held.get(w).read::<f32>().iter().all(|&x| x == 0.0), "a product that waits has done nothing yet");
         let work = held.take_deferred();
         held.run(&cx, work);
         assert_eq!(held.get(w).read::<f32>(), grads.get(w).read::<f32>(), "at once, and held back");
         let once = grads.get(w).copy();
         grads.clear();
-        product.backward(&cx, x.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
+        product.backward(&cx, kept.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
         assert_eq!(grads.get(w).read::<f32>(), once.read::<f32>(), "in memory that held another gradient");
 
         let [xf, wf, dyr, dyc, xc] = sides(&x, params.get(w), &dy);
@@ -212,9 +258,11 @@ mod tests {
             balance: crate::Balance::NONE,
             precision: Precision::Fp8(Fp8::default()),
             recompute: Recomputed::None,
+            keeps: true,
             stats: &stats,
         };
-        Product { w, segments: None }.forward(&cx, &noise(1, 2, IN).cast(DType::F64));
+        let input = Input::new(&cx, &noise(1, 2, IN).cast(DType::F64), None);
+        Product { w, segments: None }.forward(&cx, &input);
     }
 
     /// FP8 has no infinity: without the note a loss would look sound.
@@ -237,11 +285,12 @@ mod tests {
                 balance: crate::Balance::NONE,
                 precision,
                 recompute: Recomputed::None,
+                keeps: true,
                 stats: &stats,
             };
             let mut x = noise(1, 2, IN);
             x.write::<f32>()[7] = value;
-            let y = Product { w, segments: None }.forward(&cx, &x);
+            let y = Product { w, segments: None }.forward(&cx, &Input::new(&cx, &x, None));
             assert!(y.read::<f32>().iter().all(|y| y.is_finite()));
             let saturated = stats.borrow_mut().saturated(&cpu).read::<u32>()[0];
             assert_eq!(saturated == 1, value.is_infinite(), "{value}");

@@ -2,7 +2,9 @@
 //! all of one dim.
 
 use crate::params::Specs;
+use crate::product::Input;
 use crate::{Cx, Grads, Linear, Param, Start};
+use smelt_kernels::fp8::Operand;
 use smelt_kernels::{Tensor, Write};
 
 #[derive(Clone, Debug)]
@@ -17,7 +19,7 @@ impl Projection {
         Self { linear, bias: has_bias.then(|| specs.one(format!("{name}.bias"), &[out], Start::Zero)) }
     }
 
-    pub fn apply(&self, cx: &Cx, x: &Tensor) -> Tensor {
+    pub(crate) fn apply(&self, cx: &Cx, x: &Input) -> Tensor {
         let mut y = self.linear.apply(cx, x);
         if let Some(bias) = self.bias {
             cx.backend.bias(&mut y, cx.params.get(bias));
@@ -25,8 +27,16 @@ impl Projection {
         y
     }
 
-    /// `dx = dy·W`, or `+=`; the bias' gradient is added at once.
-    pub fn backward_into(&self, cx: &Cx, x: Tensor, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
+    /// `dx = dy·W`, or `+=`; the bias' gradient is added at once. `x`: what its input kept.
+    pub(crate) fn backward_into(
+        &self,
+        cx: &Cx,
+        x: Operand,
+        dy: Tensor,
+        dx: &mut Tensor,
+        write: Write,
+        grads: &mut Grads,
+    ) {
         if let Some(bias) = self.bias {
             cx.backend.bias_backward(&dy, grads.get_mut(cx.backend, bias));
         }

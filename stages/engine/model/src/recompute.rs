@@ -35,7 +35,7 @@ impl<L: Layer> Layer for Recompute<'_, L> {
     type Saved = RecomputeSaved;
 
     fn forward(&self, cx: &Cx, x: Tensor) -> (Tensor, RecomputeSaved) {
-        let (y, _) = self.0.forward(cx, x.clone());
+        let (y, _) = self.0.forward(&Cx { keeps: false, ..*cx }, x.clone());
         (y, RecomputeSaved { x, balance: cx.balance })
     }
 

@@ -119,6 +119,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
             balance,
             precision: Precision::Fp32,
             recompute: Recomputed::None,
+            keeps: true,
             stats: &stats,
         };
         let (y, _) = layer.forward(&cx, x.clone());
@@ -135,6 +136,7 @@ pub(crate) fn check_gradients_with<L: Layer>(
         balance,
         precision: Precision::Fp32,
         recompute: Recomputed::None,
+        keeps: true,
         stats: &stats,
     };
     let mut grads = Grads::zeros(&cpu, &params);
