@@ -4,7 +4,7 @@ use crate::backend::*;
 use crate::cpu;
 use crate::document_bounds::Documents;
 use crate::dtype::DType;
-use crate::fp8::{Operand, Quantiser, Scaled, Tile};
+use crate::fp8::{Operand, Quantiser, Scaled, TILE, Tile};
 use crate::place::{Device, Gauge};
 use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
@@ -14,17 +14,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Operations check nothing and compute nothing; they give tensors of the shapes that they would give.
 /// [`live`](Self::live) and [`take_peak`](Self::take_peak) say what its tensors would take, and [`flops`](Self::flops)
-/// what products and attention would compute. What is downloaded is zero. Attention and the head keep for backward what
-/// they keep on the CPU.
+/// what products and attention would compute. What is downloaded is zero. Operations take for themselves and keep for
+/// backward what they take and keep on the CPU, or on a GPU.
 #[derive(Debug, Default)]
 pub struct Meta {
     gauge: Arc<Gauge>,
     flops: AtomicU64,
+    /// Bytes of weights in lower precision.
+    lowered: AtomicU64,
+    gpu: Option<Gpu>,
+}
+
+/// What operations do on a GPU.
+#[derive(Clone, Copy, Debug)]
+struct Gpu {
+    /// Attention and the output projection multiply in bf16 by the tensor cores.
+    is_low: bool,
+}
+
+/// Copies of a weight in lower precision, kept until it is written.
+struct LowWeight {
+    _forms: Vec<Tensor>,
 }
 
 impl Meta {
+    /// Of the CPU.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Of a GPU; `is_low` as of a [`Cuda`](crate::Cuda) that is `in_low_precision`.
+    pub fn of_gpu(is_low: bool) -> Self {
+        Self { gpu: Some(Gpu { is_low }), ..Self::default() }
     }
 
     /// Bytes of the tensors that are alive.
@@ -42,6 +63,11 @@ impl Meta {
         self.flops.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the copies of weights in lower precision that a GPU keeps until the weights are written.
+    pub fn lowered(&self) -> u64 {
+        self.lowered.load(Ordering::Relaxed)
+    }
+
     fn spend(&self, multiply_adds: usize) {
         self.flops.fetch_add(2 * multiply_adds as u64, Ordering::Relaxed);
     }
@@ -54,10 +80,12 @@ impl Meta {
         self.new_tensor(x.shape(), x.dtype())
     }
 
-    fn operand(operand: &Operand) -> &Tensor {
+    /// Rows of a lowered matrix; with their padding where it is stored transposed.
+    fn tokens(&self, operand: &Operand) -> usize {
         match operand {
-            Operand::Plain(x) => x,
-            Operand::Fp8(scaled) => &scaled.q,
+            Operand::Plain(x) => x.rows(),
+            Operand::Fp8(scaled) if self.gpu.is_some() && scaled.how.tile == Tile::Column => scaled.q.cols(),
+            Operand::Fp8(scaled) => scaled.q.rows(),
         }
     }
 
@@ -67,10 +95,44 @@ impl Meta {
     }
 
     fn softmax(&self, heads: usize, documents: &Documents, dtype: DType) -> Softmax {
+        if self.gpu.is_some() {
+            return Softmax(self.new_tensor([heads, documents.rows()], DType::F32));
+        }
         self.gauge.within(|| match dtype {
             DType::F64 => cpu::kept_of_attention::<f64>(heads, documents),
             _ => cpu::kept_of_attention::<f32>(heads, documents),
         })
+    }
+
+    /// bf16 copies of queries, keys and values of `widths` elements a row.
+    fn packed(&self, rows: usize, widths: [usize; 3]) -> Option<[Tensor; 3]> {
+        self.gpu.is_some_and(|gpu| gpu.is_low).then(|| widths.map(|width| self.new_tensor([rows, width], DType::Bf16)))
+    }
+
+    /// Makes what a GPU keeps of a weight `[experts·out, in]` for its products.
+    fn lower_weight(&self, w: &Tensor, experts: usize, is_fp8: bool) {
+        let (rows, inner) = (w.rows(), w.cols());
+        let (out, pad) = (rows / experts.max(1), |cols: usize, to: usize| cols.next_multiple_of(to));
+        let bf16 = || vec![self.new_tensor([rows, pad(inner, 64)], DType::Bf16)];
+        let fp8 = || {
+            let scales = || self.new_tensor([experts, out.div_ceil(TILE), inner.div_ceil(TILE)], DType::F32);
+            let other = self.new_tensor([experts * inner, pad(out, TILE)], DType::E4m3);
+            vec![self.new_tensor([rows, pad(inner, TILE)], DType::E4m3), other, scales(), scales()]
+        };
+        w.derive(
+            |_: &LowWeight| true,
+            |_| {
+                let forms = if is_fp8 { fp8() } else { bf16() };
+                let bytes = forms.iter().map(|form| form.len() * form.dtype().bytes()).sum::<usize>();
+                self.lowered.fetch_add(bytes as u64, Ordering::Relaxed);
+                LowWeight { _forms: forms }
+            },
+        );
+    }
+
+    /// The logits of a block of rows, as in `cuda/head.rs`.
+    fn block_of_logits(&self, n: usize, v: usize) -> Tensor {
+        self.new_tensor([crate::cuda::rows_of_logits(n, v), v], DType::F32)
     }
 }
 
@@ -115,17 +177,25 @@ impl Backend for Meta {
     fn prepare(&self, _: &Tensor) {}
 
     fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>, _: &mut Tensor) -> Operand {
-        let Some(how) = how else { return Operand::Plain(self.new_tensor(x.shape(), DType::Bf16)) };
         let (n, d) = (x.rows(), x.cols());
+        let pitch = |to: usize| if self.gpu.is_some() { d.next_multiple_of(to) } else { d };
+        let Some(how) = how else { return Operand::Plain(self.new_tensor([n, pitch(64)], DType::Bf16)) };
         // the ends of segments are on the device: each may cut one more tile
-        let cuts = segments.map_or(0, Segments::count);
+        let cuts = match self.gpu {
+            Some(_) => segments.map_or(0, |segments| (segments.count() - 1).min(n)),
+            None => segments.map_or(0, Segments::count),
+        };
         let bands = match how.tile {
             Tile::Row => n,
-            Tile::Column | Tile::Block => n.div_ceil(crate::fp8::TILE) + cuts,
+            Tile::Column | Tile::Block => n.div_ceil(TILE) + cuts,
             Tile::Tensor => 1,
         };
         let scale = self.new_tensor([bands, d.div_ceil(how.tile.width(d))], DType::F32);
-        Operand::Fp8(Scaled { q: self.new_tensor(x.shape(), DType::E4m3), scale, how })
+        let shape = match how.tile {
+            Tile::Column if self.gpu.is_some() => [d, bands * TILE],
+            _ => [n, pitch(TILE)],
+        };
+        Operand::Fp8(Scaled { q: self.new_tensor(shape, DType::E4m3), scale, how })
     }
 
     fn lower_both(
@@ -138,12 +208,18 @@ impl Backend for Meta {
         how.map(|how| self.lower(x, Some(how), segments, saturated))
     }
 
-    fn low_gemm(&self, _: Layout, a: &Operand, _: &Tensor, _: Option<&Segments>, c: &mut Tensor, _: Write) {
-        self.spend(c.len() * Self::operand(a).cols());
+    fn low_gemm(&self, layout: Layout, a: &Operand, w: &Tensor, segments: Option<&Segments>, c: &mut Tensor, _: Write) {
+        let experts = segments.map_or(1, Segments::count);
+        self.spend(c.len() * if layout == Layout::Nt { w.cols() } else { w.rows() / experts.max(1) });
+        if self.gpu.is_some() {
+            self.lower_weight(w, experts, matches!(a, Operand::Fp8(_)));
+        }
     }
 
-    fn low_gradient(&self, dy: &Operand, x: &Operand, _: Option<&Segments>, _: &mut Tensor, _: Write) {
-        self.spend(Self::operand(dy).len() * Self::operand(x).cols());
+    fn low_gradient(&self, dy: &Operand, _: &Operand, segments: Option<&Segments>, dw: &mut Tensor, _: Write) {
+        let experts = segments.map_or(1, Segments::count);
+        let rows = segments.map_or_else(|| self.tokens(dy), Segments::rows);
+        self.spend(rows * (dw.len() / experts.max(1))); // dw is [experts·out, in], and a row is of one expert
     }
 
     fn rms_norm(&self, x: &Tensor, _: &Tensor, _: f64) -> (Tensor, Tensor) {
@@ -192,6 +268,7 @@ impl Backend for Meta {
         documents: &Documents,
     ) -> (Tensor, Softmax) {
         self.spend(Self::pairs(documents) * s.heads * (s.nope + s.rope + s.value));
+        let _packed = self.packed(q.rows(), [q.cols(), q.cols(), s.heads * s.value]);
         let o = self.new_tensor([q.rows(), s.heads * s.value], q.dtype());
         (o, self.softmax(s.heads, documents, q.dtype()))
     }
@@ -208,6 +285,10 @@ impl Backend for Meta {
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
         self.spend(2 * Self::pairs(documents) * s.heads * (s.nope + s.rope + s.value));
+        let (n, value) = (q.rows(), s.heads * s.value);
+        let packed = self.packed(n, [q.cols(), q.cols(), value]);
+        let _d_o = packed.is_some().then(|| self.new_tensor([n, value], DType::Bf16));
+        let _parts = self.gpu.is_some().then(|| [q.cols(), value].map(|width| self.new_tensor([n, width], q.dtype())));
         (self.like(q), self.like(kv), self.like(k_rope))
     }
 
@@ -226,6 +307,7 @@ impl Backend for Meta {
         documents: &Documents,
     ) -> (Tensor, Softmax) {
         self.spend(Self::pairs(documents) * s.heads * 2 * s.dim);
+        let _packed = self.packed(q.rows(), [q.cols(), s.kv_heads * s.dim, s.kv_heads * s.dim]);
         (self.like(q), self.softmax(s.heads, documents, q.dtype()))
     }
 
@@ -241,6 +323,8 @@ impl Backend for Meta {
         documents: &Documents,
     ) -> (Tensor, Tensor, Tensor) {
         self.spend(2 * Self::pairs(documents) * s.heads * 2 * s.dim);
+        let packed = self.packed(q.rows(), [q.cols(), k.cols(), v.cols()]);
+        let _d_o = packed.is_some().then(|| self.new_tensor(q.shape(), DType::Bf16));
         (self.like(q), self.like(k), self.like(v))
     }
 
@@ -258,6 +342,14 @@ impl Backend for Meta {
         let (n, v) = (x.rows(), w.rows());
         self.spend(n * v * w.cols());
         let numbers = || self.new_tensor([n], DType::F64);
+        if let Some(gpu) = self.gpu {
+            let _x = gpu.is_low.then(|| self.new_tensor(x.shape(), DType::Bf16));
+            if gpu.is_low {
+                self.lower_weight(w, 1, false);
+            }
+            drop(self.block_of_logits(n, v));
+            return Head { logp: numbers(), lse: numbers(), kept: None };
+        }
         let kept = cpu::keeps_logits(n, v).then(|| (self.new_tensor([n, v], x.dtype()), numbers()));
         Head { logp: numbers(), lse: numbers(), kept }
     }
@@ -272,7 +364,14 @@ impl Backend for Meta {
         _: &Tensor,
         _: &mut Tensor,
     ) -> Tensor {
-        self.spend(2 * x.rows() * w.rows() * w.cols());
+        let (n, v) = (x.rows(), w.rows());
+        self.spend(2 * n * v * w.cols());
+        if let Some(gpu) = self.gpu {
+            let logits = self.block_of_logits(n, v);
+            let _gradient = gpu.is_low.then(|| self.new_tensor([logits.rows(), v], DType::Bf16));
+            let _x = gpu.is_low.then(|| self.new_tensor(x.shape(), DType::Bf16));
+            return self.like(x);
+        }
         self.like(x)
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 const BLOCK: usize = 1 << 26;
 
 /// Rows that have their logits in memory at once.
-fn rows_at_once(n: usize, v: usize) -> usize {
+pub(crate) fn rows_at_once(n: usize, v: usize) -> usize {
     (BLOCK / v).clamp(1, n.max(1))
 }
 

@@ -25,5 +25,6 @@ mod tensor_cores;
 pub use compiler::{Compiled, architecture, compile, kernels_of, open_compiler};
 pub use device::{Cuda, Found, find};
 pub use error::DeviceError;
+pub(crate) use head::rows_at_once as rows_of_logits;
 pub(crate) use memory::DeviceMemory;
 pub use sources::{SOURCES, Source};
