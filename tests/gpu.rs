@@ -20,6 +20,7 @@ jobs:
       context: 32
       warmup: 1
       precision: fp8
+      micro_batch_tokens: auto
       model: { width: 32, layers: 2, dense_width: 64, experts: 4, expert_width: 16, heads: 2, nope: 8, rope: 8,
         value: 8, latent: 16, mtp_layers: 1 }
 ";
@@ -30,17 +31,17 @@ const REST: &str = "
   prompts: { stage: problems, config: { stream: 4, prompts: 28, sizes: [2, 3] } }
   tuned:
     { stage: sft, input: { model: base, conversations: chats }, run: { device: DEVICE },
-      config: { epochs: 1, batch: 12, warmup: 1, precision: bf16 } }
+      config: { epochs: 1, batch: 12, warmup: 1, precision: bf16, micro_batch_tokens: auto } }
   chains:
     { stage: distill, input: { model: tuned, prompts: prompts }, run: { device: DEVICE },
       config: { samples: 1, max_tokens: 6, precision: fp8 } }
   judge:
     { stage: reward, input: { model: tuned, prompts: prompts }, run: { device: DEVICE },
-      config: { pairs: 16, held_out: 4, steps: 2, batch: 4, warmup: 1, precision: bf16 } }
+      config: { pairs: 16, held_out: 4, steps: 2, batch: 4, warmup: 1, precision: bf16, micro_batch_tokens: auto } }
   aligned:
     { stage: align, input: { model: tuned, prompts: prompts, reward: judge }, run: { device: DEVICE },
       config: { steps: 1, prompts: 2, group: 2, max_tokens: 6, max_truncated: 1.0, warmup: 1, reward_weight: 10000,
-        precision: bf16 } }
+        precision: bf16, micro_batch_tokens: auto } }
   score:
     { stage: evaluate, input: { models: [tuned, aligned], prompts: prompts }, run: { device: DEVICE },
       config: { names: [tuned, aligned], max_tokens: 6, precision: bf16 } }

@@ -102,6 +102,7 @@ pub(crate) fn run(target: &Target, args: &Args) -> Result<()> {
             unknown.push(job.name.as_str());
             continue;
         };
+        let memory = detail("gpu_memory_bytes").map(|bytes| bytes as u64).or(estimate.memory_bytes);
         let (seconds, dollars) = cost(flops, &device, args.count);
         total = (total.0 + seconds, total.1 + dollars);
         listing.row(vec![
@@ -111,8 +112,8 @@ pub(crate) fn run(target: &Target, args: &Args) -> Result<()> {
             json!(detail("active_parameters").map(|n| n as u64)),
             json!(detail("tokens").map(|n| n as u64)),
             json!(detail("flops_per_token").map(|n| n.round() as u64)),
-            json!(estimate.memory_bytes),
-            json!(estimate.memory_bytes.map(|bytes| bytes as f64 <= device.memory_gb * 1e9)),
+            json!(memory),
+            json!(memory.map(|bytes| bytes as f64 <= device.memory_gb * 1e9)),
             json!(detail("flops_per_token").map(|flops| cost(flops, &device, args.count).0.recip().round())),
             json!(seconds),
             json!(dollars),

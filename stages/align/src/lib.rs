@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{Asker, Prompting, Scorer, expect_by_row, nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, write};
-use smelt_loop::Course;
+use smelt_loop::{Course, Step, TokensAtOnce};
 use smelt_model::{Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Prompts, Samples};
@@ -41,9 +41,9 @@ pub struct Config {
     /// Tokens of an answer at most.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_tokens: usize,
-    /// Tokens computed at once.
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub micro_batch_tokens: usize,
+    /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences. `auto` takes as many as
+    /// the memory of the device allows.
+    pub micro_batch_tokens: TokensAtOnce,
     #[schemars(range(min = 0.0))]
     pub lr: f64,
     #[schemars(range(max = 1_000_000_000))]
@@ -103,7 +103,7 @@ impl Default for Config {
             group: 8,
             temperature: 1.0,
             max_tokens: 68,
-            micro_batch_tokens: 4096,
+            micro_batch_tokens: TokensAtOnce::Count(4096),
             lr: 3e-4,
             warmup: 5,
             floor: 0.2,
@@ -162,12 +162,12 @@ impl Stage for Align {
 
     fn estimate(config: &Config) -> Estimate {
         let answers = (config.steps * config.prompts) as f64 * config.group as f64;
-        let details = [
+        let mut details = vec![
             ("steps", config.steps as f64),
             ("answers", answers),
             ("answer_tokens_at_most", answers * config.max_tokens as f64),
-            ("tokens_at_once", config.micro_batch_tokens as f64),
         ];
+        details.extend(config.micro_batch_tokens.count().map(|count| ("tokens_at_once", count as f64)));
         let unknown = [
             "the lengths of the problems come with the input",
             "a reward model holds 4 bytes per parameter more, and takes 2 FLOPs per parameter and token more",
@@ -197,9 +197,10 @@ impl Stage for Align {
                 Use::new(port.label(), Some(reward.text.tokenizer_digest()?)),
             ])?;
         }
-        let backend = device::backend(cx, cx.threads(), config.precision)?;
+        let opened = device::open(cx, cx.threads(), config.precision)?;
+        let backend = opened.backend.clone();
         let reward = reward.map(|reward| reward.on(backend.as_ref()));
-        let scorer = Scorer::new(&loaded, &config.reward_system, config.micro_batch_tokens)?;
+        let scorer = Scorer::new(&loaded, &config.reward_system)?;
         let form = Prompting::Chat { system: (!config.system.is_empty()).then_some(config.system.as_str()) };
         let (model, text) = (loaded.model.clone(), &loaded.text);
         let mut asker = Asker::of(&model, text, backend.as_ref(), form, config.max_tokens, &[])?;
@@ -218,6 +219,16 @@ impl Stage for Align {
         let frozen = loaded.model.mtp_parameters().collect();
         let Config { bias_speed, recompute, .. } = config;
         let settings = Settings { bias_speed, recompute, frozen, ..Settings::new(config.optimizer, schedule) };
+        let other_models = [Some(&loaded), reward.as_ref()].into_iter().flatten(); // the reference is like the policy
+        let step = Step {
+            model: &loaded.model,
+            hyper: &config.optimizer,
+            recompute,
+            sequences: config.prompts as usize * config.group,
+            longest: asker.longest(&prompts)?,
+            beside: other_models.map(|other| 4 * other.params.count() as u64).sum(),
+        };
+        let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
         let mut trainer = Trainer::new(loaded.model.clone(), loaded.params, backend.clone(), settings);
         let mut policy = Policy {
             config: &config,
@@ -225,6 +236,7 @@ impl Stage for Align {
             held_out: &held_out,
             asker: &asker,
             scorer: &scorer,
+            tokens_at_once,
             reward: reward.as_ref(),
             reference: &reference,
             guard: Guard::default(),

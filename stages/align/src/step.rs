@@ -6,7 +6,7 @@ use serde_json::Value;
 use smelt_answer::{Answer, Asker, Question, Scorer, logprobs};
 use smelt_checkpoint::{Loaded, fault};
 use smelt_kernels::{math, random};
-use smelt_loop::{Figures, Training};
+use smelt_loop::{Figures, TokensAtOnce, Training};
 use smelt_model::{Batch, Params};
 use smelt_stage::kinds::{Prompt, Sample};
 use smelt_stage::{Context, Error};
@@ -18,6 +18,7 @@ pub(crate) struct Policy<'a> {
     pub held_out: &'a [Prompt],
     pub asker: &'a Asker<'a>,
     pub scorer: &'a Scorer,
+    pub tokens_at_once: usize,
     pub reward: Option<&'a Loaded>,
     pub reference: &'a Params,
     pub guard: Guard,
@@ -56,6 +57,10 @@ impl Training for Policy<'_> {
             right += f64::from(u8::from(answer.judged(row)?.is_right));
         }
         Ok(vec![("validation_right", right / answers.len() as f64)])
+    }
+
+    fn tokens_at_once(&mut self) -> Option<&mut usize> {
+        (self.config.micro_batch_tokens == TokensAtOnce::Auto).then_some(&mut self.tokens_at_once)
     }
 
     fn memory(&self) -> Value {
@@ -99,7 +104,7 @@ impl Policy<'_> {
                 .map(|(answer, question)| self.scorer.example(&question.prompt.messages, &answer.ids))
                 .collect::<Result<_, _>>()?;
             let backend = trainer.backend().as_ref();
-            let scores = self.scorer.scores(&model.model, &model.params, backend, &examples)?;
+            let scores = self.scorer.scores(&model.model, &model.params, backend, &examples, self.tokens_at_once)?;
             for (answer, score) in answers.iter_mut().zip(scores) {
                 answer.reward = answer.reward.map(|rule| rule + config.reward_weight * math::sigmoid(score));
             }
@@ -125,7 +130,7 @@ impl Policy<'_> {
         let sequences = examples.iter().zip(&answers);
         let sequences: Vec<(&[u32], usize)> =
             sequences.map(|(example, answer)| (example.ids.as_slice(), answer.prompt_ids.len())).collect();
-        let (backend, limit) = (trainer.backend().clone(), config.micro_batch_tokens);
+        let (backend, limit) = (trainer.backend().clone(), self.tokens_at_once);
         let reference =
             logprobs(trainer.model(), self.reference, backend.as_ref(), &sequences, limit, config.temperature)?;
         let mut parts: Vec<(Batch, Grpo)> = Vec::new();

@@ -78,6 +78,7 @@ mod unit;
 pub use context::{Context, Explain};
 pub use error::Error;
 pub use input::{Artifact, Connected, Connections, Inputs, Rows};
+pub use machine::total_memory;
 pub use mapped::{Mapped, MappedFile};
 pub use port::{Outputs, Port};
 pub use program::{Stage, main, needs_of, run_invocation};

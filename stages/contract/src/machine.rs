@@ -20,6 +20,16 @@ pub(crate) fn peak_memory() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
+/// Memory of the machine in bytes, or of the cgroup of this process if its limit is lower; None where the system does not
+/// say.
+pub fn total_memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let machine = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    Some(limit.and_then(|limit| limit.trim().parse().ok()).map_or(machine, |limit: u64| limit.min(machine)))
+}
+
 /// The vector level of the CPU that our kernels use.
 pub(crate) fn cpu_level() -> &'static str {
     #[cfg(target_arch = "x86_64")]

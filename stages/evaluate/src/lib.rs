@@ -309,9 +309,9 @@ fn pairs(
     backend: &dyn Backend,
     sheet: &mut Sheet,
 ) -> Result<(), Error> {
-    let scorer = Scorer::new(reward, &config.system, 8192)?;
+    let scorer = Scorer::new(reward, &config.system)?;
     let pairs = scorer.pairs(rows)?;
-    let prefers = scorer.prefers(&reward.model, &reward.params, backend, &pairs.examples)?;
+    let prefers = scorer.prefers(&reward.model, &reward.params, backend, &pairs.examples, 8192)?;
     let mut by_fault: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     write_unusable(sheet.unit, &sheet.out.drops, &pairs.unusable)?;
     for (row, is_right) in pairs.rows.iter().zip(prefers) {

@@ -11,7 +11,8 @@ pub use architecture::Architecture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, Use, about, device, expect_one_tokenizer, fault, tokenizer, write};
-use smelt_loop::{Course, Figures, Training};
+use smelt_kernels::Meta;
+use smelt_loop::{Course, Figures, Step, TokensAtOnce, Training};
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Recomputed, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
@@ -40,9 +41,9 @@ pub struct Config {
     /// Tokens per sequence.
     #[schemars(range(min = 1, max = 100_000_000))]
     pub context: usize,
-    /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences.
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub micro_batch_tokens: usize,
+    /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences. `auto` takes as many as
+    /// the memory of the device allows.
+    pub micro_batch_tokens: TokensAtOnce,
     /// Largest learning rate.
     #[schemars(range(min = 0.0))]
     pub lr: f64,
@@ -112,7 +113,7 @@ impl Default for Config {
             sequences: 16,
             ramp: None,
             context: 128,
-            micro_batch_tokens: 16_384,
+            micro_batch_tokens: TokensAtOnce::Count(16_384),
             lr: 3e-3,
             warmup: 50,
             constant: 0,
@@ -205,14 +206,24 @@ impl Stage for Pretrain {
         if let Ok(model) = model.map(|model| model.in_precision(config.precision)) {
             let work = Work::of(&model, config.context);
             let context = config.context.max(1);
-            let together = (config.micro_batch_tokens / context).clamp(1, config.sequences.max(1) as usize);
+            let at_once = config.micro_batch_tokens.count().unwrap_or(context); // at least one sequence
+            let together = (at_once / context).clamp(1, config.sequences.max(1) as usize);
             let Config { recompute, optimizer, .. } = config;
             // a step on shapes takes a list of its tokens
-            let memory = (together.saturating_mul(context) <= LARGEST_STEP)
-                .then(|| Memory::of(&model, optimizer, *recompute, [together, context]));
+            let is_low = config.precision != Precision::Fp32;
+            let memory = (together.saturating_mul(context) <= LARGEST_STEP).then(|| {
+                let of = |meta| Memory::of(&meta, &model, optimizer, *recompute, [together, context]);
+                [Meta::new(), Meta::of_gpu(is_low)].map(of)
+            });
             let own = work.parameters as f64 * config.optimizer.bytes_per_parameter();
-            estimate.memory_bytes = memory.map(|memory| memory.peak);
-            estimate.details.extend(memory.map(|m| ("activations_bytes".to_owned(), m.activations as f64)));
+            estimate.memory_bytes = memory.map(|[cpu, _]| cpu.peak);
+            if let Some([cpu, gpu]) = memory {
+                estimate.details.extend([
+                    ("activations_bytes".to_owned(), cpu.activations as f64),
+                    ("gpu_memory_bytes".into(), gpu.peak as f64),
+                    ("gpu_activations_bytes".into(), gpu.activations as f64),
+                ]);
+            }
             estimate.flops = Some(work.flops * tokens);
             estimate.details.extend([
                 ("parameters".to_owned(), work.parameters as f64),
@@ -228,8 +239,9 @@ impl Stage for Pretrain {
             `init` the model does too"
             ),
             "memory is the most that the tensors of a step take at once: `weights_gradients_moments_bytes`, \
-             `activations_bytes` of a micro-batch (see `recompute`) and what backward adds; the tokens of the input \
-             come on top"
+             `activations_bytes` of a micro-batch (see `recompute`) and what backward adds; `gpu_memory_bytes` is the \
+             same on a GPU, whose attention keeps less, and which keeps weights in the precision of products too; \
+             the tokens of the input come on top"
                 .into(),
         ];
         estimate
@@ -277,10 +289,22 @@ impl Stage for Pretrain {
             recompute: config.recompute,
             ..Settings::new(config.optimizer, config.schedule())
         };
-        let backend = device::backend(cx, cx.threads(), config.precision)?;
-        let mut trainer = Trainer::new(model, params, backend, settings);
+        let opened = device::open(cx, cx.threads(), config.precision)?;
+        // a snapshot has all but the gradients
+        let snapshot = ((config.optimizer.bytes_per_parameter() - 4.0) * params.count() as f64) as u64;
+        let step = Step {
+            model: &model,
+            hyper: &config.optimizer,
+            recompute: config.recompute,
+            sequences: config.sequences as usize,
+            longest: config.context,
+            beside: config.guard.map_or(0, |_| snapshot),
+        };
+        let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
+        let mut trainer = Trainer::new(model, params, opened.backend, settings);
         let held_out = held_out(inputs.validation.as_ref(), &tokenizer)?;
-        let mut pretraining = Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None };
+        let mut pretraining =
+            Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None, tokens_at_once };
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, course, &mut trainer, &mut pretraining)?;
         cx.single(|unit| {
@@ -310,11 +334,6 @@ impl Config {
             floor: self.floor,
             tails: self.tails.clone(),
         }
-    }
-
-    /// Of a micro-batch.
-    fn sequences_at_once(&self) -> usize {
-        (self.micro_batch_tokens / self.context).max(1)
     }
 
     fn batches(&self) -> Batches {
@@ -390,18 +409,30 @@ struct Pretraining<'a> {
     data: &'a Data,
     held_out: &'a Corpus,
     cx: &'a Context,
+    tokens_at_once: usize,
     /// When this process began, and with which step: what the rate of tokens is taken over.
     began: Option<(Instant, u64)>,
 }
 
+impl Pretraining<'_> {
+    /// Of a micro-batch.
+    fn sequences_at_once(&self) -> usize {
+        (self.tokens_at_once / self.config.context).max(1)
+    }
+}
+
 impl Training for Pretraining<'_> {
+    fn tokens_at_once(&mut self) -> Option<&mut usize> {
+        (self.config.micro_batch_tokens == TokensAtOnce::Auto).then_some(&mut self.tokens_at_once)
+    }
+
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
         let Self { config, data, .. } = *self;
         let (step, batches) = (trainer.steps(), config.batches());
         let (started, first) = *self.began.get_or_insert_with(|| (Instant::now(), step));
         let places = batches.before(step)..batches.before(step) + batches.size(step);
         let pieces: Vec<Vec<&[u32]>> = places.map(|at| data.sequence(at, config.context)).collect();
-        let parts = pieces.chunks(config.sequences_at_once()).map(|part| Batch::next_token(&part.concat()));
+        let parts = pieces.chunks(self.sequences_at_once()).map(|part| Batch::next_token(&part.concat()));
         let objective = NextToken { mtp_weight: config.mtp_weight_at(step), z: config.z_loss };
         let micro: Vec<(Batch, &dyn Objective)> = parts.map(|batch| (batch, &objective as _)).collect();
         let report = trainer.step(&micro).map_err(fault)?;
@@ -416,7 +447,7 @@ impl Training for Pretraining<'_> {
         if windows.is_empty() {
             return Ok(Vec::new());
         }
-        let batches = windows.chunks(self.config.sequences_at_once()).map(|part| {
+        let batches = windows.chunks(self.sequences_at_once()).map(|part| {
             let pieces: Vec<&[u32]> =
                 part.iter().flat_map(|&window| self.held_out.window(window, self.config.context)).collect();
             Batch::next_token(&pieces)

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use smelt_answer::{Scorer, expect_by_row, nothing_left};
 use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, fault, with_reward_head, write};
 use smelt_kernels::{Backend, random};
-use smelt_loop::{Course, Figures, Training};
+use smelt_loop::{Course, Figures, Step, TokensAtOnce, Training};
 use smelt_model::{Batch, Init, Model, Params, Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Preferences, Prompt, Prompts};
@@ -45,9 +45,9 @@ pub struct Config {
     /// Pairs per step.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub batch: usize,
-    /// Tokens computed at once.
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub micro_batch_tokens: usize,
+    /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences. `auto` takes as many as
+    /// the memory of the device allows.
+    pub micro_batch_tokens: TokensAtOnce,
     #[schemars(range(min = 0.0))]
     pub lr: f64,
     #[schemars(range(max = 1_000_000_000))]
@@ -82,7 +82,7 @@ impl Default for Config {
             sampled: 0,
             steps: 40,
             batch: 32,
-            micro_batch_tokens: 4096,
+            micro_batch_tokens: TokensAtOnce::Count(4096),
             lr: 7e-4,
             warmup: 20,
             floor: 0.1,
@@ -155,11 +155,8 @@ impl Stage for Reward {
 
     fn estimate(config: &Config) -> Estimate {
         let steps = config.steps as f64;
-        let details = [
-            ("steps", steps),
-            ("answers_trained_on", 2.0 * steps * config.batch as f64),
-            ("tokens_at_once", config.micro_batch_tokens as f64),
-        ];
+        let mut details = vec![("steps", steps), ("answers_trained_on", 2.0 * steps * config.batch as f64)];
+        details.extend(config.micro_batch_tokens.count().map(|count| ("tokens_at_once", count as f64)));
         let unknown =
             ["the lengths of problems and answers come with the input", "a `sampler` holds 4 bytes per parameter more"];
         before_the_checkpoint(config.optimizer.bytes_per_parameter(), 6.0, &details, &unknown)
@@ -181,8 +178,9 @@ impl Stage for Reward {
         cx.made_with_tokenizer(&out.preferences, &digest);
         cx.made_with_tokenizer(&out.validation, &digest);
         let prompts: Vec<Prompt> = inputs.prompts.iter().flat_map(Artifact::read_all).collect::<Result<_, _>>()?;
-        let backend = device::backend(cx, cx.threads(), config.precision)?;
-        let scorer = Scorer::new(&loaded, &config.system, config.micro_batch_tokens)?;
+        let opened = device::open(cx, cx.threads(), config.precision)?;
+        let backend = opened.backend.clone();
+        let scorer = Scorer::new(&loaded, &config.system)?;
         let sampler = sampler.map(|sampler| sampler.on(backend.as_ref()));
         let mut made = Made::make(&config, &prompts, sampler.as_ref(), backend.as_ref())?;
         let (count_given, count_made) = made.add(
@@ -205,7 +203,17 @@ impl Stage for Reward {
         let schedule = Schedule::over(config.steps, config.lr, config.warmup, Decay::Linear, config.floor);
         let frozen = model.mtp_parameters().collect();
         let settings = Settings { frozen, recompute: config.recompute, ..Settings::new(config.optimizer, schedule) };
-        let mut ranking = Ranking { config: &config, scorer: &scorer, examples, held_out };
+        let tokens_of_pair = |pair: &[Example]| pair.iter().map(|example| example.ids.len()).sum::<usize>();
+        let step = Step {
+            model: &model,
+            hyper: &config.optimizer,
+            recompute: config.recompute,
+            sequences: config.batch,
+            longest: examples.chunks(2).map(tokens_of_pair).max().unwrap_or(1),
+            beside: sampler.as_ref().map_or(0, |sampler| 4 * sampler.params.count() as u64),
+        };
+        let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
+        let mut ranking = Ranking { config: &config, scorer: &scorer, examples, held_out, tokens_at_once };
         let is_measured = !ranking.held_out.is_empty();
         if is_measured {
             cx.result("accuracy_untrained", ranking.accuracy(&model, &params, backend.as_ref())?);
@@ -243,17 +251,22 @@ struct Ranking<'a> {
     scorer: &'a Scorer,
     examples: &'a [Example],
     held_out: &'a [Example],
+    tokens_at_once: usize,
 }
 
 impl Ranking<'_> {
     /// Share of the held-out pairs whose chosen answer scores higher.
     fn accuracy(&self, model: &Model, params: &Params, backend: &dyn Backend) -> Result<f64, Error> {
-        let prefers = self.scorer.prefers(model, params, backend, self.held_out)?;
+        let prefers = self.scorer.prefers(model, params, backend, self.held_out, self.tokens_at_once)?;
         Ok(prefers.iter().filter(|&&is_right| is_right).count() as f64 / prefers.len().max(1) as f64)
     }
 }
 
 impl Training for Ranking<'_> {
+    fn tokens_at_once(&mut self) -> Option<&mut usize> {
+        (self.config.micro_batch_tokens == TokensAtOnce::Auto).then_some(&mut self.tokens_at_once)
+    }
+
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
         let Self { config, examples, .. } = *self;
         let (step, pairs) = (trainer.steps(), (examples.len() / 2) as u64);
@@ -262,7 +275,7 @@ impl Training for Ranking<'_> {
             .map(|pair| [&examples[2 * pair], &examples[2 * pair + 1]])
             .collect();
         let lengths = chosen.iter().map(|[a, b]| a.ids.len() + b.ids.len());
-        let parts: Vec<(Batch, BradleyTerry)> = micro_batches(lengths, config.micro_batch_tokens)
+        let parts: Vec<(Batch, BradleyTerry)> = micro_batches(lengths, self.tokens_at_once)
             .into_iter()
             .map(|part| {
                 let (batch, scored) = scored_batch(chosen[part].iter().flatten().copied());

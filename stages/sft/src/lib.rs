@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, device, fault, write};
-use smelt_loop::{Course, Figures, Training};
+use smelt_loop::{Course, Figures, Step, TokensAtOnce, Training};
 use smelt_model::{Batch, Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
@@ -31,9 +31,9 @@ pub struct Config {
     /// Conversations per step.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub batch: u64,
-    /// Tokens computed at once; a step with more is cut into micro-batches.
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub micro_batch_tokens: usize,
+    /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences. `auto` takes as many as
+    /// the memory of the device allows.
+    pub micro_batch_tokens: TokensAtOnce,
     /// Largest learning rate.
     #[schemars(range(min = 0.0))]
     pub lr: f64,
@@ -69,7 +69,7 @@ impl Default for Config {
             seed: 0,
             epochs: 2.0,
             batch: 32,
-            micro_batch_tokens: 4096,
+            micro_batch_tokens: TokensAtOnce::Count(4096),
             lr: 1e-3,
             warmup: 5,
             decay: Decay::Cosine,
@@ -119,8 +119,8 @@ impl Stage for Sft {
     }
 
     fn estimate(config: &Config) -> Estimate {
-        let (batch, at_once) = (config.batch as f64, config.micro_batch_tokens as f64);
-        let details = [("conversations_per_step", batch), ("tokens_at_once", at_once), ("epochs", config.epochs)];
+        let mut details = vec![("conversations_per_step", config.batch as f64), ("epochs", config.epochs)];
+        details.extend(config.micro_batch_tokens.count().map(|count| ("tokens_at_once", count as f64)));
         let unknown =
             ["the conversations come with the input: there are `epochs` / `conversations_per_step` times as many \
              steps as of them"];
@@ -162,9 +162,18 @@ impl Stage for Sft {
         let frozen = loaded.model.mtp_parameters().collect();
         let Config { bias_speed, recompute, .. } = config;
         let settings = Settings { bias_speed, recompute, frozen, ..Settings::new(config.optimizer, schedule) };
-        let backend = device::backend(cx, cx.threads(), config.precision)?;
-        let mut trainer = Trainer::new(loaded.model, loaded.params, backend, settings);
-        let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples };
+        let opened = device::open(cx, cx.threads(), config.precision)?;
+        let step = Step {
+            model: &loaded.model,
+            hyper: &config.optimizer,
+            recompute: config.recompute,
+            sequences: config.batch as usize,
+            longest: examples.iter().map(|example| example.ids.len()).max().unwrap_or(1),
+            beside: 0,
+        };
+        let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
+        let mut trainer = Trainer::new(loaded.model, loaded.params, opened.backend, settings);
+        let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples, tokens_at_once };
         let loop_course = Course { steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, loop_course, &mut trainer, &mut tuning)?;
         cx.single(|unit| {
@@ -221,14 +230,19 @@ struct Tuning<'a> {
     course: Epochs,
     examples: &'a [Example],
     held_out: &'a [Example],
+    tokens_at_once: usize,
 }
 
 impl Training for Tuning<'_> {
+    fn tokens_at_once(&mut self) -> Option<&mut usize> {
+        (self.config.micro_batch_tokens == TokensAtOnce::Auto).then_some(&mut self.tokens_at_once)
+    }
+
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
         let Self { config, course, examples, .. } = *self;
         let place = |i| sample(config.seed, trainer.steps(), config.batch, i, examples.len() as u64) as usize;
         let chosen: Vec<&Example> = (0..course.size(trainer.steps())).map(|i| &examples[place(i)]).collect();
-        let parts = micro_batches(chosen.iter().map(|example| example.ids.len()), config.micro_batch_tokens);
+        let parts = micro_batches(chosen.iter().map(|example| example.ids.len()), self.tokens_at_once);
         let micro: Vec<(Batch, &dyn Objective)> =
             parts.into_iter().map(|part| (masked_batch(chosen[part].iter().copied()), &Masked as _)).collect();
         let report = trainer.step(&micro).map_err(fault)?;
@@ -241,7 +255,7 @@ impl Training for Tuning<'_> {
             return Ok(Vec::new());
         }
         let lengths = self.held_out.iter().map(|example| example.ids.len());
-        let parts = micro_batches(lengths, self.config.micro_batch_tokens);
+        let parts = micro_batches(lengths, self.tokens_at_once);
         let batches = parts.into_iter().map(|part| masked_batch(&self.held_out[part]));
         Ok(vec![("validation_loss", mean_loss(trainer, batches).map_err(fault)?)])
     }

@@ -156,6 +156,13 @@ impl<'a> Asker<'a> {
         Ok((usable, unusable))
     }
 
+    /// Tokens of the longest prompt and the longest answer to it, at most as many as the model has positions.
+    pub fn longest(&self, prompts: &[Prompt]) -> Result<usize, Error> {
+        let lengths = prompts.iter().map(|row| self.prompt_ids(row).map(|ids| ids.len()));
+        let longest = lengths.reduce(|a, b| Ok(a?.max(b?))).transpose().map_err(fault)?.unwrap_or(0);
+        Ok((longest + self.sampling.max_tokens).min(self.model.config().max_position_embeddings))
+    }
+
     /// Stop strings that no answer of this model can hold, each with the reason.
     pub fn idle_stop_strings(&self) -> Vec<String> {
         let told = |stop: &String| {

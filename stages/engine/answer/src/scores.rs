@@ -28,8 +28,6 @@ pub fn logprobs(
 pub struct Scorer {
     chat: Chat,
     system: String,
-    /// Tokens computed at once.
-    limit: usize,
     positions: usize,
 }
 
@@ -44,9 +42,9 @@ pub struct Pairs {
 
 impl Scorer {
     /// `speaker`: the checkpoint whose template and tokenizer the answers are written with.
-    pub fn new(speaker: &Loaded, system: &str, limit: usize) -> Result<Self, Error> {
+    pub fn new(speaker: &Loaded, system: &str) -> Result<Self, Error> {
         let positions = speaker.model.config().max_position_embeddings;
-        Ok(Self { chat: speaker.chat()?, system: system.into(), limit, positions })
+        Ok(Self { chat: speaker.chat()?, system: system.into(), positions })
     }
 
     /// An answer that is given as ids, its end included.
@@ -92,15 +90,16 @@ impl Scorer {
         })
     }
 
-    /// One score per example.
+    /// One score per example; about `limit` tokens are computed at once.
     pub fn scores(
         &self,
         model: &Model,
         params: &Params,
         backend: &dyn Backend,
         examples: &[Example],
+        limit: usize,
     ) -> Result<Vec<f64>, Error> {
-        reward_scores(model, params, backend, examples, self.limit).map_err(fault)
+        reward_scores(model, params, backend, examples, limit).map_err(fault)
     }
 
     /// Of each pair, whether the chosen answer scores higher than the rejected one.
@@ -110,8 +109,9 @@ impl Scorer {
         params: &Params,
         backend: &dyn Backend,
         pairs: &[Example],
+        limit: usize,
     ) -> Result<Vec<bool>, Error> {
-        let scores = self.scores(model, params, backend, pairs)?;
+        let scores = self.scores(model, params, backend, pairs, limit)?;
         Ok(scores.chunks_exact(2).map(|pair| pair[0] > pair[1]).collect())
     }
 }

@@ -1,14 +1,46 @@
 //! What a stage with a model computes on.
 
-use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, cuda};
+use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, Meta, cuda};
 use smelt_model::Precision;
 use smelt_stage::{Check, Context, Device, Doctor, Error, Stage};
 use std::any::Any;
 use std::sync::{Arc, Once};
 
+/// What a job computes on.
+pub struct Opened {
+    pub backend: Arc<dyn Backend>,
+    /// Bytes that the tensors of one training may take: nine tenths of a GPU's memory, for its driver takes some and
+    /// sizes are rounded up; half of the machine's, or of the cgroup's limit, on the CPU.
+    pub memory: Option<u64>,
+    /// On a GPU: whether it also attends in bf16.
+    is_low: Option<bool>,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Opened").field("memory", &self.memory).field("is_low", &self.is_low).finish_non_exhaustive()
+    }
+}
+
+impl Opened {
+    pub fn is_gpu(&self) -> bool {
+        self.is_low.is_some()
+    }
+
+    /// Shapes alone, of the operations on this device.
+    pub fn meta(&self) -> Meta {
+        self.is_low.map_or_else(Meta::new, Meta::of_gpu)
+    }
+}
+
+/// The backend of [`open`].
+pub fn backend(cx: &Context, threads: usize, precision: Precision) -> Result<Arc<dyn Backend>, Error> {
+    Ok(open(cx, threads, precision)?.backend)
+}
+
 /// The device that the job asks for. `threads`: of the CPU, when it is that. `auto` is the first GPU where there is
 /// one, and says why where there is none. Below f32, attention and the output projection multiply in bf16 on a GPU.
-pub fn backend(cx: &Context, threads: usize, precision: Precision) -> Result<Arc<dyn Backend>, Error> {
+pub fn open(cx: &Context, threads: usize, precision: Precision) -> Result<Opened, Error> {
     let gpu = match cx.device() {
         Device::Cpu => None,
         Device::Cuda(number) => Some(Cuda::new(number).map_err(|e| of_device(&e))?),
@@ -23,12 +55,15 @@ pub fn backend(cx: &Context, threads: usize, precision: Precision) -> Result<Arc
     match gpu {
         None => {
             cx.computes_on("cpu", |_| None);
-            Ok(Arc::new(Cpu::new(threads)))
+            let memory = smelt_stage::total_memory().map(|bytes| bytes / 2);
+            Ok(Opened { backend: Arc::new(Cpu::new(threads)), memory, is_low: None })
         }
         Some(gpu) => {
             cx.computes_on(&gpu.found().to_string(), explain);
             quiet();
-            Ok(Arc::new(if precision == Precision::Fp32 { gpu } else { gpu.in_low_precision() }))
+            let (memory, is_low) = (Some(gpu.found().memory / 10 * 9), precision != Precision::Fp32);
+            let backend: Arc<dyn Backend> = Arc::new(if is_low { gpu.in_low_precision() } else { gpu });
+            Ok(Opened { backend, memory, is_low: Some(is_low) })
         }
     }
 }

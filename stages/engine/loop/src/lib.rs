@@ -4,7 +4,12 @@
 //! `pretrain`, `sft`, `reward` and `align`. The number of steps made is the trainer's alone, so a save holds one
 //! integer, and what a stage remembers besides ([`Training::memory`]) lies in the same save.
 
-use serde_json::Value;
+mod at_once;
+
+pub use at_once::{Step, TokensAtOnce};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use smelt_checkpoint::fault;
 use smelt_stage::{Context, Error};
 use smelt_train::Trainer;
@@ -35,6 +40,12 @@ pub trait Training {
         Ok(Vec::new())
     }
 
+    /// Tokens that it computes at once, when this process chose them by the memory of its device: a save holds them, so
+    /// that a process elsewhere cuts the steps as this one did.
+    fn tokens_at_once(&mut self) -> Option<&mut usize> {
+        None
+    }
+
     /// What a save holds beside the trainer's state; null for nothing.
     fn memory(&self) -> Value {
         Value::Null
@@ -54,12 +65,27 @@ pub struct Course {
     pub evaluate_every: u64,
 }
 
+/// The memory of a training that chose its tokens at once.
+#[derive(Serialize, Deserialize)]
+struct Chosen {
+    tokens_at_once: usize,
+    memory: Value,
+}
+
 /// Trains to the end of the course, from where the newest save of an earlier process stands.
 pub fn run(cx: &Context, course: Course, trainer: &mut Trainer, training: &mut impl Training) -> Result<(), Error> {
     let Course { steps, evaluate_every } = course;
     if let Some((_, memory, state)) = cx.saved_training()? {
         trainer.restore(&state).map_err(fault)?;
-        training.remember(memory)?;
+        match training.tokens_at_once() {
+            None => training.remember(memory)?,
+            Some(tokens) => {
+                let saved: Chosen = serde_json::from_value(memory)
+                    .map_err(|e| Error::bug(format!("what a save says of its training cannot be read: {e}")))?;
+                *tokens = saved.tokens_at_once;
+                training.remember(saved.memory)?;
+            }
+        }
     }
     while trainer.steps() < steps {
         let before = trainer.steps();
@@ -79,7 +105,12 @@ pub fn run(cx: &Context, course: Course, trainer: &mut Trainer, training: &mut i
         }
         // the end is committed, not saved
         if done < steps {
-            cx.save_when_due(done, training.memory(), || trainer.save())?;
+            let memory = training.memory();
+            let memory = match training.tokens_at_once() {
+                None => memory,
+                Some(&mut tokens_at_once) => json!(Chosen { tokens_at_once, memory }),
+            };
+            cx.save_when_due(done, memory, || trainer.save())?;
         }
     }
     Ok(())
