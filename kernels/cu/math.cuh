@@ -26,6 +26,16 @@ DEVICE float exp_below(float x) {
 
 DEVICE float sigmoid(float x) { return 1.f / (1.f + exp_below(x < -88.f ? 88.f : -x)); }
 
+// SwiGLU of one pair, and the gradients of the pair.
+DEVICE float gated(float gate, float up) { return gate * sigmoid(gate) * up; }
+struct Gated {
+  float gate, up;
+};
+DEVICE Gated gated_gradient(float gate, float up, float d) {
+  float s = sigmoid(gate);
+  return {d * up * s * (1.f + gate * (1.f - s)), d * gate * s};
+}
+
 DEVICE double power_of_two(i64 n) { return __longlong_as_double((i64)((u64)(n + 1023) << 52)); }
 
 DEVICE double exp_f64(double x) {

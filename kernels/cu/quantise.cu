@@ -4,29 +4,7 @@
 // dim. Operands of a weight gradient are tiled along tokens and stored transposed, `[D, T]`, because the tensor cores
 // take E4M3 only with the contracted dim contiguous; there the tokens of each segment begin at a multiple of 128, and
 // the gap before it is zero.
-#include "math.cuh"
-
-constexpr int SIDE = 128;  // of a tile
-constexpr u32 INFINITE = 0x7f800000;
-
-// As `Quantiser` of ../src/quantiser.rs: role 0 activation, 1 weight, 2 gradient.
-DEVICE float scale_of(u32 largest, int role, int power) {
-  float amax = __uint_as_float(largest), smallest = 1.17549435e-38f * 448.f;
-  float floor = role == 0 ? 1e-4f : smallest;
-  float scale = (amax > floor ? amax : floor) / 448.f;
-  if (power) scale = __uint_as_float((__float_as_uint(scale) + 0x7fffff) & 0xff800000);
-  return role == 1 && amax == 0.f ? 1.f : scale;
-}
-
-DEVICE u32 magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
-DEVICE u32 finite(u32 bits) { return bits < INFINITE ? bits : 0; }
-DEVICE u32 warp_largest(u32 x) {
-  for (int o = 16; o; o >>= 1) {
-    u32 other = __shfl_xor_sync(0xffffffffu, x, o);
-    x = other > x ? other : x;
-  }
-  return x;
-}
+#include "scales.cuh"
 
 // Rounds `[N, D]` to bf16 rows of `pitch` elements.
 KERNEL(256) round_rows(const float* x, bf16* y, i64 n, int d, int pitch) {
@@ -98,10 +76,60 @@ KERNEL(256) quantise_columns(
   }
 }
 
-// Both at once, from one pass over x: scales per 1×128 with q `[N, pitch]`, and per 128×1 with q transposed,
-// `[D, to_pitch]`. Block (b, j): tokens of band b, 128 columns from 128·j. Dynamic shared memory: `BOTH_SHARED` bytes.
+// Two forms at once: scales per 1×128 with rows `[N, pitch]`, and per 128×1 with columns transposed, `[D, to_pitch]`.
+struct Both {
+  u8* rows;
+  float* row_scale;
+  int row_role, row_power;
+  u8* columns;
+  float* column_scale;
+  int column_role, column_power, d, pitch;
+  i64 to_pitch;
+};
+
+// Magnitudes of the values that a thread has seen.
+struct Magnitudes {
+  u32 largest_finite = 0, largest = 0;
+};
+DEVICE void see(Magnitudes& seen, float value) {
+  u32 bits = magnitude(value);
+  seen.largest = bits > seen.largest ? bits : seen.largest;
+  seen.largest_finite = finite(bits) > seen.largest_finite ? finite(bits) : seen.largest_finite;
+}
+
+// Writes both forms of the tile in shared memory: 128 rows of `BOTH_PITCH` values, columns from 128·at; then the largest
+// finite magnitude of each column, by halves of the rows.
 constexpr int BOTH_PITCH = SIDE + 1;  // of the tile's rows: neighbours of a column lie in different banks
 constexpr int BOTH_SHARED = SIDE * BOTH_PITCH * 4 + 2 * SIDE * 4;  // 67072
+DEVICE void write_both(const float* values, Tile band, int at, int across, const Both& to) {
+  const u32* largest = (const u32*)(values + SIDE * BOTH_PITCH);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  for (int i = warp; band.start + i < band.end && i < SIDE; i += 8) {
+    const float* four = values + i * BOTH_PITCH + lane * 4;
+    u32 most = 0;
+    for (int k = 0; k < 4; k++) {
+      u32 bits = finite(magnitude(four[k]));
+      most = bits > most ? bits : most;
+    }
+    float by = scale_of(warp_largest(most), to.row_role, to.row_power);
+    u32 packed = 0;
+    for (int k = 0; k < 4; k++) packed |= (u32)to_e4m3(four[k] / by) << (8 * k);
+    i64 row = band.start + i;
+    *(u32*)(to.rows + row * to.pitch + at * SIDE + lane * 4) = packed;
+    if (lane == 0) to.row_scale[row * across + at] = by;
+  }
+  for (int c = warp; c < SIDE && at * SIDE + c < to.d; c += 8) {
+    u32 most = largest[c] > largest[SIDE + c] ? largest[c] : largest[SIDE + c];
+    float by = scale_of(most, to.column_role, to.column_power);
+    u32 packed = 0;
+    for (int k = 0; k < 4; k++) packed |= (u32)to_e4m3(values[(lane * 4 + k) * BOTH_PITCH + c] / by) << (8 * k);
+    i64 row = (i64)at * SIDE + c;
+    *(u32*)(to.columns + row * to.to_pitch + (i64)blockIdx.x * SIDE + lane * 4) = packed;
+    if (lane == 0) to.column_scale[(i64)blockIdx.x * to.d + row] = by;
+  }
+}
+
+// Of x, read once. Block (b, j): tokens of band b, 128 columns from 128·j. Dynamic shared memory: `BOTH_SHARED` bytes.
 KERNEL(256) quantise_both(
     const float* x, const u32* ends, int segments, u8* rows, float* row_scale, int row_role, int row_power, u8* columns,
     float* column_scale, int column_role, int column_power, u32* saturated, int d, int pitch, i64 to_pitch) {
@@ -112,42 +140,86 @@ KERNEL(256) quantise_both(
   Tile band = tile_of_block(found, ends, segments, blockIdx.x, SIDE);
   if (band.start == band.end) return;
   int own = threadIdx.x % SIDE, half = threadIdx.x / SIDE, column = blockIdx.y * SIDE + own;
-  u32 here = 0, any = 0;
+  Magnitudes seen;
   for (int i = half; i < SIDE; i += 2) {
     int row = band.start + i;
     float value = row < band.end && column < d ? x[(i64)row * d + column] : 0.f;
-    u32 bits = magnitude(value);
-    any = bits > any ? bits : any;
-    here = finite(bits) > here ? finite(bits) : here;
+    see(seen, value);
     values[i * BOTH_PITCH + own] = value;
   }
-  largest[half * SIDE + own] = here;
-  if (any >= INFINITE) atomicOr(saturated, 1u);
+  largest[half * SIDE + own] = seen.largest_finite;
+  if (seen.largest >= INFINITE) atomicOr(saturated, 1u);
   __syncthreads();
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  for (int i = warp; band.start + i < band.end && i < SIDE; i += 8) {
-    const float* four = values + i * BOTH_PITCH + lane * 4;
-    u32 most = 0;
-    for (int k = 0; k < 4; k++) {
-      u32 bits = finite(magnitude(four[k]));
-      most = bits > most ? bits : most;
+  Both to = {rows, row_scale, row_role, row_power, columns, column_scale, column_role, column_power, d, pitch, to_pitch};
+  write_both(values, band, blockIdx.y, gridDim.y, to);
+}
+
+// Of SwiGLU of h `[N, 2D]`, which is read once; the same blocks.
+KERNEL(256) quantise_gated(
+    const float* h, const u32* ends, int segments, u8* rows, float* row_scale, int row_role, int row_power, u8* columns,
+    float* column_scale, int column_role, int column_power, u32* saturated, int d, int pitch, i64 to_pitch) {
+  DYNAMIC_SHARED(shared);
+  __shared__ Tile found;
+  float* values = (float*)shared;
+  u32* largest = (u32*)(values + SIDE * BOTH_PITCH);
+  Tile band = tile_of_block(found, ends, segments, blockIdx.x, SIDE);
+  if (band.start == band.end) return;
+  int own = threadIdx.x % SIDE, half = threadIdx.x / SIDE, column = blockIdx.y * SIDE + own;
+  Magnitudes seen;
+  for (int i = half; i < SIDE; i += 2) {
+    int row = band.start + i;
+    float value = 0.f;
+    if (row < band.end && column < d) value = gated(h[(i64)row * 2 * d + column], h[(i64)row * 2 * d + d + column]);
+    see(seen, value);
+    values[i * BOTH_PITCH + own] = value;
+  }
+  largest[half * SIDE + own] = seen.largest_finite;
+  if (seen.largest >= INFINITE) atomicOr(saturated, 1u);
+  __syncthreads();
+  Both to = {rows, row_scale, row_role, row_power, columns, column_scale, column_role, column_power, d, pitch, to_pitch};
+  write_both(values, band, blockIdx.y, gridDim.y, to);
+}
+
+// Of the gradient of SwiGLU's input h `[N, 2F]`, for dy `[N, F]`; both are read once. D = 2F, F a multiple of 128. Block
+// (b, j): tokens of band b, 128 gates from 128·j, and their values F columns on, which wait in registers.
+KERNEL(256) quantise_gated_gradient(
+    const float* h, const float* dy, const u32* ends, int segments, u8* rows, float* row_scale, int row_role,
+    int row_power, u8* columns, float* column_scale, int column_role, int column_power, u32* saturated, int f,
+    int pitch, i64 to_pitch) {
+  DYNAMIC_SHARED(shared);
+  __shared__ Tile found;
+  float* values = (float*)shared;
+  u32* largest = (u32*)(values + SIDE * BOTH_PITCH);
+  Tile band = tile_of_block(found, ends, segments, blockIdx.x, SIDE);
+  if (band.start == band.end) return;
+  int own = threadIdx.x % SIDE, half = threadIdx.x / SIDE, column = blockIdx.y * SIDE + own;
+  Magnitudes of_gates, of_ups;
+  float ups[SIDE / 2];
+#pragma unroll
+  for (int k = 0; k < SIDE / 2; k++) {
+    int row = band.start + half + 2 * k;
+    Gated d = {0.f, 0.f};
+    if (row < band.end) {
+      i64 at = (i64)row * 2 * f + column;
+      d = gated_gradient(h[at], h[at + f], dy[(i64)row * f + column]);
     }
-    float by = scale_of(warp_largest(most), row_role, row_power);
-    u32 packed = 0;
-    for (int k = 0; k < 4; k++) packed |= (u32)to_e4m3(four[k] / by) << (8 * k);
-    i64 row = band.start + i;
-    *(u32*)(rows + row * pitch + blockIdx.y * SIDE + lane * 4) = packed;
-    if (lane == 0) row_scale[row * gridDim.y + blockIdx.y] = by;
+    see(of_gates, d.gate);
+    see(of_ups, d.up);
+    values[(half + 2 * k) * BOTH_PITCH + own] = d.gate;
+    ups[k] = d.up;
   }
-  for (int c = warp; c < SIDE && (int)blockIdx.y * SIDE + c < d; c += 8) {
-    u32 most = largest[c] > largest[SIDE + c] ? largest[c] : largest[SIDE + c];
-    float by = scale_of(most, column_role, column_power);
-    u32 packed = 0;
-    for (int k = 0; k < 4; k++) packed |= (u32)to_e4m3(values[(lane * 4 + k) * BOTH_PITCH + c] / by) << (8 * k);
-    i64 row = (i64)blockIdx.y * SIDE + c;
-    *(u32*)(columns + row * to_pitch + (i64)blockIdx.x * SIDE + lane * 4) = packed;
-    if (lane == 0) column_scale[(i64)blockIdx.x * d + row] = by;
-  }
+  largest[half * SIDE + own] = of_gates.largest_finite;
+  if (of_gates.largest >= INFINITE || of_ups.largest >= INFINITE) atomicOr(saturated, 1u);
+  __syncthreads();
+  Both to = {rows,        row_scale,    row_role, row_power, columns, column_scale,
+             column_role, column_power, 2 * f,    pitch,     to_pitch};
+  write_both(values, band, blockIdx.y, 2 * gridDim.y, to);
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < SIDE / 2; k++) values[(half + 2 * k) * BOTH_PITCH + own] = ups[k];
+  largest[half * SIDE + own] = of_ups.largest_finite;
+  __syncthreads();
+  write_both(values, band, gridDim.y + blockIdx.y, 2 * gridDim.y, to);
 }
 
 // The largest finite magnitude of 128×128 tiles, as bits: `largest[band, ⌈D/128⌉]`.

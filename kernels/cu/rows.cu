@@ -4,15 +4,17 @@
 // How many rows one block sums for a gradient of a gain or a bias: fixed, so that the order of the sum is too.
 constexpr int ROWS_PER_BLOCK = 64;
 
-// One block per row; dynamic shared memory: D floats.
-KERNEL(256) rms_norm(const float* x, const float* gain, float* y, float* rstd, int d, float eps) {
+// One block per row; dynamic shared memory: D floats. With `more`, x becomes x + more first.
+KERNEL(256) rms_norm(
+    float* x, const float* more, const float* gain, float* y, float* rstd, int d, float eps) {
   DYNAMIC_SHARED(shared);
   __shared__ float scratch[8];
   float* row = (float*)shared;
-  const float* from = x + (i64)blockIdx.x * d;
+  float* from = x + (i64)blockIdx.x * d;
   float squares = 0.f;
   for (int j = threadIdx.x; j < d; j += 256) {
     float value = from[j];
+    if (more) from[j] = value = value + more[(i64)blockIdx.x * d + j];
     row[j] = value;
     squares += value * value;
   }
@@ -23,9 +25,10 @@ KERNEL(256) rms_norm(const float* x, const float* gain, float* y, float* rstd, i
 }
 
 // One block per 64 rows. Writes dx, and the block's part of the gain's gradient to `partial[block, D]`. Dynamic shared
-// memory: 3·D floats.
+// memory: 3·D floats. With `beside`, that is added to dx.
 KERNEL(256) rms_norm_backward(
-    const float* x, const float* rstd, const float* gain, const float* dy, float* dx, float* partial, int n, int d) {
+    const float* x, const float* rstd, const float* gain, const float* dy, const float* beside, float* dx,
+    float* partial, int n, int d) {
   DYNAMIC_SHARED(shared);
   __shared__ float scratch[8];
   float *row = (float*)shared, *of_y = row + d, *sum = of_y + d;
@@ -41,8 +44,10 @@ KERNEL(256) rms_norm_backward(
       dot += of_y[j] * value;
     }
     float mean = block_sum(dot, scratch) / (float)d;
-    for (int j = threadIdx.x; j < d; j += 256)
-      dx[(i64)i * d + j] = factor * (of_y[j] - row[j] * factor * factor * mean);
+    for (int j = threadIdx.x; j < d; j += 256) {
+      float value = factor * (of_y[j] - row[j] * factor * factor * mean);
+      dx[(i64)i * d + j] = beside ? value + beside[(i64)i * d + j] : value;
+    }
   }
   for (int j = threadIdx.x; j < d; j += 256) partial[(i64)blockIdx.x * d + j] = sum[j];
 }
@@ -70,17 +75,16 @@ KERNEL(256) swiglu(const float* h, float* y, i64 n, int f) {
   EACH(i, n * f) {
     i64 row = i / f;
     int j = (int)(i - row * f);
-    float gate = h[row * 2 * f + j], up = h[row * 2 * f + f + j];
-    y[i] = gate * sigmoid(gate) * up;
+    y[i] = gated(h[row * 2 * f + j], h[row * 2 * f + f + j]);
   }
 }
 
 KERNEL(256) swiglu_backward(const float* h, const float* dy, float* dh, i64 n, int f) {
   EACH(i, n * f) {
     i64 row = i / f, at = row * 2 * f + (i - row * f);
-    float gate = h[at], up = h[at + f], s = sigmoid(gate), d = dy[i];
-    dh[at] = d * up * s * (1.f + gate * (1.f - s));
-    dh[at + f] = d * gate * s;
+    Gated d = gated_gradient(h[at], h[at + f], dy[i]);
+    dh[at] = d.gate;
+    dh[at + f] = d.up;
   }
 }
 

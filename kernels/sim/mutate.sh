@@ -33,11 +33,14 @@ plant "norm backward: last rows are left out" rows.cu gpu::rms_norm_backward \
 plant "norm backward: sums of the gain do not begin at 0" rows.cu gpu::rms_norm_backward \
   's/for (int j = threadIdx.x; j < d; j += 256) sum\[j\] = 0.f;//'
 plant "norm backward: wide rows have gradients in part" rows.cu gpu::rms_norm_backward \
-  '/^KERNEL(256) rms_norm_backward/,/^}/ s/j < d; j += 256)$/j < d; j += 512)/'
+  '/^KERNEL(256) rms_norm_backward/,/^}/ s/j < d; j += 256) {$/j < d; j += 512) {/'
+plant "norm of a sum: the sum is not written" rows.cu gpu::add_rms_norm 's/from\[j\] = value = value + more/value = value + more/'
+plant "norm of a sum: the first row of the other" rows.cu gpu::add_rms_norm 's/more\[(i64)blockIdx.x \* d + j\]/more[j]/'
+plant "norm backward: what is beside it is left out" rows.cu gpu::rms_norm_backward_add 's/beside ? value + /beside ? value + 0.f * /'
 plant "bias backward: columns overlap between blocks" rows.cu gpu::bias_backward \
   '/sum_rows_partial/,/^}/ s/blockIdx.y \* 256/blockIdx.y * 128/'
 plant "bias backward: the last part is left out" rows.cu gpu::bias_backward 's/i < parts; i++/i < parts - 1; i++/'
-plant "swiglu: gate and value swapped" rows.cu gpu::swiglu 's/float gate = h\[row \* 2 \* f + j\]/float gate = h[i]/'
+plant "swiglu: the gate of another row" rows.cu gpu::swiglu 's/gated(h\[row \* 2 \* f + j\]/gated(h[i]/'
 plant "rope: backward turns forward" rows.cu gpu::rope 's/backward ? -sines/backward ? sines/'
 plant "rope: heads without the offset" rows.cu gpu::rope 's#(width / heads) + offset#(width / heads)#'
 plant "embedding backward: found is read too early" rows.cu gpu::embedding_backward \
@@ -129,7 +132,21 @@ plant "round: the pad is not zero" quantise.cu gpu::low_gemm \
 plant "both: no barrier before the maxima are read" quantise.cu gpu::lower_both \
   '/^KERNEL(256) quantise_both/,/^}/ s/  __syncthreads();//'
 plant "both: rows have the scale of another tile" quantise.cu gpu::lower_both \
-  's/row_scale\[row \* gridDim.y + blockIdx.y\]/row_scale[row * gridDim.y]/'
+  's/row_scale\[row \* across + at\]/row_scale[row * across]/'
+plant "gated: value and gate swapped" quantise.cu gpu::swiglu_lower \
+  's/gated(h\[(i64)row \* 2 \* d + column\], h\[(i64)row \* 2 \* d + d + column\])/gated(h[(i64)row * 2 * d + d + column], h[(i64)row * 2 * d + column])/'
+plant "gated: no barrier before the maxima are read" quantise.cu gpu::swiglu_lower \
+  '/^KERNEL(256) quantise_gated(/,/^}/ s/  __syncthreads();//'
+plant "gated gradient: values overwrite gates too early" quantise.cu gpu::swiglu_backward_lower \
+  '/write_both(values, band, blockIdx.y, 2/,/pragma/ s/  __syncthreads();//'
+plant "gated gradient: values are read too early" quantise.cu gpu::swiglu_backward_lower \
+  '/of_ups.largest_finite;$/,/^}/ s/  __syncthreads();//'
+plant "gated gradient: values have the maxima of gates" quantise.cu gpu::swiglu_backward_lower \
+  's/= of_ups.largest_finite/= of_gates.largest_finite/'
+plant "gated gradient: saturation of values is not seen" quantise.cu gpu::swiglu_backward_lower \
+  's/ || of_ups.largest >= INFINITE//'
+plant "gated gradient: rows of the next segment" quantise.cu gpu::swiglu_backward_lower \
+  's/^    if (row < band.end) {/    if (row < (int)ends[segments - 1]) {/'
 plant "both: only one half of the rows counts for a column" quantise.cu gpu::lower_both \
   's/largest\[c\] > largest\[SIDE + c\] ? largest\[c\] : largest\[SIDE + c\]/largest[c]/'
 plant "both: rows of the next segment are written" quantise.cu gpu::lower_both \
@@ -203,9 +220,20 @@ plant "total: values are used again too early" optimizer.cu gpu::total '/sum += 
 plant "total: the first sum" optimizer.cu gpu::total 's/sums\[at\] = adds/sums[0] = adds/'
 plant "clip: never below 1" optimizer.cu gpu::clip 's/by < 1.0 ? by/by > 1.0 ? by/'
 plant "average: the rest is not weighed" optimizer.cu gpu::average 's/x\[i\] \* rest/x[i]/'
-plant "adamw: decay is left out" optimizer.cu gpu::adamw 's/w\[i\] \* keep -/w[i] -/'
+plant "adamw: decay is left out" optimizer.cu gpu::adamw 's/w\[i\] \* f.keep -/w[i] -/'
 plant "adamw: the second moment in bf16" optimizer.cu gpu::adamw_with_moments_in_bf16 \
   's/\[i\] = to_bf16(second)/[i] = to_bf16(first)/'
+of_step=tensor::a_step_writes_the_fp8_forms_of_its_weight
+plant "adamw in FP8: no barrier before the scale" optimizer.cu $of_step \
+  '/^KERNEL(256) adamw_fp8/,/^}/ s/  __syncthreads();//'
+plant "adamw in FP8: rows beyond the matrix" optimizer.cu $of_step 's/if (first + i < out \&\& column < in)/if (column < in)/'
+plant "adamw in FP8: the scale of one warp" optimizer.cu $of_step \
+  's/for (int i = 0; i < 8; i++) most/for (int i = 0; i < 1; i++) most/'
+plant "adamw in FP8: scales are not turned" optimizer.cu $of_step \
+  's/(matrix \* gridDim.y + blockIdx.y) \* bands + band/(i64)blockIdx.x * gridDim.y + blockIdx.y/'
+plant "adamw in FP8: every matrix is the first" optimizer.cu $of_step 's#matrix = blockIdx.x / bands;#matrix = 0;#'
+plant "adamw in FP8: never powers of two" optimizer.cu $of_step 's/scale_of(most, 1, power)/scale_of(most, 1, 0)/'
+plant "adamw in FP8: the band of another row" optimizer.cu $of_step 's/to_pitch + first + lane/to_pitch + lane/'
 plant "draw: the last of equal tokens" sample.cu gpu::draw 's/weights\[b\] \&\& a < b)/weights[b] \&\& a > b)/'
 plant "draw: the last of equal tokens, without chance" sample.cu gpu::draw \
   's/weights\[j\] > weights\[id\]/weights[j] >= weights[id]/'

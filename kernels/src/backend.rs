@@ -306,9 +306,38 @@ macro_rules! operations {
             dy: &Tensor,
             dgain: &mut Tensor,
         ) -> Tensor;
+        /// `acc += x`, and what `rms_norm` gives of the sum.
+        fn add_rms_norm(&self, acc: &mut Tensor, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor);
+        /// What `rms_norm_backward` gives, plus `beside`.
+        fn rms_norm_backward_add(
+            &self,
+            x: &Tensor,
+            rstd: &Tensor,
+            gain: &Tensor,
+            dy: &Tensor,
+            dgain: &mut Tensor,
+            beside: &Tensor,
+        ) -> Tensor;
         /// `[N, 2F] → [N, F]`: silu(gate) · up, gate first.
         fn swiglu(&self, h: &Tensor) -> Tensor;
         fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor;
+        /// `lower_both` of `swiglu(h)`. A device may do without the values between.
+        fn swiglu_lower(
+            &self,
+            h: &Tensor,
+            how: [Quantiser; 2],
+            segments: Option<&Segments>,
+            saturated: &mut Tensor,
+        ) -> [Operand; 2];
+        /// `lower_both` of `swiglu_backward(h, dy)`, the same way.
+        fn swiglu_backward_lower(
+            &self,
+            h: &Tensor,
+            dy: &Tensor,
+            how: [Quantiser; 2],
+            segments: Option<&Segments>,
+            saturated: &mut Tensor,
+        ) -> [Operand; 2];
         /// Rotates `x[.., head·stride + offset ..][..dim]` of every head, in place; backward rotates by the opposite
         /// angle.
         fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &Tensor, is_backward: bool);

@@ -104,6 +104,35 @@ impl Meta {
         })
     }
 
+    /// What `lower` gives of a matrix `[n, d]`.
+    fn lowered_form(&self, [n, d]: [usize; 2], how: Option<Quantiser>, segments: Option<&Segments>) -> Operand {
+        let pitch = |to: usize| if self.gpu.is_some() { d.next_multiple_of(to) } else { d };
+        let Some(how) = how else { return Operand::Plain(self.new_tensor([n, pitch(64)], DType::Bf16)) };
+        // the ends of segments are on the device: each may cut one more tile
+        let cuts = match self.gpu {
+            Some(_) => segments.map_or(0, |segments| (segments.count() - 1).min(n)),
+            None => segments.map_or(0, Segments::count),
+        };
+        let bands = match how.tile {
+            Tile::Row => n,
+            Tile::Column | Tile::Block => n.div_ceil(TILE) + cuts,
+            Tile::Tensor => 1,
+        };
+        let scale = self.new_tensor([bands, d.div_ceil(how.tile.width(d))], DType::F32);
+        let shape = match how.tile {
+            Tile::Column if self.gpu.is_some() => [d, bands * TILE],
+            _ => [n, pitch(TILE)],
+        };
+        Operand::Fp8(Scaled { q: self.new_tensor(shape, DType::E4m3), scale, how })
+    }
+
+    /// `lower_both` of `[rows of h, cols]`, which a GPU never has in memory.
+    fn lower_gated(&self, h: &Tensor, cols: usize, how: [Quantiser; 2], segments: Option<&Segments>) -> [Operand; 2] {
+        let shape = [h.rows(), cols];
+        let _between = self.gpu.is_none().then(|| self.new_tensor(shape, h.dtype()));
+        how.map(|how| self.lowered_form(shape, Some(how), segments))
+    }
+
     /// bf16 copies of queries, keys and values of `widths` elements a row.
     fn packed(&self, rows: usize, widths: [usize; 3]) -> Option<[Tensor; 3]> {
         self.gpu.is_some_and(|gpu| gpu.is_low).then(|| widths.map(|width| self.new_tensor([rows, width], DType::Bf16)))
@@ -177,25 +206,7 @@ impl Backend for Meta {
     fn prepare(&self, _: &Tensor) {}
 
     fn lower(&self, x: &Tensor, how: Option<Quantiser>, segments: Option<&Segments>, _: &mut Tensor) -> Operand {
-        let (n, d) = (x.rows(), x.cols());
-        let pitch = |to: usize| if self.gpu.is_some() { d.next_multiple_of(to) } else { d };
-        let Some(how) = how else { return Operand::Plain(self.new_tensor([n, pitch(64)], DType::Bf16)) };
-        // the ends of segments are on the device: each may cut one more tile
-        let cuts = match self.gpu {
-            Some(_) => segments.map_or(0, |segments| (segments.count() - 1).min(n)),
-            None => segments.map_or(0, Segments::count),
-        };
-        let bands = match how.tile {
-            Tile::Row => n,
-            Tile::Column | Tile::Block => n.div_ceil(TILE) + cuts,
-            Tile::Tensor => 1,
-        };
-        let scale = self.new_tensor([bands, d.div_ceil(how.tile.width(d))], DType::F32);
-        let shape = match how.tile {
-            Tile::Column if self.gpu.is_some() => [d, bands * TILE],
-            _ => [n, pitch(TILE)],
-        };
-        Operand::Fp8(Scaled { q: self.new_tensor(shape, DType::E4m3), scale, how })
+        self.lowered_form([x.rows(), x.cols()], how, segments)
     }
 
     fn lower_both(
@@ -230,12 +241,52 @@ impl Backend for Meta {
         self.like(x)
     }
 
+    fn add_rms_norm(&self, acc: &mut Tensor, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+        self.add(acc, x);
+        self.rms_norm(acc, gain, eps)
+    }
+
+    fn rms_norm_backward_add(
+        &self,
+        x: &Tensor,
+        rstd: &Tensor,
+        gain: &Tensor,
+        dy: &Tensor,
+        dgain: &mut Tensor,
+        beside: &Tensor,
+    ) -> Tensor {
+        let mut dx = self.rms_norm_backward(x, rstd, gain, dy, dgain);
+        self.add(&mut dx, beside);
+        dx
+    }
+
     fn swiglu(&self, h: &Tensor) -> Tensor {
         self.new_tensor([h.rows(), h.cols() / 2], h.dtype())
     }
 
     fn swiglu_backward(&self, h: &Tensor, _: &Tensor) -> Tensor {
         self.like(h)
+    }
+
+    fn swiglu_lower(
+        &self,
+        h: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        _: &mut Tensor,
+    ) -> [Operand; 2] {
+        self.lower_gated(h, h.cols() / 2, how, segments)
+    }
+
+    fn swiglu_backward_lower(
+        &self,
+        h: &Tensor,
+        _: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        _: &mut Tensor,
+    ) -> [Operand; 2] {
+        self.lower_gated(h, h.cols(), how, segments)
     }
 
     fn rope(&self, _: &mut Tensor, _: usize, _: usize, _: &Rope, _: &Tensor, _: bool) {}

@@ -388,6 +388,26 @@ impl Tensor {
         self.buffer.kept.get()?.downcast_ref()
     }
 
+    /// The form that was derived last, for an operation that writes it together with the tensor; none while somebody
+    /// holds it.
+    pub(crate) fn take_derived<F: Any + Send + Sync>(&self) -> Option<F> {
+        let mut slot = self.buffer.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        let derived = slot.take()?;
+        match derived.form.downcast::<F>() {
+            Ok(form) => Arc::into_inner(form),
+            Err(form) => {
+                *slot = Some(Derived { form, ..derived });
+                None
+            }
+        }
+    }
+
+    /// Hands back the form of the tensor as it is now.
+    pub(crate) fn put_derived<F: Any + Send + Sync>(&self, form: F) {
+        let mut slot = self.buffer.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(Derived { form: Arc::new(form), is_current: true });
+    }
+
     /// What `make` returned the last time, if it `fits` and the tensor was not written since. Otherwise calls `make`,
     /// which gets the last one (unless somebody still holds it) so that it can reuse the memory.
     pub(crate) fn derive<F: Any + Send + Sync>(

@@ -11,12 +11,15 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Kernels that read and write each byte once: memory alone bounds them.
-const STREAMS: [&str; 10] = [
+const STREAMS: [&str; 13] = [
     "add",
     "adamw",
+    "adamw_fp8",
     "average",
     "quantise_both",
     "quantise_columns",
+    "quantise_gated",
+    "quantise_gated_gradient",
     "quantise_rows",
     "scale",
     "square_sum_partial",
@@ -67,9 +70,11 @@ fn step(gpu: &dyn Backend) {
     let [x, dy] = [1, 2].map(|seed| gpu.upload(&noise(seed, &[n, d])));
     let gain = gpu.upload(&noise(3, &[d]));
     let (_, rstd) = gpu.rms_norm(&x, &gain, 1e-6);
-    gpu.rms_norm_backward(&x, &rstd, &gain, &dy, &mut gpu.zeros([d], DType::F32));
+    gpu.rms_norm_backward_add(&x, &rstd, &gain, &dy, &mut gpu.zeros([d], DType::F32), &gpu.copy(&dy));
+    gpu.add_rms_norm(&mut gpu.copy(&x), &dy, &gain, 1e-6);
     let h = gpu.join(&x, &dy);
-    gpu.swiglu_backward(&h, &gpu.swiglu(&h));
+    let act = gpu.swiglu(&h);
+    gpu.swiglu_backward(&h, &act);
     let mut y = gpu.copy(&x);
     gpu.add(&mut y, &dy);
     gpu.scale(&mut y, 0.5, 1.0);
@@ -81,7 +86,7 @@ fn step(gpu: &dyn Backend) {
     gpu.combine(&rows, &routing, &mut y);
     gpu.combine_backward(&rows, &routing, &dy);
     gpu.gather_backward(&rows, &routing.slots, &mut y);
-    let w = gpu.upload(&noise(5, &[e, 256, d]));
+    let mut w = gpu.upload(&noise(5, &[e, 256, d]));
     let mut flag = gpu.zeros([1], DType::U32);
     let lower = |x: &Tensor, tile: Option<Tile>, flag: &mut Tensor| {
         let how = tile.map(|tile| Quantiser { tile, role: Role::Activation, power_of_two: false });
@@ -89,6 +94,8 @@ fn step(gpu: &dyn Backend) {
     };
     let both = [Tile::Row, Tile::Column].map(|tile| Quantiser { tile, role: Role::Gradient, power_of_two: false });
     gpu.lower_both(&rows, both, Some(&routing.segments), &mut flag);
+    gpu.swiglu_lower(&h, both, None, &mut flag);
+    gpu.swiglu_backward_lower(&h, &act, both, None, &mut flag);
     let mut c = gpu.zeros([2 * n, 256], DType::F32);
     for (row, column) in [(None, None), (Some(Tile::Row), Some(Tile::Column))] {
         let a = lower(&rows, row, &mut flag);
@@ -105,6 +112,9 @@ fn step(gpu: &dyn Backend) {
     let (mut m, mut v) = (gpu.zeros([n, d], DType::Bf16), gpu.zeros([n, d], DType::Bf16));
     let hyper = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 1 };
     gpu.adamw(&hyper, &mut y, &dy, &gpu.numbers(&[1.0]), &mut m, &mut v);
+    let dw = gpu.copy(&w);
+    let [mut m, mut v] = [(); 2].map(|_| gpu.zeros(w.shape(), DType::Bf16));
+    gpu.adamw(&hyper, &mut w, &dw, &gpu.numbers(&[1.0]), &mut m, &mut v); // also writes its FP8 forms
 }
 
 #[test]

@@ -255,3 +255,59 @@ fn kernels_of_the_tensor_cores_hold_under_any_order() {
     run(compile.arg(format!("-Wl,-rpath,{}", out.display())));
     run(&mut Command::new(program));
 }
+
+/// AdamW writes the FP8 forms of a weight that has some: the products after it are those of a weight that is quantised
+/// anew, and so are weight and moments.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn a_step_writes_the_fp8_forms_of_its_weight() {
+    let _one = ONE.lock();
+    let gpu = low();
+    let device = gpu as &dyn Backend;
+    for (experts, [out, inner], moments, power_of_two) in [
+        (1, [128, 256], DType::F32, false),
+        (1, [70, 150], DType::Bf16, true),
+        (3, [200, 300], DType::Bf16, false),
+        (2, [130, 64], DType::F32, true),
+    ] {
+        let shape = if experts == 1 { vec![out, inner] } else { vec![experts, out, inner] };
+        let host = Segments::of_counts(&vec![9; experts]);
+        let on_device = host.on(device);
+        let segments = (experts > 1).then_some(&on_device);
+        let how = Quantiser { tile: Tile::Row, role: Role::Activation, power_of_two };
+        let operand = |cols: usize| {
+            let x = device.upload(&noise(1, &[9 * experts, cols]));
+            device.lower(&x, Some(how), segments, &mut device.zeros([1], DType::U32))
+        };
+        let products = |w: &Tensor| -> Vec<Vec<f64>> {
+            [(Layout::Nt, inner, out), (Layout::Nn, out, inner)]
+                .map(|(layout, k, cols)| {
+                    let mut c = device.empty([9 * experts, cols].into(), DType::F32);
+                    device.low_gemm(layout, &operand(k), w, segments, &mut c, Write::Set);
+                    device.download(&c).to_f64()
+                })
+                .into()
+        };
+        let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 3 };
+        let run = |is_low: bool| {
+            let mut w = device.upload(&noise(2, &shape));
+            let dw = device.upload(&noise(3, &shape));
+            let moment = |seed| {
+                let values: Vec<f32> = noise(seed, &shape).read::<f32>().iter().map(|x| x.abs()).collect();
+                device.cast(&device.upload(&Tensor::new(shape.as_slice(), &values)), moments)
+            };
+            let (mut m, mut v) = (moment(4), moment(5));
+            if is_low {
+                products(&w);
+            }
+            let before = launches("adamw_fp8");
+            device.adamw(&hyper, &mut w, &dw, &device.numbers(&[0.5]), &mut m, &mut v);
+            assert_eq!(launches("adamw_fp8") - before, u64::from(is_low), "{shape:?}");
+            let before = launches("quantise_tiles");
+            let all = [products(&w), [w, m, v].map(|x| device.download(&x).to_f64()).into()].concat();
+            assert_eq!(launches("quantise_tiles") - before, u64::from(!is_low), "{shape:?}: nothing is lowered again");
+            all
+        };
+        assert!(run(true) == run(false), "{shape:?}, {moments:?}");
+    }
+}

@@ -17,33 +17,31 @@ use crate::segments::Segments;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Dynamic shared memory of `quantise_both`: a tile of 128×129 floats, and two maxima of each column.
-const BOTH_SHARED: usize = 67_072;
-
 /// Elements of a padded row of bf16, and of E4M3.
 pub(super) fn pitch_of_bf16(cols: usize) -> usize {
     cols.next_multiple_of(64)
 }
-fn pitch_of_e4m3(cols: usize) -> usize {
+pub(super) fn pitch_of_e4m3(cols: usize) -> usize {
     cols.next_multiple_of(TILE)
 }
 
 /// A weight in lower precision, for the two products that read it.
 pub(super) struct Lowered {
-    how: Option<Quantiser>,
+    pub(super) how: Option<Quantiser>,
+    pub(super) experts: usize,
     /// `[E, out, pitch]`
     pub(super) nt: Tensor,
     /// `[E, in, pitch]`; the tensor cores read bf16 of `nt` the other way.
-    nn: Option<Tensor>,
+    pub(super) nn: Option<Tensor>,
     /// Of FP8: `[E, ⌈out/128⌉, ⌈in/128⌉]`, and transposed.
-    scales: Option<(Tensor, Tensor)>,
+    pub(super) scales: Option<(Tensor, Tensor)>,
 }
 
 /// The rows of an operation that has no segments, as one.
 pub(super) struct Ends<'a> {
     own: Option<Tensor>,
     segments: Option<&'a Segments>,
-    count: usize,
+    pub count: usize,
 }
 
 impl Ends<'_> {
@@ -129,48 +127,6 @@ impl Cuda {
         }
     }
 
-    /// Along features, and along tokens, from one pass over x.
-    pub(super) fn quantise_both(
-        &self,
-        x: &Tensor,
-        [row, column]: [Quantiser; 2],
-        segments: Option<&Segments>,
-        saturated: &mut Tensor,
-    ) -> [Operand; 2] {
-        expect_f32("lower_both", x);
-        let (n, d) = (x.rows(), x.cols());
-        assert!(segments.is_none_or(|segments| segments.rows() == n), "lower_both: x has {n} rows, {segments:?}");
-        let (pitch, across, ends) = (pitch_of_e4m3(d), d.div_ceil(TILE), self.ends(segments, n));
-        let bands = tiles(n, ends.count, TILE);
-        let (mut rows, mut row_scale) = (self.make([n, pitch], DType::E4m3), self.make([n, across], DType::F32));
-        let mut columns = self.make([d, bands * TILE], DType::E4m3);
-        let mut column_scale = self.make([bands, d], DType::F32);
-        let how = |how: Quantiser| [Arg::Int(how.role as i32), flag(how.power_of_two)];
-        let ([row_role, row_power], [column_role, column_power]) = (how(row), how(column));
-        let args = [
-            self.read(x),
-            self.read(ends.tensor()),
-            int(ends.count),
-            self.write(&mut rows),
-            self.write(&mut row_scale),
-            row_role,
-            row_power,
-            self.write(&mut columns),
-            self.write(&mut column_scale),
-            column_role,
-            column_power,
-            self.write(saturated),
-            int(d),
-            int(pitch),
-            long(bands * TILE),
-        ];
-        self.launch("quantise_both", [bands, across, 1], BOTH_SHARED, &args);
-        [
-            Operand::Fp8(Scaled { q: rows, scale: row_scale, how: row }),
-            Operand::Fp8(Scaled { q: columns, scale: column_scale, how: column }),
-        ]
-    }
-
     /// By 128×128 tiles, or all of each segment with one scale, which every tile then has.
     fn quantise_blocks(
         &self,
@@ -226,7 +182,7 @@ impl Cuda {
                     let is_needed = !self.has_tensor_cores(inner, experts);
                     let nn = is_needed
                         .then(|| self.transposed(&nt, [experts, out, inner], "transpose_2", pitch_of_bf16(out)));
-                    Lowered { how, nt, nn, scales: None }
+                    Lowered { how, experts, nt, nn, scales: None }
                 }
                 Some(quantiser) => {
                     let segments = self.equal_segments(experts, out);
@@ -240,11 +196,11 @@ impl Cuda {
                     let mut turned = self.make([experts, across, bands], DType::F32);
                     let args = [self.read(&scale), self.write(&mut turned), int(bands), int(across)];
                     self.launch("transpose_scales", [(bands * across).div_ceil(256), 1, experts], 0, &args);
-                    Lowered { how, nt, nn: Some(nn), scales: Some((scale, turned)) }
+                    Lowered { how, experts, nt, nn: Some(nn), scales: Some((scale, turned)) }
                 }
             }
         };
-        w.derive(|lowered: &Lowered| lowered.how == how, make)
+        w.derive(|lowered: &Lowered| lowered.how == how && lowered.experts == experts, make)
     }
 
     /// Segments of `rows` rows each.

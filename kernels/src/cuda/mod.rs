@@ -5,6 +5,7 @@
 //! once; it waits in `download` alone.
 
 mod attention;
+mod both;
 mod compiler;
 mod device;
 mod error;

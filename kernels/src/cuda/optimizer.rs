@@ -1,11 +1,16 @@
 //! AdamW, norms, and the small sums of a step.
 
 use super::device::Cuda;
-use super::launch::{Arg, flag, long};
+use super::launch::{Arg, flag, int, long};
+use super::low_precision::Lowered;
 use super::rows::expect_f32;
 use crate::backend::AdamW;
 use crate::dtype::DType;
+use crate::fp8::{Quantiser, TILE, Tile};
 use crate::tensor::Tensor;
+
+/// Dynamic shared memory of `adamw_fp8`: a tile of 128×129 floats.
+const SHARED: usize = 66_048;
 
 /// Elements per partial sum.
 const BLOCK: usize = 1 << 14;
@@ -65,7 +70,9 @@ impl Cuda {
         let power = |beta: f64| crate::math::power(beta, h.step);
         let float = |x: f64| Arg::Float(x as f32);
         let is_bf16 = m.dtype() == DType::Bf16;
-        let args = [
+        let is_tiled = |how: Quantiser| how.tile == Tile::Block;
+        let mut lowered = w.take_derived::<Lowered>();
+        let mut args = vec![
             self.write(w),
             self.read(dw),
             self.read(scale),
@@ -80,8 +87,25 @@ impl Cuda {
             float(h.beta2),
             float(1.0 - h.beta2),
             float(h.eps),
-            long(dw.len()),
         ];
-        self.each("adamw", dw.len(), &args);
+        match &mut lowered {
+            // a weight that was multiplied in FP8 will be again: its new bytes are written now, in one pass
+            Some(Lowered { how: Some(how), experts, nt, nn: Some(nn), scales: Some((scales, turned)) })
+                if is_tiled(*how) =>
+            {
+                let (out, inner) = (w.rows() / *experts, w.cols());
+                let (bands, across) = (out.div_ceil(TILE), inner.div_ceil(TILE));
+                args.extend([int(out), int(inner), int(bands), flag(how.power_of_two)]);
+                let (pitch, to_pitch) = (int(nt.cols()), int(nn.cols()));
+                args.extend([self.write(nt), self.write(scales), pitch, self.write(nn), self.write(turned), to_pitch]);
+                self.launch("adamw_fp8", [*experts * bands, across, 1], SHARED, &args);
+                w.put_derived(lowered.take().expect("it was just there"));
+            }
+            _ => {
+                drop(lowered);
+                args.push(long(dw.len()));
+                self.each("adamw", dw.len(), &args);
+            }
+        }
     }
 }

@@ -97,13 +97,21 @@ impl Cuda {
         self.each("fill", n, &[self.write(x), Arg::Bits(bits), int(bytes), long(n)]);
     }
 
-    pub(super) fn rms_norm_forward(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
-        expect_f32("rms_norm", x);
-        let (n, d) = (x.rows(), x.cols());
+    /// Of what lies at `from`, which has the shape of `like`; with `more`, that is added to it first.
+    pub(super) fn rms_norm_forward(
+        &self,
+        from: Arg,
+        more: Option<&Tensor>,
+        like: &Tensor,
+        gain: &Tensor,
+        eps: f64,
+    ) -> (Tensor, Tensor) {
+        expect_f32("rms_norm", like);
+        let (n, d) = (like.rows(), like.cols());
         gain.expect("rms_norm: gain", [d]);
-        let (mut y, mut rstd) = (self.like(x), self.make([n], DType::F32));
-        let args =
-            [self.read(x), self.read(gain), self.write(&mut y), self.write(&mut rstd), int(d), Arg::Float(eps as f32)];
+        let (mut y, mut rstd) = (self.like(like), self.make([n], DType::F32));
+        let (more, eps) = (more.map_or(Arg::Address(0), |more| self.read(more)), Arg::Float(eps as f32));
+        let args = [from, more, self.read(gain), self.write(&mut y), self.write(&mut rstd), int(d), eps];
         self.launch("rms_norm", [n, 1, 1], 4 * d, &args);
         (y, rstd)
     }
@@ -115,8 +123,12 @@ impl Cuda {
         gain: &Tensor,
         dy: &Tensor,
         dgain: &mut Tensor,
+        beside: Option<&Tensor>,
     ) -> Tensor {
         expect_f32("rms_norm_backward", x);
+        if let Some(beside) = beside {
+            beside.expect("rms_norm_backward_add: beside", x.shape());
+        }
         let (n, d) = (x.rows(), x.cols());
         dy.expect("rms_norm_backward: dy", x.shape());
         dgain.expect("rms_norm_backward: dgain", [d]);
@@ -127,6 +139,7 @@ impl Cuda {
             self.read(rstd),
             self.read(gain),
             self.read(dy),
+            beside.map_or(Arg::Address(0), |beside| self.read(beside)),
             self.write(&mut dx),
             self.write(&mut partial),
             int(n),

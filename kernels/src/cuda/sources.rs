@@ -7,6 +7,7 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
     ("attention.cuh", include_str!("../../cu/attention.cuh")),
     ("device.cuh", include_str!("../../cu/device.cuh")),
     ("math.cuh", include_str!("../../cu/math.cuh")),
+    ("scales.cuh", include_str!("../../cu/scales.cuh")),
     ("tiles.cuh", include_str!("../../cu/tiles.cuh")),
 ];
 

@@ -4,7 +4,7 @@ use super::device::Cuda;
 use crate::backend::*;
 use crate::document_bounds::Documents;
 use crate::dtype::DType;
-use crate::fp8::{Operand, Quantiser, Tile};
+use crate::fp8::{Operand, Quantiser, TILE, Tile};
 use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
 use std::ops::Range;
@@ -102,11 +102,28 @@ impl Backend for Cuda {
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
-        self.rms_norm_forward(x, gain, eps)
+        self.rms_norm_forward(self.read(x), None, x, gain, eps)
     }
 
     fn rms_norm_backward(&self, x: &Tensor, rstd: &Tensor, gain: &Tensor, dy: &Tensor, dgain: &mut Tensor) -> Tensor {
-        self.rms_norm_gradient(x, rstd, gain, dy, dgain)
+        self.rms_norm_gradient(x, rstd, gain, dy, dgain, None)
+    }
+
+    fn add_rms_norm(&self, acc: &mut Tensor, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+        acc.expect("add_rms_norm: acc", x.shape());
+        self.rms_norm_forward(self.write(acc), Some(x), x, gain, eps)
+    }
+
+    fn rms_norm_backward_add(
+        &self,
+        x: &Tensor,
+        rstd: &Tensor,
+        gain: &Tensor,
+        dy: &Tensor,
+        dgain: &mut Tensor,
+        beside: &Tensor,
+    ) -> Tensor {
+        self.rms_norm_gradient(x, rstd, gain, dy, dgain, Some(beside))
     }
 
     fn swiglu(&self, h: &Tensor) -> Tensor {
@@ -115,6 +132,36 @@ impl Backend for Cuda {
 
     fn swiglu_backward(&self, h: &Tensor, dy: &Tensor) -> Tensor {
         self.swiglu_gradient(h, dy)
+    }
+
+    fn swiglu_lower(
+        &self,
+        h: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> [Operand; 2] {
+        match how.map(|how| how.tile) {
+            [Tile::Row, Tile::Column] => self.quantise_gated(h, how, segments, saturated),
+            _ => self.lower_both(&self.swiglu(h), how, segments, saturated),
+        }
+    }
+
+    fn swiglu_backward_lower(
+        &self,
+        h: &Tensor,
+        dy: &Tensor,
+        how: [Quantiser; 2],
+        segments: Option<&Segments>,
+        saturated: &mut Tensor,
+    ) -> [Operand; 2] {
+        // the kernel's blocks have whole tiles of gates and of values
+        match how.map(|how| how.tile) {
+            [Tile::Row, Tile::Column] if dy.cols().is_multiple_of(TILE) => {
+                self.quantise_gated_gradient(h, dy, how, segments, saturated)
+            }
+            _ => self.lower_both(&self.swiglu_backward(h, dy), how, segments, saturated),
+        }
     }
 
     fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &Tensor, is_backward: bool) {

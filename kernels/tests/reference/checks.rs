@@ -112,23 +112,66 @@ fn as_on_the_cpu(d: &Trial, x: &Scaled, [n, cols]: [usize; 2], segments: Option<
     (bytes, scales)
 }
 
-pub(crate) fn lower_both(d: &mut Trial) {
-    let host = d.segments(200);
-    let (n, cols, segments) = (host.rows(), d.up_to(300), host.on(d.device));
+/// Both forms of a matrix of `cols` columns, as `lower` makes them of the rows of `segments`.
+fn both_forms(
+    d: &mut Trial,
+    host: &Segments,
+    cols: usize,
+    lower: impl FnOnce(&mut Trial, [Quantiser; 2], Option<&Segments>, &mut Tensor) -> [Operand; 2],
+) {
+    let segments = host.on(d.device);
     let is_cut = d.pick(&[true, false]);
-    let x = d.tensor(&[n, cols]);
-    let x = d.changed(x, |x: &mut [f32]| x.iter_mut().step_by(997).for_each(|x| *x = f32::INFINITY));
     let role = |d: &mut Trial| d.pick(&[Role::Activation, Role::Gradient]);
     let how =
         [Tile::Row, Tile::Column].map(|tile| Quantiser { tile, role: role(d), power_of_two: d.pick(&[true, false]) });
     let mut saturated = d.flag();
-    for lowered in d.device.lower_both(&x, how, is_cut.then_some(&segments), &mut saturated) {
+    for lowered in lower(d, how, is_cut.then_some(&segments), &mut saturated) {
         let Operand::Fp8(lowered) = lowered else { panic!("not quantised") };
-        let (bytes, scales) = as_on_the_cpu(d, &lowered, [n, cols], is_cut.then_some(&host));
+        let (bytes, scales) = as_on_the_cpu(d, &lowered, [host.rows(), cols], is_cut.then_some(host));
         d.same("bytes", bytes);
         d.same("scale", scales);
     }
     d.same_tensor("saturated", &saturated);
+}
+
+pub(crate) fn lower_both(d: &mut Trial) {
+    let (host, cols) = (d.segments(200), d.up_to(300));
+    let x = d.tensor(&[host.rows(), cols]);
+    let x = d.changed(x, |x: &mut [f32]| x.iter_mut().step_by(997).for_each(|x| *x = f32::INFINITY));
+    both_forms(d, &host, cols, |d, how, segments, saturated| d.device.lower_both(&x, how, segments, saturated));
+}
+
+/// Widths of gates: of whole tiles, for which a device may have kernels of its own, and others.
+fn gates(d: &mut Trial) -> usize {
+    let any = d.up_to(300);
+    d.pick(&[any, fp8::TILE, 2 * fp8::TILE])
+}
+
+/// With its first element replaced.
+fn starting(d: &Trial, x: Tensor, value: f32) -> Tensor {
+    d.changed(x, |x: &mut [f32]| x.iter_mut().take(1).for_each(|x| *x = value))
+}
+
+pub(crate) fn swiglu_lower(d: &mut Trial) {
+    let (host, f) = (d.segments(200), gates(d));
+    let mut h = d.tensor(&[host.rows(), 2 * f]);
+    if d.pick(&[true, false]) {
+        h = starting(d, h, f32::INFINITY);
+    }
+    both_forms(d, &host, f, |d, how, segments, saturated| d.device.swiglu_lower(&h, how, segments, saturated));
+}
+
+pub(crate) fn swiglu_backward_lower(d: &mut Trial) {
+    let (host, f) = (d.segments(200), gates(d));
+    let (mut h, mut dy) = (d.tensor(&[host.rows(), 2 * f]), d.tensor(&[host.rows(), f]));
+    if d.pick(&[true, false]) {
+        // the value's gradient is beyond f32, the gate's is not
+        h = d.changed(starting(d, h, 1e5), |h: &mut [f32]| h.iter_mut().skip(f).take(1).for_each(|up| *up = 1e-30));
+        dy = starting(d, dy, 3e38);
+    }
+    both_forms(d, &host, 2 * f, |d, how, segments, saturated| {
+        d.device.swiglu_backward_lower(&h, &dy, how, segments, saturated)
+    });
 }
 
 /// As it is, rounded to bf16, or in FP8 by one of `tiles`.
@@ -191,6 +234,25 @@ pub(crate) fn rms_norm_backward(d: &mut Trial) {
     let (x, gain, dy, mut dgain) = (d.tensor(&[n, cols]), d.tensor(&[cols]), d.tensor(&[n, cols]), d.tensor(&[cols]));
     let (_, rstd) = d.device.rms_norm(&x, &gain, 1e-6);
     let dx = d.device.rms_norm_backward(&x, &rstd, &gain, &dy, &mut dgain);
+    d.near("dx", &dx);
+    d.near("dgain", &dgain);
+}
+
+pub(crate) fn add_rms_norm(d: &mut Trial) {
+    let [n, cols] = [200, 500].map(|most| d.up_to(most));
+    let (mut acc, x) = (d.tensor(&[n, cols]), d.tensor(&[n, cols]));
+    let (y, rstd) = d.device.add_rms_norm(&mut acc, &x, &d.tensor(&[cols]), 1e-6);
+    d.near("acc", &acc);
+    d.near("y", &y);
+    d.near("rstd", &rstd);
+}
+
+pub(crate) fn rms_norm_backward_add(d: &mut Trial) {
+    let [n, cols] = [200, 500].map(|most| d.up_to(most));
+    let [x, dy, beside] = [(); 3].map(|_| d.tensor(&[n, cols]));
+    let (gain, mut dgain) = (d.tensor(&[cols]), d.tensor(&[cols]));
+    let (_, rstd) = d.device.rms_norm(&x, &gain, 1e-6);
+    let dx = d.device.rms_norm_backward_add(&x, &rstd, &gain, &dy, &mut dgain, &beside);
     d.near("dx", &dx);
     d.near("dgain", &dgain);
 }

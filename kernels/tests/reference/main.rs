@@ -258,8 +258,12 @@ checks! {
     low_gradient: In::F32;
     rms_norm: In::F32AndF64;
     rms_norm_backward: In::F32AndF64;
+    add_rms_norm: In::F32AndF64;
+    rms_norm_backward_add: In::F32AndF64;
     swiglu: In::F32AndF64;
     swiglu_backward: In::F32AndF64;
+    swiglu_lower: In::F32;
+    swiglu_backward_lower: In::F32;
     rope: In::F32AndF64;
     bias: In::F32AndF64;
     bias_backward: In::F32AndF64;

@@ -302,11 +302,56 @@ fn rows_right() -> Vec<Row> {
         [y, dx, dgain, gated, ids, combined, w].map(|x| device.download(&x))
     });
     let names = ["rms_norm", "rms_norm_backward", "its gain", "swiglu", "route", "combine", "adamw"];
-    names
-        .into_iter()
-        .zip(found.iter().zip(&expected))
-        .map(|(name, (a, b))| Row::check(name, distance(a, b), 1e-5))
-        .collect()
+    let pairs = names.into_iter().zip(found.iter().zip(&expected));
+    let mut rows: Vec<Row> = pairs.map(|(name, (a, b))| Row::check(name, distance(a, b), 1e-5)).collect();
+    rows.extend(fused_right(gpu.as_ref(), n, d.max(512)));
+    rows
+}
+
+const BOTH: [Quantiser; 2] = [
+    Quantiser { tile: Tile::Row, role: Role::Gradient, power_of_two: false },
+    Quantiser { tile: Tile::Column, role: Role::Gradient, power_of_two: false },
+];
+
+/// Kernels that do two things in one pass, against the two on the same GPU: equal to the bit.
+fn fused_right(device: &dyn Backend, n: usize, d: usize) -> Vec<Row> {
+    let [x, dy] = [1, 2].map(|seed| device.upload(&noise(seed, &[n, d])));
+    let (dy_of_gates, _) = device.split(&dy, dy.cols() / 2);
+    let mut flag = device.zeros([1], DType::U32);
+    let forward = [device.swiglu_lower(&x, BOTH, None, &mut flag), {
+        let act = device.swiglu(&x);
+        device.lower_both(&act, BOTH, None, &mut flag)
+    }];
+    let backward = [device.swiglu_backward_lower(&x, &dy_of_gates, BOTH, None, &mut flag), {
+        let dh = device.swiglu_backward(&x, &dy_of_gates);
+        device.lower_both(&dh, BOTH, None, &mut flag)
+    }];
+    let bits = |operands: &[Operand; 2]| -> Vec<f64> {
+        let tensors = operands.iter().flat_map(|operand| match operand {
+            Operand::Fp8(x) => [&x.q, &x.scale],
+            Operand::Plain(_) => unreachable!("lower_both quantises"),
+        });
+        tensors.flat_map(|x| device.download(x).to_f64()).collect()
+    };
+    let hyper = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 3 };
+    let stepped = [true, false].map(|is_low| {
+        let [mut w, mut m, mut v] = [(); 3].map(|()| device.copy(&x));
+        device.fill(&mut v, 1e-4);
+        let a = device.lower(&x, Some(BOTH[0]), None, &mut device.zeros([1], DType::U32));
+        let mut c = device.zeros([x.rows(), w.rows()], DType::F32);
+        if is_low {
+            device.low_gemm(Layout::Nt, &a, &w, None, &mut c, Write::Set);
+        }
+        device.adamw(&hyper, &mut w, &dy, &device.numbers(&[0.5]), &mut m, &mut v);
+        device.low_gemm(Layout::Nt, &a, &w, None, &mut c, Write::Set);
+        device.download(&c).to_f64()
+    });
+    let equal = |name: &str, is_equal: bool| Row::check(name, if is_equal { 0.0 } else { 1.0 }, 0.0);
+    vec![
+        equal("swiglu quantised, in one pass and in two", bits(&forward[0]) == bits(&forward[1])),
+        equal("its gradient", bits(&backward[0]) == bits(&backward[1])),
+        equal("adamw that also writes FP8, and FP8 made anew", stepped[0] == stepped[1]),
+    ]
 }
 
 fn config(fields: Value) -> Config {
@@ -516,8 +561,15 @@ fn rows_speed() -> Vec<Row> {
         let how = Some(Quantiser { tile, role: Role::Activation, power_of_two: false });
         add(what, 1.25 * bytes, seconds(&gpu, || drop(device.lower(&x, how, None, &mut flag))));
     }
-    let both = [Tile::Row, Tile::Column].map(|tile| Quantiser { tile, role: Role::Gradient, power_of_two: false });
-    add("quantise both ways", 1.5 * bytes, seconds(&gpu, || drop(device.lower_both(&x, both, None, &mut flag))));
+    add("quantise both ways", 1.5 * bytes, seconds(&gpu, || drop(device.lower_both(&x, BOTH, None, &mut flag))));
+    let time = seconds(&gpu, || drop(device.swiglu_lower(&x, BOTH, None, &mut flag)));
+    add("swiglu, quantised both ways", 1.25 * bytes, time);
+    let (dy_of_gates, _) = device.split(&dy, d / 2);
+    let time = seconds(&gpu, || drop(device.swiglu_backward_lower(&x, &dy_of_gates, BOTH, None, &mut flag)));
+    add("swiglu_backward, quantised both ways", 2.0 * bytes, time);
+    let mut sum = device.copy(&x);
+    let time = seconds(&gpu, || drop(device.add_rms_norm(&mut sum, &dy, &gain, 1e-6)));
+    add("residual and rms_norm", 4.0 * bytes, time);
     let size = if IS_SMALL.load(Ordering::Relaxed) { 10_000 } else { 100_000_000 };
     let [mut w, dw] = [(); 2].map(|()| device.zeros([size], DType::F32));
     let [mut m, mut v] = [(); 2].map(|()| device.zeros([size], DType::Bf16));
@@ -525,6 +577,14 @@ fn rows_speed() -> Vec<Row> {
         (AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 3 }, device.numbers(&[1.0]));
     let time = seconds(&gpu, || device.adamw(&hyper, &mut w, &dw, &one, &mut m, &mut v));
     add("adamw, 100M parameters", 20.0 * size as f64, time);
+    let side = scaled(8192);
+    let [mut w, dw] = [(); 2].map(|()| device.zeros([side, side], DType::F32));
+    let [mut m, mut v] = [(); 2].map(|()| device.zeros([side, side], DType::Bf16));
+    let one_row = device.lower(&device.zeros([1, side], DType::F32), Some(BOTH[0]), None, &mut flag);
+    let mut c = device.zeros([1, side], DType::F32);
+    device.low_gemm(Layout::Nt, &one_row, &w, None, &mut c, Write::Set);
+    let time = seconds(&gpu, || device.adamw(&hyper, &mut w, &dw, &one, &mut m, &mut v));
+    add("adamw and FP8 weights", 22.0 * (side * side) as f64, time);
     rows
 }
 

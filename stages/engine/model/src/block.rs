@@ -45,7 +45,7 @@ pub struct InsideSaved {
 
 #[derive(Debug)]
 enum FeedForwardSaved {
-    Dense(MlpSaved),
+    Dense(Box<MlpSaved>),
     Experts(Box<ExpertsSaved>),
 }
 
@@ -78,8 +78,7 @@ impl Block {
     pub fn decode(&self, cx: &Cx, x: Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let (y, _) = cx.backend.rms_norm(&x, cx.params.get(self.norm.gain), self.norm.eps);
         let mut residual = self.attention.decode(cx, &y, positions, requests, layer);
-        cx.backend.add(&mut residual, &x);
-        let (y, _) = cx.backend.rms_norm(&residual, cx.params.get(self.ffn_norm.gain), self.ffn_norm.eps);
+        let (y, _) = self.ffn_norm.forward_of_sum(cx, &mut residual, &x);
         let mut out = match &self.ffn {
             FeedForward::Dense(mlp) => mlp.apply(cx, &y),
             FeedForward::Experts(experts) => experts.apply(cx, &y),
@@ -125,12 +124,11 @@ impl Layer for Inside<'_> {
         let Block { norm, attention, ffn_norm, ffn } = self.0;
         let (y, norm) = norm.forward(cx, x.clone());
         let (mut residual, attention) = attention.forward(cx, y);
-        cx.backend.add(&mut residual, &x);
-        let (y, ffn_norm) = ffn_norm.forward(cx, residual.clone());
+        let (y, ffn_norm) = ffn_norm.forward_of_sum(cx, &mut residual, &x);
         let (mut out, ffn) = match ffn {
             FeedForward::Dense(mlp) => {
                 let (out, saved) = mlp.forward(cx, y);
-                (out, FeedForwardSaved::Dense(saved))
+                (out, FeedForwardSaved::Dense(Box::new(saved)))
             }
             FeedForward::Experts(experts) => {
                 let (out, saved) = experts.forward(cx, y);
@@ -148,21 +146,18 @@ impl Layer for Inside<'_> {
             s.ffn.recall_input(cx, &ffn_norm.again(cx, &s.ffn_norm));
         }
         let dffn = match (ffn, s.ffn) {
-            (FeedForward::Dense(mlp), FeedForwardSaved::Dense(saved)) => mlp.backward(cx, saved, dy.clone(), grads),
+            (FeedForward::Dense(mlp), FeedForwardSaved::Dense(saved)) => mlp.backward(cx, *saved, dy.clone(), grads),
             (FeedForward::Experts(experts), FeedForwardSaved::Experts(saved)) => {
                 experts.backward(cx, *saved, dy.clone(), grads)
             }
             _ => unreachable!("a block saves its own kind"),
         };
-        let mut dresidual = ffn_norm.backward(cx, s.ffn_norm, dffn, grads);
-        cx.backend.add(&mut dresidual, &dy);
+        let dresidual = ffn_norm.backward_beside(cx, &s.ffn_norm, &dffn, &dy, grads);
         if recalls {
             s.attention.recall_input(cx, &norm.again(cx, &s.norm));
         }
         let dattention = attention.backward(cx, s.attention, dresidual.clone(), grads);
-        let mut dx = norm.backward(cx, s.norm, dattention, grads);
-        cx.backend.add(&mut dx, &dresidual);
-        dx
+        norm.backward_beside(cx, &s.norm, &dattention, &dresidual, grads)
     }
 }
 

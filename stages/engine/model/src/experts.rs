@@ -5,7 +5,7 @@
 
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
-use crate::product::{Input, Product};
+use crate::product::{Gradient, Input, Product};
 use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Start};
 use smelt_kernels::fp8::Operand;
 use smelt_kernels::{DType, Router, Routing, Tensor, Write};
@@ -119,7 +119,7 @@ impl Experts {
         let input = Input::new(&light, &x, segments);
         drop(x);
         let h = Product { w: self.gate_up, segments }.forward(cx, &input);
-        let act = Input::new(&light, &cx.backend.swiglu(&h), segments);
+        let act = Input::gated(&light, &h, segments);
         let y = Product { w: self.down, segments }.forward(cx, &act);
         (Computed(y), ComputedSaved { x: input.into_kept(), h, act: act.into_kept() })
     }
@@ -147,8 +147,9 @@ impl Experts {
         let (rows, f, d) = (h.rows(), h.cols() / 2, dy.0.cols());
         let act = act.unwrap_or_else(|| Input::again(cx, &cx.backend.swiglu(&h), segments));
         let mut dact = cx.backend.empty([rows, f].into(), dtype);
-        Product { w: self.down, segments }.backward(cx, act, dy.0, &mut dact, Write::Set, grads);
-        let dh = cx.backend.swiglu_backward(&h, &dact);
+        let dy = Gradient::new(cx, &dy.0, segments);
+        Product { w: self.down, segments }.backward(cx, act, dy, &mut dact, Write::Set, grads);
+        let dh = Gradient::gated(cx, &h, &dact, segments);
         let mut dx = cx.backend.empty([rows, d].into(), dtype);
         Product { w: self.gate_up, segments }.backward(cx, x, dh, &mut dx, Write::Set, grads);
         DDispatched(dx)

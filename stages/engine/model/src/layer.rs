@@ -1,6 +1,6 @@
 //! The contract of a differentiable layer, and the simplest layers.
 
-use crate::product::{Input, Product};
+use crate::product::{Gradient, Input, Product};
 use crate::{Cx, Grads, Param};
 use smelt_kernels::fp8::Operand;
 use smelt_kernels::{Tensor, Write};
@@ -39,7 +39,17 @@ impl Linear {
         write: Write,
         grads: &mut Grads,
     ) {
-        Product { w: self.w, segments: None }.backward(cx, x, dy, dx, write, grads);
+        Product { w: self.w, segments: None }.backward(cx, x, Gradient::new(cx, &dy, None), dx, write, grads);
+    }
+}
+
+impl Linear {
+    /// The gradient of x, when the layer's result h is gated and `swiglu(h)` has the gradient `dact`.
+    pub(crate) fn backward_gated(&self, cx: &Cx, x: Operand, h: &Tensor, dact: &Tensor, grads: &mut Grads) -> Tensor {
+        let mut dx = cx.backend.empty([h.rows(), cx.params.get(self.w).cols()].into(), h.dtype());
+        let dh = Gradient::gated(cx, h, dact, None);
+        Product { w: self.w, segments: None }.backward(cx, x, dh, &mut dx, Write::Set, grads);
+        dx
     }
 }
 
@@ -75,6 +85,27 @@ impl RmsNorm {
     /// What forward gave, computed again.
     pub(crate) fn again(&self, cx: &Cx, s: &RmsNormSaved) -> Tensor {
         cx.backend.rms_norm(&s.x, cx.params.get(self.gain), self.eps).0
+    }
+}
+
+impl RmsNorm {
+    /// `acc += x`, and forward of the sum.
+    pub(crate) fn forward_of_sum(&self, cx: &Cx, acc: &mut Tensor, x: &Tensor) -> (Tensor, RmsNormSaved) {
+        let (y, rstd) = cx.backend.add_rms_norm(acc, x, cx.params.get(self.gain), self.eps);
+        (y, RmsNormSaved { x: acc.clone(), rstd })
+    }
+
+    /// dx plus `beside`, the gradient that comes past the norm.
+    pub(crate) fn backward_beside(
+        &self,
+        cx: &Cx,
+        s: &RmsNormSaved,
+        dy: &Tensor,
+        beside: &Tensor,
+        grads: &mut Grads,
+    ) -> Tensor {
+        let dgain = grads.get_mut(cx.backend, self.gain);
+        cx.backend.rms_norm_backward_add(&s.x, &s.rstd, cx.params.get(self.gain), dy, dgain, beside)
     }
 }
 

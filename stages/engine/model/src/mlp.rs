@@ -46,7 +46,7 @@ impl Layer for Mlp {
         let light = cx.light();
         let x = Input::new(&light, &x, None);
         let h = self.gate_up.apply(cx, &x);
-        let act = Input::new(&light, &cx.backend.swiglu(&h), None);
+        let act = Input::gated(&light, &h, None);
         let y = self.down.apply(cx, &act);
         (y, MlpSaved { x: x.into_kept(), h, act: act.into_kept() })
     }
@@ -54,8 +54,8 @@ impl Layer for Mlp {
     fn backward(&self, cx: &Cx, s: MlpSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let act = s.act.unwrap_or_else(|| Input::again(cx, &cx.backend.swiglu(&s.h), None));
         let dact = self.down.backward(cx, Some(act), dy, grads);
-        let dh = cx.backend.swiglu_backward(&s.h, &dact);
-        self.gate_up.backward(cx, s.x, dh, grads)
+        let x = s.x.expect("mlp: its input is kept or recalled");
+        self.gate_up.backward_gated(cx, x, &s.h, &dact, grads)
     }
 }
 

@@ -30,6 +30,20 @@ impl Input {
         Self { kept: cx.keeps.then(|| rows.clone()), rows }
     }
 
+    /// Of `swiglu(h)`.
+    pub(crate) fn gated(cx: &Cx, h: &Tensor, segments: Option<&Segments>) -> Self {
+        if let Precision::Fp8(fp8) = cx.precision {
+            let how = [fp8.activations(Tile::Row), fp8.activations(Tile::Column)];
+            if cx.keeps && how[0] != how[1] {
+                expect_f32(cx, h);
+                let mut stats = cx.stats.borrow_mut();
+                let [rows, columns] = cx.backend.swiglu_lower(h, how, segments, stats.saturated(cx.backend));
+                return Self { rows, kept: Some(columns) };
+            }
+        }
+        Self::new(cx, &cx.backend.swiglu(h), segments)
+    }
+
     /// What backward needs of it, if backward follows.
     pub(crate) fn into_kept(self) -> Option<Operand> {
         self.kept
@@ -42,6 +56,47 @@ impl Input {
             _ => None,
         };
         lower(cx, x, how, segments)
+    }
+}
+
+/// The gradient of a product's result, in the precision of the pass.
+pub(crate) struct Gradient {
+    /// For the gradient of the input.
+    rows: Operand,
+    /// For the gradient of the weight.
+    columns: Operand,
+}
+
+impl Gradient {
+    pub(crate) fn new(cx: &Cx, dy: &Tensor, segments: Option<&Segments>) -> Self {
+        if let Some(how) = Self::forms(cx) {
+            let [rows, columns] = lower_both(cx, dy, how, segments);
+            return Self { rows, columns };
+        }
+        let how = match cx.precision {
+            Precision::Fp8(fp8) => Some(fp8.gradients(Tile::Row)),
+            _ => None,
+        };
+        let rows = lower(cx, dy, how, segments);
+        Self { columns: rows.clone(), rows }
+    }
+
+    /// Of h, when `swiglu(h)` has the gradient `dact`.
+    pub(crate) fn gated(cx: &Cx, h: &Tensor, dact: &Tensor, segments: Option<&Segments>) -> Self {
+        if let Some(how) = Self::forms(cx) {
+            expect_f32(cx, h);
+            let mut stats = cx.stats.borrow_mut();
+            let [rows, columns] = cx.backend.swiglu_backward_lower(h, dact, how, segments, stats.saturated(cx.backend));
+            return Self { rows, columns };
+        }
+        Self::new(cx, &cx.backend.swiglu_backward(h, dact), segments)
+    }
+
+    /// Its two forms in FP8, where they differ.
+    fn forms(cx: &Cx) -> Option<[Quantiser; 2]> {
+        let Precision::Fp8(fp8) = cx.precision else { return None };
+        let how = [fp8.gradients(Tile::Row), fp8.gradients(Tile::Column)];
+        (how[0] != how[1]).then_some(how)
     }
 }
 
@@ -66,25 +121,10 @@ impl Product<'_> {
     }
 
     /// `dx = dy·W`, or `+=`, and the weight's gradient. `x`: what forward kept.
-    pub(crate) fn backward(self, cx: &Cx, x: Operand, dy: Tensor, dx: &mut Tensor, write: Write, grads: &mut Grads) {
-        let (rows, dy) = match cx.precision {
-            Precision::Fp8(fp8) => {
-                let [row, column] = [fp8.gradients(Tile::Row), fp8.gradients(Tile::Column)];
-                if row == column {
-                    let both = lower(cx, &dy, Some(row), self.segments);
-                    (both.clone(), both)
-                } else {
-                    let [rows, columns] = lower_both(cx, &dy, [row, column], self.segments);
-                    (rows, columns)
-                }
-            }
-            _ => {
-                let dy = lower(cx, &dy, None, self.segments);
-                (dy.clone(), dy)
-            }
-        };
+    pub(crate) fn backward(self, cx: &Cx, x: Operand, dy: Gradient, dx: &mut Tensor, write: Write, grads: &mut Grads) {
+        let Gradient { rows, columns } = dy;
         self.multiply(cx, Layout::Nn, &rows, dx, write);
-        grads.add(cx, WeightGemm { param: self.w, dy, x, segments: self.segments.cloned() });
+        grads.add(cx, WeightGemm { param: self.w, dy: columns, x, segments: self.segments.cloned() });
     }
 
     fn multiply(self, cx: &Cx, layout: Layout, a: &Operand, c: &mut Tensor, write: Write) {
@@ -184,16 +224,16 @@ mod tests {
         let y = product.forward(&cx, &input);
         let kept = input.into_kept().unwrap();
         let mut dx = Tensor::empty([N, IN], DType::F32);
-        product.backward(&cx, kept.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
+        product.backward(&cx, kept.clone(), Gradient::new(&cx, &dy, None), &mut dx, Write::Set, &mut grads);
         let mut held = Grads::zeros(&cpu, &params).holding();
-        product.backward(&cx, kept.clone(), dy.clone(), &mut dx, Write::Set, &mut held);
+        product.backward(&cx, kept.clone(), Gradient::new(&cx, &dy, None), &mut dx, Write::Set, &mut held);
         assert!(held.get(w).read::<f32>().iter().all(|&x| x == 0.0), "a product that waits has done nothing yet");
         let work = held.take_deferred();
         held.run(&cx, work);
         assert_eq!(held.get(w).read::<f32>(), grads.get(w).read::<f32>(), "at once, and held back");
         let once = grads.get(w).copy();
         grads.clear();
-        product.backward(&cx, kept.clone(), dy.clone(), &mut dx, Write::Set, &mut grads);
+        product.backward(&cx, kept.clone(), Gradient::new(&cx, &dy, None), &mut dx, Write::Set, &mut grads);
         assert_eq!(grads.get(w).read::<f32>(), once.read::<f32>(), "in memory that held another gradient");
 
         let [xf, wf, dyr, dyc, xc] = sides(&x, params.get(w), &dy);

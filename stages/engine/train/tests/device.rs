@@ -8,7 +8,10 @@ use smelt_model::{
     Balance, BalanceCounts, BalanceScope, Batch, Config, Fp8, Init, Model, Params, Precision, Recomputed,
 };
 use smelt_train::*;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+/// One test on the GPU at a time: the driver counts waits for all of them.
+static ONE: Mutex<()> = Mutex::new(());
 
 const DEEPSEEK: &str = r#"{ "model_type": "deepseek_v3", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
     "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_nextn_predict_layers": 2, "num_attention_heads": 2,
@@ -129,6 +132,7 @@ fn distance(a: &Params, a_backend: &dyn Backend, b: &Params) -> f64 {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn a_model_trains_on_a_gpu_as_on_the_cpu() {
+    let _one = ONE.lock();
     let next = NextToken { mtp_weight: 0.3, z: 1e-4 };
     let gpu = simulator::gpu();
     for (text, precision) in [DEEPSEEK, QWEN].into_iter().flat_map(|text| {
@@ -173,6 +177,7 @@ fn a_model_trains_on_a_gpu_as_on_the_cpu() {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn a_step_on_a_gpu_takes_the_memory_that_shapes_say() {
+    let _one = ONE.lock();
     simulator::gpu(); // the driver; other tests use memory of that one
     let gpu = Arc::new(Cuda::new(0).unwrap());
     let fp8 = Precision::Fp8(Fp8::default());
