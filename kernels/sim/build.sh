@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds OUT/libcuda.so.1: the simulated driver with the kernels of kernels/cu, for machines without a GPU.
+# Builds OUT/libcuda.so.1, the simulated driver with the kernels of kernels/cu, and OUT/libnccl.so.2, a simulated NCCL
+# for it: for machines without a GPU.
 #
 #   build.sh OUT [SOURCES]       files of the folder SOURCES replace those of the same name of kernels/cu
 #   build.sh --only OUT SOURCES  kernels of SOURCES alone; headers come from kernels/cu as well
@@ -38,7 +39,8 @@ fi
 # Nothing to do when no file changed since the last time.
 version=$("$cxx" --version | head -1)
 signature=$({ stat -L -c '%n %y %s' "$out"/cu/* "$here"/*; echo "$version"; } | sha256sum)
-if [ -e "$out/libcuda.so.1" ] && [ "$signature" = "$(cat "$out/objects/signature" 2>/dev/null)" ]; then exit 0; fi
+built=$(cat "$out/objects/signature" 2>/dev/null || true)
+if [ -e "$out/libcuda.so.1" ] && [ -e "$out/libnccl.so.2" ] && [ "$signature" = "$built" ]; then exit 0; fi
 rm -f "$out/objects/signature"
 
 common=(-std=gnu++17 -O2 -march=x86-64-v2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -DSMELT_SIM -Wall
@@ -92,13 +94,16 @@ compile() {
   echo "$object" >"$out/objects/$name.object"
 }
 
-files=("$here"/*.cpp)
+files=()
+for file in "$here"/*.cpp; do
+  if [[ $file != */nccl.cpp ]]; then files+=("$file"); fi
+done
 for file in "$out"/cu/*.cu; do
   if [ -e "$file" ]; then files+=("$file"); fi
 done
 running=0
 failed=0
-for file in "${files[@]}"; do
+for file in "${files[@]}" "$here/nccl.cpp"; do
   if [ $running = 2 ]; then
     wait -n || failed=1
     running=1
@@ -125,5 +130,12 @@ if [ ! -e "$out/libcuda.so.1" ] || [ "$list" != "$(cat "$out/objects/linked" 2>/
   mv "$out/libcuda.so.1.part" "$out/libcuda.so.1"
   echo "$list" >"$out/objects/linked"
   find "$out/objects" -name '*.o' -mtime +7 -delete
+fi
+nccl=$(cat "$out/objects/sim_nccl.object")
+if [ ! -e "$out/libnccl.so.2" ] || [ "$nccl" != "$(cat "$out/objects/linked-nccl" 2>/dev/null)" ]; then
+  "$cxx" -shared -Wl,-soname,libnccl.so.2 -Wl,-Bsymbolic -Wl,-z,defs -Wl,-rpath,'$ORIGIN' "$nccl" "$out/libcuda.so.1" \
+    -lpthread -o "$out/libnccl.so.2.part"
+  mv "$out/libnccl.so.2.part" "$out/libnccl.so.2"
+  echo "$nccl" >"$out/objects/linked-nccl"
 fi
 echo "$signature" >"$out/objects/signature"

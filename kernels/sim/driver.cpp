@@ -64,6 +64,7 @@ int begin_call() {
   if (sticky_error) return sticky_error;
   return context ? SUCCESS : INVALID_CONTEXT;
 }
+int current_device() { return (int)context - 1; }
 int begin_wait() {
   host_waits++;
   if (pending_error) sticky_error = pending_error;
@@ -318,6 +319,7 @@ API cuFuncSetCacheConfig(Kernel*, int) { return SUCCESS; }
 
 API cuLaunchKernel(Kernel* kernel, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 dynamic, void* stream,
                    void** parameters, void** extra) {
+  settle(stream);
   BEGIN;
   if (extra) return NOT_SUPPORTED;
   return launch(kernel, dim3(gx, gy, gz), dim3(bx, by, bz), dynamic, stream, parameters);
@@ -335,6 +337,7 @@ struct LaunchConfig {
   u32 count;
 };
 API cuLaunchKernelEx(const LaunchConfig* c, Kernel* kernel, void** parameters, void** extra) {
+  settle(c->stream);
   BEGIN;
   for (u32 i = 0; i < c->count; i++) {
     const LaunchAttribute& a = c->attributes[i];

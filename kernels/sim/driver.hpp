@@ -41,8 +41,16 @@ int begin_wait();
 // Prints why a call is refused.
 int refuse(int error, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-struct Stream;  // see driver_memory.cpp
+struct Stream;  // see streams.hpp
+struct Event;
 Stream* stream_of(void* handle);  // null when it is not a stream
+int current_device();             // of this thread; negative without one
+// Late work (late.cpp) that the stream's next work, the event, or any work of the current device is to run after.
+// Called without the lock, since such work waits for other threads. False when it is not done and the call `may_wait`
+// not.
+bool settle(void* stream_handle, bool may_wait = true);
+bool settle_event(Event* event, bool may_wait = true);
+void settle_device();
 // Before a kernel or a copy runs on `stream`: uploads issued earlier are done.
 void flush_uploads(Stream* stream);
 // Drops copies that are not done, as after an error.

@@ -5,16 +5,17 @@
 //     reuses the source too early sends the wrong bytes;
 //   - a copy to page-locked memory poisons its destination at once, and fills it when the host waits for the stream or
 //     for an event behind the copy.
-// Copies from and to pageable memory are done when the call returns, as the driver documents.
+// Copies from and to pageable memory are done when the call returns, as the driver documents. What other libraries do
+// on a stream is later still: see late.cpp.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#include <map>
+#include <algorithm>
 
-#include "driver.hpp"
 #include "report.hpp"
+#include "streams.hpp"
 #include "watch.hpp"
 
 namespace sim {
@@ -25,6 +26,13 @@ constexpr u64 GRAIN = 512, GAP = 512;
 static std::map<u64, u64> allocations;  // offset in device memory, bytes asked for
 static std::map<u64, u64> holes;        // offset, bytes
 static u64 used_bytes = 0;
+
+// The last copy to an allocation, by its offset.
+struct Writer {
+  const Stream* stream;
+  u64 number;
+};
+static std::map<u64, Writer> writers;
 
 static u64 rounded(u64 bytes) { return (bytes + GRAIN - 1) / GRAIN * GRAIN; }
 u64 device_memory_used() { return used_bytes; }
@@ -60,6 +68,7 @@ static int release(u64 address) {
   u64 first_page = (address + 4095) & ~4095ull, last_page = (address + bytes) & ~4095ull;
   if (bytes >= 1 << 20) madvise((void*)first_page, last_page - first_page, MADV_DONTNEED);
   allocations.erase(found);
+  writers.erase(offset);
   auto next = holes.lower_bound(offset);
   if (next != holes.end() && next->first == offset + whole) {
     whole += next->second;
@@ -83,7 +92,11 @@ std::string place_in_device(u64 offset) {
   return "at byte " + std::to_string(offset - found->first) + " of an allocation of " + std::to_string(found->second);
 }
 
-static int check_device(const char* what, u64 address, u64 bytes) {
+static u64 allocation_of(u64 address) {
+  return std::prev(allocations.upper_bound(address - (u64)device_memory()))->first;
+}
+
+int check_device(const char* what, u64 address, u64 bytes) {
   u64 offset = address - (u64)device_memory();
   auto after = allocations.upper_bound(offset);
   if (after != allocations.begin()) {
@@ -94,6 +107,18 @@ static int check_device(const char* what, u64 address, u64 bytes) {
                 (void*)address);
 }
 
+static void note_writer(u64 address, const Stream* stream) {
+  writers[allocation_of(address)] = Writer{stream, stream->issued};
+}
+int check_order(const char* what, u64 address, Stream* stream) {
+  auto found = writers.find(allocation_of(address));
+  if (found == writers.end() || found->second.stream == stream) return SUCCESS;
+  const Writer& w = found->second;
+  if (w.number <= std::max(stream->seen[w.stream], w.stream->waited_for)) return SUCCESS;
+  return refuse(INVALID_VALUE, "%s: its memory at %p was written on another stream, which this one did not wait for",
+                what, (void*)address);
+}
+
 // ---- page-locked memory
 
 static std::map<u64, u64> page_locked;
@@ -102,44 +127,10 @@ static bool is_page_locked(const void* p) {
   return after != page_locked.begin() && (u64)p < std::prev(after)->first + std::prev(after)->second;
 }
 
-// ---- streams and events. Work on a stream is numbered from 1.
-
-struct Upload {
-  void* to;
-  const void* from;
-  u64 bytes;
-};
-struct Download {  // or a function of the host
-  u64 number;
-  void* to;
-  std::vector<u8> data;
-  void (*function)(void*);
-  void* argument;
-};
-struct Wait {
-  u64 number;
-  Stream* other;
-  u64 other_number;
-};
-struct Stream {
-  bool blocking = true;  // ordered with the null stream
-  bool destroyed = false;
-  int priority = 0;
-  u64 issued = 0;
-  bool asked = false;  // cuStreamQuery said "not ready" since the last work
-  std::vector<Upload> uploads;
-  std::vector<Download> downloads;
-  std::vector<Wait> waits;
-};
-struct Event {
-  Stream* stream = nullptr;
-  u64 number = 0;
-  double milliseconds = 0;
-  bool timed = true, asked = false;
-};
+// ---- streams and events
 
 static Stream null_stream;
-static std::vector<Stream*> streams;
+std::vector<Stream*> streams;
 
 Stream* stream_of(void* handle) {
   if ((u64)handle <= 2) return &null_stream;
@@ -173,6 +164,7 @@ void flush_uploads(Stream* stream) {
 // The host has waited for `stream` up to its work `number`.
 static void complete(Stream* stream, u64 number) {
   upload_all(stream);
+  stream->waited_for = std::max(stream->waited_for, std::min(number, stream->issued));
   std::vector<Download> later, now;
   for (Download& d : stream->downloads) (d.number <= number ? now : later).push_back(std::move(d));
   stream->downloads = std::move(later);
@@ -188,9 +180,12 @@ static void complete(Stream* stream, u64 number) {
     else memcpy(d.to, d.data.data(), d.data.size());
   }
 }
+// Of the current device. Other devices have threads of their own, which wait for late work that is not this one's.
 static void complete_all() {
   complete(&null_stream, ~0ull);
-  for (Stream* s : streams) complete(s, ~0ull);
+  for (Stream* s : streams) {
+    if (s->device == current_device()) complete(s, ~0ull);
+  }
 }
 static void complete_stream(Stream* stream) {
   complete(stream, ~0ull);
@@ -204,6 +199,7 @@ void forget_late_work() {
     s->uploads.clear();
     s->downloads.clear();
     s->waits.clear();
+    s->late.clear();
   };
   forget(&null_stream);
   for (Stream* s : streams) forget(s);
@@ -238,6 +234,7 @@ API cuMemAlloc_v2(u64* address, size_t bytes) {
   return allocate(address, bytes);
 }
 API cuMemFree_v2(u64 address) {
+  settle_device();
   BEGIN;
   complete_all();  // cuMemFree waits for the device
   return release(address);
@@ -282,6 +279,7 @@ API cuMemHostAlloc(void** p, size_t bytes, unsigned) {
 }
 API cuMemAllocHost_v2(void** p, size_t bytes) { return cuMemHostAlloc(p, bytes, 0); }
 API cuMemFreeHost(void* p) {
+  settle_device();
   BEGIN;
   if (!page_locked.erase((u64)p)) return INVALID_VALUE;
   complete_all();
@@ -294,6 +292,7 @@ API cuMemHostRegister_v2(void* p, size_t bytes, unsigned) {
   return SUCCESS;
 }
 API cuMemHostUnregister(void* p) {
+  settle_device();
   BEGIN;
   complete_all();
   return page_locked.erase((u64)p) ? SUCCESS : INVALID_VALUE;
@@ -321,6 +320,7 @@ API cuMemPoolTrimTo(void*, size_t) { return SUCCESS; }
 // ---- copies
 
 API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (!bytes) return SUCCESS;
@@ -328,14 +328,17 @@ API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, void* handle) {
   if (is_page_locked(from)) {
     stream->issued++;
     stream->uploads.push_back(Upload{(void*)to, from, bytes});
+    note_writer(to, stream);
     return SUCCESS;
   }
   flush_uploads(stream);
   memcpy((void*)to, from, bytes);
   mark_written((void*)to, bytes);
+  note_writer(to, stream);
   return SUCCESS;
 }
 API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (!bytes) return SUCCESS;
@@ -353,6 +356,7 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void* handle) {
   return SUCCESS;
 }
 API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (!bytes) return SUCCESS;
@@ -361,6 +365,7 @@ API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void* handle) {
   flush_uploads(stream);
   memmove((void*)to, (const void*)from, bytes);
   mark_copied((void*)to, (const void*)from, bytes);
+  note_writer(to, stream);
   return SUCCESS;
 }
 API cuMemcpyHtoD_v2(u64 to, const void* from, size_t bytes) {
@@ -388,6 +393,7 @@ API cuMemcpyPeerAsync(u64 to, void*, u64 from, void*, size_t bytes, void* handle
 }
 
 API cuMemsetD8Async(u64 to, u8 value, size_t count, void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (!count) return SUCCESS;
@@ -395,9 +401,11 @@ API cuMemsetD8Async(u64 to, u8 value, size_t count, void* handle) {
   flush_uploads(stream);
   memset((void*)to, value, count);
   mark_written((void*)to, count);
+  note_writer(to, stream);
   return SUCCESS;
 }
 API cuMemsetD32Async(u64 to, u32 value, size_t count, void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (!count) return SUCCESS;
@@ -406,9 +414,11 @@ API cuMemsetD32Async(u64 to, u32 value, size_t count, void* handle) {
   flush_uploads(stream);
   for (size_t i = 0; i < count; i++) ((u32*)to)[i] = value;
   mark_written((void*)to, count * 4);
+  note_writer(to, stream);
   return SUCCESS;
 }
 API cuMemsetD16Async(u64 to, u16 value, size_t count, void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (!count) return SUCCESS;
@@ -417,6 +427,7 @@ API cuMemsetD16Async(u64 to, u16 value, size_t count, void* handle) {
   flush_uploads(stream);
   for (size_t i = 0; i < count; i++) ((u16*)to)[i] = value;
   mark_written((void*)to, count * 2);
+  note_writer(to, stream);
   return SUCCESS;
 }
 API cuMemsetD8_v2(u64 to, u8 value, size_t count) { return cuMemsetD8Async(to, value, count, nullptr); }
@@ -429,6 +440,7 @@ API cuStreamCreateWithPriority(void** handle, unsigned flags, int priority) {
   if (flags > 1) return INVALID_VALUE;
   Stream* stream = new Stream;
   stream->blocking = !(flags & 1);
+  stream->device = current_device();
   stream->priority = priority > 0 ? 0 : priority < -5 ? -5 : priority;
   streams.push_back(stream);
   *handle = stream;
@@ -443,6 +455,7 @@ API cuStreamDestroy_v2(void* handle) {
   return SUCCESS;
 }
 API cuStreamSynchronize(void* handle) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   if (int error = begin_wait()) return error;
@@ -451,8 +464,10 @@ API cuStreamSynchronize(void* handle) {
 }
 // Says "not ready" once when there is late work, so that a caller that does not look at the answer is seen.
 API cuStreamQuery(void* handle) {
+  bool settled = settle(handle, false);
   BEGIN;
   STREAM(handle);
+  if (!settled) return NOT_READY;
   if (has_late_work(stream, ~0ull) && !stream->asked) {
     stream->asked = true;
     return NOT_READY;
@@ -466,7 +481,11 @@ API cuStreamWaitEvent(void* handle, Event* event, unsigned) {
   STREAM(handle);
   if (!event->stream) return SUCCESS;  // never recorded
   upload_all(event->stream);
-  if (event->stream != stream) stream->waits.push_back(Wait{++stream->issued, event->stream, event->number});
+  if (event->stream == stream) return SUCCESS;
+  stream->waits.push_back(Wait{++stream->issued, event->stream, event->number});
+  auto see = [&](const Stream* other, u64 number) { stream->seen[other] = std::max(stream->seen[other], number); };
+  see(event->stream, event->number);
+  for (auto& [other, number] : event->seen) see(other, number);
   return SUCCESS;
 }
 API cuStreamGetPriority(void* handle, int* priority) {
@@ -493,6 +512,7 @@ API cuStreamIsCapturing(void*, int* status) {
 }
 API cuStreamAttachMemAsync(void*, u64, size_t, unsigned) { return NOT_SUPPORTED; }
 API cuLaunchHostFunc(void* handle, void (*function)(void*), void* argument) {
+  settle(handle);
   BEGIN;
   STREAM(handle);
   flush_uploads(stream);
@@ -500,6 +520,7 @@ API cuLaunchHostFunc(void* handle, void (*function)(void*), void* argument) {
   return SUCCESS;
 }
 API cuCtxSynchronize() {
+  settle_device();
   BEGIN;
   if (int error = begin_wait()) return error;
   complete_all();
@@ -524,19 +545,23 @@ API cuEventRecord(Event* event, void* handle) {
   STREAM(handle);
   event->stream = stream;
   event->number = stream->issued;
+  event->seen = stream->seen;
   event->milliseconds = now();
   event->asked = false;
   return SUCCESS;
 }
 API cuEventRecordWithFlags(Event* event, void* handle, unsigned) { return cuEventRecord(event, handle); }
 API cuEventSynchronize(Event* event) {
+  settle_event(event);
   BEGIN;
   if (int error = begin_wait()) return error;
   if (event->stream) complete(event->stream, event->number);
   return SUCCESS;
 }
 API cuEventQuery(Event* event) {
+  bool settled = settle_event(event, false);
   BEGIN;
+  if (!settled) return NOT_READY;
   if (!event->stream) return SUCCESS;
   if (has_late_work(event->stream, event->number) && !event->asked) {
     event->asked = true;

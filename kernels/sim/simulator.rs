@@ -58,6 +58,19 @@ pub(crate) fn gpu() -> Arc<Cuda> {
     GPU.clone()
 }
 
+/// Lets this process have `gpus` simulated GPUs and a simulated NCCL: called before the first of them is opened.
+#[allow(dead_code, reason = "not every test communicates")]
+pub(crate) fn with_nccl(gpus: usize) {
+    let (out, _) = build();
+    // SAFETY: as above.
+    unsafe { env::set_var("SMELT_SIM_DEVICES", gpus.to_string()) };
+    if env::var_os("SMELT_NCCL").is_none() {
+        // SAFETY: as above.
+        unsafe { env::set_var("SMELT_NCCL", out.join("libnccl.so.2")) };
+    }
+    driver();
+}
+
 /// What the driver counted so far: a JSON object.
 #[allow(dead_code, reason = "not every test counts")]
 pub(crate) fn report() -> String {

@@ -11,6 +11,7 @@
 
 mod adapters;
 mod backend;
+pub mod collective;
 mod cpu;
 pub mod cuda;
 mod document_bounds;

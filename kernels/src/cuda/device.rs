@@ -11,7 +11,7 @@ use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The oldest driver whose CUDA the kernels are compiled for: 12.3 knows everything that they use of sm_90a.
 const OLDEST_DRIVER: i32 = 12_030;
@@ -124,6 +124,12 @@ unsafe impl Send for Locked {}
 /// Bytes of page-locked memory: what a step tells the host is far less.
 const LOCKED: usize = 1 << 20;
 
+/// What may have gone wrong beside the device's own operations: a communicator.
+pub(crate) trait Watched: Send + Sync {
+    /// Whether what the device computed so far can be trusted.
+    fn look(&self) -> Result<(), DeviceError>;
+}
+
 /// The operations on one GPU.
 pub struct Cuda {
     found: Found,
@@ -133,6 +139,7 @@ pub struct Cuda {
     arena: Arc<Arena>,
     kernels: Mutex<HashMap<&'static str, Kernel>>,
     locked: Mutex<Locked>,
+    watched: Mutex<Vec<Weak<dyn Watched>>>,
     is_low: bool,
 }
 
@@ -182,6 +189,7 @@ impl Cuda {
             arena: Arc::default(),
             kernels: Mutex::default(),
             locked,
+            watched: Mutex::default(),
             is_low: false,
         })
     }
@@ -207,11 +215,24 @@ impl Cuda {
         self.arena.take_peak()
     }
 
-    /// Waits until everything that was asked for is computed.
+    /// Waits until everything that was asked for is computed. Ends the operation when a communication failed: then the
+    /// device goes on without it, and what it computed is not to be used.
     pub fn wait(&self) {
         self.bind();
         // SAFETY: the stream is this device's.
         expect("compute", unsafe { result::stream::synchronize(self.stream) });
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|one| one.strong_count() > 0);
+        let all: Vec<_> = watched.iter().filter_map(Weak::upgrade).collect();
+        drop(watched);
+        for one in all {
+            one.look().unwrap_or_else(|error| error.raise());
+        }
+    }
+
+    /// Looks at `one` whenever the host waits, as long as it lives.
+    pub(crate) fn watch(&self, one: Weak<dyn Watched>) {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(one);
     }
 
     /// Waits until everything that was asked for is computed, and copies from the device.
@@ -234,7 +255,7 @@ impl Cuda {
         to.copy_from_slice(between);
     }
 
-    pub(super) fn stream(&self) -> sys::CUstream {
+    pub(crate) fn stream(&self) -> sys::CUstream {
         self.stream
     }
 
@@ -243,13 +264,17 @@ impl Cuda {
     }
 
     /// Makes the device's context that of this thread.
-    pub(super) fn bind(&self) {
+    pub(crate) fn bind(&self) {
+        expect("use its context", self.try_bind());
+    }
+
+    pub(super) fn try_bind(&self) -> Result<(), result::DriverError> {
         // SAFETY: the context lives as long as this.
-        expect("use its context", unsafe { result::ctx::set_current(self.context) });
+        unsafe { result::ctx::set_current(self.context) }
     }
 
     /// Unspecified contents.
-    pub(super) fn make(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+    pub(crate) fn make(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
         self.bind();
         Tensor::of_device(self.place(), self.arena.take(shape.len() * dtype.bytes()), shape, dtype)

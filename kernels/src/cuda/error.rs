@@ -13,15 +13,20 @@ pub struct DeviceError {
 }
 
 impl DeviceError {
-    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { message: message.into(), hint: hint.into(), is_temporary: false }
     }
 
     /// What the driver said when smelt asked it to do `what`.
-    pub(super) fn of_driver(what: &str, error: DriverError) -> Self {
+    pub(crate) fn of_driver(what: &str, error: DriverError) -> Self {
         let name = name_of(error);
         let hint = "see the kernel log (`dmesg`) for the cause; another try goes on from the last save";
-        Self { is_temporary: true, ..Self::new(format!("the GPU failed to {what}: {name}"), hint) }
+        Self::temporary(format!("the GPU failed to {what}: {name}"), hint)
+    }
+
+    /// One that another process may not meet again.
+    pub(crate) fn temporary(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { is_temporary: true, ..Self::new(message, hint) }
     }
 
     /// The one thing to do.
@@ -40,7 +45,7 @@ impl DeviceError {
     }
 
     /// Ends the operation.
-    pub(super) fn raise(self) -> ! {
+    pub(crate) fn raise(self) -> ! {
         std::panic::panic_any(self)
     }
 }

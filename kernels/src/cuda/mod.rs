@@ -2,7 +2,7 @@
 //!
 //! The driver, the compiler and everything else of CUDA is opened at run time: one binary runs with and without a GPU.
 //! All operations of a device run in one stream, in the order in which the host calls them, and the host goes on at
-//! once; it waits in `download` alone.
+//! once; it waits in `download` alone. Communications have streams of their own, ordered with that one by events.
 
 mod attention;
 mod both;
@@ -19,13 +19,16 @@ mod products;
 mod router;
 mod rows;
 mod sample;
+mod side_stream;
 mod sources;
 mod table;
 mod tensor_cores;
 
 pub use compiler::{Compiled, architecture, compile, kernels_of, open_compiler};
+pub(crate) use device::Watched;
 pub use device::{Cuda, Found, find};
 pub use error::DeviceError;
 pub(crate) use head::rows_at_once as rows_of_logits;
 pub(crate) use memory::DeviceMemory;
+pub(crate) use side_stream::{Mark, SideStream};
 pub use sources::{SOURCES, Source};

@@ -41,7 +41,7 @@ impl Cuda {
         to
     }
 
-    pub(super) fn copy_one(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn copy_one(&self, x: &Tensor) -> Tensor {
         let mut to = self.like(x);
         self.copy_bytes(x.address(self.place()), &mut to, x.len() * x.dtype().bytes());
         to

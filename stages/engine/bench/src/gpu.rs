@@ -23,13 +23,14 @@ struct Part {
 }
 
 /// In order of value: what comes first is still there when the time is over.
-const PARTS: [Part; 12] = [
+const PARTS: [Part; 13] = [
     Part { name: "device", seconds: 20, run: device },
     Part { name: "products_right", seconds: 90, run: products_right },
     Part { name: "attention_right", seconds: 60, run: attention_right },
     Part { name: "rows_right", seconds: 60, run: rows_right },
     Part { name: "train_20m", seconds: 120, run: train_20m },
     Part { name: "resume", seconds: 60, run: resume },
+    Part { name: "nccl", seconds: 60, run: crate::nccl::part },
     Part { name: "copy_speed", seconds: 30, run: copy_speed },
     Part { name: "products_speed", seconds: 60, run: products_speed },
     Part { name: "attention_speed", seconds: 40, run: attention_speed },
@@ -42,7 +43,7 @@ const PARTS: [Part; 12] = [
 static IS_SMALL: AtomicBool = AtomicBool::new(false);
 
 /// A size, or a small one.
-fn scaled(size: usize) -> usize {
+pub(crate) fn scaled(size: usize) -> usize {
     if IS_SMALL.load(Ordering::Relaxed) { (size / 32).next_multiple_of(2).max(20) } else { size }
 }
 
@@ -61,13 +62,13 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    fn new(what: impl Into<String>, figures: Value) -> Self {
+    pub(crate) fn new(what: impl Into<String>, figures: Value) -> Self {
         let Value::Object(figures) = figures else { unreachable!("figures are an object") };
         Self { what: what.into(), is_right: None, figures }
     }
 
     /// A check that a distance is at most `most`.
-    fn check(what: impl Into<String>, distance: f64, most: f64) -> Self {
+    pub(crate) fn check(what: impl Into<String>, distance: f64, most: f64) -> Self {
         let row = Self::new(what, json!({ "distance": distance, "most": most }));
         Self { is_right: Some(distance <= most), ..row }
     }
@@ -168,7 +169,7 @@ fn apart(name: &str, limit: Duration, is_small: bool) -> io::Result<Result<Vec<R
     })
 }
 
-fn gpu() -> Arc<Cuda> {
+pub(crate) fn gpu() -> Arc<Cuda> {
     let gpu = Cuda::new(0).unwrap_or_else(|e| {
         eprintln!("error: {e}\nhint: {}", e.hint());
         std::process::exit(6)
@@ -458,7 +459,7 @@ fn resume() -> Vec<Row> {
 }
 
 /// Median seconds of `work`, which only asks the device to compute.
-fn seconds(gpu: &Cuda, mut work: impl FnMut()) -> f64 {
+pub(crate) fn seconds(gpu: &Cuda, mut work: impl FnMut()) -> f64 {
     let mut once = |count: u32| {
         gpu.wait();
         let begun = Instant::now();

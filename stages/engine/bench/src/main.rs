@@ -6,6 +6,7 @@
 mod gpu;
 mod measure;
 mod models;
+mod nccl;
 
 use clap::{Parser, ValueEnum};
 use measure::Figures;

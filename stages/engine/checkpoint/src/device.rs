@@ -1,5 +1,6 @@
 //! What a stage with a model computes on.
 
+use smelt_kernels::collective::Nccl;
 use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, Meta, cuda};
 use smelt_model::Precision;
 use smelt_stage::{Check, Context, Device, Doctor, Error, Stage};
@@ -107,6 +108,11 @@ pub fn needs_of<S: Stage>() -> Doctor {
                     Ok(from) => say("gpu kernels", true, from, None),
                     Err(e) => say("gpu kernels", false, e.to_string(), Some(e.hint())),
                 }
+            }
+            // only trainings over several GPUs need it
+            match Nccl::found() {
+                Ok(found) => say("nccl", true, found, None),
+                Err(e) => say("nccl", true, format!("none: {e}"), None),
             }
         }
     }
