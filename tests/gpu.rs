@@ -148,6 +148,28 @@ fn a_device_that_cannot_be_used_says_why() {
     );
 }
 
+/// A GPU that has no memory for a whole step at once.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn what_is_computed_at_once_follows_the_memory() {
+    let (small, large) = (Bench::new(), Bench::new());
+    let text = PIPELINE.replace("sequences: 2", "sequences: 16").replace("steps: 3", "steps: 1");
+    let memory = ("SMELT_SIM_MEMORY", "2500000");
+    let whole = text.replace("micro_batch_tokens: auto", "micro_batch_tokens: 512");
+    let said = run(&Bench::new(), &whole, "cuda:0", true, &[memory]).fails(6).err;
+    assert!(said.contains("hint: lower `micro_batch_tokens`"), "{said}");
+    run(&small, &text, "cuda:0", true, &[memory]).ok();
+    run(&large, &text, "cuda:0", true, &[]).ok();
+    let at_once = |bench: &Bench| -> usize {
+        let shown = bench.smelt(&["artifacts", "show", "base"]).ok().out;
+        let value = shown.lines().find_map(|line| line.trim().strip_prefix("metric   tokens_at_once = "));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no tokens at once: {shown}"))
+    };
+    // equal parts of sequences of 32 tokens
+    assert!([32, 64, 128, 256].contains(&at_once(&small)), "{}", at_once(&small));
+    assert_eq!(at_once(&large), 512);
+}
+
 #[test]
 fn auto_is_the_cpu_where_there_is_no_gpu() {
     let bench = Bench::new();
