@@ -94,7 +94,8 @@ pub struct Config {
     /// in speed.
     pub precision: Precision,
     /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
-    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    /// norms, gated activations, rows sent to experts), `experts` (what each expert gives, too) or `full` (one more
+    /// forward of each block).
     pub recompute: Recomputed,
     /// The model's sizes; not used with `init`.
     pub model: Architecture,

@@ -60,7 +60,8 @@ pub struct Config {
     /// with them.
     pub precision: Precision,
     /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
-    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    /// norms, gated activations, rows sent to experts), `experts` (what each expert gives, too) or `full` (one more
+    /// forward of each block).
     pub recompute: Recomputed,
     /// The system prompt under which answers are scored, for rows without one of their own.
     pub system: String,

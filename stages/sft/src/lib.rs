@@ -52,7 +52,8 @@ pub struct Config {
     /// Of the products of linear layers. `bf16` and `fp8` are for GPUs: the CPU is no faster with them.
     pub precision: Precision,
     /// What backward computes again instead of keeping it, which saves memory and changes no bit: `light` (outputs of
-    /// norms, gated activations, rows sent to experts) or `full` (one more forward of each block).
+    /// norms, gated activations, rows sent to experts), `experts` (what each expert gives, too) or `full` (one more
+    /// forward of each block).
     pub recompute: Recomputed,
     /// Jinja, as transformers renders it; empty keeps the checkpoint's own, or takes smelt's when it has none.
     pub chat_template: String,

@@ -46,6 +46,7 @@ enum Format {
 pub enum Recompute {
     None,
     Light,
+    Experts,
     Full,
 }
 

@@ -225,6 +225,7 @@ pub(crate) fn train(
     let (recompute, recompute_word) = match again {
         crate::Recompute::None => (Recomputed::None, "none"),
         crate::Recompute::Light => (Recomputed::Light, "light"),
+        crate::Recompute::Experts => (Recomputed::Experts, "experts"),
         crate::Recompute::Full => (Recomputed::Full, "full"),
     };
     let model = Model::new(sized.config.clone()).expect("the sizes are a model");

@@ -141,7 +141,7 @@ impl Layer for Inside<'_> {
 
     fn backward(&self, cx: &Cx, mut s: InsideSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let Block { norm, attention, ffn_norm, ffn } = self.0;
-        let recalls = cx.recompute == Recomputed::Light;
+        let recalls = cx.recompute.is_light();
         if recalls {
             s.ffn.recall_input(cx, &ffn_norm.again(cx, &s.ffn_norm));
         }

@@ -31,7 +31,7 @@ impl fmt::Debug for Cx<'_> {
 impl Cx<'_> {
     /// For what [`Recomputed::Light`] computes again instead of keeping it.
     pub(crate) fn light(&self) -> Self {
-        Self { keeps: self.keeps && self.recompute != Recomputed::Light, ..*self }
+        Self { keeps: self.keeps && !self.recompute.is_light(), ..*self }
     }
 
     /// For a layer whose products stay in f32 whatever the rest does.

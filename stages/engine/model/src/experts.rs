@@ -6,7 +6,7 @@
 use crate::mlp::MlpSaved;
 use crate::params::Specs;
 use crate::product::{Gradient, Input, Product};
-use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Start};
+use crate::{Config, Cx, DeepseekV3, Grads, Layer, Linear, Mlp, Param, Recomputed, Start};
 use smelt_kernels::fp8::Operand;
 use smelt_kernels::{DType, Router, Routing, Tensor, Write};
 
@@ -58,7 +58,7 @@ pub struct ExpertsSaved {
     x: Option<Tensor>, // [N, D]
     routed: Routed,
     inside: ComputedSaved,
-    computed: Computed,
+    computed: Option<Computed>,
     shared: Option<MlpSaved>,
 }
 
@@ -119,9 +119,16 @@ impl Experts {
         let input = Input::new(&light, &x, segments);
         drop(x);
         let h = Product { w: self.gate_up, segments }.forward(cx, &input);
-        let act = Input::gated(&light, &h, segments);
+        let (y, act) = self.gate(&light, &h, routed);
+        (y, ComputedSaved { x: input.into_kept(), h, act })
+    }
+
+    /// The second half of the experts: of h `[R, 2F]`, and what backward needs of the gated activations.
+    fn gate(&self, cx: &Cx, h: &Tensor, routed: &Routed) -> (Computed, Option<Operand>) {
+        let segments = Some(&routed.routing.segments);
+        let act = Input::gated(cx, h, segments);
         let y = Product { w: self.down, segments }.forward(cx, &act);
-        (Computed(y), ComputedSaved { x: input.into_kept(), h, act: act.into_kept() })
+        (Computed(y), act.into_kept())
     }
 
     /// Adds the experts' rows to y `[N, D]`.
@@ -194,13 +201,20 @@ impl Layer for Experts {
             None => (cx.backend.zeros(x.shape(), x.dtype()), None),
         };
         self.combine(cx, &computed, &routed, &mut y);
+        let computed = (cx.recompute != Recomputed::Experts).then_some(computed);
         (y, ExpertsSaved { x: cx.light().keeps.then_some(x), routed, inside, computed, shared })
     }
 
     fn backward(&self, cx: &Cx, s: ExpertsSaved, dy: Tensor, grads: &mut Grads) -> Tensor {
         let x = s.x.expect("experts: their input is kept or recalled");
-        let (dcomputed, dweights) = self.combine_backward(cx, &s.computed, &s.routed, &dy);
-        let ComputedSaved { x: dispatched, h, act } = s.inside;
+        let ComputedSaved { x: dispatched, h, mut act } = s.inside;
+        let computed = s.computed.unwrap_or_else(|| {
+            let (computed, again) = self.gate(cx, &h, &s.routed);
+            act = again;
+            computed
+        });
+        let (dcomputed, dweights) = self.combine_backward(cx, &computed, &s.routed, &dy);
+        drop(computed);
         let dispatched = dispatched
             .unwrap_or_else(|| Input::again(cx, &self.dispatch(cx, &x, &s.routed).0, Some(&s.routed.routing.segments)));
         let ddispatched = self.compute_backward(cx, dispatched, (h, act), dcomputed, &s.routed, grads);

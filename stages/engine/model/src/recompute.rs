@@ -15,8 +15,18 @@ pub enum Recomputed {
     None,
     /// Outputs of norms and gated activations, and the rows sent to experts: cheap to make again.
     Light,
+    /// As `light`, and what each expert gives: one more of their products. What is kept does not grow when there are
+    /// more and finer experts for each token (SonicMoE's point).
+    Experts,
     /// Everything between its input and its output: one more forward.
     Full,
+}
+
+impl Recomputed {
+    /// Whether cheap values are computed again.
+    pub(crate) fn is_light(self) -> bool {
+        matches!(self, Recomputed::Light | Recomputed::Experts)
+    }
 }
 
 /// A layer that keeps its input alone, and runs forward again in backward.

@@ -148,6 +148,10 @@ mod tests {
         let experts = of_experts(d) + of_experts(f) + (routed * 2 * f + routed * d) * 4;
         let shared = operand(d) + operand(f) + n * 2 * f * 4;
         assert_eq!(kept, (residual + queries + keys + heads + routing + experts + shared) as u64);
+        // no outputs of norms, no gated activations, no rows sent to experts; and not what experts give
+        let light = operand(d) + n * d * 4 + of_experts(d) + of_experts(f) + operand(d) + operand(f);
+        assert_eq!(block(Recomputed::Light).2, kept - light as u64);
+        assert_eq!(block(Recomputed::Experts).2, kept - (light + routed * d * 4) as u64);
         // the block's input alone
         assert_eq!(block(Recomputed::Full).2, (n * d * 4) as u64);
     }

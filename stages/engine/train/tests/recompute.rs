@@ -41,7 +41,7 @@ fn what_is_computed_again_changes_no_bit() {
             let new = |recompute| trainer(config, precision, recompute, Arc::new(Cpu::new(2)));
             let mut whole = new(Recomputed::None);
             let reports: Vec<String> = (0..4).map(|at| format!("{:?}", step(&mut whole, at))).collect();
-            for recompute in [Recomputed::Light, Recomputed::Full] {
+            for recompute in [Recomputed::Light, Recomputed::Experts, Recomputed::Full] {
                 let mut trainer = new(recompute);
                 for (at, expected) in reports.iter().enumerate() {
                     assert_eq!(format!("{:?}", step(&mut trainer, at as u32)), *expected, "{recompute:?}, step {at}");
@@ -72,12 +72,15 @@ fn calls(recompute: Recomputed, operation: &str) -> u64 {
 /// Two micro-batches through three blocks and one of an MTP module.
 #[test]
 fn a_policy_computes_again_what_it_says() {
-    let [none, light, full] = [Recomputed::None, Recomputed::Light, Recomputed::Full]
-        .map(|r| ["attention", "route", "swiglu", "rms_norm"].map(|op| calls(r, op)));
+    let [none, light, experts, full] = [Recomputed::None, Recomputed::Light, Recomputed::Experts, Recomputed::Full]
+        .map(|r| ["attention", "route", "swiglu", "rms_norm", "grouped_gemm"].map(|op| calls(r, op)));
     let blocks = 2 * 4;
     assert_eq!(none[0], blocks);
     assert_eq!((light[0], light[1]), (none[0], none[1]), "attention and routes are kept");
     assert_eq!(light[2], 2 * none[2], "gated activations are made again");
     assert_eq!(light[3], none[3] + 2 * blocks, "and two norms of each block");
+    let of_experts = 2 * 3; // blocks with experts
+    assert_eq!(experts[..4], [light[0], light[1], light[2], light[3]]);
+    assert_eq!(experts[4], light[4] + of_experts, "what experts give is made again");
     assert_eq!((full[0], full[1], full[2]), (2 * none[0], 2 * none[1], 2 * none[2]));
 }
