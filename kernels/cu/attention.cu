@@ -21,20 +21,54 @@ struct Heads {
   float scale;
 };
 
-DEVICE float score(const Heads& h, const float* q, i64 key, int kv_head) {
-  const float* own = h.k.data + key * h.k.row + kv_head * h.k.head;
-  const float* shared = h.k_shared.data + key * h.k_shared.row + kv_head * h.k_shared.head;
+// Keys `first..` of training: neighbouring rows of the operands.
+struct Document {
+  const Heads& h;
+  i64 first;
+  int kv_head;
+  DEVICE const float* at(const Rows& rows, int key) const {
+    return rows.data + (first + key) * rows.row + kv_head * rows.head;
+  }
+  DEVICE const float* own(int key) const { return at(h.k, key); }
+  DEVICE const float* shared(int key) const { return at(h.k_shared, key); }
+  DEVICE const float* value(int key) const { return at(h.v, key); }
+  DEVICE i64 value_row() const { return h.v.row; }
+  // How many of `count` keys from `key` on have values `value_row()` apart.
+  DEVICE int run(int key, int count) const { return count; }
+};
+
+// Keys of generation: the rows of pages. `k` and `v` are where a row has the key and the value of the head.
+struct Cache {
+  const float* const* pages;
+  int page_rows;
+  i64 row;
+  int k, v;
+  DEVICE const float* at(int key) const {
+    int page = key / page_rows;
+    return pages[page] + (key - page * page_rows) * row;
+  }
+  DEVICE const float* own(int key) const { return at(key) + k; }
+  DEVICE const float* shared(int key) const { return at(key); }
+  DEVICE const float* value(int key) const { return at(key) + v; }
+  DEVICE i64 value_row() const { return row; }
+  DEVICE int run(int key, int count) const {
+    int left = page_rows - key % page_rows;
+    return left < count ? left : count;
+  }
+};
+
+DEVICE float score(const Heads& h, const float* q, const float* own, const float* shared) {
   float sum = 0.f;
   for (int c = 0; c < h.own; c++) sum = fmaf(q[c], own[c], sum);
   for (int c = 0; c < h.shared; c++) sum = fmaf(q[h.own + c], shared[c], sum);
   return sum * h.scale;
 }
 
-// One query over keys `first..first + count`; writes its output, and returns the log-sum-exp in every thread. Dynamic
-// shared memory: own + shared + value floats; scratch of 4 and p of 128 floats.
+// One query over `count` keys; writes its output, and returns the log-sum-exp in every thread. Dynamic shared memory:
+// own + shared + value floats; scratch of 4 and p of 128 floats.
+template <class Keys>
 DEVICE float attend(
-    const Heads& h, const float* query, i64 first, int count, int kv_head, float* o, float* q, float* scratch,
-    float* p) {
+    const Heads& h, const float* query, const Keys& keys, int count, float* o, float* q, float* scratch, float* p) {
   float* sum = q + h.own + h.shared;
   for (int c = threadIdx.x; c < h.own + h.shared; c += KEYS) q[c] = query[c];
   for (int c = threadIdx.x; c < h.value; c += KEYS) sum[c] = 0.f;
@@ -42,7 +76,7 @@ DEVICE float attend(
   __syncthreads();
   for (int start = 0; start < count; start += KEYS) {
     int key = start + threadIdx.x;
-    float s = key < count ? score(h, q, first + key, kv_head) : -3.402823466e+38f;
+    float s = key < count ? score(h, q, keys.own(key), keys.shared(key)) : -3.402823466e+38f;
     float most = fmaxf(largest, block_max(s, scratch));
     float e = key < count ? exp_below(s - most) : 0.f, keep = exp_below(largest - most);
     p[threadIdx.x] = e;
@@ -51,8 +85,11 @@ DEVICE float attend(
     int here = count - start < KEYS ? count - start : KEYS;
     for (int c = threadIdx.x; c < h.value; c += KEYS) {
       float value = sum[c] * keep;
-      for (int j = 0; j < here; j++)
-        value = fmaf(p[j], h.v.data[(first + start + j) * h.v.row + kv_head * h.v.head + c], value);
+      for (int j = 0; j < here;) {
+        const float* v = keys.value(start + j) + c;
+        int end = j + keys.run(start + j, here - j);
+        for (; j < end; j++, v += keys.value_row()) value = fmaf(p[j], *v, value);
+      }
       sum[c] = value;
     }
     __syncthreads();
@@ -72,8 +109,9 @@ KERNEL(128) attention_forward(
           shared_width, value, heads, queries_per_key, scale};
   i64 row = blockIdx.x;
   int head = blockIdx.y, position = (int)positions[row];
-  float of_row = attend(h, q + row * q_row + head * q_head, row - position, position + 1, head / queries_per_key,
-                        o + (row * heads + head) * value, (float*)shared, scratch, p);
+  Document keys{h, row - position, head / queries_per_key};
+  float of_row = attend(h, q + row * q_row + head * q_head, keys, position + 1, o + (row * heads + head) * value,
+                        (float*)shared, scratch, p);
   if (threadIdx.x == 0) lse[(i64)head * gridDim.x + row] = of_row;
 }
 
@@ -108,13 +146,14 @@ KERNEL(128) attention_dq(
   }
   for (int c = threadIdx.x; c < value; c += KEYS) gradient[c] = d_o[(row * heads + head) * value + c];
   float of_row = lse[(i64)head * gridDim.x + row], mean = means[(i64)head * gridDim.x + row];
+  Document keys{h, first, kv_head};
   __syncthreads();
   for (int start = 0; start < count; start += KEYS) {
     int key = start + threadIdx.x;
     ds[threadIdx.x] = 0.f;
     if (key < count) {
-      float p = exp_below(score(h, query, first + key, kv_head) - of_row), dp = 0.f;
-      const float* of_key = v + (first + key) * v_row + kv_head * v_head;
+      float p = exp_below(score(h, query, keys.own(key), keys.shared(key)) - of_row), dp = 0.f;
+      const float* of_key = keys.value(key);
       for (int c = 0; c < value; c++) dp = fmaf(gradient[c], of_key[c], dp);
       ds[threadIdx.x] = p * (dp - mean) * scale;
     }
@@ -229,25 +268,27 @@ KERNEL(256) place_dv(const float* dv, float* dkv, i64 n, int heads, int nope, in
   }
 }
 
-// One request of generation: its rows of q, which stand at the last of `length` positions of its cache.
+// One request of generation: its rows of q, which stand at the last of `length` positions of its cache. Position p is
+// row `p % page_rows` of page `p / page_rows`; `page` is the first of its pages in the table of addresses.
 struct Request {
-  const float* cache;
-  int first, rows, length, pad;
+  int first, rows, length, page_rows, page;
 };
 
-// Attention over caches. Block (i, h): row i, head h; keys at column `k_head·(h / queries_per_key)` of the cache's
-// rows, values at `v_first + v_head·(h / queries_per_key)`; o is `[N, H, value]`.
+// Attention over caches. Block (i, h): row i, head h; keys at column `k_head·(h / queries_per_key)` of a page's rows,
+// values at `v_first + v_head·(h / queries_per_key)`; o is `[N, H, value]`.
 KERNEL(128) attention_cached(
-    const float* q, const Request* requests, int count, float* o, i64 q_row, i64 q_head, i64 cache_row, int k_head,
-    int v_first, int v_head, int width, int value, int heads, int queries_per_key, float scale) {
+    const float* q, const float* const* pages, const Request* requests, int count, float* o, i64 q_row, i64 q_head,
+    i64 page_row, int k_head, int v_first, int v_head, int width, int value, int heads, int queries_per_key,
+    float scale) {
   DYNAMIC_SHARED(shared);
   __shared__ float scratch[4], p[KEYS];
   int row = blockIdx.x, head = blockIdx.y, at = 0;
   while (at + 1 < count && row >= requests[at].first + requests[at].rows) at++;
   Request r = requests[at];
-  Heads h{{q, q_row, q_head}, {r.cache, cache_row, k_head}, {r.cache, 0, 0}, {r.cache + v_first, cache_row, v_head},
-          width, 0, value, heads, queries_per_key, scale};
+  Heads h{{}, {}, {}, {}, width, 0, value, heads, queries_per_key, scale};  // `keys` says where rows are
+  int kv_head = head / queries_per_key;
+  Cache keys{pages + r.page, r.page_rows, page_row, kv_head * k_head, v_first + kv_head * v_head};
   int seen = r.length - r.rows + (row - r.first) + 1;
-  attend(h, q + row * q_row + head * q_head, 0, seen, head / queries_per_key, o + ((i64)row * heads + head) * value,
-         (float*)shared, scratch, p);
+  attend(h, q + row * q_row + head * q_head, keys, seen, o + ((i64)row * heads + head) * value, (float*)shared, scratch,
+         p);
 }

@@ -177,9 +177,9 @@ plant "the query is read too early" attention.cu gpu::attention \
   '/largest = -3.4.*total = 0.f;/,/__sync/ s/__syncthreads();//'
 plant "sums are not shrunk" attention.cu gpu::attention 's/float value = sum\[c\] \* keep;/float value = sum[c];/'
 plant "the total is not shrunk" attention.cu gpu::attention 's/total = total \* keep +/total = total +/'
-plant "a query sees the next key" attention.cu gpu::grouped_attention 's/position + 1, head/position + 2, head/'
+plant "a query sees the next key" attention.cu gpu::grouped_attention 's/keys, position + 1, o/keys, position + 2, o/'
 plant "a query sees the document before" attention.cu gpu::attention \
-  's#row - position, position + 1, head#row - position - (row > position), position + 1, head#'
+  's#keys{h, row - position, head#keys{h, row - position - (row > position), head#'
 plant "wide heads are read in part" attention.cu "gpu::cached_attention gpu::latent_attention" \
   's/c < h.own + h.shared; c += KEYS) q/c < h.own + h.shared; c += 2 * KEYS) q/'
 plant "wide values are written in part" attention.cu "gpu::cached_attention gpu::latent_attention" \
@@ -200,6 +200,16 @@ plant "cached: a row of the next request" attention.cu gpu::cached_attention \
   's/row >= requests\[at\]/row > requests[at]/'
 plant "cached: a row sees the next key" attention.cu gpu::cached_attention \
   's/(row - r.first) + 1;/(row - r.first) + 2;/'
+plant "cached: the last row of a page is in the next one" attention.cu "gpu::cached_attention gpu::latent_attention" \
+  's#int page = key / page_rows;#int page = (key + 1) / page_rows;#'
+plant "cached: rows go on from page to page" attention.cu "gpu::cached_attention gpu::latent_attention" \
+  's/(key - page \* page_rows) \* row/key * row/'
+plant "cached: values of a block lie in one page" attention.cu "gpu::cached_attention gpu::latent_attention" \
+  's/int left = page_rows - key % page_rows;/int left = count;/'
+plant "cached: a run of values ends a row too late" attention.cu "gpu::cached_attention gpu::latent_attention" \
+  's/int left = page_rows - key % page_rows;/int left = page_rows - key % page_rows + 1;/'
+plant "cached: pages of the first request" attention.cu "gpu::cached_attention gpu::latent_attention" \
+  's/keys{pages + r.page, /keys{pages, /'
 plant "pack: a value of the wrong column" attention.cu tensor::latent_attention_is_that_of_the_cpu \
   's/ + c - rope\]/ + c - rope - 1]/'
 plant "place: dv over dk" attention.cu tensor::latent_attention_is_that_of_the_cpu \

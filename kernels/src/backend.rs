@@ -14,6 +14,7 @@ use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::math;
 use crate::segments::Segments;
+use crate::spans::spans;
 use crate::tensor::{Shape, Tensor};
 use std::ops::Range;
 
@@ -180,11 +181,42 @@ pub struct CachedRows<'a> {
     /// Its rows of q, which stand at the last positions of the cache. Requests follow each other in the order of their
     /// rows.
     pub rows: Range<usize>,
-    /// F32 `[room, latent + rope]`: normed latents and rotated keys; or `[room, 2·kv_heads·d]`: rotated keys, and
-    /// values.
-    pub cache: &'a Tensor,
-    /// Positions in it, those of `rows` included.
+    /// The cache, in order. All pages are F32 `[page rows, latent + rope]`: normed latents and rotated keys; or
+    /// `[page rows, 2·kv_heads·d]`: rotated keys, and values. Position p is row `p % page rows` of page
+    /// `p / page rows`.
+    pub pages: &'a [Tensor],
+    /// Positions in them, those of `rows` included. What lies behind them is not read.
     pub length: usize,
+}
+
+impl CachedRows<'_> {
+    /// Panics unless the pages are all of one shape, `width` wide, and have `length` positions, of which those of
+    /// `rows` are the last. `operation` is named in the message.
+    pub(crate) fn check(&self, operation: &str, width: usize) {
+        let Self { rows, pages, length } = self;
+        let (count, page_rows) = (rows.len(), self.page_rows());
+        assert!(count <= *length, "{operation}: {count} rows, {length} positions");
+        pages.iter().for_each(|page| page.expect(operation, [page_rows, width]));
+        let room = pages.len() * page_rows;
+        assert!(*length <= room, "{operation}: {length} positions in pages of {room} rows together");
+    }
+
+    /// Rows of each page.
+    pub(crate) fn page_rows(&self) -> usize {
+        self.pages.first().map_or(0, Tensor::rows)
+    }
+
+    /// The positions of each page that has some.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = Range<usize>> {
+        spans(self.length, self.page_rows().max(1))
+    }
+
+    /// What each page holds: its positions, row after row. Panics as [`check`](Self::check), and unless the memory of
+    /// the pages can be read here.
+    pub(crate) fn read(&self, operation: &str, width: usize) -> Vec<&[f32]> {
+        self.check(operation, width);
+        self.pages.iter().zip(self.spans()).map(|(page, held)| &page.read::<f32>()[..held.len() * width]).collect()
+    }
 }
 
 /// How one token is drawn.
@@ -379,8 +411,9 @@ macro_rules! operations {
             d_o: &Tensor,
             documents: &Documents,
         ) -> (Tensor, Tensor, Tensor);
-        /// Writes rows `rows` of `parts`, side by side, to `cache` from row `at` on: what generation remembers.
-        fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>);
+        /// Writes rows `rows` of `parts`, side by side, to `page` from row `at` on: what generation remembers. Rows
+        /// before and behind keep what they hold.
+        fn append(&self, page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>);
         /// The same attention for generation, from cached latents; `kv_b` is `[H·(nope + value), latent]`.
         fn latent_attention(
             &self,

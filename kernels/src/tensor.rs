@@ -133,6 +133,11 @@ impl Tensor {
         Self { buffer: Arc::new(Buffer { data, device, kept, derived }), shape }
     }
 
+    /// Whether a clone of the tensor is alive, so that it must not be written.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.buffer) > 1
+    }
+
     /// Where its memory is.
     pub fn device(&self) -> Device {
         self.buffer.device

@@ -2,6 +2,7 @@
 
 use smelt_kernels::gemm::Level;
 use smelt_kernels::*;
+use std::slice::from_ref;
 
 fn noise(seed: u64, shape: &[usize]) -> Tensor {
     let values: Vec<f32> =
@@ -38,7 +39,11 @@ fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
             Tensor::new([rows.len(), width], &cache.read::<f32>()[rows.start * width..rows.end * width])
         };
         let parts: Vec<_> = documents.iter().map(|rows| (rows.clone(), part(rows))).collect();
-        let requests = parts.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache, length: rows.len() });
+        let requests = parts.iter().map(|(rows, cache)| CachedRows {
+            rows: rows.clone(),
+            pages: from_ref(cache),
+            length: rows.len(),
+        });
         let o = cpu.cached_attention(&s, &q, &requests.collect::<Vec<_>>());
         for (a, b) in o.to_f64().iter().zip(expected.to_f64()) {
             assert!((a - b).abs() < 1e-5, "{s:?}: {a} {b}");
@@ -46,7 +51,7 @@ fn cached_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
         for (start, row) in documents.iter().flat_map(|rows| rows.clone().map(move |row| (rows.start, row))) {
             let q = alone.gather(&q, &Tensor::new([1], &[row as u32]));
             let seen = part(start..row + 1);
-            let one = CachedRows { rows: 0..1, cache: &seen, length: seen.rows() };
+            let one = CachedRows { rows: 0..1, pages: from_ref(&seen), length: seen.rows() };
             let wide = s.heads * s.dim;
             let o1 = alone.cached_attention(&s, &q, &[one]);
             assert_eq!(bits(&o1), bits(&o)[row * wide..(row + 1) * wide], "{s:?}, row {row}");
@@ -65,7 +70,7 @@ fn everything(cpu: &Cpu) -> Vec<Vec<u32>> {
         let d_o = noise(5, &[n, o.cols()]);
         let (dq, dk, dv) = cpu.grouped_attention_backward(&s, &q, &k, &v, &o, &softmax, &d_o, &documents);
         let cache = cpu.join(&k, &v);
-        let cached = cpu.cached_attention(&s, &q, &[CachedRows { rows: 0..n, cache: &cache, length: n }]);
+        let cached = cpu.cached_attention(&s, &q, &[CachedRows { rows: 0..n, pages: &[cache], length: n }]);
         list.extend([o, dq, dk, dv, cached]);
     }
     let (mut y, bias, mut dbias) = (noise(6, &[900, 50]), noise(7, &[50]), noise(8, &[50]));

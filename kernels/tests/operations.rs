@@ -2,6 +2,7 @@
 
 use smelt_kernels::gemm::Level;
 use smelt_kernels::*;
+use std::slice::from_ref;
 
 fn noise(seed: u64, shape: &[usize]) -> Tensor {
     let values: Vec<f32> =
@@ -41,8 +42,10 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
         Tensor::new([rows.len(), width], &cache.read::<f32>()[rows.start * width..rows.end * width])
     };
     let parts: Vec<_> = documents.iter().map(|rows| (rows.clone(), part(rows))).collect();
-    let whole: Vec<CachedRows> =
-        parts.iter().map(|(rows, cache)| CachedRows { rows: rows.clone(), cache, length: rows.len() }).collect();
+    let whole: Vec<CachedRows> = parts
+        .iter()
+        .map(|(rows, cache)| CachedRows { rows: rows.clone(), pages: from_ref(cache), length: rows.len() })
+        .collect();
     let o = cpu.latent_attention(&s, &q, &kv_b, &whole);
     for (a, b) in o.to_f64().iter().zip(expected.to_f64()) {
         assert!((a - b).abs() < 2e-5 * b.abs().max(1.0), "{a} {b}");
@@ -52,7 +55,7 @@ fn latent_attention_agrees_with_training_and_does_not_depend_on_the_batch() {
         let (start, row) = row;
         let q = alone.gather(&q, &Tensor::new([1], &[row as u32]));
         let seen = part(start..row + 1);
-        let one = CachedRows { rows: 0..1, cache: &seen, length: seen.rows() };
+        let one = CachedRows { rows: 0..1, pages: from_ref(&seen), length: seen.rows() };
         let o1 = alone.latent_attention(&s, &q, &kv_b, &[one]);
         let wide = s.heads * s.value;
         assert_eq!(bits(&o1), bits(&o)[row * wide..(row + 1) * wide], "row {row}");

@@ -2,11 +2,11 @@
 //!
 //! Training's form has a task per query head of a document; gradients of keys and values are summed over the query
 //! heads of a key-value head, in their order. Generation's form reads a cache and has a task per request and key-value
-//! head. Prefill and decoding differ in the number of rows, and a row does not depend on the other rows.
+//! head. Prefill and decoding differ in the number of rows, and a row does not depend on the other rows. Pages change
+//! no bit, as in latent attention.
 
 use super::device::Cpu;
-use super::gemm::View;
-use super::gemm::wide;
+use super::gemm::{Causal, View, wide};
 use super::one_head::{self, BLOCK, OneHead, Seen, part};
 use super::products::Products;
 use super::scratch::Scratch;
@@ -16,6 +16,7 @@ use crate::backend::{CachedRows, GroupedShape, Softmax};
 use crate::document_bounds::Documents;
 use crate::dtype::{DType, Real};
 use crate::rectangle::Rectangle;
+use crate::spans::spans;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -117,7 +118,7 @@ fn sum_over_queries<T: Real>(cpu: &Cpu, s: &GroupedShape, slabs: &Tensor) -> Ten
     sum
 }
 
-/// q `[N, H·d]`; rows of the caches are [keys | values] of all key-value heads.
+/// q `[N, H·d]`; rows of the pages are [keys | values] of all key-value heads.
 pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, d, per_kv_head) = (q.rows(), s.dim, s.queries_per_kv_head());
     let (row, width) = (s.heads * d, 2 * s.kv_heads * d);
@@ -126,16 +127,14 @@ pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[Cached
     assert!(rows == n, "cached_attention: requests have {rows} of {n} rows");
     let mut o = Tensor::empty([n, row], DType::F32);
     let (q, out) = (q.read::<f32>(), Rectangle::new(o.write::<f32>(), n, row, row));
+    let caches: Vec<_> = requests.iter().map(|request| (request, request.read("cached_attention", width))).collect();
+    let bands = out.bands(requests.iter().map(|request| request.rows.clone()));
     let mut tasks = Vec::new();
-    for (request, band) in requests.iter().zip(out.bands(requests.iter().map(|request| request.rows.clone()))) {
-        let cache = &request.cache.read::<f32>()[..request.length * width];
-        tasks.extend(band.columns(s.kv_heads).enumerate().map(|(head, out)| (&request.rows, cache, head, out)));
+    for ((request, pages), band) in caches.iter().zip(bands) {
+        tasks.extend(band.columns(s.kv_heads).enumerate().map(|(head, out)| (*request, &pages[..], head, out)));
     }
-    cpu.gemm.pool().each(tasks, |(rows, cache, head, mut out): (&Range<usize>, &[f32], usize, Rectangle<f32>)| {
-        let length = cache.len() / width;
-        assert!(rows.len() <= length, "cached_attention: {} rows, {length} positions", rows.len());
-        let keys = part(cache, 0..length, head * d, d, width);
-        let values = part(cache, 0..length, (s.kv_heads + head) * d, d, width);
+    cpu.gemm.pool().each(tasks, |(request, pages, head, mut out): (&CachedRows, &[&[f32]], usize, Rectangle<f32>)| {
+        let (rows, length) = (&request.rows, request.length);
         let block = rows.len().clamp(1, BLOCK);
         let mut queries = Scratch::<f32>::new(block * per_kv_head * d); // also holds the result
         let mut scores = Scratch::<f32>::new(block * per_kv_head * length);
@@ -149,7 +148,10 @@ pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[Cached
                 queries.copy_from_slice(&q[row_of_q * row + head * per_kv_head * d..][..per_kv_head * d]);
             }
             let query = View::new(queries, count, d);
-            cpu.gemm.alone(query, keys.slice(0, visible).t(), scores, Write::Set);
+            for (page, seen) in pages.iter().zip(spans(visible, request.page_rows())) {
+                let keys = part(page, 0..seen.len(), head * d, d, width).t();
+                cpu.gemm.alone_into(query, keys, &mut scores[seen.start..], visible, Write::Set, Causal::All);
+            }
             wide(
                 cpu.gemm.level(),
                 #[inline(always)]
@@ -160,8 +162,12 @@ pub(super) fn cached(cpu: &Cpu, s: &GroupedShape, q: &Tensor, requests: &[Cached
                     }
                 },
             );
-            let scores = View::new(scores, count, visible);
-            cpu.gemm.alone(scores, values.slice(0, visible), queries, Write::Set);
+            for (page, seen) in pages.iter().zip(spans(visible, request.page_rows())) {
+                let weights = View::strided(&scores[seen.start..], count, seen.len(), visible);
+                let values = part(page, 0..seen.len(), (s.kv_heads + head) * d, d, width);
+                let write = if seen.start == 0 { Write::Set } else { Write::Add };
+                cpu.gemm.alone(weights, values, queries, write);
+            }
             let read = queries.chunks_exact(per_kv_head * d).zip(inverse.0.chunks_exact(per_kv_head));
             for (row_of_o, (read, inverse)) in block.zip(read) {
                 let out = out.row(row_of_o - rows.start);

@@ -3,10 +3,12 @@
 //!
 //! Generation has only this form: prefill, decoding and verification differ in the number of rows, and a row does not
 //! depend on the other rows. So a request's tokens have the same bits in any batch.
+//!
+//! Pages change no bit either: a page's scores are a product of its own, and the weighted sum of the latents goes on
+//! from one page to the next in one chain of additions.
 
 use super::device::Cpu;
-use super::gemm::View;
-use super::gemm::wide;
+use super::gemm::{Causal, View, wide};
 use super::scratch::Scratch;
 use super::vectors::exp_row;
 use crate::backend::Write;
@@ -14,7 +16,6 @@ use crate::backend::{AttentionShape, CachedRows};
 use crate::dtype::DType;
 use crate::rectangle::Rectangle;
 use crate::tensor::Tensor;
-use std::ops::Range;
 
 pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (n, qk, kv) = (q.rows(), s.nope + s.rope, s.nope + s.value);
@@ -49,19 +50,25 @@ pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor
     let (mut rest, mut tasks, absorbed) = (&mut seen.0[..n * s.heads * latent], Vec::new(), &absorbed.0);
     let mut next = 0;
     for request in requests {
-        assert!(request.rows.start == next, "latent_attention: rows {:?} after row {next}", request.rows);
-        next = request.rows.end;
-        let out = rest.split_off_mut(..request.rows.len() * s.heads * latent).expect("there are as many rows");
-        tasks.push((&request.rows, &request.cache.read::<f32>()[..request.length * width], out));
+        let rows = &request.rows;
+        assert!(rows.start == next, "latent_attention: rows {rows:?} after row {next}");
+        next = rows.end;
+        if rows.is_empty() {
+            continue;
+        }
+        let out = rest.split_off_mut(..rows.len() * s.heads * latent).expect("there are as many rows");
+        tasks.push((request, request.read("latent_attention", width), out));
     }
-    cpu.gemm.pool().each(tasks, |(rows, cache, out): (&Range<usize>, &[f32], &mut [f32])| {
-        let length = cache.len() / width;
-        assert!(rows.len() <= length, "latent_attention: {} rows, {length} positions", rows.len());
+    cpu.gemm.pool().each(tasks, |(request, pages, out): (&CachedRows, Vec<&[f32]>, &mut [f32])| {
+        let (rows, length) = (&request.rows, request.length);
         let count = rows.len() * s.heads;
         let mut scores = Scratch::<f32>::new(count * length);
         let scores = &mut scores.0[..count * length];
         let query = View::new(&absorbed[rows.start * s.heads * width..][..count * width], count, width);
-        cpu.gemm.alone(query, View::new(cache, length, width).t(), scores, Write::Set);
+        for (page, held) in pages.iter().zip(request.spans()) {
+            let keys = View::new(page, held.len(), width).t();
+            cpu.gemm.alone_into(query, keys, &mut scores[held.start..], length, Write::Set, Causal::All);
+        }
         let mut inverse = Scratch::<f32>::new(count);
         wide(
             cpu.gemm.level(),
@@ -73,8 +80,11 @@ pub(super) fn attention(cpu: &Cpu, s: &AttentionShape, q: &Tensor, kv_b: &Tensor
                 }
             },
         );
-        let values = View::strided(cache, length, latent, width);
-        cpu.gemm.alone(View::new(scores, count, length), values, out, Write::Set);
+        for (page, held) in pages.iter().zip(request.spans()) {
+            let weights = View::strided(&scores[held.start..], count, held.len(), length);
+            let write = if held.start == 0 { Write::Set } else { Write::Add };
+            cpu.gemm.alone(weights, View::strided(page, held.len(), latent, width), out, write);
+        }
         for (out, &inverse) in out.chunks_exact_mut(latent).zip(inverse.0.iter()) {
             out.iter_mut().for_each(|x| *x *= inverse);
         }

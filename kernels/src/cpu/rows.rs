@@ -277,17 +277,17 @@ pub(super) fn embedding_backward<T: Real>(ids: &Tensor, dx: &Tensor, dw: &mut Te
     }
 }
 
-pub(super) fn append(cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
-    let (room, width) = (cache.rows(), cache.cols());
+pub(super) fn append(page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+    let (room, width) = (page.rows(), page.cols());
     let found: usize = parts.iter().map(|part| part.cols()).sum();
-    assert!(found == width, "append: parts of {found} columns to a cache of {width}");
-    assert!(at + rows.len() <= room, "append: {} rows from {at} on to a cache of {room}", rows.len());
-    let cache = &mut cache.write::<f32>()[at * width..][..rows.len() * width];
+    assert!(found == width, "append: parts of {found} columns to a page of {width}");
+    assert!(at + rows.len() <= room, "append: {} rows from {at} on to a page of {room}", rows.len());
+    let page = &mut page.write::<f32>()[at * width..][..rows.len() * width];
     let mut first = 0;
     for part in parts {
         let (cols, part) = (part.cols(), part.read::<f32>());
         let read = part[rows.start * cols..rows.end * cols].chunks_exact(cols.max(1));
-        for (out, read) in cache.chunks_exact_mut(width).zip(read) {
+        for (out, read) in page.chunks_exact_mut(width).zip(read) {
             out[first..first + cols].copy_from_slice(read);
         }
         first += cols;

@@ -216,8 +216,8 @@ impl Backend for Cpu {
         real!(q, T => attention::backward::<T>(self, shape, q, kv, k_rope, o, softmax, d_o, documents))
     }
 
-    fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
-        rows::append(cache, at, parts, rows);
+    fn append(&self, page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+        rows::append(page, at, parts, rows);
     }
 
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {

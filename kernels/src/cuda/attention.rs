@@ -49,6 +49,23 @@ impl Heads {
     }
 }
 
+/// Queries, and where a row of a page has the keys and values of their heads, in elements: keys of the key-value head g
+/// at `g·k_head`, values at `v_first + g·v_head`.
+#[derive(Clone, Copy, Debug)]
+struct CachedHeads {
+    q: Rows,
+    page_row: usize,
+    k_head: usize,
+    v_first: usize,
+    v_head: usize,
+    /// Of a query and a key, and of a value.
+    width: usize,
+    value: usize,
+    heads: usize,
+    queries_per_key: usize,
+    scale: f64,
+}
+
 /// What backward needs beside the operands.
 pub(super) struct Seen<'a> {
     pub o: &'a Tensor,
@@ -235,25 +252,30 @@ impl Cuda {
         (dq, dk, dv)
     }
 
-    /// The requests as `struct Request` of `../../cu/attention.cu`; their caches have rows of `width`.
-    fn requests(&self, requests: &[CachedRows], n: usize, width: usize) -> Tensor {
-        let (mut next, mut words) = (0, Vec::new());
+    /// Attention over caches: each row of queries reads the pages of its request. Writes o `[N, H·value]`.
+    fn attend_cached(&self, h: &CachedHeads, requests: &[CachedRows], o: &mut Tensor) {
+        let (n, width) = (o.rows(), h.page_row);
+        let (mut next, mut addresses, mut words) = (0, Vec::new(), Vec::new());
         for request in requests {
-            let (rows, length) = (&request.rows, request.length);
+            let rows = &request.rows;
             assert!(rows.start == next, "attention of caches: rows {rows:?} after row {next}");
-            assert!(
-                rows.len() <= length && length <= request.cache.rows() && request.cache.cols() == width,
-                "attention of caches: {} rows, {length} positions of {:?}",
-                rows.len(),
-                request.cache.shape()
-            );
+            request.check("attention of caches", width);
             next = rows.end;
-            let address = request.cache.address(self.place());
-            words.extend([address as u32, (address >> 32) as u32]);
-            words.extend([rows.start as u32, rows.len() as u32, length as u32, 0]);
+            words.extend([rows.start, rows.len(), request.length, request.page_rows(), addresses.len()]);
+            let held = request.pages.iter().zip(request.spans());
+            addresses.extend(held.map(|(page, _)| page.address(self.place())));
         }
         assert!(next == n, "attention of caches: requests have {next} of {n} rows");
-        self.upload_bytes(&words)
+        // one upload: the addresses of all pages, and the requests as `struct Request` of `../../cu/attention.cu`
+        let table: Vec<u32> = addresses.iter().flat_map(|&address| [address as u32, (address >> 32) as u32]).collect();
+        let behind = 4 * table.len() as u64;
+        let table = self.upload_bytes(&[table, words.into_iter().map(|word| word as u32).collect()].concat());
+        let pages = table.address(self.place());
+        let mut args = vec![Arg::Address(h.q.address), Arg::Address(pages), Arg::Address(pages + behind)];
+        args.extend([int(requests.len()), self.write(o), long(h.q.row), long(h.q.head), long(width)]);
+        args.extend([h.k_head, h.v_first, h.v_head, h.width, h.value, h.heads, h.queries_per_key].map(int));
+        args.push(Arg::Float(h.scale as f32));
+        self.launch("attention_cached", [n, h.heads, 1], 4 * (h.width + h.value), &args);
     }
 
     pub(super) fn latent_attention_of(
@@ -267,7 +289,6 @@ impl Cuda {
         let width = latent + s.rope;
         q.expect("latent_attention: q", [n, s.heads * qk]);
         kv_b.expect("latent_attention: kv_b", [s.heads * kv, latent]);
-        let table = self.requests(requests, n, width);
         // queries multiplied by the key half of kv_b, [N, H, latent + rope]
         let mut absorbed = self.make([n, s.heads * width], DType::F32);
         let to =
@@ -287,24 +308,19 @@ impl Cuda {
             self.each("copy_columns", n * s.rope, &args);
         }
         let mut seen = self.make([n, s.heads * latent], DType::F32);
-        let args = [
-            self.read(&absorbed),
-            self.read(&table),
-            int(requests.len()),
-            self.write(&mut seen),
-            long(s.heads * width),
-            long(width),
-            long(width),
-            int(0),
-            int(0),
-            int(0),
-            int(width),
-            int(latent),
-            int(s.heads),
-            int(s.heads),
-            Arg::Float(s.scale as f32),
-        ];
-        self.launch("attention_cached", [n, s.heads, 1], 4 * (width + latent), &args);
+        let heads = CachedHeads {
+            q: self.rows(&absorbed, 0, s.heads * width, width),
+            page_row: width,
+            k_head: 0,
+            v_first: 0,
+            v_head: 0,
+            width,
+            value: latent,
+            heads: s.heads,
+            queries_per_key: s.heads,
+            scale: s.scale,
+        };
+        self.attend_cached(&heads, requests, &mut seen);
         let mut o = self.make([n, s.heads * s.value], DType::F32);
         let to = Strided { address: o.address_to_write(self.place()), row: s.heads * s.value, col: 1, next: s.value };
         let down = self.strided(kv_b, s.nope * latent, latent, kv * latent).t();
@@ -314,28 +330,21 @@ impl Cuda {
     }
 
     pub(super) fn cached_attention_of(&self, s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
-        let (n, width) = (q.rows(), 2 * s.kv_heads * s.dim);
-        q.expect("cached_attention: q", [n, s.heads * s.dim]);
-        let table = self.requests(requests, n, width);
+        q.expect("cached_attention: q", [q.rows(), s.heads * s.dim]);
+        let heads = CachedHeads {
+            q: self.rows(q, 0, s.heads * s.dim, s.dim),
+            page_row: 2 * s.kv_heads * s.dim,
+            k_head: s.dim,
+            v_first: s.kv_heads * s.dim,
+            v_head: s.dim,
+            width: s.dim,
+            value: s.dim,
+            heads: s.heads,
+            queries_per_key: s.queries_per_kv_head(),
+            scale: s.scale,
+        };
         let mut o = self.like(q);
-        let args = [
-            self.read(q),
-            self.read(&table),
-            int(requests.len()),
-            self.write(&mut o),
-            long(s.heads * s.dim),
-            long(s.dim),
-            long(width),
-            int(s.dim),
-            int(s.kv_heads * s.dim),
-            int(s.dim),
-            int(s.dim),
-            int(s.dim),
-            int(s.heads),
-            int(s.heads / s.kv_heads),
-            Arg::Float(s.scale as f32),
-        ];
-        self.launch("attention_cached", [n, s.heads, 1], 8 * s.dim, &args);
+        self.attend_cached(&heads, requests, &mut o);
         o
     }
 }

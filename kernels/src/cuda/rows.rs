@@ -276,19 +276,19 @@ impl Cuda {
         x
     }
 
-    pub(super) fn append_rows(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
-        let width = cache.cols();
+    pub(super) fn append_rows(&self, page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+        let width = page.cols();
         assert!(
-            at + rows.len() <= cache.rows() && parts.iter().map(|part| part.cols()).sum::<usize>() == width,
+            at + rows.len() <= page.rows() && parts.iter().map(|part| part.cols()).sum::<usize>() == width,
             "append: {} rows at {at} of {:?}",
             rows.len(),
-            cache.shape()
+            page.shape()
         );
         let mut column = 0;
         for part in parts {
             assert!(rows.end <= part.rows(), "append: rows {rows:?} of {:?}", part.shape());
             let cols = part.cols();
-            self.copy_columns(part, rows.start * cols, cache, at * width + column, [rows.len(), cols]);
+            self.copy_columns(part, rows.start * cols, page, at * width + column, [rows.len(), cols]);
             column += cols;
         }
     }

@@ -221,8 +221,8 @@ impl Backend for Cuda {
         self.attention_gradient(shape, q, kv, k_rope, o, softmax, d_o, documents)
     }
 
-    fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
-        self.append_rows(cache, at, parts, rows);
+    fn append(&self, page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+        self.append_rows(page, at, parts, rows);
     }
 
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {

@@ -122,19 +122,26 @@ pub(super) fn attention_backward<T: Real>(
     (dq, dkv, dk_rope)
 }
 
+/// The cached positions, in order: position p is row `p % page rows` of page `p / page rows`.
+fn positions(request: &CachedRows) -> Rows<f64> {
+    let of = |position: usize| {
+        let rows = request.pages[0].rows();
+        let (page, row) = (&request.pages[position / rows], position % rows);
+        page.read::<f32>()[row * page.cols()..][..page.cols()].iter().map(|&x| x.into()).collect()
+    };
+    (0..request.length).map(of).collect()
+}
+
 /// Keys and values are those of training, made from the cached latents: `[k | v] = kv_b·latent` per head.
 pub(super) fn latent_attention(s: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (latent, qk, width) = (kv_b.cols(), s.nope + s.rope, s.nope + s.value);
     let (q, kv_b) = (q.cast(DType::F64), kv_b.cast(DType::F64));
     let mut o = Tensor::zeros([q.rows(), s.heads * s.value], DType::F64);
-    for (CachedRows { rows, cache, length }, head) in
-        requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head)))
-    {
-        let cache = &cache.read::<f32>()[..length * cache.cols()];
+    for (request, head) in requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head))) {
+        let rows = &request.rows;
         let up = part::<f64>(&kv_b, head * width..(head + 1) * width, 0, latent);
         let (mut k, mut v) = (Vec::new(), Vec::new());
-        for position in cache.chunks_exact(latent + s.rope) {
-            let position: Vec<f64> = position.iter().map(|&x| x.into()).collect();
+        for position in positions(request) {
             let (latent, rope) = position.split_at(latent);
             let kv: Vec<f64> = up.iter().map(|up| dot(up, latent)).collect();
             k.push([&kv[..s.nope], rope].concat());
@@ -196,14 +203,12 @@ pub(super) fn grouped_attention_backward<T: Real>(
 pub(super) fn cached_attention(s: &GroupedShape, q: &Tensor, requests: &[CachedRows]) -> Tensor {
     let (q, width) = (q.cast(DType::F64), s.kv_heads * s.dim);
     let mut o = Tensor::zeros(q.shape(), DType::F64);
-    for (CachedRows { rows, cache, length }, head) in
-        requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head)))
-    {
-        let cache = cache.cast(DType::F64);
+    for (request, head) in requests.iter().flat_map(|r| (0..s.heads).map(move |head| (r, head))) {
         let column = head / (s.heads / s.kv_heads) * s.dim;
-        let [k, v] = [column, width + column].map(|first| part::<f64>(&cache, 0..*length, first, s.dim));
-        let q = part(&q, rows.clone(), head * s.dim, s.dim);
-        put(&mut o, rows.start, head * s.dim, &attend(&q, &k, &v, s.scale));
+        let [k, v] = [column, width + column]
+            .map(|first| positions(request).iter().map(|row| row[first..first + s.dim].to_vec()).collect());
+        let q = part(&q, request.rows.clone(), head * s.dim, s.dim);
+        put(&mut o, request.rows.start, head * s.dim, &attend(&q, &k, &v, s.scale));
     }
     o.cast(DType::F32)
 }

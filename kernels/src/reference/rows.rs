@@ -139,13 +139,13 @@ pub(super) fn embedding_backward<T: Real>(ids: &[u32], dx: &Tensor, dw: &mut Ten
     }
 }
 
-/// `cache[at + i] = [parts[0][rows[i]] | parts[1][rows[i]] | …]`
-pub(super) fn append(cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
-    let width = cache.cols();
+/// `page[at + i] = [parts[0][rows[i]] | parts[1][rows[i]] | …]`
+pub(super) fn append(page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+    let width = page.cols();
     for (i, row) in rows.enumerate() {
         let values = parts.iter().flat_map(|part| &part.read::<f32>()[row * part.cols()..][..part.cols()]);
         for (j, value) in values.enumerate() {
-            cache.write::<f32>()[(at + i) * width + j] = *value;
+            page.write::<f32>()[(at + i) * width + j] = *value;
         }
     }
 }

@@ -201,8 +201,8 @@ impl Backend for Reference {
         real!(q, T => attention::attention_backward::<T>(shape, q, kv, k_rope, d_o, documents))
     }
 
-    fn append(&self, cache: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
-        rows::append(cache, at, parts, rows);
+    fn append(&self, page: &mut Tensor, at: usize, parts: &[&Tensor], rows: Range<usize>) {
+        rows::append(page, at, parts, rows);
     }
 
     fn latent_attention(&self, shape: &AttentionShape, q: &Tensor, kv_b: &Tensor, requests: &[CachedRows]) -> Tensor {

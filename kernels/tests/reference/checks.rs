@@ -398,22 +398,26 @@ pub(crate) fn attention_backward(d: &mut Trial) {
     d.near("dk_rope", &dk_rope);
 }
 
-/// Rows of each request, the positions of its cache, those or more, and a cache with room for them.
-fn requests(d: &mut Trial, width: usize) -> Vec<(std::ops::Range<usize>, usize, Tensor)> {
+/// Rows of each request, the positions of its cache, those or more, and pages with room for them: of one position each,
+/// of many, or one page for all, and sometimes a page that has none yet.
+fn requests(d: &mut Trial, width: usize) -> Vec<(std::ops::Range<usize>, usize, Vec<Tensor>)> {
     let mut next = 0;
     let mut request = |d: &mut Trial| {
         let rows = next..next + d.up_to(70);
         next = rows.end;
         let positions = rows.len() + d.up_to(40) - 1;
-        let room = positions + d.up_to(9) - 1;
-        (rows, positions, d.tensor(&[room, width]))
+        let some = d.up_to(50);
+        let page_rows = d.pick(&[1, some, positions.div_ceil(2), positions, positions + 5, 16]);
+        let pages = positions.div_ceil(page_rows) + d.up_to(2) - 1;
+        let pages = (0..pages).map(|_| d.tensor(&[page_rows, width])).collect();
+        (rows, positions, pages)
     };
     (0..d.up_to(4)).map(|_| request(d)).collect()
 }
 
-fn cached(requests: &[(std::ops::Range<usize>, usize, Tensor)]) -> (usize, Vec<CachedRows<'_>>) {
+fn cached(requests: &[(std::ops::Range<usize>, usize, Vec<Tensor>)]) -> (usize, Vec<CachedRows<'_>>) {
     let count = requests.last().map_or(0, |(rows, ..)| rows.end);
-    let rows = requests.iter().map(|(rows, length, cache)| CachedRows { rows: rows.clone(), cache, length: *length });
+    let rows = requests.iter().map(|(rows, length, pages)| CachedRows { rows: rows.clone(), pages, length: *length });
     (count, rows.collect())
 }
 
@@ -421,9 +425,9 @@ pub(crate) fn append(d: &mut Trial) {
     let [n, p, q, at, rest] = [20, 10, 10, 10, 10].map(|most| d.up_to(most));
     let (a, b) = (d.tensor_f32(&[n, p]), d.tensor_f32(&[n, q]));
     let first = d.up_to(n) - 1;
-    let mut cache = d.tensor_f32(&[at + n + rest, p + q]);
-    d.device.append(&mut cache, at, &[&a, &b], first..n);
-    d.same_tensor("cache", &cache);
+    let mut page = d.tensor_f32(&[at + n + rest, p + q]);
+    d.device.append(&mut page, at, &[&a, &b], first..n);
+    d.same_tensor("page", &page);
 }
 
 pub(crate) fn latent_attention(d: &mut Trial) {

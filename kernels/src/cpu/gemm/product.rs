@@ -7,7 +7,7 @@ use super::cells::Bf16;
 use super::factor::Factor;
 use super::kernel::{MAX_ROWS, NR};
 use super::level::{Level, Supported, wide};
-use super::packed::{PackedB, ReadyB, RightSide, panel_lines, panels};
+use super::packed::{PackedB, Panel, ReadyB, RightSide, panel_lines, panels};
 use super::pool::Pool;
 use super::scaled;
 use super::scales::{PROMOTION, Scales};
@@ -76,6 +76,16 @@ thread_local! {
     static SCRATCH: Cell<Allocation<Line>> = Cell::default();
 }
 
+/// [`SCRATCH`], of at least so many lines.
+fn scratch_of(lines: usize) -> Allocation<Line> {
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < lines {
+        drop(std::mem::take(&mut scratch));
+        scratch = Allocation::new(lines);
+    }
+    scratch
+}
+
 impl Gemm {
     /// `threads` counts the caller.
     pub fn new(threads: usize) -> Self {
@@ -118,13 +128,22 @@ impl Gemm {
             "multiply: a mask counts elements, and pairs would straddle it"
         );
         let product = Multiplication { causal, ..Multiplication::strided(a, b.into(), c, c_row) };
-        match product.place() {
-            Some(b) => {
-                let Multiplication { a, b: _, c, scales, causal } = product;
-                let (n, rows, panels) = (c.cols(), 0..c.rows(), 0..c.cols().div_ceil(NR));
-                self.task(Task { a, b, n, c, rows, panels, scales, causal }, write);
+        let (lines, place) = (product.lines_to_pack(), product.place());
+        let Multiplication { a, b, c, scales, causal } = product;
+        let mut scratch = Allocation::default();
+        let b = match (place, b) {
+            (None, RightSide::View(view)) => {
+                // as in `run_parts`, without its lists: a product by one page of a cache is so small that they show
+                scratch = scratch_of(lines);
+                panels(&mut scratch[..lines], view).for_each(|panel| self.fill(panel));
+                ReadyB::Panels { lines: &scratch[..lines], cells: a.cols.div_ceil(T::PER_CELL) }
             }
-            None => self.run_parts(vec![product], write, None),
+            (place, _) => place.expect("only a view is packed"),
+        };
+        let (n, rows, panels) = (c.cols(), 0..c.rows(), 0..c.cols().div_ceil(NR));
+        self.task(Task { a, b, n, c, rows, panels, scales, causal }, write);
+        if lines > 0 {
+            SCRATCH.set(scratch);
         }
     }
 
@@ -136,13 +155,7 @@ impl Gemm {
     /// Packs many at once: a small one alone would not keep the threads busy.
     pub(crate) fn pack_all<'a, T: Factor>(&self, all: impl IntoIterator<Item = (&'a mut PackedB<T>, View<'a, T>)>) {
         let panels = all.into_iter().flat_map(|(packed, b)| packed.reset(b)).collect();
-        self.pool.each(panels, |panel| {
-            wide(
-                self.level,
-                #[inline(always)]
-                || panel.fill(self.level),
-            )
-        });
+        self.pool.each(panels, |panel| self.fill(panel));
     }
 
     /// `c[M,N] = a[M,K]·b[K,N]`, or `+=`. With `.t()` on a view this is NT (`x, w.t()`), NN (`dy, w`) and
@@ -220,11 +233,7 @@ impl Gemm {
     /// calling thread only.
     fn run_parts<T: Factor>(&self, products: Vec<Multiplication<T>>, write: Write, each_task: Option<usize>) {
         let lines = products.iter().map(|product| product.lines_to_pack()).sum();
-        let mut scratch = SCRATCH.take();
-        if scratch.len() < lines {
-            drop(std::mem::take(&mut scratch));
-            scratch = Allocation::new(lines);
-        }
+        let mut scratch = scratch_of(lines);
         let (mut rest, mut unpacked) = (&mut scratch[..lines], Vec::new());
         for product in &products {
             let lines = product.lines_to_pack();
@@ -234,13 +243,7 @@ impl Gemm {
                 unpacked.extend(panels(rest.split_off_mut(..lines).expect("counted above"), view));
             }
         }
-        self.each(each_task, unpacked, |panel| {
-            wide(
-                self.level,
-                #[inline(always)]
-                || panel.fill(self.level),
-            )
-        });
+        self.each(each_task, unpacked, |panel| self.fill(panel));
 
         let (mut rest, mut tasks) = (&scratch[..lines], Vec::new());
         for product in products {
@@ -263,6 +266,14 @@ impl Gemm {
         }
         self.each(each_task, tasks, |task| self.task(task, write));
         SCRATCH.set(scratch);
+    }
+
+    fn fill<T: Factor>(&self, panel: Panel<T>) {
+        wide(
+            self.level,
+            #[inline(always)]
+            || panel.fill(self.level),
+        )
     }
 
     fn task<T: Factor>(&self, task: Task<T>, write: Write) {

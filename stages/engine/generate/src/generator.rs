@@ -207,7 +207,7 @@ impl<'a> Batcher<'a> {
     /// One step of all running requests, after those that wait and fit have joined. Returns the completions that ended.
     pub fn step(&mut self) -> Vec<(Ticket, Completion)> {
         let mut ended = Vec::new();
-        // followers have the same prompt as one that joins now: they take over its cache instead of reading it again
+        // followers have the same prompt as one that joins now: they share its cache instead of reading it again
         let (mut leaders, mut followers) = (HashMap::<Vec<u32>, usize>::new(), Vec::new());
         let mut rows: usize = self.running.len();
         while let Some((ticket, request)) = self.waiting.front()
@@ -279,7 +279,7 @@ impl Generator<'_> {
         let drawn = Drawn::new(self, &last, &draws);
 
         for (i, (leader, ticket, request)) in followers.into_iter().enumerate() {
-            let mut r = Running::new(ticket, request, running[leader].cache.copy_on(self.backend));
+            let mut r = Running::new(ticket, request, running[leader].cache.clone());
             r.length = spans[leader].len();
             self.take(&mut r, &drawn, of_followers + i);
             spans.push(spans[leader].clone());

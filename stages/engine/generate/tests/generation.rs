@@ -131,8 +131,11 @@ fn generation_waits_for_the_device_once_per_step() {
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn a_gpu_draws_the_tokens_of_the_cpu() {
     let gpu = simulator::gpu();
-    for (model, params) in models(128) {
-        let requests: Vec<Request> = requests().into_iter().take(5).collect();
+    for (model, params) in models(256) {
+        let mut requests: Vec<Request> = requests().into_iter().take(5).collect();
+        for i in [1, 3] {
+            requests[i].prompt = (0..130).map(|i| i * 11 % 60).collect(); // more than a page
+        }
         let expected = Generator::new(&model, &params, &Cpu::new(2), 5).run(&requests).unwrap();
         let params = params.on(gpu.as_ref());
         let found = Generator::new(&model, &params, gpu.as_ref() as &dyn Backend, 5).run(&requests).unwrap();
@@ -266,6 +269,34 @@ fn speculation_changes_no_bit() {
             assert!(drafts.accepted > 0 && drafts.accepted < drafts.offered, "{drafts:?}");
         }
     }
+}
+
+/// Samples of prompts that end before, at and behind a border of pages share the pages of the first, and write beyond
+/// the border, with wrong guesses that are taken back there.
+#[test]
+fn samples_of_one_prompt_have_the_same_bits_alone_across_borders_of_pages() {
+    let request = |length: u32, seed: u64| Request {
+        prompt: (0..length).map(|i| (i * 7 + length) % 60).collect(),
+        seed,
+        sampling: Sampling { max_tokens: 1 + 12 * seed as usize, ..Default::default() },
+    };
+    let requests: Vec<Request> = [100, 126, 127, 128, 129]
+        .into_iter()
+        .flat_map(|length| (0..5).map(move |seed| request(length, seed)))
+        .collect();
+    let check = |model: &Model, params: &Params, speculates: bool| {
+        let cpu = Cpu::new(2);
+        let generator = |concurrency| Generator { speculates, ..Generator::new(model, params, &cpu, concurrency) };
+        let (together, _) = generator(requests.len()).run_counting(&requests).unwrap();
+        for (request, together) in requests.iter().zip(&together) {
+            let plain = Generator::new(model, params, &cpu, 1).run(std::slice::from_ref(request)).unwrap().remove(0);
+            let (family, length) = (&model.config().family, request.prompt.len());
+            assert!(same(together, &plain), "{family:?}, prompt of {length}: {together:?} {plain:?}");
+        }
+    };
+    models(256).iter().for_each(|(model, params)| check(model, params, false));
+    let (model, params) = speculating(256);
+    check(&model, &params, true);
 }
 
 /// A module that reads what the model itself would read next guesses right: the model's block and norm are copied into
