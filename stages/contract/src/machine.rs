@@ -20,8 +20,8 @@ pub(crate) fn peak_memory() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
-/// Memory of the machine in bytes, or of the cgroup of this process if its limit is lower; None where the system does not
-/// say.
+/// Memory of the machine in bytes, or of the cgroup of this process if its limit is lower; None where the system does
+/// not say.
 pub fn total_memory() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;

@@ -107,8 +107,9 @@ pub enum RecordKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
-    /// `.jsonl` and `.ndjson` are JSON lines, `.csv` and `.tsv` tables, `.parquet` is Parquet; of any other name a file
-    /// whose lines are JSON objects is JSON lines, a JSON list of objects is records, and anything else is text.
+    /// `.jsonl` and `.ndjson` are JSON lines, `.csv` and `.tsv` tables, `.parquet` is Parquet, `.wet` and `.warc` are
+    /// WARC; of any other name a file whose lines are JSON objects is JSON lines, a JSON list of objects is records, and
+    /// anything else is text.
     #[default]
     Auto,
     /// One document per file.
@@ -121,6 +122,8 @@ pub enum FileFormat {
     Csv,
     /// One record per row.
     Parquet,
+    /// The texts of a crawl: WET files, and what is plain text in WARC files. `url` and `time` are the record's.
+    Warc,
 }
 
 /// What happens to records that cannot be read.
@@ -211,6 +214,7 @@ impl Config {
                 FileFormat::Json => Some(Format::List),
                 FileFormat::Csv => Some(Format::Csv(b',')),
                 FileFormat::Parquet => Some(Format::Parquet),
+                FileFormat::Warc => Some(Format::Warc),
             },
             fields: Fields {
                 text: &self.text_field,

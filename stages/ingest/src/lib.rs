@@ -1,9 +1,9 @@
 //! `ingest`: files to documents, and to conversations, prompts and preferences.
 //!
-//! Reads files that globs name, packed with gzip, Zstandard or xz or not: plain text, Markdown and source code, one
-//! document per file; JSON lines and lists, CSV and Parquet, one document per record. The fields `url` and `language`
-//! of a record become the columns of these names. The first of `time`, `timestamp` and `date` that holds a time becomes
-//! `time`. All other fields become `metadata`, a JSON object.
+//! Reads files that globs name, packed with gzip, Zstandard, bzip2 or xz or not: plain text, Markdown and source code,
+//! one document per file; JSON lines and lists, CSV, Parquet, and the texts of crawls (WET), one document per record.
+//! The fields `url` and `language` of a record become the columns of these names. The first of `time`, `timestamp` and
+//! `date` that holds a time becomes `time`. All other fields become `metadata`, a JSON object.
 //!
 //! With `kind: conversations`, `prompts` or `preferences` the records are chats and go to the port of that name; the
 //! other ports stay empty. One stage does all four because what is hard about them is one thing: names, packings,
@@ -27,6 +27,7 @@ mod sniff;
 mod tally;
 mod time;
 mod unpack;
+mod warc;
 mod work;
 
 use std::collections::BTreeMap;
@@ -61,8 +62,8 @@ const UNITS: u64 = 64;
 
 impl Stage for Ingest {
     const NAME: &'static str = "ingest";
-    const VERSION: u32 = 3; // content decides what a file is; numbers beyond 64 bits, NaN and far times are kept
-    const ABOUT: &'static str = "Reads text, JSON, CSV and Parquet as documents or chats";
+    const VERSION: u32 = 4; // bzip2 and WARC are read
+    const ABOUT: &'static str = "Reads text, JSON, CSV, Parquet and WET as documents or chats";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
     type Inputs = Inputs;

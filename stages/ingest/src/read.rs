@@ -1,5 +1,5 @@
-//! From a file to its records: plain text, JSON lines and lists, CSV and Parquet; packed with gzip, Zstandard or xz
-//! or not; in UTF-8, or in UTF-16 or UTF-32.
+//! From a file to its records: plain text, JSON lines and lists, CSV, Parquet and WARC; packed with gzip, Zstandard,
+//! bzip2 or xz or not; in UTF-8, or in UTF-16 or UTF-32.
 //!
 //! Files are read as streams, one record at a time. What is wrong with a record is handed on as [`Bad`], because the
 //! config says what becomes of it; what is wrong with a file ends the job.
@@ -15,6 +15,7 @@ pub use crate::record::{Bad, Fields, Place, Raw, Record, TIME_FIELDS};
 pub use crate::sniff::Format;
 use crate::sniff::{self, Packing, Wanted};
 use crate::unpack::{self, Narrowed, Peeked};
+use crate::warc::Warc;
 
 /// How files are read.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +131,7 @@ pub fn open<'a>(name: &'a str, path: &Path, reading: Reading<'a>) -> Result<Open
         Format::Lines => Box::new(Lines { name, reader, reading, line: 0, offset: 0, is_over: false }),
         Format::List => Box::new(List { name, elements: Elements::new(reader), reading, number: 0 }),
         Format::Csv(between) => Box::new(Table::open(name, reader, between, reading)?),
+        Format::Warc => Box::new(Warc::new(name, reader, reading)),
         Format::Parquet => refused(name, ("no Parquet file", "leave `format` out, or name Parquet files alone")),
         Format::Text if sniff::is_binary(&head) => {
             refused(name, ("neither text nor anything else that is read", "leave it out of `paths`"))
@@ -158,6 +160,7 @@ fn refused<'a>(name: &'a str, (what, hint): (&'static str, &'static str)) -> Out
 fn wrongly_named<'a>(name: &'a str, packed: Option<Packing>, is_empty: bool) -> Outcomes<'a> {
     let packing = match packed {
         Some(Packing::Zstd) => "Zstandard",
+        Some(Packing::Bzip2) => "bzip2",
         Some(Packing::Xz) => "xz",
         _ => "gzip",
     };

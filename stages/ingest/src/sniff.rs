@@ -8,6 +8,7 @@
 pub(crate) enum Packing {
     Gzip,
     Zstd,
+    Bzip2,
     Xz,
 }
 
@@ -24,6 +25,8 @@ pub enum Format {
     Csv(u8),
     /// A table with named columns.
     Parquet,
+    /// Records of a crawl.
+    Warc,
 }
 
 /// What is asked of a file whose name does not say what it holds.
@@ -39,7 +42,9 @@ pub(crate) fn packing(head: &[u8]) -> Option<Packing> {
         [(b"\x1f\x8b", Packing::Gzip), (b"\x28\xb5\x2f\xfd", Packing::Zstd), (b"\xfd7zXZ\0", Packing::Xz)];
     let skippable = |head: &[u8]| head.len() >= 4 && head[0] & 0xf0 == 0x50 && head[1..4] == [0x2a, 0x4d, 0x18];
     let found = magic.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, packing)| *packing);
-    found.or_else(|| skippable(head).then_some(Packing::Zstd))
+    let is_bzip2 = head.starts_with(b"BZh") && matches!(head.get(4..10), Some(b"1AY&SY" | b"\x17rE8P\x90"));
+    let found = found.or_else(|| skippable(head).then_some(Packing::Zstd));
+    found.or_else(|| is_bzip2.then_some(Packing::Bzip2))
 }
 
 /// How a file is packed by its name, and the name without that ending, in lower case.
@@ -50,6 +55,7 @@ pub(crate) fn packed_name(name: &str) -> (Option<Packing>, String) {
         (".gzip", Packing::Gzip),
         (".zst", Packing::Zstd),
         (".zstd", Packing::Zstd),
+        (".bz2", Packing::Bzip2),
         (".xz", Packing::Xz),
     ];
     match endings.iter().find_map(|(ending, packing)| Some((*packing, name.strip_suffix(ending)?))) {
@@ -65,6 +71,7 @@ pub(crate) fn by_name(inner: &str) -> Option<Format> {
         "csv" => Some(Format::Csv(b',')),
         "tsv" => Some(Format::Csv(b'\t')),
         "parquet" | "pq" => Some(Format::Parquet),
+        "warc" | "wet" => Some(Format::Warc),
         _ => None,
     }
 }
@@ -72,6 +79,9 @@ pub(crate) fn by_name(inner: &str) -> Option<Format> {
 /// What unpacked text is that begins with `head`; `is_all` if that is the whole.
 pub(crate) fn by_content(head: &[u8], is_all: bool, wanted: Wanted<'_>) -> Format {
     let text = head.trim_ascii_start();
+    if text.starts_with(b"WARC/0.") || text.starts_with(b"WARC/1.") {
+        return Format::Warc;
+    }
     if let Some(rest) = text.strip_prefix(b"[") {
         let first = rest.trim_ascii_start();
         return if first.starts_with(b"{") && is_json_start(&first[1..]) { Format::List } else { Format::Text };
@@ -106,10 +116,10 @@ fn is_json_start(rest: &[u8]) -> bool {
 
 /// What a file is that is not read here, and what to do about it.
 pub(crate) fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
-    const UNPACK: &str = "unpack it first; gzip, Zstandard and xz are read as they are";
+    const UNPACK: &str = "unpack it first; gzip, Zstandard, bzip2 and xz are read as they are";
     const CONVERT: &str = "write it as Parquet, JSON lines or CSV first";
     const EXTRACT: &str = "extract its text first";
-    let starts: [(&[u8], &str, &str); 18] = [
+    let starts: [(&[u8], &str, &str); 17] = [
         (
             b"version https://git-lfs.github.com/spec/",
             "a pointer of Git LFS, not the file itself",
@@ -129,16 +139,12 @@ pub(crate) fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
         (b"\x93NUMPY", "a NumPy array", CONVERT),
         (b"PAR1", "a Parquet file inside another packing", "unpack it first: Parquet packs its own pages"),
         (b"%PDF-", "a PDF document", EXTRACT),
-        (b"WARC/1.", "a WARC archive", "extract its texts first, for example with trafilatura"),
         (b"\x89PNG", "an image", "leave it out of `paths`"),
         (b"\xff\xd8\xff", "an image", "leave it out of `paths`"),
     ];
     let found = starts.iter().find(|(magic, ..)| head.starts_with(magic)).map(|&(_, what, hint)| (what, hint));
-    let is_bzip2 = head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY");
     let is_tar = head.get(257..262) == Some(b"ustar");
-    found
-        .or_else(|| is_bzip2.then_some(("packed with bzip2", UNPACK)))
-        .or_else(|| is_tar.then_some(("a tar archive", "unpack it first: each of its files is read by itself")))
+    found.or_else(|| is_tar.then_some(("a tar archive", "unpack it first: each of its files is read by itself")))
 }
 
 /// A binary file of no known kind: neither text nor anything that is read here.
@@ -185,8 +191,7 @@ mod tests {
         let mut tar = vec![b'a'; 600];
         tar[257..262].copy_from_slice(b"ustar");
         assert_eq!(foreign(&tar).unwrap().0, "a tar archive");
-        assert_eq!(foreign(b"BZh91AY&SY rest").unwrap().0, "packed with bzip2");
-        assert_eq!(foreign(b"BZh is a name"), None);
+        assert_eq!((packing(b"BZh91AY&SY rest"), packing(b"BZh is a name")), (Some(Packing::Bzip2), None));
         assert!(is_binary(b"a\0\xff\xffb") && !is_binary(b"a\0b") && !is_binary(b"caf\xe9"));
         assert!(!is_binary("a\0漢".as_bytes().split_at(4).0), "a letter that was cut at the end");
     }

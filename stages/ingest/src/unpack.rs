@@ -39,6 +39,7 @@ pub(crate) fn unpack(reader: Box<dyn BufRead>, packing: Packing) -> io::Result<B
             decoder.window_log_max(31)?; // what `zstd --long=31` writes
             Box::new(decoder)
         }
+        Packing::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(reader)),
         Packing::Xz => Box::new(lzma_rust2::XzReader::new(reader, true)),
     })
 }

@@ -48,7 +48,7 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Ingest>(json!({ "paths": paths(&root) }), &[]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads or folders change bytes");
-    assert_eq!(Ingest::VERSION, 3);
+    assert_eq!(Ingest::VERSION, 4);
     let golden = [
         "documents e2b2dcfd7178b3ba43a3fec4228b71f8d205883acaedc772a5f5f16454cf66b2",
         "conversations c91c4cfb7a881f0fc59dff04e4683d5b180b6ff9fc69f72f39a27040a72e692a",

@@ -172,8 +172,8 @@ fn a_model_trains_on_a_gpu_as_on_the_cpu() {
     }
 }
 
-/// What shapes alone say of a step's memory, beside what the tensors of a GPU take at once: these are rounded up by up to
-/// 6 %, and some operations want less than the estimate gives them.
+/// What shapes alone say of a step's memory, beside what the tensors of a GPU take at once: these are rounded up by up
+/// to 6 %, and some operations want less than the estimate gives them.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn a_step_on_a_gpu_takes_the_memory_that_shapes_say() {
