@@ -47,7 +47,8 @@ struct Factors {
 };
 
 // One weight's step; returns it. Moments are F32, or with `stored_bf16` bf16, rounded after the step.
-DEVICE float step_of(float* w, const float* dw, float factor, void* m, void* v, int stored_bf16, const Factors& f, i64 i) {
+DEVICE float step_of(
+    float* w, const float* dw, float factor, void* m, void* v, int stored_bf16, const Factors& f, i64 i) {
   float g = dw[i] * factor;
   float first = stored_bf16 ? to_float(((bf16*)m)[i]) : ((float*)m)[i];
   float second = stored_bf16 ? to_float(((bf16*)v)[i]) : ((float*)v)[i];

@@ -97,8 +97,8 @@ DEVICE void see(Magnitudes& seen, float value) {
   seen.largest_finite = finite(bits) > seen.largest_finite ? finite(bits) : seen.largest_finite;
 }
 
-// Writes both forms of the tile in shared memory: 128 rows of `BOTH_PITCH` values, columns from 128·at; then the largest
-// finite magnitude of each column, by halves of the rows.
+// Writes both forms of the tile in shared memory: 128 rows of `BOTH_PITCH` values, columns from 128·at; then the
+// largest finite magnitude of each column, by halves of the rows.
 constexpr int BOTH_PITCH = SIDE + 1;  // of the tile's rows: neighbours of a column lie in different banks
 constexpr int BOTH_SHARED = SIDE * BOTH_PITCH * 4 + 2 * SIDE * 4;  // 67072
 DEVICE void write_both(const float* values, Tile band, int at, int across, const Both& to) {
@@ -129,59 +129,55 @@ DEVICE void write_both(const float* values, Tile band, int at, int across, const
   }
 }
 
-// Of x, read once. Block (b, j): tokens of band b, 128 columns from 128·j. Dynamic shared memory: `BOTH_SHARED` bytes.
+// Makes the tile of which `value(row, column)` is an element, and writes both forms of it. Block (b, j): tokens of band b,
+// 128 columns from 128·j. `values`: `BOTH_SHARED` bytes of shared memory.
+template <class Value>
+DEVICE void make_both(float* values, Tile band, u32* saturated, const Both& to, const Value& value) {
+  u32* largest = (u32*)(values + SIDE * BOTH_PITCH);
+  int own = threadIdx.x % SIDE, half = threadIdx.x / SIDE, column = blockIdx.y * SIDE + own;
+  Magnitudes seen;
+  for (int i = half; i < SIDE; i += 2) {
+    int row = band.start + i;
+    float element = row < band.end && column < to.d ? value((i64)row, column) : 0.f;
+    see(seen, element);
+    values[i * BOTH_PITCH + own] = element;
+  }
+  largest[half * SIDE + own] = seen.largest_finite;
+  if (seen.largest >= INFINITE) atomicOr(saturated, 1u);
+  __syncthreads();
+  write_both(values, band, blockIdx.y, gridDim.y, to);
+}
+
+// Of x, read once.
 KERNEL(256) quantise_both(
     const float* x, const u32* ends, int segments, u8* rows, float* row_scale, int row_role, int row_power, u8* columns,
     float* column_scale, int column_role, int column_power, u32* saturated, int d, int pitch, i64 to_pitch) {
   DYNAMIC_SHARED(shared);
   __shared__ Tile found;
-  float* values = (float*)shared;
-  u32* largest = (u32*)(values + SIDE * BOTH_PITCH);
   Tile band = tile_of_block(found, ends, segments, blockIdx.x, SIDE);
   if (band.start == band.end) return;
-  int own = threadIdx.x % SIDE, half = threadIdx.x / SIDE, column = blockIdx.y * SIDE + own;
-  Magnitudes seen;
-  for (int i = half; i < SIDE; i += 2) {
-    int row = band.start + i;
-    float value = row < band.end && column < d ? x[(i64)row * d + column] : 0.f;
-    see(seen, value);
-    values[i * BOTH_PITCH + own] = value;
-  }
-  largest[half * SIDE + own] = seen.largest_finite;
-  if (seen.largest >= INFINITE) atomicOr(saturated, 1u);
-  __syncthreads();
-  Both to = {rows, row_scale, row_role, row_power, columns, column_scale, column_role, column_power, d, pitch, to_pitch};
-  write_both(values, band, blockIdx.y, gridDim.y, to);
+  Both to = {rows,        row_scale,    row_role, row_power, columns, column_scale,
+             column_role, column_power, d,        pitch,     to_pitch};
+  make_both((float*)shared, band, saturated, to, [=](i64 row, int column) { return x[row * d + column]; });
 }
 
-// Of SwiGLU of h `[N, 2D]`, which is read once; the same blocks.
+// Of SwiGLU of h `[N, 2D]`, which is read once.
 KERNEL(256) quantise_gated(
     const float* h, const u32* ends, int segments, u8* rows, float* row_scale, int row_role, int row_power, u8* columns,
     float* column_scale, int column_role, int column_power, u32* saturated, int d, int pitch, i64 to_pitch) {
   DYNAMIC_SHARED(shared);
   __shared__ Tile found;
-  float* values = (float*)shared;
-  u32* largest = (u32*)(values + SIDE * BOTH_PITCH);
   Tile band = tile_of_block(found, ends, segments, blockIdx.x, SIDE);
   if (band.start == band.end) return;
-  int own = threadIdx.x % SIDE, half = threadIdx.x / SIDE, column = blockIdx.y * SIDE + own;
-  Magnitudes seen;
-  for (int i = half; i < SIDE; i += 2) {
-    int row = band.start + i;
-    float value = 0.f;
-    if (row < band.end && column < d) value = gated(h[(i64)row * 2 * d + column], h[(i64)row * 2 * d + d + column]);
-    see(seen, value);
-    values[i * BOTH_PITCH + own] = value;
-  }
-  largest[half * SIDE + own] = seen.largest_finite;
-  if (seen.largest >= INFINITE) atomicOr(saturated, 1u);
-  __syncthreads();
-  Both to = {rows, row_scale, row_role, row_power, columns, column_scale, column_role, column_power, d, pitch, to_pitch};
-  write_both(values, band, blockIdx.y, gridDim.y, to);
+  Both to = {rows,        row_scale,    row_role, row_power, columns, column_scale,
+             column_role, column_power, d,        pitch,     to_pitch};
+  make_both((float*)shared, band, saturated, to, [=](i64 row, int column) {
+    return gated(h[row * 2 * d + column], h[row * 2 * d + d + column]);
+  });
 }
 
-// Of the gradient of SwiGLU's input h `[N, 2F]`, for dy `[N, F]`; both are read once. D = 2F, F a multiple of 128. Block
-// (b, j): tokens of band b, 128 gates from 128·j, and their values F columns on, which wait in registers.
+// Of the gradient of SwiGLU's input h `[N, 2F]`, for dy `[N, F]`; both are read once. D = 2F, F a multiple of 128.
+// Block (b, j): tokens of band b, 128 gates from 128·j, and their values F columns on, which wait in registers.
 KERNEL(256) quantise_gated_gradient(
     const float* h, const float* dy, const u32* ends, int segments, u8* rows, float* row_scale, int row_role,
     int row_power, u8* columns, float* column_scale, int column_role, int column_power, u32* saturated, int f,

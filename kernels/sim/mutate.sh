@@ -129,14 +129,14 @@ plant "scales by columns: tiles of 64" quantise.cu gpu::low_gradient 's#across +
 plant "round: the pad is not zero" quantise.cu gpu::low_gemm \
   's/to_bf16(j < d ? x\[row \* d + j\] : 0.f)/to_bf16(x[row * d + (j < d ? j : 0)])/'
 
-plant "both: no barrier before the maxima are read" quantise.cu gpu::lower_both \
-  '/^KERNEL(256) quantise_both/,/^}/ s/  __syncthreads();//'
+plant "both: no barrier before the maxima are read" quantise.cu "gpu::lower_both gpu::swiglu_lower" \
+  '/^DEVICE void make_both/,/^}/ s/  __syncthreads();//'
 plant "both: rows have the scale of another tile" quantise.cu gpu::lower_both \
   's/row_scale\[row \* across + at\]/row_scale[row * across]/'
 plant "gated: value and gate swapped" quantise.cu gpu::swiglu_lower \
-  's/gated(h\[(i64)row \* 2 \* d + column\], h\[(i64)row \* 2 \* d + d + column\])/gated(h[(i64)row * 2 * d + d + column], h[(i64)row * 2 * d + column])/'
-plant "gated: no barrier before the maxima are read" quantise.cu gpu::swiglu_lower \
-  '/^KERNEL(256) quantise_gated(/,/^}/ s/  __syncthreads();//'
+  's/gated(h\[row \* 2 \* d + column\], h\[row \* 2 \* d + d + column\])/gated(h[row * 2 * d + d + column], h[row * 2 * d + column])/'
+plant "gated: rows as far apart as those of the result" quantise.cu gpu::swiglu_lower \
+  's/gated(h\[row \* 2 \* d + column\]/gated(h[row * d + column]/'
 plant "gated gradient: values overwrite gates too early" quantise.cu gpu::swiglu_backward_lower \
   '/write_both(values, band, blockIdx.y, 2/,/pragma/ s/  __syncthreads();//'
 plant "gated gradient: values are read too early" quantise.cu gpu::swiglu_backward_lower \

@@ -257,6 +257,53 @@ pub enum Counted {
     Routes,
 }
 
+/// Operations that may do two things in one pass, for a device that does one after the other.
+macro_rules! in_two_passes {
+    (norm) => {
+        fn add_rms_norm(&self, acc: &mut Tensor, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
+            self.add(acc, x);
+            self.rms_norm(acc, gain, eps)
+        }
+
+        fn rms_norm_backward_add(
+            &self,
+            x: &Tensor,
+            rstd: &Tensor,
+            gain: &Tensor,
+            dy: &Tensor,
+            dgain: &mut Tensor,
+            beside: &Tensor,
+        ) -> Tensor {
+            let mut dx = self.rms_norm_backward(x, rstd, gain, dy, dgain);
+            self.add(&mut dx, beside);
+            dx
+        }
+    };
+    (swiglu) => {
+        fn swiglu_lower(
+            &self,
+            h: &Tensor,
+            how: [Quantiser; 2],
+            segments: Option<&Segments>,
+            saturated: &mut Tensor,
+        ) -> [Operand; 2] {
+            self.lower_both(&self.swiglu(h), how, segments, saturated)
+        }
+
+        fn swiglu_backward_lower(
+            &self,
+            h: &Tensor,
+            dy: &Tensor,
+            how: [Quantiser; 2],
+            segments: Option<&Segments>,
+            saturated: &mut Tensor,
+        ) -> [Operand; 2] {
+            self.lower_both(&self.swiglu_backward(h, dy), how, segments, saturated)
+        }
+    };
+}
+pub(crate) use in_two_passes;
+
 /// The one table of operations: calls the macro `$then` with it. [`Backend`] is made of it, and so are the adapters
 /// that pass every operation on.
 macro_rules! operations {

@@ -241,24 +241,7 @@ impl Backend for Meta {
         self.like(x)
     }
 
-    fn add_rms_norm(&self, acc: &mut Tensor, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
-        self.add(acc, x);
-        self.rms_norm(acc, gain, eps)
-    }
-
-    fn rms_norm_backward_add(
-        &self,
-        x: &Tensor,
-        rstd: &Tensor,
-        gain: &Tensor,
-        dy: &Tensor,
-        dgain: &mut Tensor,
-        beside: &Tensor,
-    ) -> Tensor {
-        let mut dx = self.rms_norm_backward(x, rstd, gain, dy, dgain);
-        self.add(&mut dx, beside);
-        dx
-    }
+    in_two_passes!(norm);
 
     fn swiglu(&self, h: &Tensor) -> Tensor {
         self.new_tensor([h.rows(), h.cols() / 2], h.dtype())

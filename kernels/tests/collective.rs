@@ -385,29 +385,33 @@ fn wrong_shapes_and_types_are_our_bug() {
     }));
 }
 
-/// One of the tests below, in a process whose environment is its own; what it printed.
-fn apart(test: &str, environment: &[(&str, &str)]) -> String {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]).env_remove("LD_LIBRARY_PATH");
-    let output = command.envs(environment.iter().copied()).output().expect("the test starts");
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+/// Set in a process that a test starts for an environment of its own.
+const APART: &str = "SMELT_TEST_APART";
+
+fn is_apart() -> bool {
+    std::env::var_os(APART).is_some()
 }
 
-#[test]
-#[ignore = "other tests start it"]
-fn says_whether_there_is_nccl() {
-    match Nccl::unique_id() {
-        Ok(_) => println!("there is {}", Nccl::found().unwrap()),
-        Err(error) => println!("error: {error}\nhint: {}", error.hint()),
-    }
+/// The test of this name in a process of its own, where [`is_apart`] holds; what it printed.
+fn apart(test: &str, environment: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env_remove("LD_LIBRARY_PATH");
+    let output = command.env(APART, "1").envs(environment.iter().copied()).output().expect("the test starts");
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn an_nccl_that_cannot_be_used_says_why() {
+    if is_apart() {
+        return match Nccl::unique_id() {
+            Ok(_) => println!("there is {}", Nccl::found().unwrap()),
+            Err(error) => println!("error: {error}\nhint: {}", error.hint()),
+        };
+    }
     let (out, _) = simulator::build();
     let library = out.join("libnccl.so.2").display().to_string();
-    let say = |environment: &[(&str, &str)]| apart("says_whether_there_is_nccl", environment);
+    let say = |environment: &[(&str, &str)]| apart("an_nccl_that_cannot_be_used_says_why", environment);
     let there = say(&[("SMELT_NCCL", &library)]);
     assert!(there.contains(&format!("there is NCCL 2.27.3, {library}\n")), "{there}");
     let missing = say(&[("SMELT_NCCL", "/nowhere/libnccl.so.2")]);
@@ -428,14 +432,12 @@ fn an_nccl_that_cannot_be_used_says_why() {
     );
 }
 
-#[test]
-#[ignore = "other tests start it"]
-fn waits_for_a_rank_that_does_something_else() {
+/// Both ranks send first, so neither is received from; prints how each ends.
+fn send_to_each_other() {
     let _one = alone();
     let said = failures(2, |gpu, group| {
         let device: &dyn Backend = gpu.as_ref();
         let x = device.zeros([4], DType::F32);
-        // both send first, so neither is received from
         group.send(&x, 1 - group.rank()).wait();
         device.download(&group.receive([4].into(), DType::F32, 1 - group.rank()).wait())
     });
@@ -446,9 +448,12 @@ fn waits_for_a_rank_that_does_something_else() {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn nobody_waits_for_ever() {
+    if is_apart() {
+        return send_to_each_other();
+    }
     let begun = std::time::Instant::now();
     let limits = [("SMELT_NCCL_SECONDS", "1"), ("SMELT_SIM_NCCL_SECONDS", "60")];
-    let said = apart("waits_for_a_rank_that_does_something_else", &limits);
+    let said = apart("nobody_waits_for_ever", &limits);
     let gave_up = |rank: usize| format!("said: rank {rank} of 2 has waited 1 s for another rank, in vain\n");
     // who gives up first tells the other one
     assert!(said.contains(&gave_up(0)) || said.contains(&gave_up(1)), "{said}");

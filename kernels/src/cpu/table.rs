@@ -111,24 +111,7 @@ impl Backend for Cpu {
         real!(x, T => rows::rms_norm_backward::<T>(self, x, rstd, gain, dy, dgain))
     }
 
-    fn add_rms_norm(&self, acc: &mut Tensor, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Tensor) {
-        self.add(acc, x);
-        self.rms_norm(acc, gain, eps)
-    }
-
-    fn rms_norm_backward_add(
-        &self,
-        x: &Tensor,
-        rstd: &Tensor,
-        gain: &Tensor,
-        dy: &Tensor,
-        dgain: &mut Tensor,
-        beside: &Tensor,
-    ) -> Tensor {
-        let mut dx = self.rms_norm_backward(x, rstd, gain, dy, dgain);
-        self.add(&mut dx, beside);
-        dx
-    }
+    in_two_passes!(norm);
 
     fn swiglu(&self, h: &Tensor) -> Tensor {
         real!(h, T => rows::swiglu::<T>(self, h))
@@ -138,26 +121,7 @@ impl Backend for Cpu {
         real!(h, T => rows::swiglu_backward::<T>(self, h, dy))
     }
 
-    fn swiglu_lower(
-        &self,
-        h: &Tensor,
-        how: [Quantiser; 2],
-        segments: Option<&Segments>,
-        saturated: &mut Tensor,
-    ) -> [Operand; 2] {
-        self.lower_both(&self.swiglu(h), how, segments, saturated)
-    }
-
-    fn swiglu_backward_lower(
-        &self,
-        h: &Tensor,
-        dy: &Tensor,
-        how: [Quantiser; 2],
-        segments: Option<&Segments>,
-        saturated: &mut Tensor,
-    ) -> [Operand; 2] {
-        self.lower_both(&self.swiglu_backward(h, dy), how, segments, saturated)
-    }
+    in_two_passes!(swiglu);
 
     fn rope(&self, x: &mut Tensor, heads: usize, offset: usize, rope: &Rope, positions: &Tensor, is_backward: bool) {
         real!(x, T => rows::rope::<T>(self, x, heads, offset, rope, positions, is_backward))

@@ -6,7 +6,7 @@ use super::low_precision::Lowered;
 use super::rows::expect_f32;
 use crate::backend::AdamW;
 use crate::dtype::DType;
-use crate::fp8::{Quantiser, TILE, Tile};
+use crate::fp8::{TILE, Tile};
 use crate::tensor::Tensor;
 
 /// Dynamic shared memory of `adamw_fp8`: a tile of 128×129 floats.
@@ -70,7 +70,6 @@ impl Cuda {
         let power = |beta: f64| crate::math::power(beta, h.step);
         let float = |x: f64| Arg::Float(x as f32);
         let is_bf16 = m.dtype() == DType::Bf16;
-        let is_tiled = |how: Quantiser| how.tile == Tile::Block;
         let mut lowered = w.take_derived::<Lowered>();
         let mut args = vec![
             self.write(w),
@@ -91,7 +90,7 @@ impl Cuda {
         match &mut lowered {
             // a weight that was multiplied in FP8 will be again: its new bytes are written now, in one pass
             Some(Lowered { how: Some(how), experts, nt, nn: Some(nn), scales: Some((scales, turned)) })
-                if is_tiled(*how) =>
+                if how.tile == Tile::Block =>
             {
                 let (out, inner) = (w.rows() / *experts, w.cols());
                 let (bands, across) = (out.div_ceil(TILE), inner.div_ceil(TILE));

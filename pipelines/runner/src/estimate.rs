@@ -142,8 +142,8 @@ mod tests {
     use super::*;
 
     /// DeepSeek-V3's report (arXiv 2412.19437, table 1): 14.8·10¹² tokens took 2.664M H800 hours, 5.328M dollars.
-    /// In a context of 4,096 a token takes 2.5·10¹¹ FLOPs (`smelt-model` counts them). That and the share of 0.40 are
-    /// rounded to two digits: 5 %.
+    /// In a context of 4,096 a token takes 2.5·10¹¹ FLOPs (`smelt-model` counts them). That and the share of 0.40
+    /// are rounded to two digits: 5 %.
     #[test]
     fn the_devices_are_read_and_price_deepseek_v3() {
         let args = Args { device: "h800".into(), devices: None, count: 2048, share: None, format: Format::Table };

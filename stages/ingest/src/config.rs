@@ -108,8 +108,8 @@ pub enum RecordKind {
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
     /// `.jsonl` and `.ndjson` are JSON lines, `.csv` and `.tsv` tables, `.parquet` is Parquet, `.wet` and `.warc` are
-    /// WARC; of any other name a file whose lines are JSON objects is JSON lines, a JSON list of objects is records, and
-    /// anything else is text.
+    /// WARC; of any other name a file whose lines are JSON objects is JSON lines, a JSON list of objects is records,
+    /// and anything else is text.
     #[default]
     Auto,
     /// One document per file.

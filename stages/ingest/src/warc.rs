@@ -54,7 +54,8 @@ impl<'a> Warc<'a> {
     /// The last item: what follows cannot be found.
     fn damaged(&mut self, what: String) -> Outcome {
         self.is_over = true;
-        Err(self.place().bad("damaged", what).hint("fetch the file again"))
+        let hint = if self.number > 0 { "fetch the file again" } else { "fetch the file again, or set `format`" };
+        Err(self.place().bad("damaged", what).hint(hint))
     }
 
     /// A line without its end; None at the end of the file.
@@ -77,9 +78,8 @@ impl<'a> Warc<'a> {
         };
         if !version.starts_with("WARC/") {
             let shown: String = version.chars().take(60).collect();
-            return Ok(Some(Err(format!(
-                "expected `WARC/1.0`, found `{shown}`: the record before has another length"
-            ))));
+            let why = if self.number > 0 { ": the record before has another length" } else { "" };
+            return Ok(Some(Err(format!("expected `WARC/1.0`, found `{shown}`{why}"))));
         }
         let (mut headers, begun) = (Vec::new(), self.offset);
         loop {

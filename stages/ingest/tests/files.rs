@@ -332,9 +332,12 @@ fn pages_and_damage_in_a_crawl_are_told_with_their_place() {
     assert_eq!(cut[1], format!("`c.warc` record 2: the file ends after 8 of its 4000 bytes\n{after}"));
     let none = says("d.warc", good.replace("Content-Length: 4", "Content-Length: four"));
     let told = "`d.warc` record 1: expected a number as `Content-Length`, found `four`";
-    assert_eq!(none, [format!("{told}\n{after}")]);
+    let first = after.replace("again;", "again, or set `format`;");
+    assert_eq!(none, [format!("{told}\n{first}")]);
+    let notes = says("notes.wet", "my notes\n".into());
+    assert_eq!(notes, [format!("`notes.wet` record 1: expected `WARC/1.0`, found `my notes`\n{first}")]);
     let half = says("e.warc", "WARC/1.0\r\nWARC-Type: conversion\r\n".into());
-    assert_eq!(half, [format!("`e.warc` record 1: the file ends inside a record's headers\n{after}")]);
+    assert_eq!(half, [format!("`e.warc` record 1: the file ends inside a record's headers\n{first}")]);
     assert!(says("f.warc", String::new()).is_empty(), "an empty file has no records");
 }
 

@@ -69,6 +69,9 @@ pub struct Args {
     /// Requests that generate at once
     #[arg(long, value_delimiter = ',', default_values = ["1", "16"])]
     batch: Vec<usize>,
+    /// Requests that generate have one prompt of 256 tokens, as the samples of a group do, instead of 32 tokens each
+    #[arg(long)]
+    one_prompt: bool,
     /// Threads; all of the machine's if 0
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -126,7 +129,9 @@ fn measure(task: &Task, args: &Args) -> Vec<Figures> {
         Task::Train { model, precision, recompute } => {
             measure::train(cpu, model, (*precision, *recompute), args.steps.max(1), args.profile)
         }
-        Task::Generate { model, batch } => measure::generate(cpu, model, (*batch).max(1), args.steps.max(1)),
+        Task::Generate { model, batch } => {
+            measure::generate(cpu, model, (*batch).max(1), args.steps.max(1), args.one_prompt)
+        }
     }
 }
 
@@ -144,9 +149,8 @@ fn apart(task: &Task, args: &Args) -> std::io::Result<Vec<Figures>> {
         Task::Generate { model, batch } => command.args(["generate", "--models", model, "--batch", &batch.to_string()]),
     };
     command.args(["--threads", &args.threads.to_string(), "--steps", &args.steps.to_string(), "--format", "json"]);
-    if args.profile {
-        command.arg("--profile");
-    }
+    command.args(args.profile.then_some("--profile"));
+    command.args(args.one_prompt.then_some("--one-prompt"));
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut said = String::new();
     if let Some(out) = child.stdout.as_mut() {

@@ -285,21 +285,23 @@ pub(crate) fn generate_on(backend: &dyn Backend, config: &Config, batch: usize, 
     (batch * new) as f64 / median
 }
 
-pub(crate) fn generate(cpu: Cpu, name: &str, batch: usize, steps: usize) -> Vec<Figures> {
+pub(crate) fn generate(cpu: Cpu, name: &str, batch: usize, steps: usize, one_prompt: bool) -> Vec<Figures> {
     let (threads, sized) = (cpu.threads(), find(name));
     let model = Model::new(sized.config.clone()).expect("the sizes are a model");
     let params = params(&model);
     let (vocabulary, new) = (sized.config.vocab_size, 128);
     let requests = |length: usize, max_tokens: usize| -> Vec<Request> {
         let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
+        let seed = |i: usize| if one_prompt { 0 } else { i as u64 };
         let request =
-            |i: usize| Request { prompt: ids(length, vocabulary, i as u64), seed: 0, sampling: sampling.clone() };
+            |i: usize| Request { prompt: ids(length, vocabulary, seed(i)), seed: 0, sampling: sampling.clone() };
         (0..batch).map(request).collect()
     };
     let generator = Generator::new(&model, &params, &cpu, batch);
     let run = |requests: &[Request]| drop(generator.run(requests).expect("positions are left"));
     let runs = steps.div_ceil(4).max(3);
-    let (answers, prompts) = (requests(32, new), requests(256, 1));
+    let (length, distinct) = if one_prompt { (256, 1) } else { (32, batch) };
+    let (answers, prompts) = (requests(length, new), requests(256, 1));
     let (median, best) = timed(runs, || run(&answers));
     let (read, _) = timed(runs, || run(&prompts));
     vec![Figures::Generate {
@@ -308,7 +310,7 @@ pub(crate) fn generate(cpu: Cpu, name: &str, batch: usize, steps: usize) -> Vec<
         threads,
         tokens_per_second: (batch * new) as f64 / median,
         best_tokens_per_second: (batch * new) as f64 / best,
-        prefill_tokens_per_second: (batch * 256) as f64 / read,
+        prefill_tokens_per_second: (distinct * 256) as f64 / read,
         peak_memory_bytes: peak_memory_bytes(),
     }]
 }

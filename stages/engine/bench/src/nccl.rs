@@ -1,4 +1,5 @@
-//! NCCL on one GPU: a world of one gets its own data back from every operation, and the library's speed where it copies.
+//! NCCL on one GPU: a world of one gets its own data back from every operation, and the library's speed where it
+//! copies.
 
 use crate::gpu::{Row, gpu, scaled, seconds};
 use serde_json::json;
@@ -50,13 +51,14 @@ pub(crate) fn part() -> Vec<Row> {
     let (bytes, width) = (scaled(1 << 28), 1 << 10);
     let mut x = device.zeros([bytes / 4 / width, width], DType::F32);
     let (n, bytes) = (x.rows(), (4 * x.len()) as f64);
+    let mib = bytes / (1 << 20) as f64;
     let mut copies = |what: &str, time: f64| {
         let figures = json!({ "ms": 1e3 * time, "gb_per_second": 2.0 * bytes / time / 1e9 });
-        rows.push(Row::new(format!("{what} of 256 MiB"), figures));
+        rows.push(Row::new(format!("{what} of {mib:.0} MiB"), figures));
     };
     copies("all_gather", seconds(&gpu, || drop(group.all_gather(&x).wait())));
     copies("all_to_all", seconds(&gpu, || drop(group.all_to_all(&x, &[n], &[n]).wait())));
     let time = seconds(&gpu, || group.all_reduce(&mut x, Reduce::Sum));
-    rows.push(Row::new("all_reduce of 256 MiB, in place", json!({ "us": 1e6 * time })));
+    rows.push(Row::new(format!("all_reduce of {mib:.0} MiB, in place"), json!({ "us": 1e6 * time })));
     rows
 }

@@ -79,19 +79,19 @@ impl TokensAtOnce {
     /// The number. `auto` cuts a step into as few parts as the memory of the device allows, all of one size; it depends
     /// on how much memory the device has, not on how much of it is free.
     pub fn on(self, opened: &Opened, step: &Step, cx: &Context) -> usize {
-        let Some(count) = self.count() else {
-            let enough = if opened.is_gpu() { usize::MAX } else { (ENOUGH_FOR_A_CPU / step.longest.max(1)).max(1) };
-            let most = step.sequences.min(enough);
-            let take = |sequences| {
-                let Step { model, hyper, recompute, longest, beside, .. } = *step;
-                beside + Memory::of(&opened.meta(), model, hyper, recompute, [sequences, longest]).peak
-            };
-            let sequences = opened.memory.map_or(1, |budget| largest(most, |n| take(n) <= budget));
-            let parts = step.sequences.div_ceil(sequences);
-            let count = step.sequences.div_ceil(parts) * step.longest;
-            cx.result("tokens_at_once", count as f64);
+        if let Some(count) = self.count() {
             return count;
+        }
+        let enough = if opened.is_gpu() { usize::MAX } else { (ENOUGH_FOR_A_CPU / step.longest.max(1)).max(1) };
+        let take = |sequences| {
+            let Step { model, hyper, recompute, longest, beside, .. } = *step;
+            beside + Memory::of(&opened.meta(), model, hyper, recompute, [sequences, longest]).peak
         };
+        let most = step.sequences.min(enough);
+        let sequences = opened.memory.map_or(1, |budget| largest(most, |n| take(n) <= budget));
+        let parts = step.sequences.div_ceil(sequences);
+        let count = step.sequences.div_ceil(parts) * step.longest;
+        cx.result("tokens_at_once", count as f64);
         count
     }
 }

@@ -9,9 +9,8 @@
 use smelt_kernels::{Backend, CachedRows, DType, Tensor};
 use std::ops::Range;
 
-/// Positions of a page. Each page costs the CPU two products of its own: with 64 positions the attention of a decoding
-/// step took a tenth longer than from one tensor, with 128 about as long. (Fewer would leave less memory unused behind
-/// a request's last position.) A GPU goes through 128 keys at a time, and finds them in one page.
+/// Positions of a page. Each page costs the CPU two products of its own, so few of them are faster; what lies behind a
+/// request's last position is unused. A GPU goes through 128 keys at a time, and finds them in one page.
 const PAGE_ROWS: usize = 128;
 
 /// A clone shares the pages.
