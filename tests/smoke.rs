@@ -246,17 +246,19 @@ fn what_a_training_cannot_be_is_refused_before_anything_runs() {
         ("fim_rate=1.5", "`config.fim_rate`: 1.5 is greater than the maximum of 1"),
         ("lr=-1", "`config.lr`: -1 is less than the minimum of 0"),
         ("optimizer.average=1", "`config.optimizer.average`: 1 is greater than or equal to the maximum of 1"),
-        ("precision=fp4", "\"fp4\" is none of \"fp32\", \"bf16\", \"fp8\", { fp8 }"),
+        ("precision=fp4", "\"fp4\" is none of \"fp32\", \"bf16\", \"fp8\", { bf16 }, { fp8 }"),
     ] {
         let set = format!("base.config.{set}");
         let said = smelt(store.path(), &["check", "pipelines/smoke.yaml", "--set", &set]).fails(2).err;
         assert!(said.contains(text), "{set}: {said}");
     }
     for job in ["chains", "aligned", "judge", "score"] {
-        let set = format!("{job}.config.precision={{fp8: {{scaling: tensor}}}}");
-        let said = smelt(store.path(), &["check", "pipelines/smoke.yaml", "--set", &set]).fails(2).err;
-        let text = "with `scaling: tensor` an answer depends on the others that are computed beside it";
-        assert!(said.contains(text) && said.contains("leave `scaling` at `tile`"), "{set}: {said}");
+        for (format, setting) in [("fp8", "scaling: tensor"), ("bf16", "library: cublaslt")] {
+            let set = format!("{job}.config.precision={{{format}: {{{setting}}}}}");
+            let said = smelt(store.path(), &["check", "pipelines/smoke.yaml", "--set", &set]).fails(2).err;
+            let text = format!("with `{setting}` an answer depends on the others that are computed beside it");
+            assert!(said.contains(&text) && said.contains("leave that setting out"), "{set}: {said}");
+        }
     }
 }
 

@@ -7,6 +7,18 @@
 #define EACH(i, n) \
   for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 
+// The places of a matrix, for blocks of 256 threads: neighbours have neighbouring columns, 2ˡ threads a row of d
+// columns, where l = row_threads(d), so narrow rows stand side by side. Nothing is divided: a division of 64-bit numbers
+// for each element takes longer than its way from memory.
+DEVICE int row_threads(int d) {
+  int l = 8;
+  while (l > 0 && 1 << (l - 1) >= d) l--;
+  return l;
+}
+#define EACH_ROW(row, n, l) \
+  for (i64 row = (i64)blockIdx.x * (256 >> l) + (threadIdx.x >> l); row < (n); row += (i64)gridDim.x * (256 >> l))
+#define EACH_COLUMN(j, d, l) for (int j = threadIdx.x & ((1 << l) - 1); j < (d); j += 1 << l)
+
 DEVICE float exp_below(float x) {
   const float round = 12582912.f + 127.f;
   float clamped = x < -87.3f ? -87.3f : x;

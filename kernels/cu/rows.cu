@@ -4,35 +4,44 @@
 // How many rows one block sums for a gradient of a gain or a bias: fixed, so that the order of the sum is too.
 constexpr int ROWS_PER_BLOCK = 64;
 
-// One block per row; dynamic shared memory: D floats. With `more`, x becomes x + more first.
+// A block takes row after row, so that it reads the gain once; dynamic shared memory: 2·D floats, of which each thread
+// has its own. With `more`, x becomes x + more first.
 KERNEL(256) rms_norm(
-    float* x, const float* more, const float* gain, float* y, float* rstd, int d, float eps) {
+    float* x, const float* more, const float* gain, float* y, float* rstd, int n, int d, float eps) {
   DYNAMIC_SHARED(shared);
   __shared__ float scratch[8];
-  float* row = (float*)shared;
-  float* from = x + (i64)blockIdx.x * d;
-  float squares = 0.f;
-  for (int j = threadIdx.x; j < d; j += 256) {
-    float value = from[j];
-    if (more) from[j] = value = value + more[(i64)blockIdx.x * d + j];
-    row[j] = value;
-    squares += value * value;
+  float *row = (float*)shared, *kept_gain = row + d;
+  for (int j = threadIdx.x; j < d; j += 256) kept_gain[j] = gain[j];
+  for (int i = blockIdx.x; i < n; i += gridDim.x) {
+    float* from = x + (i64)i * d;
+    float squares = 0.f;
+    for (int j = threadIdx.x; j < d; j += 256) {
+      float value = from[j];
+      if (more) from[j] = value = value + more[(i64)i * d + j];
+      row[j] = value;
+      squares += value * value;
+    }
+    float factor = 1.f / sqrtf(block_sum(squares, scratch) / (float)d + eps);
+    if (threadIdx.x == 0) rstd[i] = factor;
+    float* to = y + (i64)i * d;
+    for (int j = threadIdx.x; j < d; j += 256) to[j] = row[j] * factor * kept_gain[j];
   }
-  float factor = 1.f / sqrtf(block_sum(squares, scratch) / (float)d + eps);
-  if (threadIdx.x == 0) rstd[blockIdx.x] = factor;
-  float* to = y + (i64)blockIdx.x * d;
-  for (int j = threadIdx.x; j < d; j += 256) to[j] = row[j] * factor * gain[j];
 }
 
 // One block per 64 rows. Writes dx, and the block's part of the gain's gradient to `partial[block, D]`. Dynamic shared
-// memory: 3·D floats. With `beside`, that is added to dx.
+// memory: 3·D floats, and D more where the gain is kept there instead of read for each row; each thread has its own.
+// With `beside`, that is added to dx.
 KERNEL(256) rms_norm_backward(
     const float* x, const float* rstd, const float* gain, const float* dy, const float* beside, float* dx,
-    float* partial, int n, int d) {
+    float* partial, int n, int d, int keeps_gain) {
   DYNAMIC_SHARED(shared);
   __shared__ float scratch[8];
-  float *row = (float*)shared, *of_y = row + d, *sum = of_y + d;
-  for (int j = threadIdx.x; j < d; j += 256) sum[j] = 0.f;
+  float *row = (float*)shared, *of_y = row + d, *sum = of_y + d, *kept_gain = sum + d;
+  for (int j = threadIdx.x; j < d; j += 256) {
+    sum[j] = 0.f;
+    if (keeps_gain) kept_gain[j] = gain[j];
+  }
+  const float* of_gain = keeps_gain ? kept_gain : gain;
   int first = blockIdx.x * ROWS_PER_BLOCK, last = first + ROWS_PER_BLOCK < n ? first + ROWS_PER_BLOCK : n;
   for (int i = first; i < last; i++) {
     float factor = rstd[i], dot = 0.f;
@@ -40,7 +49,7 @@ KERNEL(256) rms_norm_backward(
       float value = x[(i64)i * d + j], gradient = dy[(i64)i * d + j];
       row[j] = value;
       sum[j] += gradient * value * factor;
-      of_y[j] = gradient * gain[j];
+      of_y[j] = gradient * of_gain[j];
       dot += of_y[j] * value;
     }
     float mean = block_sum(dot, scratch) / (float)d;
@@ -72,41 +81,48 @@ KERNEL(256) add_partial_sums(const float* partial, float* acc, int parts, int d)
 }
 
 KERNEL(256) swiglu(const float* h, float* y, i64 n, int f) {
-  EACH(i, n * f) {
-    i64 row = i / f;
-    int j = (int)(i - row * f);
-    y[i] = gated(h[row * 2 * f + j], h[row * 2 * f + f + j]);
+  int l = row_threads(f);
+  EACH_ROW(row, n, l) {
+    const float* from = h + row * 2 * f;
+    EACH_COLUMN(j, f, l) y[row * f + j] = gated(from[j], from[f + j]);
   }
 }
 
 KERNEL(256) swiglu_backward(const float* h, const float* dy, float* dh, i64 n, int f) {
-  EACH(i, n * f) {
-    i64 row = i / f, at = row * 2 * f + (i - row * f);
-    Gated d = gated_gradient(h[at], h[at + f], dy[i]);
-    dh[at] = d.gate;
-    dh[at + f] = d.up;
+  int l = row_threads(f);
+  EACH_ROW(row, n, l) {
+    const float* from = h + row * 2 * f;
+    float* to = dh + row * 2 * f;
+    EACH_COLUMN(j, f, l) {
+      Gated d = gated_gradient(from[j], from[f + j], dy[row * f + j]);
+      to[j] = d.gate;
+      to[f + j] = d.up;
+    }
   }
 }
 
-// `backward` turns by the opposite angle.
+// `backward` turns by the opposite angle. A thread's angle serves all heads.
 KERNEL(256) rope(
     float* x, const float* cosines, const float* sines, const u32* positions, i64 n, int width, int heads, int offset,
     int half, int interleaved, int backward) {
-  EACH(i, n * heads * half) {
-    int j = (int)(i % half);
-    i64 head = i / half, row = head / heads;
-    head -= row * heads;
-    i64 at = row * width + head * (width / heads) + offset;
-    i64 a = at + (interleaved ? 2 * j : j), b = at + (interleaved ? 2 * j + 1 : j + half);
-    i64 angle = (i64)positions[row] * half + j;
-    float cosine = cosines[angle], sine = backward ? -sines[angle] : sines[angle], u = x[a], v = x[b];
-    x[a] = u * cosine - v * sine;
-    x[b] = v * cosine + u * sine;
+  int l = row_threads(half), head_width = width / heads;
+  EACH_ROW(row, n, l) {
+    i64 angles = (i64)positions[row] * half;
+    EACH_COLUMN(j, half, l) {
+      float cosine = cosines[angles + j], sine = backward ? -sines[angles + j] : sines[angles + j];
+      float* first = x + row * width + offset + (interleaved ? 2 * j : j);
+      for (int head = 0; head < heads; head++) {
+        float *a = first + head * head_width, *b = a + (interleaved ? 1 : half), u = *a, v = *b;
+        *a = u * cosine - v * sine;
+        *b = v * cosine + u * sine;
+      }
+    }
   }
 }
 
 KERNEL(256) bias(float* y, const float* bias, i64 n, int d) {
-  EACH(i, n * d) y[i] += bias[i % d];
+  int l = row_threads(d);
+  EACH_ROW(row, n, l) EACH_COLUMN(j, d, l) y[row * d + j] += bias[j];
 }
 
 KERNEL(256) scale(float* x, float by, float over, i64 n) {
@@ -157,17 +173,16 @@ KERNEL(256) cast(const void* x, int from, void* y, int to, i64 n) {
 
 // `[rows, cols]` from a matrix `from_width` wide to one `to_width` wide.
 KERNEL(256) copy_columns(const float* x, i64 from_width, float* y, i64 to_width, i64 rows, int cols) {
-  EACH(i, rows * cols) {
-    i64 row = i / cols, j = i - row * cols;
-    y[row * to_width + j] = x[row * from_width + j];
-  }
+  int l = row_threads(cols);
+  EACH_ROW(row, rows, l) EACH_COLUMN(j, cols, l) y[row * to_width + j] = x[row * from_width + j];
 }
 
 // Rows `rows` of x.
 KERNEL(256) gather(const float* x, const u32* rows, float* y, i64 n, int d) {
-  EACH(i, n * d) {
-    i64 row = i / d;
-    y[i] = x[(i64)rows[row] * d + (i - row * d)];
+  int l = row_threads(d);
+  EACH_ROW(row, n, l) {
+    const float* from = x + (i64)rows[row] * d;
+    EACH_COLUMN(j, d, l) y[row * d + j] = from[j];
   }
 }
 
@@ -193,22 +208,22 @@ KERNEL(256) embedding_backward(const u32* ids, const float* dx, float* dw, int n
 
 // `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
 KERNEL(256) gather_backward(const float* drows, const u32* slots, float* dx, i64 n, int d, int k) {
-  EACH(i, n * d) {
-    i64 token = i / d, j = i - token * d;
-    float sum = dx[i];
+  int l = row_threads(d);
+  EACH_ROW(token, n, l) EACH_COLUMN(j, d, l) {
+    float sum = dx[token * d + j];
     for (int choice = 0; choice < k; choice++) sum += drows[(i64)slots[token * k + choice] * d + j];
-    dx[i] = sum;
+    dx[token * d + j] = sum;
   }
 }
 
 // `y[t] += Σ_k weights[t, k]·rows[slots[t, k]]`, k in order.
 KERNEL(256) combine(const float* rows, const u32* slots, const float* weights, float* y, i64 n, int d, int k) {
-  EACH(i, n * d) {
-    i64 token = i / d, j = i - token * d;
-    float sum = y[i];
+  int l = row_threads(d);
+  EACH_ROW(token, n, l) EACH_COLUMN(j, d, l) {
+    float sum = y[token * d + j];
     for (int choice = 0; choice < k; choice++)
       sum += weights[token * k + choice] * rows[(i64)slots[token * k + choice] * d + j];
-    y[i] = sum;
+    y[token * d + j] = sum;
   }
 }
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds OUT/libcuda.so.1, the simulated driver with the kernels of kernels/cu, and OUT/libnccl.so.2, a simulated NCCL
-# for it: for machines without a GPU.
+# Builds OUT/libcuda.so.1, the simulated driver with the kernels of kernels/cu, and a simulated NCCL and cuBLASLt for it,
+# OUT/libnccl.so.2 and OUT/libcublasLt.so.13: for machines without a GPU.
 #
 #   build.sh OUT [SOURCES]       files of the folder SOURCES replace those of the same name of kernels/cu
 #   build.sh --only OUT SOURCES  kernels of SOURCES alone; headers come from kernels/cu as well
@@ -40,7 +40,7 @@ fi
 version=$("$cxx" --version | head -1)
 signature=$({ stat -L -c '%n %y %s' "$out"/cu/* "$here"/*; echo "$version"; } | sha256sum)
 built=$(cat "$out/objects/signature" 2>/dev/null || true)
-if [ -e "$out/libcuda.so.1" ] && [ -e "$out/libnccl.so.2" ] && [ "$signature" = "$built" ]; then exit 0; fi
+if [ -e "$out/libcuda.so.1" ] && [ "$signature" = "$built" ]; then exit 0; fi
 rm -f "$out/objects/signature"
 
 common=(-std=gnu++17 -O2 -march=x86-64-v2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -DSMELT_SIM -Wall
@@ -70,7 +70,7 @@ preprocess() {
     tr '\n' ' ' <"$text" | grep -oE 'sim::kernel<\([^;{}]*\)> +[A-Za-z_][A-Za-z0-9_]* *\(' |
       sed -E 's/^sim::kernel<(.*)> +([A-Za-z_][A-Za-z0-9_]*) *\($/\2 \1/' | sort -u | while read -r kernel threads; do
         echo "static sim::Registration register_$kernel(\"$kernel\", $threads," \
-          "&sim::Caller<decltype($kernel)>::call<&$kernel>, $start, $stop);"
+          "&sim::Caller<decltype($kernel)>::call<&$kernel>, sim::Caller<decltype($kernel)>::SIZES, $start, $stop);"
       done
   } >"$text.tail"
   cat "$text.tail" >>"$text"
@@ -96,14 +96,14 @@ compile() {
 
 files=()
 for file in "$here"/*.cpp; do
-  if [[ $file != */nccl.cpp ]]; then files+=("$file"); fi
+  if [[ $file != */nccl.cpp && $file != */cublaslt.cpp ]]; then files+=("$file"); fi
 done
 for file in "$out"/cu/*.cu; do
   if [ -e "$file" ]; then files+=("$file"); fi
 done
 running=0
 failed=0
-for file in "${files[@]}" "$here/nccl.cpp"; do
+for file in "${files[@]}" "$here/nccl.cpp" "$here/cublaslt.cpp"; do
   if [ $running = 2 ]; then
     wait -n || failed=1
     running=1
@@ -131,11 +131,16 @@ if [ ! -e "$out/libcuda.so.1" ] || [ "$list" != "$(cat "$out/objects/linked" 2>/
   echo "$list" >"$out/objects/linked"
   find "$out/objects" -name '*.o' -mtime +7 -delete
 fi
-nccl=$(cat "$out/objects/sim_nccl.object")
-if [ ! -e "$out/libnccl.so.2" ] || [ "$nccl" != "$(cat "$out/objects/linked-nccl" 2>/dev/null)" ]; then
-  "$cxx" -shared -Wl,-soname,libnccl.so.2 -Wl,-Bsymbolic -Wl,-z,defs -Wl,-rpath,'$ORIGIN' "$nccl" "$out/libcuda.so.1" \
-    -lpthread -o "$out/libnccl.so.2.part"
-  mv "$out/libnccl.so.2.part" "$out/libnccl.so.2"
-  echo "$nccl" >"$out/objects/linked-nccl"
-fi
+# A library that stands beside the driver.
+link_beside() {
+  local object library=$2
+  object=$(cat "$out/objects/sim_$1.object")
+  if [ -e "$out/$library" ] && [ "$object" = "$(cat "$out/objects/linked-$1" 2>/dev/null)" ]; then return; fi
+  "$cxx" -shared -Wl,-soname,"$library" -Wl,-Bsymbolic -Wl,-z,defs -Wl,-rpath,'$ORIGIN' "$object" "$out/libcuda.so.1" \
+    -lpthread -o "$out/$library.part"
+  mv "$out/$library.part" "$out/$library"
+  echo "$object" >"$out/objects/linked-$1"
+}
+link_beside nccl libnccl.so.2
+link_beside cublaslt libcublasLt.so.13
 echo "$signature" >"$out/objects/signature"

@@ -19,7 +19,7 @@ namespace sim {
 
 Settings settings;
 std::recursive_mutex lock;
-u64 host_waits = 0, launches = 0;
+u64 host_waits = 0, launches = 0, graph_launches = 0;
 int sticky_error = 0, pending_error = 0;
 
 static bool initialised = false;
@@ -76,12 +76,12 @@ u64 shared_limit() {
   return (settings.capability == 80 || settings.capability == 87 ? 163 : settings.capability >= 90 ? 227 : 99) << 10;
 }
 
-Registration::Registration(const char* name, int most_threads, void (*call)(void**), u8* static_shared,
-                           u8* static_end) {
-  new Kernel(name, most_threads, call, static_shared, static_end);
+Registration::Registration(const char* name, int most_threads, void (*call)(void**), const u32* parameters,
+                           u8* static_shared, u8* static_end) {
+  new Kernel(name, most_threads, call, parameters, static_shared, static_end);
 }
 
-static int launch(Kernel* kernel, dim3 grid, dim3 block, u32 dynamic, void* stream_handle, void** parameters) {
+int launch(Kernel* kernel, dim3 grid, dim3 block, u32 dynamic, void* stream_handle, void** parameters) {
   Stream* stream = stream_of(stream_handle);
   if (!stream || !kernel) return INVALID_HANDLE;
   u64 count = (u64)block.x * block.y * block.z;
@@ -101,6 +101,7 @@ static int launch(Kernel* kernel, dim3 grid, dim3 block, u32 dynamic, void* stre
                   name, dynamic, kernel->most_dynamic);
   }
   flush_uploads(stream);
+  note_launch(stream);
   launches++;
   if (kernel->name == settings.fail_kernel && kernel->launches + 1 == settings.fail_launch) {
     kernel->launches++;
@@ -478,11 +479,7 @@ NOT_SIMULATED(cuModuleLoad)
 NOT_SIMULATED(cuLaunchCooperativeKernel)
 NOT_SIMULATED(cuStreamBeginCapture_v2)
 NOT_SIMULATED(cuStreamEndCapture)
-NOT_SIMULATED(cuGraphInstantiateWithFlags)
-NOT_SIMULATED(cuGraphLaunch)
 NOT_SIMULATED(cuGraphUpload)
-NOT_SIMULATED(cuGraphDestroy)
-NOT_SIMULATED(cuGraphExecDestroy)
 NOT_SIMULATED(cuOccupancyMaxPotentialBlockSize)
 NOT_SIMULATED(cuOccupancyMaxActiveClusters)
 
@@ -505,6 +502,7 @@ extern "C" __attribute__((visibility("default"))) size_t smelt_sim_report(char* 
     list += line;
   }
   text = "{\n  \"host_waits\": " + std::to_string(host_waits) + ",\n  \"launches\": " + std::to_string(launches) +
+         ",\n  \"graph_launches\": " + std::to_string(graph_launches) +
          ",\n  \"memory_used\": " + std::to_string(device_memory_used()) + ",\n  \"problems\": " +
          std::to_string(problems) + ",\n  \"kernels\": {" + list + "\n  }\n}\n";
   if (bytes) {
@@ -522,7 +520,7 @@ extern "C" __attribute__((visibility("default"))) void smelt_sim_reset() {
   read_settings();
   if (region) settings.memory = std::min(settings.memory, device_bytes / 2);
   forget_late_work();
-  host_waits = launches = 0;
+  host_waits = launches = graph_launches = 0;
   sticky_error = pending_error = 0;
   for (Kernel* k : kernels()) {
     k->launches = k->read = k->written = k->distinct_read = k->distinct_written = k->flops = k->problems = 0;

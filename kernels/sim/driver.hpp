@@ -31,6 +31,7 @@ extern Settings settings;
 extern std::recursive_mutex lock;
 extern u64 host_waits;  // synchronisations and synchronous copies
 extern u64 launches;
+extern u64 graph_launches;  // of graphs, whose kernels count as launches too
 extern int sticky_error;   // every call returns it
 extern int pending_error;  // becomes sticky at the next synchronisation
 
@@ -40,6 +41,9 @@ int begin_call();
 int begin_wait();
 // Prints why a call is refused.
 int refuse(int error, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+struct Kernel;
+int launch(Kernel* kernel, dim3 grid, dim3 block, u32 dynamic, void* stream, void** parameters);
 
 struct Stream;  // see streams.hpp
 struct Event;
@@ -53,6 +57,8 @@ bool settle_event(Event* event, bool may_wait = true);
 void settle_device();
 // Before a kernel or a copy runs on `stream`: uploads issued earlier are done.
 void flush_uploads(Stream* stream);
+// A kernel is about to run on `stream`.
+void note_launch(const Stream* stream);
 // Drops copies that are not done, as after an error.
 void forget_late_work();
 u64 shared_limit();  // bytes of dynamic shared memory that a kernel may ask for

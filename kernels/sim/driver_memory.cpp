@@ -119,6 +119,31 @@ int check_order(const char* what, u64 address, Stream* stream) {
                 what, (void*)address);
 }
 
+// The launches so far, by the number of their first block.
+struct Grid {
+  u32 first;
+  const Stream* stream;
+  u64 number;
+};
+static std::vector<Grid> grids;
+
+void note_launch(const Stream* stream) {
+  u32 first = next_block();
+  if (!grids.empty() && grids.back().first > first) grids.clear();  // numbers begin anew
+  grids.push_back(Grid{first, stream, stream->issued});
+}
+// Whether what is issued to `stream` may overwrite the bytes: kernels of other streams that touch them are done by
+// then. Kernels run at launch here, so nothing else would tell.
+static int check_unused(const char* what, u64 address, u64 bytes, Stream* stream) {
+  u32 block = last_block_of((const void*)address, bytes);
+  auto after = std::upper_bound(grids.begin(), grids.end(), block, [](u32 n, const Grid& g) { return n < g.first; });
+  if (after == grids.begin()) return SUCCESS;
+  const Grid& g = *std::prev(after);
+  if (g.stream == stream || g.number <= std::max(stream->seen[g.stream], g.stream->waited_for)) return SUCCESS;
+  return refuse(INVALID_VALUE, "%s: a kernel of another stream, which this one did not wait for, uses its memory at %p",
+                what, (void*)address);
+}
+
 // ---- page-locked memory
 
 static std::map<u64, u64> page_locked;
@@ -326,6 +351,7 @@ API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, void* handle) {
   if (!bytes) return SUCCESS;
   ON_DEVICE("cuMemcpyHtoD", to, bytes);
   if (is_page_locked(from)) {
+    if (int error = check_unused("cuMemcpyHtoD", to, bytes, stream)) return error;
     stream->issued++;
     stream->uploads.push_back(Upload{(void*)to, from, bytes});
     note_writer(to, stream);

@@ -31,18 +31,21 @@ plant "norm: wide rows are written in part" rows.cu gpu::rms_norm 's/j += 256) t
 plant "norm backward: last rows are left out" rows.cu gpu::rms_norm_backward \
   's/first + ROWS_PER_BLOCK < n ?/first + ROWS_PER_BLOCK <= n + 8 ?/'
 plant "norm backward: sums of the gain do not begin at 0" rows.cu gpu::rms_norm_backward \
-  's/for (int j = threadIdx.x; j < d; j += 256) sum\[j\] = 0.f;//'
+  's/sum\[j\] = 0.f;//'
 plant "norm backward: wide rows have gradients in part" rows.cu gpu::rms_norm_backward \
   '/^KERNEL(256) rms_norm_backward/,/^}/ s/j < d; j += 256) {$/j < d; j += 512) {/'
 plant "norm of a sum: the sum is not written" rows.cu gpu::add_rms_norm 's/from\[j\] = value = value + more/value = value + more/'
-plant "norm of a sum: the first row of the other" rows.cu gpu::add_rms_norm 's/more\[(i64)blockIdx.x \* d + j\]/more[j]/'
+plant "norm of a sum: the first row of the other" rows.cu gpu::add_rms_norm 's/more\[(i64)i \* d + j\]/more[j]/'
 plant "norm backward: what is beside it is left out" rows.cu gpu::rms_norm_backward_add 's/beside ? value + /beside ? value + 0.f * /'
 plant "bias backward: columns overlap between blocks" rows.cu gpu::bias_backward \
   '/sum_rows_partial/,/^}/ s/blockIdx.y \* 256/blockIdx.y * 128/'
 plant "bias backward: the last part is left out" rows.cu gpu::bias_backward 's/i < parts; i++/i < parts - 1; i++/'
-plant "swiglu: the gate of another row" rows.cu gpu::swiglu 's/gated(h\[row \* 2 \* f + j\]/gated(h[i]/'
+plant "norm: the gain is not kept" rows.cu gpu::rms_norm 's/kept_gain\[j\] = gain\[j\];/;/'
+plant "norm: a block's second row is the first again" rows.cu gpu::rms_norm 's/from = x + (i64)i \* d/from = x + (i64)blockIdx.x * d/'
+plant "swiglu: the gate of another row" rows.cu gpu::swiglu 's/= gated(from\[j\], /= gated(h[row * f + j], /'
+plant "rows: blocks do not go on" math.cuh tensor::more_rows_than_blocks_are_computed 's/row += (i64)gridDim.x \* (256 >> l)/row += n/'
 plant "rope: backward turns forward" rows.cu gpu::rope 's/backward ? -sines/backward ? sines/'
-plant "rope: heads without the offset" rows.cu gpu::rope 's#(width / heads) + offset#(width / heads)#'
+plant "rope: heads without the offset" rows.cu gpu::rope 's#row \* width + offset#row * width#'
 plant "embedding backward: found is read too early" rows.cu gpu::embedding_backward \
   '/found\[threadIdx.x\] = /,/__syncthreads/ s/__syncthreads();//'
 plant "embedding backward: found is used again too early" rows.cu gpu::embedding_backward \

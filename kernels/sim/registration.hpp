@@ -5,12 +5,14 @@
 namespace sim {
 
 struct Registration {
-  Registration(const char* name, int most_threads, void (*call)(void**), u8* static_shared, u8* static_end);
+  Registration(const char* name, int most_threads, void (*call)(void**), const u32* parameters, u8* static_shared,
+               u8* static_end);
 };
 
 // Calls a kernel with the parameters that cuLaunchKernel got: pointers to them, unpacked by the kernel's own types.
 template <class Function> struct Caller;
 template <class... Parameters> struct Caller<void(Parameters...)> {
+  static constexpr u32 SIZES[] = {sizeof(Parameters)..., 0};  // bytes of each parameter
   template <void (*KERNEL_FUNCTION)(Parameters...)>
   __attribute__((no_sanitize("thread", "alignment"))) static void call(void** parameters) {
     unpack<KERNEL_FUNCTION>(parameters, std::index_sequence_for<Parameters...>());

@@ -93,6 +93,7 @@ struct Kernel {
   const char* name;
   int most_threads;
   void (*call)(void** parameters);
+  const u32* parameters;  // bytes of each, and 0 behind them
   u8 *static_shared, *static_end;
   u32 most_dynamic = 48 << 10;
 
@@ -100,7 +101,8 @@ struct Kernel {
   u64 launches = 0, read = 0, written = 0, distinct_read = 0, distinct_written = 0, flops = 0, problems = 0;
 
   // Registered by a constructor in each kernel source.
-  Kernel(const char* name, int most_threads, void (*call)(void**), u8* static_shared, u8* static_end);
+  Kernel(const char* name, int most_threads, void (*call)(void**), const u32* parameters, u8* static_shared,
+         u8* static_end);
 };
 extern Kernel* running;  // the kernel of the current launch
 std::vector<Kernel*>& kernels();

@@ -71,6 +71,16 @@ pub(crate) fn with_nccl(gpus: usize) {
     driver();
 }
 
+/// A simulated GPU whose dense products in bf16 are those of a simulated cuBLASLt.
+#[allow(dead_code, reason = "one test multiplies by it")]
+pub(crate) fn gpu_with_cublaslt() -> Cuda {
+    driver();
+    let (out, _) = build();
+    // SAFETY: as above.
+    unsafe { env::set_var("SMELT_CUBLASLT", out.join("libcublasLt.so.13")) };
+    Cuda::new(0).and_then(Cuda::with_cublaslt).expect("the simulated cuBLASLt opens")
+}
+
 /// What the driver counted so far: a JSON object.
 #[allow(dead_code, reason = "not every test counts")]
 pub(crate) fn report() -> String {

@@ -86,6 +86,17 @@ void end_launch() {
   running->distinct_read += distinct_read;
   running->distinct_written += distinct_written;
 }
+u32 next_block() { return this_block > SEVERAL / 2 ? 1 : this_block + 1; }
+u32 last_block_of(const void* p, u64 bytes) {
+  if (!watching) return 0;
+  u32 last = 0;
+  for (u64 i = offset_of(p), end = i + bytes; i < end; i++) {
+    u32 read = reader[i] & ~SEVERAL;
+    last = last > read ? last : read;
+    last = last > writer[i] ? last : writer[i];
+  }
+  return last;
+}
 void begin_shared(bool anew) {
   this_block++;
   for (u32& version : page_versions) version++;

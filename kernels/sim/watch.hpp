@@ -18,6 +18,9 @@ void mark_copied(const void* to, const void* from, u64 bytes);
 
 void begin_launch();
 void end_launch();
+// The number that the first block of the next launch gets, and the last block that read or wrote any of these bytes.
+u32 next_block();
+u32 last_block_of(const void* p, u64 bytes);
 // Shared memory of a new block: unwritten. `anew`: the clocks began anew.
 void begin_shared(bool anew);
 

@@ -18,6 +18,7 @@ mod document_bounds;
 mod dtype;
 mod e4m3;
 pub mod fp8;
+mod library;
 pub mod math;
 mod memory;
 mod meta;

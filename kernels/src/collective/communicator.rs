@@ -38,7 +38,7 @@ impl fmt::Debug for UniqueId {
 
 impl UniqueId {
     pub(super) fn new() -> Result<Self, DeviceError> {
-        let (library, mut id) = (library::open()?, Id([0; 128]));
+        let ((library, _), mut id) = (library::open()?, Id([0; 128]));
         // SAFETY: writes the id.
         let code = unsafe { (library.get_unique_id)(&raw mut id) };
         if code == SUCCESS {
@@ -85,7 +85,7 @@ impl fmt::Debug for Communicator {
 impl Communicator {
     /// **Waits** until all ranks have come.
     pub(super) fn join(gpu: &Arc<Cuda>, id: &UniqueId, rank: usize, size: usize) -> Result<Arc<Self>, DeviceError> {
-        let (library, side) = (library::open()?, SideStream::new(gpu)?);
+        let ((library, _), side) = (library::open()?, SideStream::new(gpu)?);
         let (mut handle, id) = (std::ptr::null_mut(), Id(id.0));
         // SAFETY: the device's context is that of this thread, since the stream was made; writes the handle.
         let code = unsafe { (library.init_rank)(&raw mut handle, size as i32, id, rank as i32) };

@@ -3,9 +3,8 @@
 use super::Reduce;
 use crate::cuda::DeviceError;
 use crate::dtype::DType;
-use std::env;
-use std::error::Error;
-use std::ffi::{CStr, OsString, c_char, c_int, c_void};
+use crate::library::{self, library};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
 /// 2.19 is the first that is built for CUDA 12.3, which the driver has to speak anyway. Older ones have the functions
@@ -47,27 +46,6 @@ pub(super) fn operation_of(reduce: Reduce) -> c_int {
     }
 }
 
-macro_rules! library {
-    ($($field:ident: $symbol:literal ($($type:ty),*) -> $result:ty;)*) => {
-        /// Opened once and never closed: NCCL has threads of its own.
-        #[derive(Debug)]
-        pub(super) struct Library {
-            /// As it was asked for.
-            pub(super) name: OsString,
-            /// 22703 is 2.27.3.
-            pub(super) version: c_int,
-            $(pub(super) $field: unsafe extern "C" fn($($type),*) -> $result,)*
-            _open: libloading::Library,
-        }
-
-        fn functions(open: libloading::Library, name: OsString) -> Result<Library, libloading::Error> {
-            // SAFETY: the types are those of `nccl.h`, the same in every version 2; pointers are used only while the
-            // library is open, because it is stored beside them.
-            unsafe { Ok(Library { $($field: *open.get(concat!($symbol, "\0"))?,)* name, version: 0, _open: open }) }
-        }
-    };
-}
-
 library! {
     get_version: "ncclGetVersion" (*mut c_int) -> Code;
     get_unique_id: "ncclGetUniqueId" (*mut Id) -> Code;
@@ -86,55 +64,33 @@ library! {
     reduce_scatter: "ncclReduceScatter" (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle) -> Code;
 }
 
-/// The library of this process: the file that `SMELT_NCCL` names, or the first that the system finds.
-pub(super) fn open() -> Result<&'static Library, DeviceError> {
-    static LIBRARY: OnceLock<Result<Library, DeviceError>> = OnceLock::new();
+/// The library of this process, and its version (22703 is 2.27.3): the file that `SMELT_NCCL` names, or the first that
+/// the system finds.
+pub(super) fn open() -> Result<&'static (Library, c_int), DeviceError> {
+    static LIBRARY: OnceLock<Result<(Library, c_int), DeviceError>> = OnceLock::new();
     LIBRARY.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 
-fn load() -> Result<Library, DeviceError> {
-    let named = env::var_os("SMELT_NCCL").filter(|name| !name.is_empty());
-    let hint = match named {
-        Some(_) => "set SMELT_NCCL to the file `libnccl.so.2` of NCCL, or unset it",
-        None => "install NCCL (`pip install nvidia-nccl-cu12`) and set SMELT_NCCL to its file `libnccl.so.2`",
-    };
-    // whoever names a file wants that one and no other
-    let names = named.map_or_else(|| vec!["libnccl.so.2".into(), "libnccl.so".into()], |name| vec![name]);
-    let mut why = None;
-    for name in names {
-        // SAFETY: NCCL only registers itself when it is opened.
-        let opened = unsafe { libloading::Library::new(&name) }.and_then(|open| functions(open, name));
-        match opened {
-            Ok(library) => return library.checked(),
-            Err(error) => why = why.or(Some(error)), // of the name that people know
-        }
+fn load() -> Result<(Library, c_int), DeviceError> {
+    let install = "`pip install nvidia-nccl-cu12`";
+    let (open, name) = library::open("NCCL", "SMELT_NCCL", &["libnccl.so.2", "libnccl.so"], install)?;
+    let library = Library::functions(open, name).map_err(|error| {
+        library::failed("NCCL", Some(error), "update it, or set SMELT_NCCL to the file `libnccl.so.2` of another one")
+    })?;
+    let mut version = 0;
+    // SAFETY: writes one number.
+    let code = unsafe { (library.get_version)(&raw mut version) };
+    if code != SUCCESS || version < OLDEST {
+        let (found, least) = (version_text(version), version_text(OLDEST));
+        return Err(DeviceError::new(
+            format!("NCCL {found} ({}) is too old: smelt needs {least}", library.name.display()),
+            "update it (`pip install -U nvidia-nccl-cu12`), or set SMELT_NCCL to the file of a newer one",
+        ));
     }
-    // the system's own words are the cause of libloading's
-    let why = why.map(|error| error.source().map_or_else(|| error.to_string(), ToString::to_string));
-    let why = why.unwrap_or_default();
-    Err(DeviceError::new(format!("NCCL cannot be opened: {why}"), hint))
+    Ok((library, version))
 }
 
 impl Library {
-    /// With its version, unless that is too old.
-    fn checked(mut self) -> Result<Self, DeviceError> {
-        // SAFETY: writes one number.
-        let code = unsafe { (self.get_version)(&raw mut self.version) };
-        if code != SUCCESS || self.version < OLDEST {
-            let (found, least) = (version_text(self.version), version_text(OLDEST));
-            return Err(DeviceError::new(
-                format!("NCCL {found} ({}) is too old: smelt needs {least}", self.name.display()),
-                "update it (`pip install -U nvidia-nccl-cu12`), or set SMELT_NCCL to the file of a newer one",
-            ));
-        }
-        Ok(self)
-    }
-
-    /// For people: version and file.
-    pub(super) fn describe(&self) -> String {
-        format!("NCCL {}, {}", version_text(self.version), self.name.display())
-    }
-
     /// What NCCL says about `code`, in its words; `communicator` may be null.
     pub(super) fn explain(&self, code: Code, communicator: Handle) -> String {
         // SAFETY: both return constant strings, or ones that live as long as the library.
@@ -145,6 +101,11 @@ impl Library {
         });
         if detail.is_empty() { what } else { format!("{what}: {detail}") }
     }
+}
+
+/// For people: version and file.
+pub(super) fn describe((library, version): &(Library, c_int)) -> String {
+    format!("NCCL {}, {}", version_text(*version), library.name.display())
 }
 
 /// `NCCL_VERSION_CODE` has had two forms.

@@ -32,7 +32,7 @@ fn pointer(address: u64, bytes: usize) -> *mut c_void {
 impl Nccl {
     /// Version and file of NCCL, or why there is none.
     pub fn found() -> Result<String, DeviceError> {
-        library::open().map(|library| library.describe())
+        library::open().map(library::describe)
     }
 
     /// For one rank, which sends it to the others.

@@ -1,9 +1,12 @@
 //! A GPU as a device: its context, its stream, its memory, and the kernels loaded so far.
 
 use super::compiler::{architecture, machine_code};
+use super::cublaslt::CublasLt;
 use super::error::{DeviceError, expect, name_of};
+use super::graphs::Graphs;
 use super::memory::Arena;
 use super::sources::SOURCES;
+use super::uploads::Uploads;
 use crate::dtype::DType;
 use crate::place::Device;
 use crate::tensor::{Shape, Tensor};
@@ -135,12 +138,15 @@ pub struct Cuda {
     found: Found,
     handle: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    pub(super) stream: sys::CUstream,
+    graphs: Mutex<Graphs>,
     arena: Arc<Arena>,
+    uploads: Mutex<Uploads>,
     kernels: Mutex<HashMap<&'static str, Kernel>>,
     locked: Mutex<Locked>,
     watched: Mutex<Vec<Weak<dyn Watched>>>,
     is_low: bool,
+    pub(super) cublaslt: Option<CublasLt>,
 }
 
 // SAFETY: the driver's handles may be used from any thread whose current context is the device's, which `bind` sees to.
@@ -181,16 +187,20 @@ impl Cuda {
         // SAFETY: freed when this is dropped.
         let locked = unsafe { result::malloc_host(LOCKED, 0) }.map_err(failed("lock memory of the host"))?;
         let locked = Mutex::new(Locked(locked.cast()));
+        let uploads = Mutex::new(Uploads::new().map_err(failed("prepare copies to it"))?);
         Ok(Self {
             found,
             handle,
             context,
             stream,
+            graphs: Mutex::new(Graphs::new()),
             arena: Arc::default(),
+            uploads,
             kernels: Mutex::default(),
             locked,
             watched: Mutex::default(),
             is_low: false,
+            cublaslt: None,
         })
     }
 
@@ -199,6 +209,13 @@ impl Cuda {
     #[must_use]
     pub fn in_low_precision(mut self) -> Self {
         self.is_low = true;
+        self
+    }
+
+    /// Launches kernels one by one, also where the same ones come again.
+    #[must_use]
+    pub fn without_graphs(mut self) -> Self {
+        self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner).close();
         self
     }
 
@@ -220,7 +237,7 @@ impl Cuda {
     pub fn wait(&self) {
         self.bind();
         // SAFETY: the stream is this device's.
-        expect("compute", unsafe { result::stream::synchronize(self.stream) });
+        expect("compute", unsafe { result::stream::synchronize(self.stream()) });
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|one| one.strong_count() > 0);
         let all: Vec<_> = watched.iter().filter_map(Weak::upgrade).collect();
@@ -240,7 +257,7 @@ impl Cuda {
         self.bind();
         if to.len() > LOCKED {
             // SAFETY: the memory is as long as the tensor and lives until the stream has written it.
-            expect("copy to the host", unsafe { result::memcpy_dtoh_async(to, from, self.stream) });
+            expect("copy to the host", unsafe { result::memcpy_dtoh_async(to, from, self.stream()) });
             return self.wait();
         }
         if to.is_empty() {
@@ -250,13 +267,27 @@ impl Cuda {
         // SAFETY: nobody else has the locked memory, which is longer, until the lock is released.
         let between = unsafe { std::slice::from_raw_parts_mut(locked.0, to.len()) };
         // SAFETY: as above; the wait is below.
-        expect("copy to the host", unsafe { result::memcpy_dtoh_async(between, from, self.stream) });
+        expect("copy to the host", unsafe { result::memcpy_dtoh_async(between, from, self.stream()) });
         self.wait();
         to.copy_from_slice(between);
     }
 
+    /// The stream, for what is no launch: all launches asked for so far are in it.
     pub(crate) fn stream(&self) -> sys::CUstream {
+        self.submit();
         self.stream
+    }
+
+    pub(super) fn graphs(&self) -> &Mutex<Graphs> {
+        &self.graphs
+    }
+
+    pub(super) fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    pub(super) fn uploads(&self) -> &Mutex<Uploads> {
+        &self.uploads
     }
 
     pub(crate) fn place(&self) -> Device {
@@ -277,7 +308,8 @@ impl Cuda {
     pub(crate) fn make(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
         self.bind();
-        Tensor::of_device(self.place(), self.arena.take(shape.len() * dtype.bytes()), shape, dtype)
+        let memory = self.arena.take(shape.len() * dtype.bytes(), || self.submit());
+        Tensor::of_device(self.place(), memory, shape, dtype)
     }
 
     pub(super) fn like(&self, x: &Tensor) -> Tensor {
@@ -327,6 +359,9 @@ impl Drop for Cuda {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            self.cublaslt = None;
+            self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner).close();
+            self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).close();
             self.arena.release();
             let locked = self.locked.get_mut().unwrap_or_else(PoisonError::into_inner);
             let _ = result::free_host(locked.0.cast());

@@ -1,10 +1,8 @@
 //! Launches kernels.
 
 use super::device::Cuda;
-use super::error::DeviceError;
 use super::tensor_cores::TensorMap;
 use crate::tensor::Tensor;
-use cudarc::driver::result;
 use std::ffi::c_void;
 
 /// One argument, of the type that the kernel's parameter has.
@@ -24,8 +22,23 @@ pub(super) enum Arg {
     Map(TensorMap),
 }
 
+/// To the bit.
+impl PartialEq for Arg {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Arg::Address(a), Arg::Address(b)) | (Arg::Bits(a), Arg::Bits(b)) => a == b,
+            (Arg::Int(a), Arg::Int(b)) => a == b,
+            (Arg::Long(a), Arg::Long(b)) => a == b,
+            (Arg::Float(a), Arg::Float(b)) => a.to_bits() == b.to_bits(),
+            (Arg::Double(a), Arg::Double(b)) => a.to_bits() == b.to_bits(),
+            (Arg::Map(a), Arg::Map(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
 impl Arg {
-    fn pointer(&self) -> *mut c_void {
+    pub(super) fn pointer(&self) -> *mut c_void {
         match self {
             Arg::Address(x) | Arg::Bits(x) => std::ptr::from_ref(x).cast_mut().cast(),
             Arg::Int(x) => std::ptr::from_ref(x).cast_mut().cast(),
@@ -76,27 +89,18 @@ impl Cuda {
             grid[0] < 1 << 31 && grid[1] < 1 << 16 && grid[2] < 1 << 16,
             "cuda: `{name}` has no grid of {grid:?} blocks"
         );
-        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
-        // SAFETY: the arguments have the types of the kernel's parameters, and the driver copies them before it
-        // returns; the tensors behind the addresses are given back to the arena in the order of this stream.
-        let launched = unsafe {
-            result::launch_kernel(
-                kernel.function,
-                (x, y, z),
-                (kernel.threads, 1, 1),
-                shared as u32,
-                self.stream(),
-                &mut pointers,
-            )
-        };
-        if let Err(error) = launched {
-            DeviceError::of_driver(&format!("run the kernel `{name}`"), error).raise();
-        }
+        self.enqueue(name, kernel, [x, y, z], shared as u32, args);
     }
 
     /// Launches enough blocks of 256 threads for `count` elements, in a loop over elements where there are many.
     pub(super) fn each(&self, name: &'static str, count: usize, args: &[Arg]) {
         let most = 32 * self.found().multiprocessors as usize;
         self.launch(name, [count.div_ceil(256).min(most), 1, 1], 0, args);
+    }
+
+    /// The same for a kernel that goes by `EACH_ROW` and `EACH_COLUMN` of `../../cu/math.cuh`.
+    pub(super) fn each_row(&self, name: &'static str, [rows, cols]: [usize; 2], args: &[Arg]) {
+        let (most, row_threads) = (32 * self.found().multiprocessors as usize, cols.clamp(1, 256).next_power_of_two());
+        self.launch(name, [rows.div_ceil(256 / row_threads).min(most), 1, 1], 0, args);
     }
 }

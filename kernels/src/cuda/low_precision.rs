@@ -167,7 +167,7 @@ impl Cuda {
     fn first_scale(&self, scale: &Tensor) -> Tensor {
         let mut one = self.make([1, 1], DType::F32);
         let args = [self.read(scale), long(1), self.write(&mut one), long(1), long(1), int(1)];
-        self.each("copy_columns", 1, &args);
+        self.each_row("copy_columns", [1, 1], &args);
         one
     }
 
@@ -247,6 +247,15 @@ impl Cuda {
                 let pitch = pitch_of_bf16(k);
                 a.expect("low_gemm: a", [m, pitch]);
                 let lowered = self.lowered(w, None, experts);
+                let sides = [a, &lowered.nt];
+                let is_done = segments.is_none()
+                    && match layout {
+                        Layout::Nt => self.by_cublaslt_nt(sides, c, [m, n, k], adds),
+                        _ => self.by_cublaslt_nn(sides, c, [m, n, k], adds),
+                    };
+                if is_done {
+                    return;
+                }
                 if self.has_tensor_cores(n, experts) {
                     let product = Product { ends: ends.tensor(), to: self.write(c), m, n, k, experts, adds };
                     return match layout {
@@ -350,6 +359,9 @@ impl Cuda {
                 let m = dy.rows();
                 dy.expect("low_gradient: dy", [m, pitch_of_bf16(out)]);
                 x.expect("low_gradient: x", [m, pitch_of_bf16(inner)]);
+                if segments.is_none() && self.by_cublaslt_tn([dy, x], dw, [out, inner, m], adds) {
+                    return;
+                }
                 let ends = self.ends(segments, m);
                 if self.has_tensor_cores(inner, experts) && m > 0 {
                     let (to, ends) = (self.write(dw), ends.tensor());

@@ -2,14 +2,17 @@
 //!
 //! The driver, the compiler and everything else of CUDA is opened at run time: one binary runs with and without a GPU.
 //! All operations of a device run in one stream, in the order in which the host calls them, and the host goes on at
-//! once; it waits in `download` alone. Communications have streams of their own, ordered with that one by events.
+//! once; it waits in `download` alone. Small uploads and communications have streams of their own, ordered with that one
+//! by events.
 
 mod attention;
 mod both;
 mod compiler;
+mod cublaslt;
 mod device;
 mod error;
 mod flash;
+mod graphs;
 mod head;
 mod launch;
 mod low_precision;
@@ -23,6 +26,7 @@ mod side_stream;
 mod sources;
 mod table;
 mod tensor_cores;
+mod uploads;
 
 pub use compiler::{Compiled, architecture, compile, kernels_of, open_compiler};
 pub(crate) use device::Watched;

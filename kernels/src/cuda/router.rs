@@ -166,7 +166,7 @@ impl Cuda {
         let (n, d) = (dx.rows(), dx.cols());
         let k = slots.len() / n.max(1);
         let args = [self.read(drows), self.read(slots), self.write(dx), long(n), int(d), int(k)];
-        self.each("gather_backward", n * d, &args);
+        self.each_row("gather_backward", [n, d], &args);
     }
 
     pub(super) fn combine_rows(&self, rows: &Tensor, r: &Routing, y: &mut Tensor) {
@@ -174,7 +174,7 @@ impl Cuda {
         let (n, d, k) = (y.rows(), y.cols(), r.weights.cols());
         let args =
             [self.read(rows), self.read(&r.slots), self.read(&r.weights), self.write(y), long(n), int(d), int(k)];
-        self.each("combine", n * d, &args);
+        self.each_row("combine", [n, d], &args);
     }
 
     pub(super) fn combine_gradient(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {

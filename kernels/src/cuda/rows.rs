@@ -15,26 +15,15 @@ use super::error::expect;
 /// Rows that one block sums for a gradient of a gain or a bias.
 const ROWS_PER_BLOCK: usize = 64;
 
+/// Shared memory that a block may take where two share a multiprocessor of 228 KiB.
+const HALF_OF_SHARED: usize = 112 << 10;
+
 /// Panics unless the operation is asked to compute in F32: F64 is for gradient checks on the CPU.
 pub(super) fn expect_f32(what: &str, x: &Tensor) {
     assert!(x.dtype() == DType::F32, "{what}: a GPU computes in F32, found {:?}", x.dtype());
 }
 
 impl Cuda {
-    pub(super) fn upload_one(&self, x: &Tensor) -> Tensor {
-        if x.device() == self.place() {
-            return x.clone();
-        }
-        let mut to = self.make(x.shape(), x.dtype());
-        let bytes = x.bytes();
-        if !bytes.is_empty() {
-            // SAFETY: both are as long as the tensor; the driver has read pageable memory when the call returns.
-            let copied = unsafe { result::memcpy_htod_async(to.address_to_write(self.place()), bytes, self.stream()) };
-            expect("copy to the device", copied);
-        }
-        to
-    }
-
     pub(super) fn download_one(&self, x: &Tensor) -> Tensor {
         let mut to = Tensor::empty(x.shape(), x.dtype());
         self.copy_to_host(x.address(self.place()), to.bytes_to_write());
@@ -111,8 +100,9 @@ impl Cuda {
         gain.expect("rms_norm: gain", [d]);
         let (mut y, mut rstd) = (self.like(like), self.make([n], DType::F32));
         let (more, eps) = (more.map_or(Arg::Address(0), |more| self.read(more)), Arg::Float(eps as f32));
-        let args = [from, more, self.read(gain), self.write(&mut y), self.write(&mut rstd), int(d), eps];
-        self.launch("rms_norm", [n, 1, 1], 4 * d, &args);
+        let args = [from, more, self.read(gain), self.write(&mut y), self.write(&mut rstd), int(n), int(d), eps];
+        let blocks = n.min(8 * self.found().multiprocessors as usize); // as many as there is room for at once
+        self.launch("rms_norm", [blocks, 1, 1], 8 * d, &args);
         (y, rstd)
     }
 
@@ -132,7 +122,7 @@ impl Cuda {
         let (n, d) = (x.rows(), x.cols());
         dy.expect("rms_norm_backward: dy", x.shape());
         dgain.expect("rms_norm_backward: dgain", [d]);
-        let blocks = n.div_ceil(ROWS_PER_BLOCK);
+        let (blocks, keeps_gain) = (n.div_ceil(ROWS_PER_BLOCK), 16 * d <= HALF_OF_SHARED);
         let (mut dx, mut partial) = (self.like(x), self.make([blocks, d], DType::F32));
         let args = [
             self.read(x),
@@ -144,8 +134,9 @@ impl Cuda {
             self.write(&mut partial),
             int(n),
             int(d),
+            flag(keeps_gain),
         ];
-        self.launch("rms_norm_backward", [blocks, 1, 1], 12 * d, &args);
+        self.launch("rms_norm_backward", [blocks, 1, 1], if keeps_gain { 16 * d } else { 12 * d }, &args);
         self.add_partial_sums(&partial, dgain);
         dx
     }
@@ -160,7 +151,7 @@ impl Cuda {
         expect_f32("swiglu", h);
         let (n, f) = (h.rows(), h.cols() / 2);
         let mut y = self.make([n, f], DType::F32);
-        self.each("swiglu", n * f, &[self.read(h), self.write(&mut y), long(n), int(f)]);
+        self.each_row("swiglu", [n, f], &[self.read(h), self.write(&mut y), long(n), int(f)]);
         y
     }
 
@@ -170,7 +161,7 @@ impl Cuda {
         dy.expect("swiglu_backward: dy", [n, f]);
         let mut dh = self.like(h);
         let args = [self.read(h), self.read(dy), self.write(&mut dh), long(n), int(f)];
-        self.each("swiglu_backward", n * f, &args);
+        self.each_row("swiglu_backward", [n, f], &args);
         dh
     }
 
@@ -204,14 +195,14 @@ impl Cuda {
             flag(rope.is_interleaved),
             flag(is_backward),
         ];
-        self.each("rope", n * heads * half, &args);
+        self.each_row("rope", [n, half], &args);
     }
 
     pub(super) fn add_bias(&self, y: &mut Tensor, bias: &Tensor) {
         expect_f32("bias", y);
         let (n, d) = (y.rows(), y.cols());
         bias.expect("bias", [d]);
-        self.each("bias", n * d, &[self.write(y), self.read(bias), long(n), int(d)]);
+        self.each_row("bias", [n, d], &[self.write(y), self.read(bias), long(n), int(d)]);
     }
 
     pub(super) fn bias_gradient(&self, dy: &Tensor, dbias: &mut Tensor) {
@@ -256,7 +247,7 @@ impl Cuda {
             long(rows),
             int(cols),
         ];
-        self.each("copy_columns", rows * cols, &args);
+        self.each_row("copy_columns", [rows, cols], &args);
     }
 
     pub(super) fn split_at(&self, x: &Tensor, at: usize) -> (Tensor, Tensor) {
@@ -297,7 +288,7 @@ impl Cuda {
         expect_f32("gather", x);
         let (n, d) = (rows.len(), x.cols());
         let mut y = self.make([n, d], DType::F32);
-        self.each("gather", n * d, &[self.read(x), self.read(rows), self.write(&mut y), long(n), int(d)]);
+        self.each_row("gather", [n, d], &[self.read(x), self.read(rows), self.write(&mut y), long(n), int(d)]);
         y
     }
 

@@ -37,7 +37,7 @@ const fn widths(names: [&'static str; 2], shared: [usize; 2], wide: u32) -> Widt
 const WIDE_TILES_PER_MULTIPROCESSOR: usize = 4;
 
 /// Of one matrix to multiply, or one for each expert: how a box of it comes to shared memory. Opaque to us.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(128))]
 pub(super) struct TensorMap([u64; 16]);
 

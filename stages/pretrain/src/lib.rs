@@ -12,14 +12,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_checkpoint::{Loaded, Storage, Use, about, device, expect_one_tokenizer, fault, tokenizer, write};
 use smelt_kernels::Meta;
-use smelt_loop::{Course, Figures, Step, TokensAtOnce, Training};
+use smelt_loop::{Ahead, Course, Figures, Step, TokensAtOnce, Training};
 use smelt_model::{Balance, BalanceCounts, BalanceScope, Batch, Init, Model, Precision, Recomputed, Work};
 use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
 use smelt_train::{
-    Batches, Corpus, Decay, FillInMiddle, Hyper, Memory, Mixture, NextToken, Objective, Ramp, Report, Schedule,
-    Settings, SpikeGuard, Tail, Trainer, mean_loss,
+    Batches, Corpus, Decay, FillInMiddle, Hyper, Memory, MicroBatch, Mixture, NextToken, Objective, Ramp, Report,
+    Schedule, Settings, SpikeGuard, Tail, Trainer, Uploader, mean_loss,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -304,8 +304,9 @@ impl Stage for Pretrain {
         let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
         let mut trainer = Trainer::new(model, params, opened.backend, settings);
         let held_out = held_out(inputs.validation.as_ref(), &tokenizer)?;
+        let ahead = Ahead::default();
         let mut pretraining =
-            Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None, tokens_at_once };
+            Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None, tokens_at_once, ahead };
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, course, &mut trainer, &mut pretraining)?;
         cx.single(|unit| {
@@ -411,6 +412,7 @@ struct Pretraining<'a> {
     held_out: &'a Corpus,
     cx: &'a Context,
     tokens_at_once: usize,
+    ahead: Ahead<Vec<MicroBatch>>,
     /// When this process began, and with which step: what the rate of tokens is taken over.
     began: Option<(Instant, u64)>,
 }
@@ -420,6 +422,15 @@ impl Pretraining<'_> {
     fn sequences_at_once(&self) -> usize {
         (self.tokens_at_once / self.config.context).max(1)
     }
+
+    /// Of step `step`, from 0.
+    fn micro_batches(&self, step: u64, to: &Uploader) -> Vec<MicroBatch> {
+        let batches = self.config.batches();
+        let places = batches.before(step)..batches.before(step) + batches.size(step);
+        let pieces: Vec<Vec<&[u32]>> = places.map(|at| self.data.sequence(at, self.config.context)).collect();
+        let parts = pieces.chunks(self.sequences_at_once());
+        parts.map(|part| to.upload(Batch::next_token(&part.concat()))).collect()
+    }
 }
 
 impl Training for Pretraining<'_> {
@@ -428,15 +439,18 @@ impl Training for Pretraining<'_> {
     }
 
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
-        let Self { config, data, .. } = *self;
+        let config = self.config;
         let (step, batches) = (trainer.steps(), config.batches());
         let (started, first) = *self.began.get_or_insert_with(|| (Instant::now(), step));
-        let places = batches.before(step)..batches.before(step) + batches.size(step);
-        let pieces: Vec<Vec<&[u32]>> = places.map(|at| data.sequence(at, config.context)).collect();
-        let parts = pieces.chunks(self.sequences_at_once()).map(|part| Batch::next_token(&part.concat()));
+        let micro = self.ahead.take(step).unwrap_or_else(|| self.micro_batches(step, &trainer.uploader()));
         let objective = NextToken { mtp_weight: config.mtp_weight_at(step), z: config.z_loss };
-        let micro: Vec<(Batch, &dyn Objective)> = parts.map(|batch| (batch, &objective as _)).collect();
-        let report = trainer.step(&micro).map_err(fault)?;
+        let micro: Vec<(&MicroBatch, &dyn Objective)> = micro.iter().map(|batch| (batch, &objective as _)).collect();
+        let mut next = None;
+        let report = trainer.step_beside(&micro, |to| {
+            next = (step + 1 < config.steps).then(|| self.micro_batches(step + 1, to));
+        });
+        let report = report.map_err(fault)?;
+        self.ahead.put(step + 1, next);
         let sequences = batches.before(report.step) - batches.before(first);
         let rate = sequences as f64 * config.context as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let note = format!("loss {:.3}, {rate:.0} tokens/s", report.loss);

@@ -15,15 +15,17 @@ use serde::{Deserialize, Serialize};
 use smelt_answer::{Scorer, expect_by_row, nothing_left};
 use smelt_checkpoint::{Loaded, Storage, Use, device, expect_one_tokenizer, fault, with_reward_head, write};
 use smelt_kernels::{Backend, random};
-use smelt_loop::{Course, Figures, Step, TokensAtOnce, Training};
-use smelt_model::{Batch, Init, Model, Params, Precision, Recomputed};
+use smelt_loop::{Ahead, Course, Figures, Step, TokensAtOnce, Training};
+use smelt_model::{Init, Model, Params, Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Drops, Metrics, Preferences, Prompt, Prompts};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_train::{
-    BradleyTerry, Decay, Example, Hyper, Objective, Schedule, Settings, Trainer, micro_batches, scored_batch,
+    BradleyTerry, Decay, Example, Hyper, MicroBatch, Objective, Schedule, Settings, Trainer, Uploader, micro_batches,
+    scored_batch,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -214,7 +216,8 @@ impl Stage for Reward {
             beside: sampler.as_ref().map_or(0, |sampler| 4 * sampler.params.count() as u64),
         };
         let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
-        let mut ranking = Ranking { config: &config, scorer: &scorer, examples, held_out, tokens_at_once };
+        let ahead = Ahead::default();
+        let mut ranking = Ranking { config: &config, scorer: &scorer, examples, held_out, tokens_at_once, ahead };
         let is_measured = !ranking.held_out.is_empty();
         if is_measured {
             cx.result("accuracy_untrained", ranking.accuracy(&model, &params, backend.as_ref())?);
@@ -253,9 +256,25 @@ struct Ranking<'a> {
     examples: &'a [Example],
     held_out: &'a [Example],
     tokens_at_once: usize,
+    ahead: Ahead<Vec<(MicroBatch, BradleyTerry)>>,
 }
 
 impl Ranking<'_> {
+    /// Of step `step`, from 0.
+    fn micro_batches(&self, step: u64, to: &Uploader) -> Vec<(MicroBatch, BradleyTerry)> {
+        let (Self { config, examples, .. }, pairs) = (self, (self.examples.len() / 2) as u64);
+        let chosen: Vec<[&Example; 2]> = (0..config.batch as u64)
+            .map(|i| random::below(config.seed, 0xb7 ^ (step << 8), i, pairs) as usize)
+            .map(|pair| [&examples[2 * pair], &examples[2 * pair + 1]])
+            .collect();
+        let lengths = chosen.iter().map(|[a, b]| a.ids.len() + b.ids.len());
+        let part = |part: Range<usize>| {
+            let (batch, scored) = scored_batch(chosen[part].iter().flatten().copied());
+            (to.upload(batch), BradleyTerry { scored, pairs: config.batch })
+        };
+        micro_batches(lengths, self.tokens_at_once).into_iter().map(part).collect()
+    }
+
     /// Share of the held-out pairs whose chosen answer scores higher.
     fn accuracy(&self, model: &Model, params: &Params, backend: &dyn Backend) -> Result<f64, Error> {
         let prefers = self.scorer.prefers(model, params, backend, self.held_out, self.tokens_at_once)?;
@@ -269,23 +288,16 @@ impl Training for Ranking<'_> {
     }
 
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
-        let Self { config, examples, .. } = *self;
-        let (step, pairs) = (trainer.steps(), (examples.len() / 2) as u64);
-        let chosen: Vec<[&Example; 2]> = (0..config.batch as u64)
-            .map(|i| random::below(config.seed, 0xb7 ^ (step << 8), i, pairs) as usize)
-            .map(|pair| [&examples[2 * pair], &examples[2 * pair + 1]])
-            .collect();
-        let lengths = chosen.iter().map(|[a, b]| a.ids.len() + b.ids.len());
-        let parts: Vec<(Batch, BradleyTerry)> = micro_batches(lengths, self.tokens_at_once)
-            .into_iter()
-            .map(|part| {
-                let (batch, scored) = scored_batch(chosen[part].iter().flatten().copied());
-                (batch, BradleyTerry { scored, pairs: config.batch })
-            })
-            .collect();
-        let micro: Vec<(Batch, &dyn Objective)> =
-            parts.iter().map(|(batch, objective)| (batch.clone(), objective as _)).collect();
-        let report = trainer.step(&micro).map_err(fault)?;
+        let step = trainer.steps();
+        let parts = self.ahead.take(step).unwrap_or_else(|| self.micro_batches(step, &trainer.uploader()));
+        let micro: Vec<(&MicroBatch, &dyn Objective)> =
+            parts.iter().map(|(batch, objective)| (batch, objective as _)).collect();
+        let mut next = None;
+        let report = trainer.step_beside(&micro, |to| {
+            next = (step + 1 < self.config.steps).then(|| self.micro_batches(step + 1, to));
+        });
+        let report = report.map_err(fault)?;
+        self.ahead.put(step + 1, next);
         let accuracy = report.parts["accuracy"];
         let values = [
             ("loss", report.loss),

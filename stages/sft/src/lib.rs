@@ -9,14 +9,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_answer::{nothing_left, write_unusable};
 use smelt_checkpoint::{Loaded, Storage, device, fault, write};
-use smelt_loop::{Course, Figures, Step, TokensAtOnce, Training};
-use smelt_model::{Batch, Precision, Recomputed};
+use smelt_loop::{Ahead, Course, Figures, Step, TokensAtOnce, Training};
+use smelt_model::{Precision, Recomputed};
 use smelt_stage::estimates::before_the_checkpoint;
 use smelt_stage::kinds::{Checkpoint, Conversations, Drops, Metrics};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_train::{
-    Decay, Example, Hyper, Masked, Objective, Schedule, Settings, Trainer, masked_batch, mean_loss, micro_batches,
-    sample,
+    Decay, Example, Hyper, Masked, MicroBatch, Objective, Schedule, Settings, Trainer, Uploader, masked_batch,
+    mean_loss, micro_batches, sample,
 };
 use std::collections::BTreeMap;
 
@@ -174,7 +174,9 @@ impl Stage for Sft {
         };
         let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
         let mut trainer = Trainer::new(loaded.model, loaded.params, opened.backend, settings);
-        let mut tuning = Tuning { config: &config, course, examples, held_out: &held_out.examples, tokens_at_once };
+        let ahead = Ahead::default();
+        let mut tuning =
+            Tuning { config: &config, course, examples, held_out: &held_out.examples, tokens_at_once, ahead };
         let loop_course = Course { steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, loop_course, &mut trainer, &mut tuning)?;
         cx.single(|unit| {
@@ -232,6 +234,18 @@ struct Tuning<'a> {
     examples: &'a [Example],
     held_out: &'a [Example],
     tokens_at_once: usize,
+    ahead: Ahead<Vec<MicroBatch>>,
+}
+
+impl Tuning<'_> {
+    /// Of step `step`, from 0.
+    fn micro_batches(&self, step: u64, to: &Uploader) -> Vec<MicroBatch> {
+        let Self { config, course, examples, .. } = *self;
+        let place = |i| sample(config.seed, step, config.batch, i, examples.len() as u64) as usize;
+        let chosen: Vec<&Example> = (0..course.size(step)).map(|i| &examples[place(i)]).collect();
+        let parts = micro_batches(chosen.iter().map(|example| example.ids.len()), self.tokens_at_once);
+        parts.into_iter().map(|part| to.upload(masked_batch(chosen[part].iter().copied()))).collect()
+    }
 }
 
 impl Training for Tuning<'_> {
@@ -240,13 +254,15 @@ impl Training for Tuning<'_> {
     }
 
     fn step(&mut self, trainer: &mut Trainer) -> Result<Figures, Error> {
-        let Self { config, course, examples, .. } = *self;
-        let place = |i| sample(config.seed, trainer.steps(), config.batch, i, examples.len() as u64) as usize;
-        let chosen: Vec<&Example> = (0..course.size(trainer.steps())).map(|i| &examples[place(i)]).collect();
-        let parts = micro_batches(chosen.iter().map(|example| example.ids.len()), self.tokens_at_once);
-        let micro: Vec<(Batch, &dyn Objective)> =
-            parts.into_iter().map(|part| (masked_batch(chosen[part].iter().copied()), &Masked as _)).collect();
-        let report = trainer.step(&micro).map_err(fault)?;
+        let step = trainer.steps();
+        let micro = self.ahead.take(step).unwrap_or_else(|| self.micro_batches(step, &trainer.uploader()));
+        let micro: Vec<(&MicroBatch, &dyn Objective)> = micro.iter().map(|batch| (batch, &Masked as _)).collect();
+        let mut next = None;
+        let report = trainer.step_beside(&micro, |to| {
+            next = (step + 1 < self.course.steps()).then(|| self.micro_batches(step + 1, to));
+        });
+        let report = report.map_err(fault)?;
+        self.ahead.put(step + 1, next);
         let values = [("loss", report.loss), ("gradient_norm", report.gradient_norm), ("lr", report.lr)];
         Ok(Figures::new(&values, format!("loss {:.3}", report.loss)))
     }

@@ -35,11 +35,9 @@ pub struct Asker<'a> {
 
 /// The `precision` of a stage that asks: an answer is a function of its own question alone.
 pub fn expect_by_row(precision: Precision) -> Result<(), Error> {
-    if precision.is_by_row() {
-        return Ok(());
-    }
-    let what = "with `scaling: tensor` an answer depends on the others that are computed beside it";
-    Err(Error::config("/precision", what).hint("leave `scaling` at `tile`"))
+    let Some(setting) = precision.by_company() else { return Ok(()) };
+    let what = format!("with `{setting}` an answer depends on the others that are computed beside it");
+    Err(Error::config("/precision", what).hint("leave that setting out: this stage asks a model"))
 }
 
 /// One answer that is wanted.

@@ -23,16 +23,18 @@ struct Part {
 }
 
 /// In order of value: what comes first is still there when the time is over.
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 15] = [
     Part { name: "device", seconds: 20, run: device },
     Part { name: "products_right", seconds: 90, run: products_right },
     Part { name: "attention_right", seconds: 60, run: attention_right },
     Part { name: "rows_right", seconds: 60, run: rows_right },
     Part { name: "train_20m", seconds: 120, run: train_20m },
     Part { name: "resume", seconds: 60, run: resume },
+    Part { name: "graphs", seconds: 60, run: crate::choices::graphs },
     Part { name: "nccl", seconds: 60, run: crate::nccl::part },
     Part { name: "copy_speed", seconds: 30, run: copy_speed },
     Part { name: "products_speed", seconds: 60, run: products_speed },
+    Part { name: "cublaslt", seconds: 40, run: crate::choices::cublaslt },
     Part { name: "attention_speed", seconds: 40, run: attention_speed },
     Part { name: "rows_speed", seconds: 40, run: rows_speed },
     Part { name: "benchmark_model", seconds: 150, run: benchmark_model },
@@ -48,7 +50,7 @@ pub(crate) fn scaled(size: usize) -> usize {
 }
 
 /// How often something is done.
-fn times(count: u64) -> u64 {
+pub(crate) fn times(count: u64) -> u64 {
     if IS_SMALL.load(Ordering::Relaxed) { 1.max(count / 16) } else { count }
 }
 
@@ -169,12 +171,16 @@ fn apart(name: &str, limit: Duration, is_small: bool) -> io::Result<Result<Vec<R
     })
 }
 
-pub(crate) fn gpu() -> Arc<Cuda> {
+pub(crate) fn opened() -> Cuda {
     let gpu = Cuda::new(0).unwrap_or_else(|e| {
         eprintln!("error: {e}\nhint: {}", e.hint());
         std::process::exit(6)
     });
-    Arc::new(gpu.in_low_precision())
+    gpu.in_low_precision()
+}
+
+pub(crate) fn gpu() -> Arc<Cuda> {
+    Arc::new(opened())
 }
 
 fn device() -> Vec<Row> {
@@ -184,7 +190,7 @@ fn device() -> Vec<Row> {
     vec![Row::new(gpu.found().to_string(), json!({ "multiprocessors": count, "kernels": kernels, "smelt": smelt }))]
 }
 
-fn noise(seed: u64, shape: &[usize]) -> Tensor {
+pub(crate) fn noise(seed: u64, shape: &[usize]) -> Tensor {
     let n = shape.iter().product::<usize>();
     // a permuted period of 2¹⁶ normals: drawing 10⁸ of them anew would take longer than the products
     let period: Vec<f32> = (0..1 << 16).map(|i| random::normal(seed, 1, i) as f32).collect();
@@ -193,7 +199,7 @@ fn noise(seed: u64, shape: &[usize]) -> Tensor {
 }
 
 /// ‖a − b‖ / ‖b‖; infinite if a holds a NaN.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
+pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let (mut off, mut size) = (0.0, 0.0);
     for (a, b) in a.to_f64().into_iter().zip(b.to_f64()) {
         off += (a - b) * (a - b);
@@ -204,7 +210,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// bf16, or FP8 by tiles.
-fn lowered(device: &dyn Backend, x: &Tensor, tile: Option<Tile>, segments: Option<&Segments>) -> Operand {
+pub(crate) fn lowered(device: &dyn Backend, x: &Tensor, tile: Option<Tile>, segments: Option<&Segments>) -> Operand {
     let how = tile.map(|tile| Quantiser { tile, role: Role::Activation, power_of_two: false });
     device.lower(&device.upload(x), how, segments, &mut device.zeros([1], DType::U32))
 }
@@ -366,7 +372,7 @@ fn config(fields: Value) -> Config {
 }
 
 /// About 20M parameters, with the head widths of DeepSeek-V3.
-fn small() -> Config {
+pub(crate) fn small() -> Config {
     if IS_SMALL.load(Ordering::Relaxed) {
         return config(json!({ "vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1,
             "kv_lora_rank": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
@@ -377,7 +383,12 @@ fn small() -> Config {
         "intermediate_size": 704 }))
 }
 
-fn trainer(config: &Config, backend: Arc<dyn Backend>, precision: Precision, recompute: Recomputed) -> Trainer {
+pub(crate) fn trainer(
+    config: &Config,
+    backend: Arc<dyn Backend>,
+    precision: Precision,
+    recompute: Recomputed,
+) -> Trainer {
     let model = Arc::new(Model::new(config.clone()).expect("the sizes are a model").in_precision(precision));
     let params = model.init(&Init { seed: 1, embedding: 0.02, router: 0.02, weight: Some(0.02) });
     let schedule = Schedule::over(1_000, 1e-3, 10, Decay::Constant, 1.0);
@@ -387,7 +398,7 @@ fn trainer(config: &Config, backend: Arc<dyn Backend>, precision: Precision, rec
 }
 
 /// Sequences that can be learnt: each token follows from the one before, with some noise.
-fn batch(config: &Config, sequences: usize, context: usize, step: u64) -> Batch {
+pub(crate) fn batch(config: &Config, sequences: usize, context: usize, step: u64) -> Batch {
     let vocabulary = config.vocab_size as u64;
     let sequence = |i: u64| -> Vec<u32> {
         let mut token = random::below(step, 3, i, vocabulary);
@@ -402,9 +413,9 @@ fn batch(config: &Config, sequences: usize, context: usize, step: u64) -> Batch 
     Batch::next_token(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
-const NEXT: NextToken = NextToken { mtp_weight: 0.3, z: 0.0 };
+pub(crate) const NEXT: NextToken = NextToken { mtp_weight: 0.3, z: 0.0 };
 
-fn fp8() -> Precision {
+pub(crate) fn fp8() -> Precision {
     Precision::Fp8(Fp8::default())
 }
 
@@ -419,7 +430,7 @@ fn train_20m() -> Vec<Row> {
         };
         ((0..times(50)).map(&mut step).collect(), begun.elapsed().as_secs_f64() / times(50) as f64)
     };
-    let (bf16, bf16_seconds) = losses(gpu(), Precision::Bf16);
+    let (bf16, bf16_seconds) = losses(gpu(), Precision::BF16);
     let (fp8, fp8_seconds) = losses(gpu(), fp8());
     let (cpu, cpu_seconds) = losses(Arc::new(Cpu::new(0)), Precision::Fp32);
     let last = |losses: &[f64]| losses[losses.len() - 1];
@@ -602,7 +613,7 @@ fn benchmark_model() -> Vec<Row> {
     let config = if is_small { small() } else { benchmark() };
     let context = scaled(4096);
     let mut rows = Vec::new();
-    for (word, precision) in [("fp8", fp8()), ("bf16", Precision::Bf16)] {
+    for (word, precision) in [("fp8", fp8()), ("bf16", Precision::BF16)] {
         let gpu = gpu();
         let mut trainer = trainer(&config, gpu.clone(), precision, Recomputed::Full);
         let work = Work::of(trainer.model(), context);

@@ -3,6 +3,7 @@
 //! Every measurement runs in a process of its own, so that its peak memory is its own, and prints one line as it ends.
 //! `tests/parity/bench_with_pytorch.py` sets the same figures beside PyTorch's.
 
+mod choices;
 mod gpu;
 mod measure;
 mod models;

@@ -219,7 +219,7 @@ pub(crate) fn train(
     let sized = find(name);
     let (precision, word) = match asked {
         Asked::Fp32 => (Precision::Fp32, "fp32"),
-        Asked::Bf16 => (Precision::Bf16, "bf16"),
+        Asked::Bf16 => (Precision::BF16, "bf16"),
         Asked::Fp8 => (Precision::Fp8(Fp8::default()), "fp8"),
     };
     let (recompute, recompute_word) = match again {

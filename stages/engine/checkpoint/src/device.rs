@@ -2,7 +2,7 @@
 
 use smelt_kernels::collective::Nccl;
 use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, Meta, cuda};
-use smelt_model::Precision;
+use smelt_model::{Library, Precision};
 use smelt_stage::{Check, Context, Device, Doctor, Error, Stage};
 use std::any::Any;
 use std::sync::{Arc, Once};
@@ -42,6 +42,7 @@ pub fn backend(cx: &Context, threads: usize, precision: Precision) -> Result<Arc
 /// The device that the job asks for. `threads`: of the CPU, when it is that. `auto` is the first GPU where there is
 /// one, and says why where there is none. Below f32, attention and the output projection multiply in bf16 on a GPU.
 pub fn open(cx: &Context, threads: usize, precision: Precision) -> Result<Opened, Error> {
+    let by_cublaslt = precision == Precision::Bf16(Library::Cublaslt);
     let gpu = match cx.device() {
         Device::Cpu => None,
         Device::Cuda(number) => Some(Cuda::new(number).map_err(|e| of_device(&e))?),
@@ -54,6 +55,10 @@ pub fn open(cx: &Context, threads: usize, precision: Precision) -> Result<Opened
         },
     };
     match gpu {
+        None if by_cublaslt => {
+            let what = "cuBLASLt is a library for NVIDIA GPUs, and this job computes on the CPU";
+            Err(Error::config("/precision", what).hint("leave out `library`, or run the job with `device: cuda:0`"))
+        }
         None => {
             cx.computes_on("cpu", |_| None);
             let memory = smelt_stage::total_memory().map(|bytes| bytes / 2);
@@ -63,7 +68,9 @@ pub fn open(cx: &Context, threads: usize, precision: Precision) -> Result<Opened
             cx.computes_on(&gpu.found().to_string(), explain);
             quiet();
             let (memory, is_low) = (Some(gpu.found().memory / 10 * 9), precision != Precision::Fp32);
-            let backend: Arc<dyn Backend> = Arc::new(if is_low { gpu.in_low_precision() } else { gpu });
+            let gpu = if is_low { gpu.in_low_precision() } else { gpu };
+            let gpu = if by_cublaslt { gpu.with_cublaslt().map_err(|e| of_device(&e))? } else { gpu };
+            let backend: Arc<dyn Backend> = Arc::new(gpu);
             Ok(Opened { backend, memory, is_low: Some(is_low) })
         }
     }
@@ -109,10 +116,9 @@ pub fn needs_of<S: Stage>() -> Doctor {
                     Err(e) => say("gpu kernels", false, e.to_string(), Some(e.hint())),
                 }
             }
-            // only trainings over several GPUs need it
-            match Nccl::found() {
-                Ok(found) => say("nccl", true, found, None),
-                Err(e) => say("nccl", true, format!("none: {e}"), None),
+            // only trainings over several GPUs need the one, and those that ask for it the other
+            for (name, found) in [("nccl", Nccl::found()), ("cublaslt", Cuda::cublaslt())] {
+                say(name, true, found.unwrap_or_else(|e| format!("none: {e}")), None);
             }
         }
     }

@@ -388,7 +388,7 @@ fn a_stop_string_ends_a_completion_wherever_tokens_meet() {
 fn low_models() -> Vec<(Model, Params)> {
     let low =
         |precision: Precision| models(128).into_iter().map(move |(m, params)| (m.in_precision(precision), params));
-    low(Precision::Bf16).chain(low(Precision::Fp8(Fp8::default()))).collect()
+    low(Precision::BF16).chain(low(Precision::Fp8(Fp8::default()))).collect()
 }
 
 /// How far training's form is from what the sampler said of each token: the mean, and the largest distance.

@@ -4,8 +4,10 @@
 //! `pretrain`, `sft`, `reward` and `align`. The number of steps made is the trainer's alone, so a save holds one
 //! integer, and what a stage remembers besides ([`Training::memory`]) lies in the same save.
 
+mod ahead;
 mod at_once;
 
+pub use ahead::Ahead;
 pub use at_once::{Step, TokensAtOnce};
 
 use serde::{Deserialize, Serialize};

@@ -123,7 +123,7 @@ impl Mla {
     pub fn decode(&self, cx: &Cx, x: &Tensor, positions: &Tensor, requests: &mut [CacheRows], layer: usize) -> Tensor {
         let (q, _, (latent, _), k_rope) = self.project(cx, &Input::new(cx, x, None), positions);
         let multiplied = |x: &Tensor| match cx.precision {
-            Precision::Bf16 => cx.backend.cast(&cx.backend.cast(x, DType::Bf16), DType::F32),
+            Precision::Bf16(_) => cx.backend.cast(&cx.backend.cast(x, DType::Bf16), DType::F32),
             _ => x.clone(),
         };
         let (latent, kv_b) = (multiplied(&latent), multiplied(cx.params.get(self.kv_b.w)));

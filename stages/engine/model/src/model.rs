@@ -145,7 +145,8 @@ impl Model {
         rope.clone()
     }
 
-    fn prepare(&self, backend: &dyn Backend, batch: &Batch) -> Prepared {
+    /// `batch` on the device of `backend`, for [`forward_in`](Self::forward_in).
+    pub fn prepare(&self, backend: &dyn Backend, batch: &Batch) -> Prepared {
         batch.expect_whole();
         Prepared::new(backend, batch, self.head().mtp().len())
     }
@@ -171,20 +172,20 @@ impl Model {
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        self.forward_in(Recomputed::None, backend, params, batch, balance, stats)
+        self.forward_in(Recomputed::None, backend, params, self.prepare(backend, batch), balance, stats)
     }
 
-    /// The same, keeping what `recompute` says.
+    /// The same over what [`prepare`](Self::prepare) uploaded, keeping what `recompute` says.
     pub fn forward_in(
         &self,
         recompute: Recomputed,
         backend: &dyn Backend,
         params: &Params,
-        batch: &Batch,
+        batch: Prepared,
         balance: Balance,
         stats: &RefCell<Stats>,
     ) -> (HeadOutput, Saved) {
-        let (rope, batch) = (self.rope(backend, params, batch.documents.longest()), self.prepare(backend, batch));
+        let rope = self.rope(backend, params, batch.documents.longest());
         let (documents, precision) = (&batch.documents, self.precision);
         let cx = Cx { backend, params, documents, rope: &rope, balance, precision, recompute, keeps: true, stats };
         let (mut x, mut out, mut chunks) = (None, None, Vec::with_capacity(self.chunks.len()));

@@ -16,9 +16,20 @@ pub enum Precision {
     #[default]
     Fp32,
     /// Both sides of a product rounded to bf16, sums in f32.
-    Bf16,
+    Bf16(Library),
     /// Both sides quantised to E4M3, sums in f32.
     Fp8(Fp8),
+}
+
+/// Whose kernels multiply dense matrices of bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Library {
+    /// smelt's: a row has the same bits in any company.
+    #[default]
+    Own,
+    /// NVIDIA's cuBLASLt, on its GPUs alone: its sums have another order with other numbers of rows.
+    Cublaslt,
 }
 
 /// How FP8 is scaled; the default is DeepSeek-V3's.
@@ -51,12 +62,16 @@ pub enum GradientTiles {
     Block,
 }
 
-/// In a config: `fp32`, `bf16`, `fp8`, or `fp8: { … }`.
+/// In a config: `fp32`, `bf16`, `fp8`, `bf16: { … }` or `fp8: { … }`.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Precision")]
-#[serde(untagged, expecting = "expected `fp32`, `bf16`, `fp8` or `fp8: { scaling, gradients, power_of_two }`")]
+#[serde(
+    untagged,
+    expecting = "expected `fp32`, `bf16`, `fp8`, `bf16: { library }` or `fp8: { scaling, gradients, power_of_two }`"
+)]
 enum Written {
     Name(Name),
+    By(By),
     Scaled(Scaled),
 }
 
@@ -70,6 +85,20 @@ enum Name {
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PrecisionBf16")]
+#[serde(deny_unknown_fields)]
+struct By {
+    bf16: Bf16,
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Bf16")]
+#[serde(deny_unknown_fields, default)]
+struct Bf16 {
+    library: Library,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "PrecisionFp8")]
 #[serde(deny_unknown_fields)]
 struct Scaled {
@@ -80,7 +109,8 @@ impl From<Written> for Precision {
     fn from(written: Written) -> Self {
         match written {
             Written::Name(Name::Fp32) => Precision::Fp32,
-            Written::Name(Name::Bf16) => Precision::Bf16,
+            Written::Name(Name::Bf16) => Precision::BF16,
+            Written::By(By { bf16: Bf16 { library } }) => Precision::Bf16(library),
             Written::Name(Name::Fp8) => Precision::Fp8(Fp8::default()),
             Written::Scaled(Scaled { fp8 }) => Precision::Fp8(fp8),
         }
@@ -91,7 +121,8 @@ impl From<Precision> for Written {
     fn from(precision: Precision) -> Self {
         match precision {
             Precision::Fp32 => Written::Name(Name::Fp32),
-            Precision::Bf16 => Written::Name(Name::Bf16),
+            Precision::BF16 => Written::Name(Name::Bf16),
+            Precision::Bf16(library) => Written::By(By { bf16: Bf16 { library } }),
             Precision::Fp8(fp8) if fp8 == Fp8::default() => Written::Name(Name::Fp8),
             Precision::Fp8(fp8) => Written::Scaled(Scaled { fp8 }),
         }
@@ -99,9 +130,16 @@ impl From<Precision> for Written {
 }
 
 impl Precision {
-    /// Whether a row of a product has the same bits whatever rows are computed beside it.
-    pub fn is_by_row(self) -> bool {
-        !matches!(self, Precision::Fp8(Fp8 { scaling: Scaling::Tensor, .. }))
+    /// bf16 by smelt's own kernels.
+    pub const BF16: Self = Precision::Bf16(Library::Own);
+
+    /// The setting by which a row of a product has other bits beside other rows, if there is one.
+    pub fn by_company(self) -> Option<&'static str> {
+        match self {
+            Precision::Fp8(Fp8 { scaling: Scaling::Tensor, .. }) => Some("scaling: tensor"),
+            Precision::Bf16(Library::Cublaslt) => Some("library: cublaslt"),
+            _ => None,
+        }
     }
 }
 
@@ -134,7 +172,8 @@ mod tests {
         let blocks = Fp8 { gradients: GradientTiles::Block, power_of_two: true, ..Fp8::default() };
         for (written, precision) in [
             (json!("fp32"), Precision::Fp32),
-            (json!("bf16"), Precision::Bf16),
+            (json!("bf16"), Precision::BF16),
+            (json!({"bf16": {"library": "cublaslt"}}), Precision::Bf16(Library::Cublaslt)),
             (json!("fp8"), Precision::Fp8(Fp8::default())),
             (json!({"fp8": {"scaling": "tile", "gradients": "block", "power_of_two": true}}), Precision::Fp8(blocks)),
         ] {
@@ -142,7 +181,8 @@ mod tests {
             assert_eq!(serde_json::to_value(precision).unwrap(), written);
         }
         assert_eq!(read(json!({"fp8": {}})).unwrap(), Precision::Fp8(Fp8::default()));
+        assert_eq!(read(json!({"bf16": {}})).unwrap(), Precision::BF16);
         let text = read(json!("fp16")).unwrap_err().to_string();
-        assert!(text.contains("expected `fp32`, `bf16`, `fp8` or `fp8: {"), "{text}");
+        assert!(text.contains("expected `fp32`, `bf16`, `fp8`, `bf16: {"), "{text}");
     }
 }

@@ -3,21 +3,22 @@
 use crate::batch::{Batch, IGNORE};
 use smelt_kernels::{Backend, DocumentBounds, Documents, Tensor};
 
-/// What a pass reads of a batch, uploaded: the host makes all of it before the pass, for the MTP modules too.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub ids: Tensor, // [N]
-    pub documents: Documents,
+/// What a pass reads of a batch, uploaded: the host makes all of it before the pass, for the MTP modules too. A clone
+/// shares it.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub(crate) ids: Tensor, // [N]
+    pub(crate) documents: Documents,
     /// Places of `read`'s rows in the batch, for those who read log-probabilities on the host.
-    pub target_rows: Vec<u32>,
-    pub read: Option<Read>,
-    pub score_rows: Option<Tensor>, // [M]
-    pub mtp: Vec<Shifted>,
-    pub temperature: f64,
+    pub(crate) target_rows: Vec<u32>,
+    pub(crate) read: Option<Read>,
+    pub(crate) score_rows: Option<Tensor>, // [M]
+    pub(crate) mtp: Vec<Shifted>,
+    pub(crate) temperature: f64,
 }
 
 /// Rows that the head reads.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Read {
     /// None when it is all of them.
     pub rows: Option<Tensor>, // [M]
@@ -25,7 +26,7 @@ pub(crate) struct Read {
 }
 
 /// What an MTP module reads: the rows of the pass before without the last of each document, and the tokens after them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shifted {
     pub documents: Documents,
     pub from: Tensor, // rows of the pass before, [N']

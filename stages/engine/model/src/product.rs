@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn a_linear_layer_in_bf16_is_the_loops_over_its_rounded_sides() {
         let rounded = |x: &Tensor| x.read::<f32>().iter().map(|&x| bf16::from_f32(x).to_f64()).collect::<Vec<_>>();
-        check(Precision::Bf16, |x, w, dy| [rounded(x), rounded(w), rounded(dy), rounded(dy), rounded(x)]);
+        check(Precision::BF16, |x, w, dy| [rounded(x), rounded(w), rounded(dy), rounded(dy), rounded(x)]);
     }
 
     /// A product that was asked in FP8 and done in full precision would pass every check of a loss.

@@ -33,4 +33,4 @@ pub use packing::Corpus;
 pub use reward::{BradleyTerry, Scored, reward_scores, scored_batch};
 pub use schedule::{Decay, Schedule, Tail};
 pub use totals::StepTotals;
-pub use trainer::{Report, Settings, Trainer};
+pub use trainer::{MicroBatch, Report, Settings, Trainer, Uploader};

@@ -41,8 +41,9 @@ impl Memory {
         let batch = Batch::next_token(&vec![ids.as_slice(); sequences]);
         let (totals, stats) =
             (StepTotals::count(std::iter::once(&batch), model.config().num_nextn_predict_layers()), RefCell::default());
+        let prepared = model.prepare(meta, &batch);
         let (head, saved) =
-            model.forward_in(recompute, meta, &params, &batch, Balance::NONE, &RefCell::<Stats>::default());
+            model.forward_in(recompute, meta, &params, prepared, Balance::NONE, &RefCell::<Stats>::default());
         let activations = meta.live() - own - meta.lowered();
         let loss = NextToken { mtp_weight: 0.3, z: 0.0 }.loss(meta, &head, &batch, &totals);
         drop(head);

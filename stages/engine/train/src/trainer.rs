@@ -5,7 +5,7 @@ use crate::objective::Loss;
 use crate::record::Record;
 use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard, StepTotals};
 use smelt_kernels::{Backend, Tensor};
-use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Recomputed, Stats};
+use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Prepared, Recomputed, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +50,33 @@ pub struct Report {
     pub is_skipped: bool,
     /// After this step the training returned to the snapshot of this many updates.
     pub went_back_to: Option<u64>,
+}
+
+/// A batch on the device of a trainer.
+#[derive(Clone, Debug)]
+pub struct MicroBatch {
+    batch: Batch,
+    prepared: Prepared,
+}
+
+/// Uploads to the device of a trainer, for a step to come. The host does not wait for the device.
+#[derive(Clone)]
+pub struct Uploader {
+    model: Arc<Model>,
+    backend: Arc<dyn Backend>,
+}
+
+impl fmt::Debug for Uploader {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Uploader").field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+impl Uploader {
+    pub fn upload(&self, batch: Batch) -> MicroBatch {
+        let prepared = self.model.prepare(self.backend.as_ref(), &batch);
+        MicroBatch { batch, prepared }
+    }
 }
 
 pub struct Trainer {
@@ -105,17 +132,34 @@ impl Trainer {
         self.steps += 1;
     }
 
+    pub fn uploader(&self) -> Uploader {
+        Uploader { model: self.model.clone(), backend: self.backend.clone() }
+    }
+
+    /// [`step_beside`](Self::step_beside) over batches that are uploaded now, with nothing beside it.
+    pub fn step(&mut self, batches: &[(Batch, &dyn Objective)]) -> Result<Report, Error> {
+        let uploader = self.uploader();
+        let uploaded: Vec<_> = batches.iter().map(|(batch, _)| uploader.upload(batch.clone())).collect();
+        let pairs: Vec<_> = uploaded.iter().zip(batches).map(|(batch, (_, objective))| (batch, *objective)).collect();
+        self.step_beside(&pairs, |_| ())
+    }
+
     /// Forward and backward of every micro-batch in order, then one update. On an error nothing has changed. The host
     /// waits for the device once, before the update, for the [`Record`] by which it decides about it; an objective may
-    /// wait once more per micro-batch.
-    pub fn step(&mut self, micro_batches: &[(Batch, &dyn Objective)]) -> Result<Report, Error> {
+    /// wait once more per micro-batch. Before that wait, while the device computes, the host does what `beside` says:
+    /// it makes and uploads the micro-batches of the step to come.
+    pub fn step_beside(
+        &mut self,
+        micro_batches: &[(&MicroBatch, &dyn Objective)],
+        beside: impl FnOnce(&Uploader),
+    ) -> Result<Report, Error> {
         let step = self.steps + 1;
-        for (batch, _) in micro_batches {
+        for (MicroBatch { batch, .. }, _) in micro_batches {
             self.model.check(&batch.ids, batch.documents.longest())?;
             self.model.check(&batch.targets, 0)?;
         }
         let modules = self.model.config().num_nextn_predict_layers();
-        let mut totals = StepTotals::count(micro_batches.iter().map(|(batch, _)| batch), modules);
+        let mut totals = StepTotals::count(micro_batches.iter().map(|(micro, _)| &micro.batch), modules);
         if totals.targets == 0 {
             return Err(Error::Empty { step });
         }
@@ -136,10 +180,9 @@ impl Trainer {
         };
         let mut report = Report { step, lr: self.settings.schedule.lr(step), ..Default::default() };
         let mut sums = Vec::with_capacity(micro_batches.len());
-        for (batch, objective) in micro_batches {
-            let balance = balance_of(batch);
-            let recompute = self.settings.recompute;
-            let (head, saved) = self.model.forward_in(recompute, backend, &self.params, batch, balance, &stats);
+        for (MicroBatch { batch, prepared }, objective) in micro_batches {
+            let (balance, recompute, prepared) = (balance_of(batch), self.settings.recompute, prepared.clone());
+            let (head, saved) = self.model.forward_in(recompute, backend, &self.params, prepared, balance, &stats);
             let Loss { sums: of_batch, gradient } = objective.loss(backend, &head, batch, &totals);
             sums.push(of_batch);
             self.model.backward(backend, &self.params, saved, gradient, &mut grads, &stats);
@@ -147,6 +190,7 @@ impl Trainer {
         grads.settle(backend);
         let mut stats = stats.into_inner();
         let square_sum = self.optimizer.square_sum(backend, &self.params, &grads);
+        beside(&self.uploader());
         let record = Record::read(backend, &sums, &square_sum, &mut stats);
         for ((_, objective), sums) in micro_batches.iter().zip(&record.sums) {
             let value = objective.value(sums, &totals);

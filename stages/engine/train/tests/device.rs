@@ -75,7 +75,7 @@ fn a_step_waits_for_the_device_once() {
     let configs = [DEEPSEEK, QWEN].map(|text| Config::from_json(text.as_bytes()).unwrap());
     let next = NextToken { mtp_weight: 0.3, z: 1e-4 };
     for config in &configs {
-        for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp8(Fp8::default())] {
+        for precision in [Precision::Fp32, Precision::BF16, Precision::Fp8(Fp8::default())] {
             check(config, precision, [&next, &next], 1);
         }
         check(config, Precision::Fp32, [&Masked, &Masked], 1);
@@ -136,7 +136,7 @@ fn a_model_trains_on_a_gpu_as_on_the_cpu() {
     let next = NextToken { mtp_weight: 0.3, z: 1e-4 };
     let gpu = simulator::gpu();
     for (text, precision) in [DEEPSEEK, QWEN].into_iter().flat_map(|text| {
-        [Precision::Fp32, Precision::Bf16, Precision::Fp8(Fp8::default())].map(|precision| (text, precision))
+        [Precision::Fp32, Precision::BF16, Precision::Fp8(Fp8::default())].map(|precision| (text, precision))
     }) {
         let config = Config::from_json(text.as_bytes()).unwrap();
         let micro = |step| batches(step).into_iter().map(|batch| (batch, &next as &dyn Objective)).collect::<Vec<_>>();
@@ -161,9 +161,23 @@ fn a_model_trains_on_a_gpu_as_on_the_cpu() {
         println!("{} parameters, {precision:?}: weights are {apart:.1e} apart", found.params().count());
         assert!(apart <= most, "{precision:?}: weights are {apart} apart");
 
-        // another run, and one that goes on from a save, have the same bits
+        // another run, whose batches are uploaded beside the step before, and one that goes on from a save have the
+        // same bits
         let (mut again, mut resumed) = (on_gpu(), on_gpu());
-        (0..3).for_each(|step| drop(again.step(&micro(step)).unwrap()));
+        let upload = |to: &Uploader, step| batches(step).into_iter().map(|batch| to.upload(batch)).collect::<Vec<_>>();
+        let mut ready = upload(&again.uploader(), 0);
+        for step in 0..3 {
+            let pairs: Vec<_> = ready.iter().map(|batch| (batch, &next as &dyn Objective)).collect();
+            let (before, mut beside) = (waits(), Vec::new());
+            again
+                .step_beside(&pairs, |to| {
+                    beside = upload(to, step + 1);
+                    assert_eq!(waits(), before, "the host waits before it uploads what comes next");
+                })
+                .unwrap();
+            assert_eq!(waits() - before, 1, "step {step}, {precision:?}");
+            ready = beside;
+        }
         resumed.restore(&saved).unwrap();
         resumed.step(&micro(2)).unwrap();
         for other in [again, resumed] {
@@ -182,7 +196,7 @@ fn a_step_on_a_gpu_takes_the_memory_that_shapes_say() {
     let gpu = Arc::new(Cuda::new(0).unwrap());
     let fp8 = Precision::Fp8(Fp8::default());
     for (text, precision, recompute) in
-        [(DEEPSEEK, fp8, Recomputed::None), (QWEN, Precision::Bf16, Recomputed::Full), (QWEN, fp8, Recomputed::Light)]
+        [(DEEPSEEK, fp8, Recomputed::None), (QWEN, Precision::BF16, Recomputed::Full), (QWEN, fp8, Recomputed::Light)]
     {
         let text = text.replace("\"hidden_size\": 32", "\"hidden_size\": 128");
         let config = Config::from_json(text.as_bytes()).unwrap();

@@ -54,7 +54,7 @@ fn thirty_steps_in_lower_precision_are_near_those_in_f32() {
     assert!(full[29] < 0.8 * full[0], "f32 learns nothing here: {full:?}");
     let mean = |losses: &[f64]| losses[20..].iter().sum::<f64>() / 10.0;
     for (what, precision) in [
-        ("bf16", Precision::Bf16),
+        ("bf16", Precision::BF16),
         ("fp8", FP8),
         ("powers of two", Precision::Fp8(Fp8 { power_of_two: true, ..Fp8::default() })),
         ("gradients in blocks", Precision::Fp8(Fp8 { gradients: GradientTiles::Block, ..Fp8::default() })),
@@ -71,7 +71,7 @@ fn thirty_steps_in_lower_precision_are_near_those_in_f32() {
 
 #[test]
 fn one_thread_and_two_train_the_same_bits_in_lower_precision() {
-    for precision in [Precision::Bf16, FP8] {
+    for precision in [Precision::BF16, FP8] {
         let bits = |threads| losses(precision, threads).into_iter().map(f64::to_bits).collect::<Vec<_>>();
         assert_eq!(bits(1), bits(2), "{precision:?}");
     }

@@ -37,7 +37,7 @@ fn step(trainer: &mut Trainer, at: u32) -> Report {
 #[test]
 fn what_is_computed_again_changes_no_bit() {
     for config in CONFIGS {
-        for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp8(Fp8::default())] {
+        for precision in [Precision::Fp32, Precision::BF16, Precision::Fp8(Fp8::default())] {
             let new = |recompute| trainer(config, precision, recompute, Arc::new(Cpu::new(2)));
             let mut whole = new(Recomputed::None);
             let reports: Vec<String> = (0..4).map(|at| format!("{:?}", step(&mut whole, at))).collect();
