@@ -5,21 +5,13 @@
 //! spells
 //! `<|eos|>` is tokenized as those seven characters.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use crate::counts::Counts;
+pub use crate::counts::{Cut, Forgotten, LONGEST};
+use crate::merges::{Learnt, learn};
+use serde_json::{Map, Value, json};
 use smelt_stage::{ExitCode, Fault};
-use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, SplitDelimiterBehavior,
-    Tokenizer, TokenizerImpl, Trainer,
-};
-
-use crate::pieces::{character, pieces};
+use smelt_text::encoder::{Encoder, Pattern, character};
+use tokenizers::ModelWrapper;
 
 /// The reserved tokens, in the order of their ids from 0.
 pub const SPECIAL: [&str; 9] = [
@@ -39,11 +31,8 @@ pub const FEWEST: usize = SPECIAL.len() + 256;
 
 /// An error of the tokenizers library.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing}: {source}")]
-pub struct BpeError {
-    doing: &'static str,
-    source: tokenizers::Error,
-}
+#[error("{0}")]
+pub struct BpeError(String);
 
 impl Fault for BpeError {
     fn exit_code(&self) -> ExitCode {
@@ -51,9 +40,10 @@ impl Fault for BpeError {
     }
 }
 
-/// Adds to an error what was being done.
-fn at(doing: &'static str) -> impl FnOnce(tokenizers::Error) -> BpeError {
-    move |source| BpeError { doing, source }
+impl From<smelt_text::Error> for BpeError {
+    fn from(error: smelt_text::Error) -> Self {
+        Self(error.to_string())
+    }
 }
 
 /// How a vocabulary is trained.
@@ -61,201 +51,111 @@ fn at(doing: &'static str) -> impl FnOnce(tokenizers::Error) -> BpeError {
 pub struct Training<'a> {
     /// Tokens in all, special ones included; fewer when the text has no more pairs to merge.
     pub vocabulary: usize,
-    /// Every decimal digit is a piece of its own.
-    pub single_digits: bool,
+    /// How texts are cut into pieces.
+    pub pattern: Pattern,
     /// Occurrences below which a pair is not merged.
     pub min_frequency: u64,
     pub special: &'a [&'a str],
+    /// Bytes that the table of pieces may take; see [`Forgotten`].
+    pub memory: u64,
 }
 
-/// Bytes of a piece that a vocabulary is learnt from; longer ones are cut there. The library joins pairs within a piece
-/// in time that grows with the square of its length, and letters without blanks (DNA, base64, minified code) are one
-/// piece. Text between blanks never comes near it, and a vocabulary learnt from such text stays the library's own.
-pub const LONGEST: usize = 1024;
-
-/// The pieces that were too long to learn from as a whole.
+/// What a vocabulary could not be learnt from in full.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cut {
-    pub pieces: u64,
-    /// Bytes of the longest.
-    pub longest: u64,
+pub struct Losses {
+    pub cut: Cut,
+    pub forgotten: Forgotten,
 }
 
 /// A tokenizer, and what is looked up in it.
 #[derive(Debug)]
 pub struct Bpe {
-    tokenizer: Tokenizer,
-    /// Whether digits are set apart, if the pieces are those of [`pieces`]; `None` if only the library can cut the
-    /// text.
-    known: Option<bool>,
-    /// Ids of the single bytes.
-    bytes: [Option<u32>; 256],
+    encoder: Encoder,
 }
 
 impl Bpe {
-    /// Learns the merges from `texts`. The result depends on the texts, not on their order or on threads.
-    pub fn train(texts: impl Iterator<Item = String> + Send, training: Training<'_>) -> Result<(Self, Cut), BpeError> {
-        type Trained = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
-        let mut trainer = BpeTrainerBuilder::new()
-            .vocab_size(training.vocabulary)
-            .min_frequency(training.min_frequency)
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(training.special.iter().map(|token| AddedToken::from(*token, true)).collect())
-            .build();
-        let characters: Vec<char> = (0..=255).map(character).collect();
-        let spell = |piece: &str| piece.bytes().map(|byte| characters[usize::from(byte)]).collect();
-        let (long, longest) = (AtomicU64::new(0), AtomicU64::new(0));
-        let count = |piece: &&str| {
-            if piece.len() > LONGEST {
-                long.fetch_add(1, Ordering::Relaxed);
-                longest.fetch_max(piece.len() as u64, Ordering::Relaxed);
-            }
-        };
-        let cut =
-            |text: &str| Ok(pieces(text, training.single_digits).inspect(count).flat_map(chunks).map(spell).collect());
-        trainer.feed(texts, cut).map_err(at("counting pieces"))?;
-        let cut = Cut { pieces: long.into_inner(), longest: longest.into_inner() };
-        let mut model = BPE::default();
-        let special = trainer.train(&mut model).map_err(at("training the vocabulary"))?;
-        let mut tokenizer = Trained::new(model);
-        tokenizer.with_pre_tokenizer(Some(pre_tokenizer(training.single_digits)?));
-        tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
-        tokenizer.add_special_tokens(special).map_err(at("adding the special tokens"))?;
-        let json = tokenizer.to_string(false).map_err(at("writing the tokenizer"))?;
-        Ok((Bpe::load(json.as_bytes())?, cut))
+    /// Learns the merges from `texts`, with the threads of the pool that this is called in. The result depends on the
+    /// texts, not on threads, nor on the texts' order unless pieces are forgotten.
+    pub fn train(texts: impl Iterator<Item = String>, training: Training<'_>) -> Result<(Self, Losses), BpeError> {
+        let Counts { pieces, cut, forgotten } = Counts::of(texts, training.pattern, training.memory);
+        let learnt = learn(pieces, training.vocabulary, training.min_frequency, training.special);
+        let json = file(&learnt, training.pattern, training.special).to_string();
+        Ok((Bpe::load(json.as_bytes())?, Losses { cut, forgotten }))
     }
 
     /// Reads a `tokenizer.json`.
     pub fn load(json: &[u8]) -> Result<Self, BpeError> {
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(at("reading tokenizer.json"))?;
-        tokenizer.set_encode_special_tokens(true);
-        let known = if tokenizer.get_normalizer().is_none() { known_pieces(&tokenizer) } else { None };
-        let bytes = std::array::from_fn(|byte| tokenizer.token_to_id(&character(byte as u8).to_string()));
-        Ok(Bpe { tokenizer, known, bytes })
+        Ok(Bpe { encoder: Encoder::new(json, true)? })
     }
 
     /// The `tokenizer.json` as Hugging Face's libraries read it.
     pub fn to_json(&self) -> Result<String, BpeError> {
-        let mut text = self.tokenizer.to_string(true).map_err(at("writing the tokenizer"))?;
+        let written = self.encoder.library().to_string(true);
+        let mut text = written.map_err(|error| BpeError(format!("writing the tokenizer: {error}")))?;
         text.push('\n');
         Ok(text)
     }
 
     /// Number of tokens, special ones included.
     pub fn vocabulary(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+        self.encoder.library().get_vocab_size(true)
     }
 
     /// The id of a token as it is spelled in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
+        self.encoder.library().token_to_id(token)
+    }
+
+    /// Every token as the vocabulary spells it, in the order of ids, with its id.
+    pub fn tokens(&self) -> Vec<(String, u32)> {
+        let mut tokens: Vec<(String, u32)> = self.encoder.library().get_vocab(false).into_iter().collect();
+        tokens.sort_unstable_by_key(|(_, id)| *id);
+        tokens
     }
 
     /// The ids of every text; no special token is added or recognised.
     pub fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, BpeError> {
-        let mut encoder = self.encoder();
-        texts.iter().map(|text| encoder.encode(text)).collect()
+        texts.iter().map(|text| self.encode_one(text)).collect()
     }
 
-    /// An encoder that remembers the pieces it has seen; one per thread.
-    pub fn encoder(&self) -> Encoder<'_> {
-        Encoder { bpe: self, seen: HashMap::new() }
+    /// The ids of one text.
+    pub fn encode_one(&self, text: &str) -> Result<Vec<u32>, BpeError> {
+        Ok(self.encoder.encode(text)?)
     }
 
     /// The text of some ids.
     pub fn decode(&self, ids: &[u32]) -> Result<String, BpeError> {
-        self.tokenizer.decode(ids, false).map_err(at("decoding ids"))
+        let decoded = self.encoder.library().decode(ids, false);
+        decoded.map_err(|error| BpeError(format!("decoding ids: {error}")))
     }
 
     /// Whether the model of a loaded tokenizer is BPE over bytes, so that no text is out of its reach.
     pub fn is_byte_level(&self) -> bool {
-        let is_bpe = matches!(self.tokenizer.get_model(), ModelWrapper::BPE(_));
-        is_bpe && ByteLevel::alphabet().iter().all(|c| self.id(&c.to_string()).is_some())
+        let is_bpe = matches!(self.encoder.library().get_model(), ModelWrapper::BPE(_));
+        is_bpe && (0..=255).all(|byte| self.id(&character(byte).to_string()).is_some())
     }
 }
 
-/// A piece in parts of at most [`LONGEST`] bytes, cut between characters.
-fn chunks(piece: &str) -> impl Iterator<Item = &str> {
-    let mut rest = piece;
-    std::iter::from_fn(move || {
-        let (part, after) = rest.split_at(rest.floor_char_boundary(LONGEST));
-        rest = after;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
-/// Encodes texts one after the other.
-#[derive(Debug)]
-pub struct Encoder<'a> {
-    bpe: &'a Bpe,
-    /// Ids of pieces. Never iterated, so its order has no effect.
-    seen: HashMap<Box<str>, Box<[u32]>>,
-}
-
-/// Pieces that an encoder remembers; beyond that it forgets all and starts over.
-const REMEMBERED: usize = 1 << 18;
-
-impl Encoder<'_> {
-    /// The ids of one text.
-    pub fn encode(&mut self, text: &str) -> Result<Vec<u32>, BpeError> {
-        let Some(single_digits) = self.bpe.known else {
-            let encoding = self.bpe.tokenizer.encode_fast(text, false).map_err(at("encoding a text"))?;
-            return Ok(encoding.get_ids().to_vec());
-        };
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        for piece in pieces(text, single_digits) {
-            if let [byte] = piece.as_bytes()
-                && let Some(id) = self.bpe.bytes[usize::from(*byte)]
-            {
-                ids.push(id);
-            } else if let Some(known) = self.seen.get(piece) {
-                ids.extend_from_slice(known);
-            } else {
-                let spelled: String = piece.bytes().map(character).collect();
-                let tokens = self.bpe.tokenizer.get_model().tokenize(&spelled).map_err(at("encoding a piece"))?;
-                let found: Box<[u32]> = tokens.iter().map(|token| token.id).collect();
-                ids.extend_from_slice(&found);
-                if self.seen.len() == REMEMBERED {
-                    self.seen.clear();
-                }
-                self.seen.insert(piece.into(), found);
-            }
-        }
-        Ok(ids)
-    }
-}
-
-/// GPT-2's pieces as bytes, as the library writes them; digits set apart before them if asked.
-fn pre_tokenizer(single_digits: bool) -> Result<PreTokenizerWrapper, BpeError> {
-    let bytes = ByteLevel::new(false, true, true);
-    if !single_digits {
-        return Ok(bytes.into());
-    }
-    let digits = Split::new(SplitPattern::Regex(DIGIT.to_owned()), SplitDelimiterBehavior::Isolated, false)
-        .map_err(at("building the digit pattern"))?;
-    Ok(Sequence::new(vec![digits.into(), bytes.into()]).into())
-}
-
-const DIGIT: &str = r"\d";
-
-/// Whether a tokenizer cuts as [`pieces`] does, and how it treats digits.
-fn known_pieces(tokenizer: &Tokenizer) -> Option<bool> {
-    let is_gpt2 = |p: &PreTokenizerWrapper| {
-        matches!(p, PreTokenizerWrapper::ByteLevel(ByteLevel { add_prefix_space: false, use_regex: true, .. }))
-    };
-    let is_digits = |p: &PreTokenizerWrapper| {
-        matches!(p, PreTokenizerWrapper::Split(Split { pattern: SplitPattern::Regex(pattern),
-            behavior: SplitDelimiterBehavior::Isolated, invert: false, .. }) if pattern == DIGIT)
-    };
-    match tokenizer.get_pre_tokenizer()? {
-        gpt2 if is_gpt2(gpt2) => Some(false),
-        PreTokenizerWrapper::Sequence(sequence) => match sequence.as_ref() {
-            [digits, gpt2] if is_digits(digits) && is_gpt2(gpt2) => Some(true),
-            _ => None,
+/// The `tokenizer.json` of a learnt vocabulary.
+fn file(learnt: &Learnt, pattern: Pattern, special: &[&str]) -> Value {
+    let ids = || learnt.tokens.iter().enumerate();
+    let vocabulary: Map<String, Value> = ids().map(|(id, token)| (token.clone(), id.into())).collect();
+    let merges: Vec<[&str; 2]> =
+        learnt.merges.iter().map(|both| both.map(|id| learnt.tokens[id as usize].as_str())).collect();
+    let added = ids().filter(|(_, token)| special.contains(&token.as_str())).map(|(id, token)| {
+        json!({ "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true })
+    });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": null, "pre_tokenizer": pattern.pre_tokenizer(), "post_processor": null,
+        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocabulary, "merges": merges,
         },
-        _ => None,
-    }
+    })
 }
 
 /// `tokenizer_config.json` beside it, for `transformers`.
@@ -275,9 +175,14 @@ pub fn tokenizer_config() -> String {
 mod tests {
     use super::*;
 
+    fn training(vocabulary: usize, single_digits: bool) -> Training<'static> {
+        let pattern = if single_digits { Pattern::Gpt2Digits } else { Pattern::Gpt2 };
+        Training { vocabulary, pattern, min_frequency: 2, special: &SPECIAL, memory: u64::MAX }
+    }
+
     fn trained(single_digits: bool) -> Bpe {
         let texts = (0..200).map(|i| format!("the number {i} is the next after {}; let x = x + {i};\n", i - 1));
-        Bpe::train(texts, Training { vocabulary: 400, single_digits, min_frequency: 2, special: &SPECIAL }).unwrap().0
+        Bpe::train(texts, training(400, single_digits)).unwrap().0
     }
 
     fn encode(bpe: &Bpe, text: &str) -> Vec<u32> {
@@ -327,8 +232,8 @@ mod tests {
         assert_eq!(tokens.len(), 5);
         assert_eq!(bpe.decode(&encode(&bpe, text)).unwrap(), text);
         let joined = |single_digits| {
-            let training = Training { vocabulary: 300, single_digits, min_frequency: 2, special: &SPECIAL };
-            encode(&Bpe::train(std::iter::repeat_n("x=123;".to_owned(), 9), training).unwrap().0, "123").len()
+            let texts = std::iter::repeat_n("x=123;".to_owned(), 9);
+            encode(&Bpe::train(texts, training(300, single_digits)).unwrap().0, "123").len()
         };
         assert_eq!((joined(false), joined(true)), (1, 3));
     }
@@ -356,20 +261,6 @@ mod tests {
         }
     }
 
-    /// Ours goes piece by piece; the library's own way is the reference.
-    #[test]
-    fn ids_are_the_librarys() {
-        for single_digits in [true, false] {
-            let bpe = trained(single_digits);
-            assert_eq!(bpe.known, Some(single_digits));
-            let slow = Bpe { known: None, tokenizer: bpe.tokenizer.clone(), bytes: bpe.bytes };
-            for i in 0..200 {
-                let text = format!("it's number {i}{i} of the {}next\n\n  x = 漢字{i}; é", " ".repeat(i % 5));
-                assert_eq!(encode(&bpe, &text), encode(&slow, &text), "{text:?}");
-            }
-        }
-    }
-
     /// Quadratic, a megabyte took minutes; cut, it takes a second.
     #[test]
     fn letters_without_blanks_are_learnt_from_in_parts() {
@@ -379,27 +270,17 @@ mod tests {
             ['a', 'c', 'g', 't'][(state >> 62) as usize]
         };
         let dna: String = (0..1_000_000).map(|_| base()).collect();
-        let training = Training { vocabulary: 400, single_digits: true, min_frequency: 2, special: &SPECIAL };
         let texts = [dna.clone(), "a few words".into()];
-        let (bpe, cut) = Bpe::train(texts.into_iter(), training).unwrap();
-        assert_eq!(cut, Cut { pieces: 1, longest: 1_000_000 });
+        let (bpe, losses) = Bpe::train(texts.into_iter(), training(400, true)).unwrap();
+        assert_eq!(losses, Losses { cut: Cut { pieces: 1, longest: 1_000_000 }, forgotten: Forgotten::default() });
         assert_eq!(bpe.vocabulary(), 400);
         assert_eq!(bpe.decode(&encode(&bpe, &dna[..5000])).unwrap(), dna[..5000]);
     }
 
     #[test]
-    fn a_piece_is_cut_between_characters_and_nothing_is_lost() {
-        for piece in ["", "a", &"漢".repeat(1000), &"x".repeat(LONGEST), &"🦀".repeat(LONGEST / 4 + 1)] {
-            assert_eq!(chunks(piece).collect::<String>(), piece);
-            assert!(chunks(piece).all(|part| part.len() <= LONGEST));
-        }
-        assert_eq!(chunks(&"x".repeat(LONGEST)).count(), 1);
-    }
-
-    #[test]
     fn the_order_of_texts_does_not_matter() {
         let texts: Vec<String> = (0..300).map(|i| format!("fn f{i}(a: &str) -> usize {{ a.len() + {i} }}")).collect();
-        let training = Training { vocabulary: 350, single_digits: true, min_frequency: 2, special: &SPECIAL };
+        let training = training(350, true);
         let forward = Bpe::train(texts.iter().cloned(), training).unwrap().0.to_json().unwrap();
         let backward = Bpe::train(texts.iter().rev().cloned(), training).unwrap().0.to_json().unwrap();
         assert_eq!(forward, backward);
@@ -408,6 +289,6 @@ mod tests {
     #[test]
     fn a_broken_tokenizer_is_refused() {
         let error = Bpe::load(b"{\"model\": 7}").err().unwrap().to_string();
-        assert!(error.starts_with("reading tokenizer.json: "), "{error}");
+        assert!(error.starts_with("tokenizer.json cannot be read: "), "{error}");
     }
 }

@@ -7,7 +7,9 @@
 //! Face's libraries read it.
 
 pub mod bpe;
-pub mod pieces;
+mod breaks;
+mod counts;
+mod merges;
 pub mod plan;
 
 use std::collections::BTreeMap;
@@ -17,8 +19,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Documents, Drops, TokenRow, Tokenizer, Tokens};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
+use smelt_text::encoder::Pattern;
 
-use crate::bpe::{Bpe, BpeError, Cut, FEWEST, LONGEST, SPECIAL, Training};
+use crate::bpe::{Bpe, BpeError, Cut, FEWEST, Forgotten, LONGEST, Losses, SPECIAL, Training};
+use crate::breaks::Breaks;
 
 /// The vocabulary, and which documents are used for what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,8 +30,15 @@ use crate::bpe::{Bpe, BpeError, Cut, FEWEST, LONGEST, SPECIAL, Training};
 pub struct Config {
     /// Tokens in all, the nine special ones and 256 bytes included. Not used with a `tokenizer` as input.
     pub vocabulary: usize,
-    /// Make every decimal digit a separate token, so that a number is always tokenized in the same way.
+    /// How texts are cut into pieces, which no token crosses. Not used with a `tokenizer` as input.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pre_tokenizer: PreTokenizer,
+    /// Make every decimal digit a separate token, so that a number is always tokenized in the same way. Of the
+    /// pre-tokenizer `gpt2` alone.
     pub single_digits: bool,
+    /// Tokens that are reserved behind the nine special ones, such as `<think>`; no text becomes one of them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub special_tokens: Vec<String>,
     /// Occurrences below which a pair of tokens is not joined.
     pub min_frequency: u64,
     /// What the vocabulary learns from each input, by bytes and relative to the others; 0 leaves an input out. Empty
@@ -35,24 +46,81 @@ pub struct Config {
     pub learn_weights: Vec<f64>,
     /// Bytes of text to learn from at most; a sample by the documents' ids.
     pub learn_bytes: u64,
+    /// Bytes of memory for the table of pieces that the vocabulary is learnt from. When it is full, the rarest pieces
+    /// are forgotten, with a warning: what they occurred so far no longer counts.
+    #[schemars(range(min = 1_048_576, max = 4_294_967_296u64))]
+    #[serde(skip_serializing_if = "is_default_memory")]
+    pub learn_memory: u64,
     /// How much of each input is written, by tokens and relative to the others; the input that is shortest for its
     /// weight is written whole, no document twice. Empty writes everything. What is left out is a drop by the rule
     /// `mixture`, its value the share of the input that is written.
     pub weights: Vec<f64>,
     /// Share of the documents of every input that is held out, in [0, 1); chosen by their ids.
     pub validation: f64,
+    /// Share of the tokens made of punctuation and line breaks that become two tokens again, at random by the
+    /// document's id, in `tokens` alone (DeepSeek-V3, §4.1). A prompt may end before a line break.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    #[serde(skip_serializing_if = "is_default")]
+    pub split_breaks: f64,
+}
+
+/// How texts are cut into pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PreTokenizer {
+    /// GPT-2's expression; with `single_digits` every digit apart.
+    #[default]
+    Gpt2,
+    /// OpenAI's cl100k in the form of Llama 3: numbers by three digits.
+    Cl100k,
+    /// The same with numbers by single digits.
+    Qwen2,
+    /// DeepSeek-V3's three expressions: numbers by three digits, Chinese and Japanese apart, punctuation together with
+    /// the line breaks behind it.
+    DeepseekV3,
+}
+
+const LEARN_MEMORY: u64 = 1 << 30;
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_default_memory(value: &u64) -> bool {
+    *value == LEARN_MEMORY
+}
+
+impl Config {
+    fn pattern(&self) -> Pattern {
+        match self.pre_tokenizer {
+            PreTokenizer::Gpt2 if self.single_digits => Pattern::Gpt2Digits,
+            PreTokenizer::Gpt2 => Pattern::Gpt2,
+            PreTokenizer::Cl100k => Pattern::Cl100k,
+            PreTokenizer::Qwen2 => Pattern::Qwen2,
+            PreTokenizer::DeepseekV3 => Pattern::DeepseekV3,
+        }
+    }
+
+    /// The reserved tokens, in the order of their ids from 0.
+    fn special(&self) -> Vec<&str> {
+        SPECIAL.into_iter().chain(self.special_tokens.iter().map(String::as_str)).collect()
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
             vocabulary: 4096,
+            pre_tokenizer: PreTokenizer::default(),
             single_digits: true,
+            special_tokens: Vec::new(),
             min_frequency: 2,
             learn_weights: Vec::new(),
             learn_bytes: 256 << 20,
+            learn_memory: LEARN_MEMORY,
             weights: Vec::new(),
             validation: 0.05,
+            split_breaks: 0.0,
         }
     }
 }
@@ -80,7 +148,7 @@ pub struct Tokenize;
 
 impl Stage for Tokenize {
     const NAME: &'static str = "tokenize";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3; // pieces of 1 to 64 KiB are learnt from whole
     const ABOUT: &'static str = "Learns a byte-level BPE vocabulary and turns documents into token ids";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     type Config = Config;
@@ -92,9 +160,19 @@ impl Stage for Tokenize {
         if documents == 0 {
             return Err(Error::config("", "`tokenize` reads documents, but no input is given").hint("set `input: JOB`"));
         }
-        if config.vocabulary < FEWEST {
-            let what = format!("{} tokens are too few, expected at least {FEWEST}", config.vocabulary);
-            return Err(Error::config("/vocabulary", what).hint("256 bytes and 9 special tokens are always there"));
+        let special = config.special();
+        if let Some(i) =
+            (SPECIAL.len()..special.len()).find(|&i| special[i].is_empty() || special[..i].contains(&special[i]))
+        {
+            let (place, token) = (i - SPECIAL.len(), special[i]);
+            let what = format!("`{token}` is no further special token: it is empty or there already");
+            return Err(Error::config(&format!("/special_tokens/{place}"), what));
+        }
+        let fewest = FEWEST + config.special_tokens.len();
+        if config.vocabulary < fewest {
+            let what = format!("{} tokens are too few, expected at least {fewest}", config.vocabulary);
+            let hint = format!("256 bytes and {} special tokens are always there", special.len());
+            return Err(Error::config("/vocabulary", what).hint(&hint));
         }
         if !(0.0..1.0).contains(&config.validation) {
             let what = format!("{} is no share to hold out, expected 0 to below 1", config.validation);
@@ -118,18 +196,26 @@ impl Stage for Tokenize {
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let corpus = Corpus::new(&config, &inputs.documents);
         let bpe = corpus.vocabulary(inputs.tokenizer.as_ref(), &out, cx)?;
+        if config.split_breaks > 0.0 && !bpe.is_byte_level() {
+            let what = "tokens can be split in a byte-level BPE alone, and the input `tokenizer` is none";
+            return Err(Error::config("/split_breaks", what).hint("leave it out"));
+        }
+        let breaks = Breaks::new(&bpe, config.split_breaks)?;
         let shares = corpus.shares(&bpe, cx)?;
         let records = cx.units("encode", corpus.files.len(), |i, unit| {
             let mut ids_written = 0;
-            corpus.encode(i, &bpe, |document, ids| {
+            corpus.encode(i, &bpe, |mut document| {
                 unit.count_read(1);
                 let TokenRow { document: id, .. } = &document;
                 let share = shares[corpus.files[i].0];
                 if !plan::is_written(id, share) {
                     return unit.drop_row(&out.drops, id, "mixture", Some(share), None);
                 }
-                ids_written += ids;
                 let held_out = plan::is_validation(id, config.validation);
+                if !held_out {
+                    document.ids = breaks.split(&document.document, document.ids);
+                }
+                ids_written += document.ids.len() as u64;
                 unit.keep(if held_out { &out.validation } else { &out.tokens }, document)
             })?;
             unit.set_detail(ids_written.into());
@@ -179,9 +265,12 @@ impl<'a> Corpus<'a> {
             let (json, config) = match given {
                 Some(given) => (taken(given, cx)?, given.bytes_of("tokenizer_config.json")?),
                 None => {
-                    let (bpe, cut) = self.learn(&shares, cx.threads())?;
+                    let (bpe, Losses { cut, forgotten }) = self.learn(&shares, cx.threads())?;
                     if cut.pieces > 0 {
                         cx.warn(&in_parts(cut));
+                    }
+                    if forgotten.times > 0 {
+                        cx.warn(&were_forgotten(forgotten, self.config.learn_memory));
                     }
                     (bpe.to_json()?, bpe::tokenizer_config().into())
                 }
@@ -221,7 +310,7 @@ impl<'a> Corpus<'a> {
         Ok(shares)
     }
 
-    fn learn(&self, shares: &[f64], threads: usize) -> Result<(Bpe, Cut), Error> {
+    fn learn(&self, shares: &[f64], threads: usize) -> Result<(Bpe, Losses), Error> {
         // The trainer takes texts, not results: the first error ends the texts and is returned afterwards.
         let error = Mutex::new(None);
         let texts = self.files.iter().filter(|&&(input, _)| shares[input] > 0.0).flat_map(|&(input, file)| {
@@ -244,9 +333,10 @@ impl<'a> Corpus<'a> {
         });
         let training = Training {
             vocabulary: self.config.vocabulary,
-            single_digits: self.config.single_digits,
+            pattern: self.config.pattern(),
             min_frequency: self.config.min_frequency,
-            special: &SPECIAL,
+            special: &self.config.special(),
+            memory: self.config.learn_memory,
         };
         // The trainer uses the threads of the pool that it is called in.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -265,8 +355,8 @@ impl<'a> Corpus<'a> {
         }
         let counted = cx.units("count", self.files.len(), |i, unit| {
             let mut tokens = 0;
-            self.encode(i, bpe, |_, ids| {
-                tokens += ids;
+            self.encode(i, bpe, |document| {
+                tokens += document.ids.len() as u64;
                 Ok(())
             })?;
             unit.set_detail(tokens.into());
@@ -281,20 +371,14 @@ impl<'a> Corpus<'a> {
         Ok(shares)
     }
 
-    /// Encodes every document of file `i`, in order; `take` gets its row and the number of its ids.
-    fn encode(
-        &self,
-        i: usize,
-        bpe: &Bpe,
-        mut take: impl FnMut(TokenRow, u64) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    /// Encodes every document of file `i`, in order; `take` gets its row.
+    fn encode(&self, i: usize, bpe: &Bpe, mut take: impl FnMut(TokenRow) -> Result<(), Error>) -> Result<(), Error> {
         let (input, file) = self.files[i];
-        let mut encoder = bpe.encoder();
         for document in self.inputs[input].read(file)? {
             let document = document?;
-            let ids = encoder.encode(&document.text)?;
-            let (count, bytes) = (ids.len() as u64, document.text.len() as u64);
-            take(TokenRow { document: document.id, source: document.source, bytes, ids }, count)?;
+            let ids = bpe.encode_one(&document.text)?;
+            let bytes = document.text.len() as u64;
+            take(TokenRow { document: document.id, source: document.source, bytes, ids })?;
         }
         Ok(())
     }
@@ -306,6 +390,15 @@ fn in_parts(cut: Cut) -> String {
         "{} runs of letters or marks without a blank, the longest of {} bytes, were learnt from in parts of \
          {LONGEST} bytes",
         cut.pieces, cut.longest
+    )
+}
+
+/// The warning when the table of pieces was full.
+fn were_forgotten(forgotten: Forgotten, memory: u64) -> String {
+    format!(
+        "the table of pieces was full {} times: pieces of up to {} occurrences were forgotten, {} occurrences in all: \
+         raise `learn_memory`, now {memory}, or lower `learn_bytes`",
+        forgotten.times, forgotten.most, forgotten.occurrences
     )
 }
 

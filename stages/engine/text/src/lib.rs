@@ -7,6 +7,7 @@
 //! trained.
 
 mod chat;
+pub mod encoder;
 mod error;
 mod python;
 mod template;

@@ -1,6 +1,7 @@
 //! The tokenizer of a checkpoint.
 
 use crate::Error;
+use crate::encoder::Encoder;
 use crate::template::{named_token, read_config};
 
 /// The reserved tokens, in the order of their ids when our own `tokenize` made the vocabulary.
@@ -22,9 +23,9 @@ pub(crate) type Placed = (u32, std::ops::Range<usize>);
 #[derive(Debug)]
 pub struct Tokenizer {
     /// Reads special tokens in text as such.
-    template: tokenizers::Tokenizer,
+    template: Encoder,
     /// Reads them as the characters they are.
-    plain: tokenizers::Tokenizer,
+    plain: Encoder,
     special: Vec<(u32, String)>,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -43,33 +44,30 @@ impl Tokenizer {
     }
 
     fn new(json: &[u8], [bos, eos]: [Option<String>; 2]) -> Result<Self, Error> {
-        let mut template =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|error| Error::Tokenizer { what: error.to_string() })?;
-        template.set_encode_special_tokens(false);
-        let mut plain = template.clone();
-        plain.set_encode_special_tokens(true);
-        let added = template.get_added_tokens_decoder();
+        let (template, plain) = (Encoder::new(json, false)?, Encoder::new(json, true)?);
+        let added = template.library().get_added_tokens_decoder();
         let mut special: Vec<(u32, String)> =
             added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
         special.sort();
-        let id = |token: Option<String>| token.and_then(|token| template.token_to_id(&token));
+        let id = |token: Option<String>| token.and_then(|token| template.library().token_to_id(&token));
         let (bos, eos) = (id(bos), id(eos));
         Ok(Self { template, plain, special, bos, eos })
     }
 
     /// Ids of plain text: nothing is added, and a spelled special token is its characters.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        encode(&self.plain, text)
+        self.plain.encode(text)
     }
 
     /// Ids of rendered text, in which special tokens stand for themselves.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, Error> {
-        encode(&self.template, text)
+        self.template.encode(text)
     }
 
     /// The same with the place of each id in the text, in bytes.
     pub(crate) fn encode_with_places(&self, text: &str) -> Result<Vec<Placed>, Error> {
-        let encoding = self.template.encode(text, false).map_err(|error| Error::Encode { what: error.to_string() })?;
+        let library = self.template.library();
+        let encoding = library.encode(text, false).map_err(|error| Error::Encode { what: error.to_string() })?;
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(&id, &(start, end))| (id, start..end)).collect())
     }
 
@@ -87,7 +85,7 @@ impl Tokenizer {
 
     /// Text of `ids`, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.plain.decode(ids, true).map_err(|error| Error::Encode { what: error.to_string() })
+        self.plain.library().decode(ids, true).map_err(|error| Error::Encode { what: error.to_string() })
     }
 
     /// What names a tokenizer: a digest of what decides over its ids. Special tokens' roles, padding and chat templates
@@ -103,11 +101,11 @@ impl Tokenizer {
     }
 
     pub fn vocabulary(&self) -> usize {
-        self.plain.get_vocab_size(true)
+        self.plain.library().get_vocab_size(true)
     }
 
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.plain.token_to_id(token)
+        self.plain.library().token_to_id(token)
     }
 
     /// The id of a token that must be there.
@@ -142,9 +140,4 @@ impl Tokenizer {
     pub fn spelled<'a>(&'a self, text: &str) -> Option<&'a str> {
         self.special.iter().map(|(_, token)| token.as_str()).find(|token| text.contains(token))
     }
-}
-
-fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, Error> {
-    let encoding = tokenizer.encode_fast(text, false).map_err(|error| Error::Encode { what: error.to_string() })?;
-    Ok(encoding.get_ids().to_vec())
 }
