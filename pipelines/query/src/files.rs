@@ -35,7 +35,8 @@ pub(crate) fn check_sizes(store: &Store, tables: &[&QueryTable]) -> Result<(), F
 pub(crate) fn check_bytes(store: &Store, tables: &[&QueryTable], said: &str) -> Result<(), Failure> {
     let scratch = std::env::temp_dir();
     let damaged = look(tables, |_, file| {
-        let record = FileRecord { path: file.key.clone(), bytes: file.bytes, blake3: file.blake3.clone(), rows: None };
+        let (path, blake3) = (file.key.clone(), file.blake3.clone());
+        let record = FileRecord { path, bytes: file.bytes, blake3, rows: None, at: None };
         match store.fetch(&file.key, &record, &scratch) {
             Ok(_) => Ok(None),
             Err(Error::Corrupt { key, what, .. }) => Ok(Some(format!("`{key}` {what}"))),

@@ -3,6 +3,7 @@
 use crate::diagnostic::{Diagnostic, Result};
 use crate::load::Instance;
 use crate::plan::Recipe;
+use crate::team::Team;
 use crate::view::{Progress, View};
 use crate::{child, programs};
 use serde_json::Value;
@@ -59,7 +60,7 @@ impl Work<'_> {
                     drop(logs.flush());
                 }
             });
-            let result = self.try_often(logs);
+            let result = self.all_workers(logs);
             drop(ended);
             result
         });
@@ -70,22 +71,41 @@ impl Work<'_> {
         }
     }
 
-    fn try_often(&self, logs: &Logs) -> Result<Manifest> {
+    /// All workers of the job, until one has committed and the others have seen it, or one has failed.
+    fn all_workers(&self, logs: &Logs) -> Result<Manifest> {
+        let workers = self.job.run.workers.unwrap_or(1);
+        let team = Team::new(workers);
+        std::thread::scope(|scope| {
+            for rank in 0..workers as u32 {
+                let team = &team;
+                scope.spawn(move || match self.try_often(rank, team, logs) {
+                    Ok(manifest) => manifest.map_or((), |manifest| team.commit(manifest)),
+                    Err(e) => team.fail(e),
+                });
+            }
+        });
+        team.result()
+    }
+
+    /// One worker, until the manifest is committed: `None` if others have done that, or have failed.
+    fn try_often(&self, rank: u32, team: &Team, logs: &Logs) -> Result<Option<Manifest>> {
         let (name, stage) = (&self.job.name, &self.job.program.description.name);
         let retries = self.retries.or(self.job.run.retries).unwrap_or(DEFAULT_RETRIES);
         for attempt in 0.. {
-            let ended = self.once(logs)?;
+            let ended = self.once(rank, team, logs)?;
             if ended.code == ExitCode::Done {
                 let artifact = ended.committed.ok_or_else(|| {
                     Diagnostic::new(ExitCode::Bug, format!("job `{name}`: stage `{stage}` ended without a commit"))
                 })?;
                 let manifest = self.store.manifest(&artifact)?;
-                return manifest.ok_or_else(|| {
-                    Diagnostic::new(ExitCode::Bug, format!("job `{name}`: its manifest is not in the store"))
-                });
+                let missing = || format!("job `{name}`: its manifest is not in the store");
+                return manifest.map(Some).ok_or_else(|| Diagnostic::new(ExitCode::Bug, missing()));
             }
             if STOP.load(Ordering::SeqCst) {
                 return Err(stopped());
+            }
+            if team.is_over() {
+                return Ok(None);
             }
             if ended.code != ExitCode::Again || ended.late || attempt >= retries {
                 let (message, hint) = ended.problem.map_or((ended.why.clone(), None), |p| {
@@ -97,8 +117,8 @@ impl Work<'_> {
                     (code, _) => code.remedy(),
                 };
                 self.view.failed(name, stage, remedy);
-                let mut error =
-                    Diagnostic::new(ended.code, format!("job `{name}` failed: {message}")).at(self.job.place.clone());
+                let message = format!("job `{name}` failed{}: {message}", team.named(rank));
+                let mut error = Diagnostic::new(ended.code, message).at(self.job.place.clone());
                 error.hint = hint.or(ended.hint).or_else(|| match ended.late {
                     true => Some("give it more with `run: { timeout: … }`; saved work is kept".into()),
                     false => Some(format!("`smelt logs {name}{}` shows what it said", self.store_flag)),
@@ -109,15 +129,18 @@ impl Work<'_> {
             let why = ended.problem.map_or(ended.why, |p| p.message);
             self.view.again(name, stage, &why, wait);
             let until = Instant::now() + Duration::from_secs_f64(wait);
-            while Instant::now() < until && !STOP.load(Ordering::SeqCst) {
+            while Instant::now() < until && !STOP.load(Ordering::SeqCst) && !team.is_over() {
                 std::thread::sleep(Duration::from_millis(20));
+            }
+            if team.is_over() {
+                return Ok(None);
             }
         }
         unreachable!("the loop returns")
     }
 
-    fn once(&self, logs: &Logs) -> Result<Ended> {
-        let scratch = Scratch::new(self.run, &self.job.name)?;
+    fn once(&self, rank: u32, team: &Team, logs: &Logs) -> Result<Ended> {
+        let scratch = Scratch::new(self.run, &self.job.name, rank)?;
         let invocation = Invocation {
             protocol: PROTOCOL,
             run: self.run.into(),
@@ -130,7 +153,8 @@ impl Work<'_> {
             inputs: self.recipe.inputs.clone(),
             store: self.store.address().into(),
             edition: self.edition,
-            threads: self.threads,
+            threads: team.share(self.threads, rank),
+            rank,
             device: self.job.run.device,
             save: self.job.run.save,
             scratch: scratch.0.join("scratch"),
@@ -160,9 +184,9 @@ impl Work<'_> {
         let group = child.id();
         let (status, why) = child::listen(
             &mut child,
-            |line| self.hear(line, logs, &said),
-            |line| logs.text(line),
-            |child| self.wait(child),
+            |line| self.hear(line, rank, team, logs, &said),
+            |line| logs.text(&team.tagged(rank, line)),
+            |child| self.wait(child, team),
         );
         if child::end_group(group) {
             let stage = &self.job.program.description.name;
@@ -171,37 +195,50 @@ impl Work<'_> {
         let (problem, committed) = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let code = status.map_or(ExitCode::Bug, child::code);
         let code = if why.is_some() { ExitCode::Again } else { code };
-        let late = why.is_some() && !STOP.load(Ordering::SeqCst);
+        let late = why.is_some() && !STOP.load(Ordering::SeqCst) && !team.is_over();
         let hint = status.filter(|_| why.is_none()).and_then(child::hint).map(str::to_owned);
         let why = why.unwrap_or_else(|| status.map_or_else(|| "it could not be waited for".into(), child::how));
         Ok(Ended { code, problem, committed, why, hint, late })
     }
 
     /// One line of the job's standard output: an event, or log text.
-    fn hear(&self, line: &str, logs: &Logs, said: &Mutex<(Option<Problem>, Option<ArtifactRef>)>) {
+    fn hear(
+        &self,
+        line: &str,
+        rank: u32,
+        team: &Team,
+        logs: &Logs,
+        said: &Mutex<(Option<Problem>, Option<ArtifactRef>)>,
+    ) {
         let (name, stage) = (&self.job.name, &self.job.program.description.name);
         let Ok(event) = serde_json::from_str::<Event>(line) else {
-            logs.text(line);
+            logs.text(&team.tagged(rank, line));
             return;
         };
         logs.event(line);
         let said = || said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match event.body {
             EventBody::Progress { phase, done, total, unit, note } => {
-                let progress = Progress { phase: &phase, done, total, unit: &unit, note: &note };
-                self.view.progress(name, stage, progress);
+                if let Some(done) = team.progress(&phase, done) {
+                    let progress = Progress { phase: &phase, done, total, unit: &unit, note: &note };
+                    self.view.progress(name, stage, progress);
+                }
             }
-            EventBody::Warning { message } => self.view.warning(name, stage, &message),
+            EventBody::Warning { message } if team.is_news(rank, &message) => {
+                self.view.warning(name, stage, &message);
+            }
             EventBody::Error { problem, .. } => said().0 = Some(problem),
             EventBody::Committed { fingerprint, edition, .. } => {
                 said().1 = Some(ArtifactRef { stage: stage.clone(), fingerprint, edition });
             }
-            EventBody::Started { .. } | EventBody::Metrics { .. } | EventBody::Books(_) => {}
+            EventBody::Started { .. } | EventBody::Metrics { .. } | EventBody::Books(_) | EventBody::Warning { .. } => {
+            }
         }
     }
 
-    /// Waits for the process; ends it at its time limit, or when the run is stopped. The second value says why.
-    fn wait(&self, child: &mut Child) -> (Option<std::process::ExitStatus>, Option<String>) {
+    /// Waits for the process; ends it at its time limit, or when the run is stopped or needs it no more. The second
+    /// value says why.
+    fn wait(&self, child: &mut Child, team: &Team) -> (Option<std::process::ExitStatus>, Option<String>) {
         let started = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
@@ -211,9 +248,10 @@ impl Work<'_> {
                 Ok(None) => {}
             }
             let late = self.job.timeout.filter(|t| started.elapsed().as_secs_f64() > *t);
-            if late.is_some() || STOP.load(Ordering::SeqCst) {
+            let needless = team.ends();
+            if late.is_some() || needless.is_some() || STOP.load(Ordering::SeqCst) {
                 let why = late.map_or_else(
-                    || "it was stopped".into(),
+                    || needless.unwrap_or("it was stopped").into(),
                     |t| format!("it took longer than its timeout of {}", crate::table::duration(t)),
                 );
                 return (end(child), Some(why));
@@ -252,8 +290,8 @@ impl Scratch {
     const PREFIX: &str = "smelt-";
     const OWNER: &str = "owner.json";
 
-    fn new(run: &str, job: &str) -> Result<Self> {
-        let name = format!("{}{run}-{}-{}", Self::PREFIX, safe_name(job), std::process::id());
+    fn new(run: &str, job: &str, rank: u32) -> Result<Self> {
+        let name = format!("{}{run}-{}-{rank}-{}", Self::PREFIX, safe_name(job), std::process::id());
         let folder = std::env::temp_dir().join(name);
         let owner = serde_json::to_vec(&Owner::this_process()).expect("an owner is plain data");
         let made = std::fs::create_dir_all(&folder)

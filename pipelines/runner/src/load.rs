@@ -127,6 +127,9 @@ pub(crate) struct Options {
     pub set: Vec<String>,
 }
 
+/// More processes on one machine are a slip of the pen.
+const MOST_WORKERS: usize = 1024;
+
 /// Where artifacts are kept unless somebody says otherwise.
 pub(crate) const DEFAULT_STORE: &str = "artifacts";
 
@@ -252,6 +255,14 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
                 "threads",
                 "no job runs on 0 threads",
                 "say 1 or more, or leave it out for what the stage takes",
+            );
+        }
+        let workers = job.run.workers.unwrap_or(1);
+        if !(1..=MOST_WORKERS).contains(&workers) {
+            return refuse(
+                "workers",
+                &format!("{workers} processes cannot do it together, expected 1 to {MOST_WORKERS}"),
+                "leave it out for one; each takes at least one thread",
             );
         }
         if job.run.save.seconds.is_nan() || job.run.save.seconds < 0.0 {
@@ -513,6 +524,14 @@ fn resolve_configs(
             return Err(Diagnostic::pipeline(format!("job `{}`: `{stage}` has nothing to do on {device}", draft.name))
                 .at(place)
                 .hint("only stages with a model compute on a GPU: leave `device` out here"));
+        }
+        if draft.text.run.workers.is_some_and(|workers| workers > 1) && !program.description.spreads {
+            let stage = &program.description.name;
+            let what = format!("job `{}`: `{stage}` cannot be spread over several workers", draft.name);
+            let place = tree.place(&format!("/jobs/{}/run/workers", draft.base));
+            return Err(Diagnostic::pipeline(what)
+                .at(place)
+                .hint("leave `workers` out here: `threads` says how many cores its one process may use"));
         }
         let counts = inputs[i].iter().map(|(port, list)| (port.clone(), list.len())).collect();
         let request = ResolveRequest { config, inputs: counts, store: Some(store.address().into()) };

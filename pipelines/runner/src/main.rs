@@ -16,6 +16,7 @@ mod query;
 mod run;
 mod shim;
 mod table;
+mod team;
 mod view;
 mod yaml;
 

@@ -259,7 +259,7 @@ impl Runner<'_> {
                     Cores::One => 1,
                     Cores::All => cores,
                 });
-                let claim = claim.clamp(1, cores);
+                let claim = claim.max(job.run.workers.unwrap_or(1)).clamp(1, cores);
                 if claim > *free {
                     continue;
                 }

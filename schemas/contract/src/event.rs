@@ -22,6 +22,7 @@ pub struct Event {
     /// Counts the events of one process, from 0.
     #[serde(default)]
     pub seq: u64,
+    /// Of the worker that sent it.
     #[serde(default)]
     pub rank: u32,
     #[serde(flatten)]

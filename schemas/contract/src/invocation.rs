@@ -63,6 +63,9 @@ pub struct Invocation {
     pub edition: u32,
     /// Threads this job may use; changes no byte of its output.
     pub threads: usize,
+    /// Which of the workers of its job this is, from 0: only events tell it.
+    #[serde(default)]
+    pub rank: u32,
     /// What it computes on. Sums have another order on a GPU, so its bytes are not those of a CPU.
     #[serde(default)]
     pub device: Device,

@@ -88,6 +88,17 @@ pub struct FileRecord {
     pub blake3: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
+    /// Where it lies inside the port's folder, if not at `path`: a worker that redoes what another one may still be
+    /// writing writes beside it. No part of the digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+}
+
+impl FileRecord {
+    /// Where it lies inside the port's folder.
+    pub fn place(&self) -> &str {
+        self.at.as_deref().unwrap_or(&self.path)
+    }
 }
 
 /// blake3 over kind, major version and the sorted (path, bytes, blake3) of the files. Rows, attempts and times are
@@ -238,7 +249,8 @@ mod tests {
 
     #[test]
     fn the_digest_of_a_port_is_of_paths_and_bytes_alone() {
-        let file = |path: &str, rows| FileRecord { path: path.into(), bytes: 3, blake3: Digest::of(b"abc"), rows };
+        let file =
+            |path: &str, rows| FileRecord { path: path.into(), bytes: 3, blake3: Digest::of(b"abc"), rows, at: None };
         let kind = crate::kind::documents();
         let a = PortRecord::new(kind.clone(), vec![file("b", Some(1)), file("a", None)]);
         let b = PortRecord::new(kind.clone(), vec![file("a", Some(7)), file("b", None)]);

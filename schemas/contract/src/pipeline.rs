@@ -54,6 +54,10 @@ pub struct RunOptions {
     /// Cores this job may use; by default all or one, as its stage declares.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// Processes that do this job together, 1 by default; they share its cores. Another machine helps when it runs the
+    /// same pipeline on the same store.
+    #[serde(default)]
+    pub workers: Option<usize>,
     /// What it computes on: `cpu`, `auto` (the first GPU, where there is one) or `cuda:0`. For stages with a model.
     #[serde(default)]
     pub device: Device,

@@ -24,6 +24,9 @@ pub struct Description {
     /// Whether its jobs can compute on a GPU.
     #[serde(default)]
     pub devices: bool,
+    /// Whether many processes may do a job together.
+    #[serde(default)]
+    pub spreads: bool,
     /// `resolve` also takes a list of requests, and then prints a list of [`ResolveAnswer`]s.
     #[serde(default)]
     pub resolves_lists: bool,

@@ -152,7 +152,7 @@ impl Store {
     /// Where a file of a committed port lies.
     pub fn file_key(&self, manifest: &Manifest, port: &str, file: &FileRecord) -> String {
         let recipe = artifact_key(&manifest.stage, &manifest.fingerprint);
-        format!("{recipe}/attempts/{}/files/{port}/{}", manifest.attempt, file.path)
+        format!("{recipe}/attempts/{}/files/{port}/{}", manifest.attempt, file.place())
     }
 
     /// Creates the manifest, which makes its files exist. Of two racing attempts one commits and the other adopts it.
@@ -164,7 +164,9 @@ impl Store {
         }
         // It exists, or the reply was lost: whose is it?
         match (self.manifest(&artifact)?, created) {
-            (Some(found), _) if found.attempt == manifest.attempt => Ok(Commit::Won),
+            (Some(_), _) if self.get_opt(&manifest_key(&artifact))?.as_deref() == Some(&to_json(manifest)) => {
+                Ok(Commit::Won)
+            }
             (Some(found), _) => Ok(Commit::Adopted(Box::new(found))),
             (None, Err(e)) => Err(e),
             (None, Ok(_)) => Err(self.corrupt(&manifest_key(&artifact), "was said to exist, and does not")),

@@ -6,6 +6,7 @@
 
 use crate::artifacts::{Commit, artifact_key, safe_name, to_json};
 use crate::clock::now;
+use crate::entry::Version;
 use crate::error::{Error, Result};
 use crate::owner::Owner;
 use crate::store::Store;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// A lease that is not renewed for this long has lapsed.
 const LEASE_SECONDS: f64 = 120.0;
-/// The holder of a claim renews it this often.
+/// The holder of a lease renews it this often.
 pub const RENEW: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Lease {
     pub owner: Owner,
     /// The edition that this attempt is for.
     pub edition: u32,
+    /// Since when the owner works on it: seconds since 1970, UTC.
+    #[serde(default)]
+    pub began: f64,
     /// Seconds since 1970, UTC.
     pub renewed: f64,
     /// Given back, or finished.
@@ -41,9 +45,17 @@ pub struct Lease {
     /// Seconds worked by earlier owners.
     #[serde(default)]
     pub seconds: f64,
+    /// Many workers join this attempt, each with a lease of its own in `workers/`; this one is held by nobody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 impl Lease {
+    pub(crate) fn new(owner: Owner, edition: u32) -> Self {
+        let now = now();
+        Self { owner, edition, began: now, renewed: now, released: false, resumed: 0, seconds: 0.0, shared: false }
+    }
+
     pub fn has_lapsed(&self, now: f64, me: &Owner) -> bool {
         self.released || has_lapsed(&self.owner, self.renewed, now, me)
     }
@@ -53,6 +65,11 @@ impl Lease {
 pub fn has_lapsed(owner: &Owner, renewed: f64, now: f64, me: &Owner) -> bool {
     now - renewed > LEASE_SECONDS || owner.is_gone(me)
 }
+
+/// Folder of the records of units, inside an attempt.
+pub(crate) const UNITS: &str = "units";
+/// Folder of the files that units write for later phases, inside an attempt.
+pub(crate) const WORK: &str = "work";
 
 /// How far a running job is: the newest save, and older ones that are kept. Written after the files that it names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -107,9 +124,11 @@ pub struct UnitRecord {
 /// An attempt that this process holds. A background thread renews the lease until this is dropped.
 #[derive(Debug)]
 pub struct Attempt {
-    claim: Arc<Claim>,
-    lease: Lease,
+    pub(crate) hold: Arc<Hold>,
+    pub(crate) lease: Lease,
     started: f64,
+    /// What this process last knew `progress.json` to be: only that is replaced.
+    known: Mutex<Option<Version>>,
     stop: Arc<(Mutex<bool>, Condvar)>,
     renewer: Option<JoinHandle<()>>,
 }
@@ -171,48 +190,52 @@ impl Attempt {
             let key = format!("{folder}/lease.json");
             let Some((bytes, version)) = store.get_versioned(&key)? else { continue };
             let Ok(old) = serde_json::from_slice::<Lease>(&bytes) else { continue };
-            if old.edition != edition || !old.has_lapsed(now(), &me) {
+            if old.edition != edition || old.shared || !old.has_lapsed(now(), &me) {
                 continue;
             }
-            let lease = Lease { owner: me.clone(), renewed: now(), released: false, resumed: old.resumed + 1, ..old };
+            let now = now();
+            let resumed = old.resumed + 1;
+            let lease = Lease { owner: me.clone(), began: now, renewed: now, released: false, resumed, ..old };
             if store.swap(&key, &version, &to_json(&lease))? {
-                return Ok(Self::held(store, folder, id, lease));
+                return Self::held(store, folder, id, key, lease);
             }
         }
         let id = format!("{:012x}-{}", (now() * 1e3) as u64, unique());
         let folder = format!("{recipe}/{id}");
-        let lease = Lease { owner: me, edition, renewed: now(), released: false, resumed: 0, seconds: 0.0 };
-        if !store.create(&format!("{folder}/lease.json"), &to_json(&lease))? {
+        let (lease, key) = (Lease::new(me, edition), format!("{folder}/lease.json"));
+        if !store.create(&key, &to_json(&lease))? {
             return Err(store.corrupt(&folder, "exists already, though its name was just drawn"));
         }
-        Ok(Self::held(store, folder, id, lease))
+        Self::held(store, folder, id, key, lease)
     }
 
-    fn held(store: &Store, folder: String, id: String, lease: Lease) -> Self {
+    pub(crate) fn held(store: &Store, folder: String, id: String, lease_key: String, lease: Lease) -> Result<Self> {
+        let known = store.get_versioned(&format!("{folder}/progress.json"))?.map(|(_, version)| version);
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let claim = Arc::new(Claim {
+        let hold = Arc::new(Hold {
             store: store.clone(),
             folder,
             id,
+            lease_key,
             owner: lease.owner.id.clone(),
             lost: AtomicBool::new(false),
             renewed: Mutex::new(Instant::now()),
         });
         let renewer = {
-            let (claim, stop) = (claim.clone(), stop.clone());
+            let (hold, stop) = (hold.clone(), stop.clone());
             std::thread::spawn(move || {
                 let (done, signal) = &*stop;
                 let mut done = done.lock().expect("nothing panics while it holds this lock");
                 while !*done {
                     done = signal.wait_timeout(done, RENEW).expect("as above").0;
                     // A store that does not answer is asked again; a lease that somebody else holds is lost for good.
-                    if *done || matches!(claim.renew(), Ok(false)) {
+                    if *done || matches!(hold.renew(), Ok(false)) {
                         return;
                     }
                 }
             })
         };
-        Self { claim, lease, started: now(), stop, renewer: Some(renewer) }
+        Ok(Self { hold, lease, started: now(), known: Mutex::new(known), stop, renewer: Some(renewer) })
     }
 
     /// Another process that goes on with this edition, if this one must give up. Of two that begin at the same moment,
@@ -222,9 +245,9 @@ impl Attempt {
         const PATIENCE: Duration = Duration::from_secs(2);
         let since = Instant::now();
         loop {
-            let others = live(&self.claim.store, artifact, Some(&self.claim.id))?;
+            let others = live(&self.hold.store, artifact, Some(&self.hold.id))?;
             let Some((id, owner)) = others.into_iter().min_by(|a, b| a.0.cmp(&b.0)) else { return Ok(None) };
-            if id < self.claim.id || since.elapsed() > PATIENCE {
+            if id < self.hold.id || since.elapsed() > PATIENCE {
                 return Ok(Some(owner));
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -233,19 +256,19 @@ impl Attempt {
 
     /// Leaves the work to another process.
     fn give_up(self) {
-        let (claim, is_fresh) = (self.claim.clone(), self.lease.resumed == 0);
+        let (hold, is_fresh) = (self.hold.clone(), self.lease.resumed == 0);
         self.release();
         if is_fresh {
-            drop(claim.store.delete_all(&claim.folder)); // what stays is empty, and `gc` deletes it
+            drop(hold.store.delete_all(&hold.folder)); // what stays is empty, and `gc` deletes it
         }
     }
 
     pub fn id(&self) -> &str {
-        &self.claim.id
+        &self.hold.id
     }
 
     pub fn store(&self) -> &Store {
-        &self.claim.store
+        &self.hold.store
     }
 
     /// How many earlier processes worked on it.
@@ -255,87 +278,108 @@ impl Attempt {
 
     /// Seconds worked on it, by all its owners.
     pub fn seconds(&self) -> f64 {
-        self.lease.seconds + now() - self.started
+        self.workers_seconds().unwrap_or(self.lease.seconds + self.own_seconds())
+    }
+
+    /// Since this process began.
+    pub(crate) fn own_seconds(&self) -> f64 {
+        now() - self.started
     }
 
     /// An error once somebody else holds the lease: stop, and write nothing more. Reads the lease from the store.
     pub fn check(&self) -> Result<()> {
-        self.claim.check()
+        self.hold.check()
     }
 
     /// Whether the lease is known to be lost, without asking the store: work that takes long looks here.
     pub fn is_lost(&self) -> bool {
-        self.claim.lost.load(Ordering::SeqCst)
+        self.hold.lost.load(Ordering::SeqCst)
     }
 
     /// Commits the edition. The lease is renewed first, so that nobody can take the attempt over meanwhile; then the
     /// files in it that nothing names are deleted.
     pub fn commit(&self, manifest: &Manifest) -> Result<Commit> {
         self.check()?;
-        if !self.claim.renew()? {
-            return Err(self.claim.lost()?);
+        if !self.hold.renew()? {
+            return Err(self.hold.lost()?);
         }
-        let commit = self.claim.store.commit(manifest)?;
+        let commit = self.hold.store.commit(manifest)?;
         // The work is done whether or not this succeeds: what stays is found by `gc`.
         drop(match &commit {
-            Commit::Won => self.claim.store.tidy(manifest),
-            Commit::Adopted(_) => self.claim.store.delete_all(&self.claim.folder),
+            Commit::Won => self.hold.store.tidy(manifest),
+            // Another worker of this attempt committed it: the files are in this folder.
+            Commit::Adopted(theirs) if theirs.attempt == self.hold.id => Ok(()),
+            Commit::Adopted(_) => self.hold.store.delete_all(&self.hold.folder),
         });
         Ok(commit)
     }
 
     /// The key of a file of this attempt: `files/<port>/<path>`, `saves/...`.
     pub fn key(&self, path: &str) -> String {
-        format!("{}/{path}", self.claim.folder)
+        format!("{}/{path}", self.hold.folder)
     }
 
-    /// Opens a file of a port.
-    pub fn upload(&self, port: &str, path: &str) -> Result<Upload> {
-        self.upload_at(&format!("files/{port}/{path}"))
+    /// Opens a file of a port. `at`: where it will lie inside the port's folder.
+    pub fn upload(&self, port: &str, at: &str) -> Result<Upload> {
+        self.upload_at(&format!("files/{port}/{at}"))
     }
 
     /// Opens a file of this attempt, at the path that `key` takes. It becomes visible only if the lease is still held
     /// then.
     pub fn upload_at(&self, path: &str) -> Result<Upload> {
         self.check()?;
-        let claim = self.claim.clone();
-        Ok(self.claim.store.upload(&self.key(path))?.only_if(Box::new(move || claim.check())))
+        let hold = self.hold.clone();
+        Ok(self.hold.store.upload(&self.key(path))?.only_if(Box::new(move || hold.check())))
     }
 
     pub fn progress(&self) -> Result<Option<Progress>> {
-        self.claim.store.get_json(&self.key("progress.json"))
+        self.hold.store.get_json(&self.key("progress.json"))
     }
 
-    /// Replaces the saved progress. Its files must have been written before.
+    /// Replaces the saved progress, whose files must have been written before, if it still is what this process saved
+    /// or found last. A process that slept while another one took the attempt over therefore replaces nothing.
     pub fn save_progress(&self, progress: &Progress) -> Result<()> {
-        self.check()?;
-        self.claim.store.put(&self.key("progress.json"), &to_json(progress))
+        let (store, key, bytes) = (&self.hold.store, self.key("progress.json"), to_json(progress));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            self.check()?;
+            let is_saved = match &*known {
+                Some(version) => store.swap(&key, version, &bytes)?,
+                None => store.create(&key, &bytes)?,
+            };
+            // What is there now is this save, or one that is not this process's. As long as this process holds the
+            // lease such a one is older: it was on its way when the attempt was taken over, or its reply was lost.
+            *known = store.get_versioned(&key)?.map(|(_, version)| version);
+            if is_saved {
+                return Ok(());
+            }
+        }
     }
 
     /// Deletes everything below `path`, a folder of this attempt.
     pub fn delete_all(&self, path: &str) -> Result<()> {
         self.check()?;
-        self.claim.store.delete_all(&self.key(path))
+        self.hold.store.delete_all(&self.key(path))
     }
 
     fn unit_key(&self, phase: &str, index: u64) -> String {
-        self.key(&format!("units/{}/{index:06}.json", safe_name(phase)))
+        self.key(&format!("{UNITS}/{}/{index:06}.json", safe_name(phase)))
     }
 
     pub fn unit(&self, phase: &str, index: u64) -> Result<Option<UnitRecord>> {
-        self.claim.store.get_json(&self.unit_key(phase, index))
+        self.hold.store.get_json(&self.unit_key(phase, index))
     }
 
-    /// Units of a phase that are committed, ascending.
-    pub fn units(&self, phase: &str) -> Result<Vec<(u64, UnitRecord)>> {
-        let folder = self.key(&format!("units/{}", safe_name(phase)));
-        let mut found = Vec::new();
-        for name in self.claim.store.list_here(&folder)?.0 {
-            let Some(index) = name.strip_suffix(".json").and_then(|n| n.parse().ok()) else { continue };
-            if let Some(record) = self.unit(phase, index)? {
-                found.push((index, record));
-            }
-        }
+    /// Numbers of the units of a phase that are committed, ascending.
+    pub fn units(&self, phase: &str) -> Result<Vec<u64>> {
+        self.numbers(UNITS, phase)
+    }
+
+    /// Numbers that name the files of a phase in `folder`, ascending.
+    pub(crate) fn numbers(&self, folder: &str, phase: &str) -> Result<Vec<u64>> {
+        let files = self.hold.store.list_here(&self.key(&format!("{folder}/{}", safe_name(phase))))?.0;
+        let mut found: Vec<u64> = files.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect();
+        found.sort_unstable();
         Ok(found)
     }
 
@@ -343,21 +387,21 @@ impl Attempt {
     pub fn commit_unit(&self, phase: &str, index: u64, record: UnitRecord) -> Result<UnitRecord> {
         self.check()?;
         let key = self.unit_key(phase, index);
-        let created = self.claim.store.create(&key, &to_json(&record));
-        match (created, self.claim.store.get_json(&key)?) {
+        let created = self.hold.store.create(&key, &to_json(&record));
+        match (created, self.hold.store.get_json(&key)?) {
             (Ok(true), _) => Ok(record),
             (_, Some(found)) => Ok(found),
             (Err(e), None) => Err(e),
-            (Ok(false), None) => Err(self.claim.store.corrupt(&key, "was said to exist, and does not")),
+            (Ok(false), None) => Err(self.hold.store.corrupt(&key, "was said to exist, and does not")),
         }
     }
 
     /// Gives the lease back, so that the next start need not wait for it to lapse.
     pub fn release(mut self) {
         self.stop_renewing();
-        let seconds = self.seconds();
+        let seconds = self.lease.seconds + self.own_seconds();
         // Best effort: a lease that is not given back lapses by itself.
-        drop(self.claim.change(|l| (l.released, l.seconds) = (true, seconds)));
+        drop(self.hold.change(|l| (l.released, l.renewed, l.seconds) = (true, now(), seconds)));
     }
 
     fn stop_renewing(&mut self) {
@@ -377,25 +421,23 @@ impl Drop for Attempt {
 
 /// What this process holds, as its threads share it.
 #[derive(Debug)]
-struct Claim {
-    store: Store,
-    folder: String,
-    id: String,
+pub(crate) struct Hold {
+    pub(crate) store: Store,
+    pub(crate) folder: String,
+    pub(crate) id: String,
+    /// Where its lease lies.
+    pub(crate) lease_key: String,
     /// The id of this process's `Owner`.
-    owner: String,
+    pub(crate) owner: String,
     lost: AtomicBool,
     renewed: Mutex<Instant>,
 }
 
-impl Claim {
-    fn key(&self) -> String {
-        format!("{}/lease.json", self.folder)
-    }
-
+impl Hold {
     /// An error if this process does not hold the lease any more. One that it has not renewed for long, because the
     /// machine slept or the store did not answer, is renewed first: somebody may be about to take it.
     fn check(&self) -> Result<()> {
-        let lease: Option<Lease> = self.store.get_json(&self.key())?;
+        let lease: Option<Lease> = self.store.get_json(&self.lease_key)?;
         if self.lost.load(Ordering::SeqCst) || lease.is_none_or(|lease| lease.owner.id != self.owner) {
             return Err(self.lost()?);
         }
@@ -409,7 +451,7 @@ impl Claim {
     /// The error that says who holds the lease now.
     fn lost(&self) -> Result<Error> {
         self.lost.store(true, Ordering::SeqCst);
-        let lease: Option<Lease> = self.store.get_json(&self.key())?;
+        let lease: Option<Lease> = self.store.get_json(&self.lease_key)?;
         let name = |l: Lease| format!("process {} on {}", l.owner.pid, l.owner.host);
         Ok(Error::LeaseLost { attempt: self.id.clone(), holder: lease.map_or_else(|| "nobody".into(), name) })
     }
@@ -428,13 +470,13 @@ impl Claim {
     /// Changes the lease if this process still holds it; false if not. Its own threads may change it at the same time.
     fn change(&self, mut change: impl FnMut(&mut Lease)) -> Result<bool> {
         loop {
-            let Some((bytes, version)) = self.store.get_versioned(&self.key())? else { return Ok(false) };
+            let Some((bytes, version)) = self.store.get_versioned(&self.lease_key)? else { return Ok(false) };
             let Ok(mut lease) = serde_json::from_slice::<Lease>(&bytes) else { return Ok(false) };
             if lease.owner.id != self.owner {
                 return Ok(false);
             }
             change(&mut lease);
-            if self.store.swap(&self.key(), &version, &to_json(&lease))? {
+            if self.store.swap(&self.lease_key, &version, &to_json(&lease))? {
                 return Ok(true);
             }
         }
@@ -452,7 +494,7 @@ fn live(store: &Store, artifact: &ArtifactRef, own: Option<&str>) -> Result<Vec<
         }
         let Some(bytes) = store.get_opt(&format!("{recipe}/{id}/lease.json"))? else { continue };
         let Ok(lease) = serde_json::from_slice::<Lease>(&bytes) else { continue };
-        if lease.edition == artifact.edition && !lease.has_lapsed(now(), &me) {
+        if lease.edition == artifact.edition && !lease.shared && !lease.has_lapsed(now(), &me) {
             found.push((id, lease.owner));
         }
     }
@@ -492,7 +534,8 @@ mod tests {
         let again = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
         assert_eq!((second.resumed(), again.resumed()), (1, 1));
         let taken = [second, again].into_iter().find(|a| a.id() == id).expect("both lapsed ones are taken over");
-        assert_eq!(taken.units("filter").unwrap(), vec![(3, record)]);
+        assert_eq!(taken.units("filter").unwrap(), [3]);
+        assert_eq!(taken.unit("filter", 3).unwrap(), Some(record));
     }
 
     #[test]
@@ -504,7 +547,7 @@ mod tests {
         let mut lease: Lease = store.get_json(&key).unwrap().unwrap();
         lease.owner = Owner { id: "other".into(), host: "elsewhere".into(), pid: 7, ..lease.owner };
         store.put(&key, &to_json(&lease)).unwrap();
-        assert!(!attempt.claim.change(|l| l.renewed = 0.0).unwrap() && !attempt.is_lost());
+        assert!(!attempt.hold.change(|l| l.renewed = 0.0).unwrap() && !attempt.is_lost());
         let error = attempt.save_progress(&Progress { cursor: 1, ..Progress::default() });
         assert!(error.unwrap_err().to_string().ends_with("lost its lease to process 7 on elsewhere"));
         assert!(attempt.is_lost(), "work that asks no store is told");
@@ -513,6 +556,36 @@ mod tests {
         assert_eq!(store.artifacts().unwrap(), []);
         // Whoever holds it now cannot lose it to this process again.
         assert_eq!(store.get_json::<Lease>(&key).unwrap().unwrap().owner.id, "other");
+    }
+
+    #[test]
+    fn an_owner_that_slept_overwrites_no_newer_progress() {
+        let folder = std::env::temp_dir().join(format!("smelt-progress-{}", unique()));
+        for address in [folder.to_str().unwrap(), "memory:progress"] {
+            let store = Store::open(address).unwrap();
+            let sleeper = Attempt::begin_beside(&store, "train", &recipe(), 0).unwrap();
+            let progress = |cursor| Progress { cursor, ..Progress::default() };
+            sleeper.save_progress(&progress(1)).unwrap();
+            let key = sleeper.key("lease.json");
+            let lease: Lease = store.get_json(&key).unwrap().unwrap();
+            store.put(&key, &to_json(&Lease { released: true, ..lease.clone() })).unwrap();
+            let other = Attempt::begin_beside(&store, "train", &recipe(), 0).unwrap();
+            assert_eq!(other.id(), sleeper.id());
+            other.save_progress(&progress(5)).unwrap();
+            // The sleeper has looked at its lease just before: it wakes up between that and the write.
+            let theirs = store.get(&key).unwrap();
+            store.put(&key, &to_json(&lease)).unwrap();
+            let stale = sleeper.known.lock().unwrap().clone().unwrap();
+            assert!(!store.swap(&sleeper.key("progress.json"), &stale, &to_json(&progress(2))).unwrap());
+            store.put(&key, &theirs).unwrap();
+            assert!(matches!(sleeper.save_progress(&progress(2)), Err(Error::LeaseLost { .. })));
+            assert_eq!(other.progress().unwrap().unwrap().cursor, 5);
+            // A write of the sleeper that was on its way does not stop the owner.
+            store.put(&other.key("progress.json"), &to_json(&progress(2))).unwrap();
+            other.save_progress(&progress(6)).unwrap();
+            assert_eq!(other.progress().unwrap().unwrap().cursor, 6);
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     fn manifest(attempt: &str) -> Manifest {
@@ -524,10 +597,10 @@ mod tests {
         let store = Store::open("memory:asleep").unwrap();
         let attempt = Attempt::begin_beside(&store, "dedup", &recipe(), 0).unwrap();
         let key = attempt.key("lease.json");
-        let asleep = || *attempt.claim.renewed.lock().unwrap() -= 3 * RENEW;
+        let asleep = || *attempt.hold.renewed.lock().unwrap() -= 3 * RENEW;
         let age = || now() - store.get_json::<Lease>(&key).unwrap().unwrap().renewed;
         let old = |l: &mut Lease| l.renewed -= 100.0;
-        assert!(attempt.claim.change(old).unwrap() && age() > 90.0);
+        assert!(attempt.hold.change(old).unwrap() && age() > 90.0);
         asleep();
         attempt.save_progress(&Progress::default()).unwrap();
         assert!(age() < 90.0, "it was renewed");

@@ -1,13 +1,14 @@
 //! Garbage collection: artifacts and attempts that nothing refers to any more.
 
 use crate::artifacts::artifact_key;
-use crate::attempt::{Lease, Progress};
+use crate::attempt::{Lease, Progress, UNITS, WORK};
 use crate::clock::now;
 use crate::directory::is_temporary;
 use crate::error::{Error, Result};
 use crate::owner::Owner;
 use crate::run::{RunRecord, RunState};
 use crate::store::Store;
+use crate::workers::{CLAIMS, WORKERS};
 use smelt_schemas::{ArtifactRef, Manifest, PortRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
@@ -39,7 +40,8 @@ pub struct GcPlan {
 }
 
 /// What lies in the folder of a committed attempt and is neither part of the artifact nor a save that is kept: saves
-/// of a process that was killed, files that its successor wrote under other names, temporary files, empty folders.
+/// of a process that was killed, files that its successor wrote under other names, temporary files, empty folders;
+/// and what is for the time before the commit: records of units, their own files, claims and leases of workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
     pub files: Vec<String>,
@@ -108,12 +110,8 @@ impl Store {
                     if committed.contains(&attempt) {
                         continue;
                     }
-                    let lease = self.get_json::<Lease>(&format!("{attempt}/lease.json"));
-                    let lease = match lease {
-                        Err(Error::Corrupt { .. }) => None, // nobody can renew it any more
-                        other => other?,
-                    };
-                    if lease.is_none_or(|l| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age) {
+                    let is_over = |l: &Lease| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age;
+                    if self.leases(&attempt)?.iter().all(is_over) {
                         plan.bytes += self.list(&attempt)?.iter().map(|e| e.bytes).sum::<u64>();
                         plan.attempts.push(attempt);
                     }
@@ -121,6 +119,21 @@ impl Store {
             }
         }
         Ok(plan)
+    }
+
+    /// The lease of an attempt and those of its workers. One that cannot be read is left out: nobody can renew it any
+    /// more.
+    fn leases(&self, attempt: &str) -> Result<Vec<Lease>> {
+        let workers = self.list_here(&format!("{attempt}/{WORKERS}"))?.0;
+        let names = workers.into_iter().map(|name| format!("{WORKERS}/{name}")).chain(["lease.json".into()]);
+        let mut found = Vec::new();
+        for name in names {
+            match self.get_json::<Lease>(&format!("{attempt}/{name}")) {
+                Err(Error::Corrupt { .. }) => {}
+                other => found.extend(other?),
+            }
+        }
+        Ok(found)
     }
 
     /// What a committed attempt holds and does not need.
@@ -133,7 +146,7 @@ impl Store {
         let saves = progress.map(Progress::into_saves).unwrap_or_default();
         let kept = saves.iter().filter(|save| save.stays).flat_map(|save| save.files.values()).map(|f| f.path.clone());
         let of_port = |(port, record): (&String, &PortRecord)| {
-            record.files.iter().map(|f| format!("files/{port}/{}", f.path)).collect::<Vec<_>>()
+            record.files.iter().map(|f| format!("files/{port}/{}", f.place())).collect::<Vec<_>>()
         };
         let kept: BTreeSet<String> = kept.chain(manifest.ports.iter().flat_map(of_port)).collect();
         let mut found = Leftovers::default();
@@ -145,6 +158,16 @@ impl Store {
             if needless(path) {
                 found.bytes += entry.bytes;
                 found.files.push(entry.key);
+            }
+        }
+        // What the workers told each other is of no use any more, and goes as a whole. Records of units go before the
+        // files that they name.
+        for folder in [UNITS, CLAIMS, WORK, WORKERS] {
+            let folder = format!("{attempt}/{folder}");
+            let entries = self.list(&folder)?;
+            if !entries.is_empty() {
+                found.bytes += entries.iter().map(|e| e.bytes).sum::<u64>();
+                found.folders.push(folder);
             }
         }
         // A folder of a save goes as a whole; a directory also keeps the empty ones.
@@ -165,7 +188,7 @@ impl Store {
         self.delete_leftovers(&leftovers)
     }
 
-    fn delete_leftovers(&self, leftovers: &Leftovers) -> Result<()> {
+    pub fn delete_leftovers(&self, leftovers: &Leftovers) -> Result<()> {
         leftovers.folders.iter().try_for_each(|folder| self.delete_all(folder))?;
         leftovers.files.iter().try_for_each(|key| self.delete(key))
     }

@@ -26,6 +26,7 @@ mod run;
 mod store;
 mod unique;
 mod upload;
+mod workers;
 
 pub use artifacts::{Commit, Damaged, Pointer, Tag, artifact_key, safe_name};
 pub use attempt::{Attempt, Begun, Kept, Lease, Progress, RENEW, UnitRecord, has_lapsed};

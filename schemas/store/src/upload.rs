@@ -147,7 +147,7 @@ impl Upload {
             Sink::Done => {}
         }
         let blake3 = Digest::from(self.hasher.finalize());
-        Ok(FileRecord { path: path.into(), bytes: self.bytes, blake3, rows: None })
+        Ok(FileRecord { path: path.into(), bytes: self.bytes, blake3, rows: None, at: None })
     }
 }
 

@@ -135,6 +135,7 @@ impl Stage for Clean {
     const VERSION: u32 = 3; // `by_script: false` takes the words of the published rules
     const ABOUT: &'static str = "Normalises texts, drops junk by rule, masks personal data";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
+    const SPREADS: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;

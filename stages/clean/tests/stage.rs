@@ -187,3 +187,12 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
     // A lease, a shard and a record of each unit, the manifest.
     assert!(kills >= 8, "killed {kills} times");
 }
+
+#[test]
+fn many_workers_with_kills_end_with_the_same_bytes() {
+    let workshop = Workshop::new("clean-workers");
+    let input = fed(&workshop);
+    let config = json!({});
+    let kills = workshop.spread::<Clean>(env!("CARGO_BIN_EXE_smelt-clean"), config, &[("documents", &[input])]);
+    assert!(kills >= 15, "killed {kills} times");
+}

@@ -2,6 +2,7 @@
 
 use crate::Mapped;
 use crate::Port;
+use crate::board::{Board, Next};
 use crate::error::Error;
 use crate::kinds::{KindType, Metric};
 use crate::lock::lock;
@@ -16,7 +17,7 @@ use std::fmt;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -37,6 +38,7 @@ pub struct Context {
     /// By port.
     pub(crate) tokenizers: Mutex<BTreeMap<&'static str, String>>,
     events: AtomicU64,
+    rank: u32,
     last_progress: Mutex<Option<Instant>>,
     pub(crate) saves: Saves,
 }
@@ -75,6 +77,7 @@ impl Context {
             phases: Mutex::default(),
             tokenizers: Mutex::default(),
             events: AtomicU64::new(events),
+            rank: invocation.rank,
             last_progress: Mutex::default(),
         }
     }
@@ -82,6 +85,11 @@ impl Context {
     /// Threads this job may use; no byte of its output may depend on them.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Which of the workers of its job this process is, from 0. No byte of its output may depend on it.
+    pub fn rank(&self) -> u32 {
+        self.rank
     }
 
     /// What this job is asked to compute on.
@@ -117,8 +125,9 @@ impl Context {
         &self.scratch
     }
 
-    /// Does units `0..count` of a phase, in parallel, each once: those that an earlier process committed are skipped.
-    /// Returns the record of each, in order. After the first error every worker stops when its unit is done.
+    /// Does units `0..count` of a phase, in parallel, each once: those that another process has committed, or works on,
+    /// are left to it. Returns the record of each, in order, when all are committed. After the first error every thread
+    /// stops when its unit is done.
     pub fn units<F>(&self, phase: &str, count: usize, work: F) -> Result<Vec<UnitRecord>, Error>
     where
         F: Fn(usize, &mut Unit) -> Result<(), Error> + Sync,
@@ -129,44 +138,39 @@ impl Context {
             phases.push(phase.to_owned());
             phases.len() == 1
         };
-        let mut done: Vec<Option<UnitRecord>> = vec![None; count];
-        for (index, record) in self.attempt.units(phase)? {
-            if let Some(place) = done.get_mut(index as usize) {
-                *place = Some(record);
+        let board = Board::new(&self.attempt, phase, count, self.rank)?;
+        let (failed, error) = (AtomicBool::new(false), Mutex::new(None));
+        let one = |index: usize, turn: u32| {
+            // Shards of the first phase carry plain numbers, later ones the phase's name as well.
+            let name = if first_phase { format!("{index:05}") } else { format!("{phase}-{index:05}") };
+            let mut unit = Unit::new(&self.attempt, name, index, turn);
+            self.still_ours()?;
+            self.guarded(|| work(index, &mut unit))?;
+            board.commit(index, unit.finish()?)?;
+            if count > 1 {
+                self.progress(phase, board.done() as u64, Some(count as u64), "units", "");
             }
-        }
-        let open: Vec<usize> = (0..count).filter(|&i| done[i].is_none()).collect();
-        let (next, finished, failed) =
-            (AtomicUsize::new(0), AtomicUsize::new(count - open.len()), AtomicBool::new(false));
-        let (results, error) = (Mutex::new(&mut done), Mutex::new(None));
+            Ok(())
+        };
         let worker = || {
             while !failed.load(Ordering::SeqCst) {
-                let Some(&index) = open.get(next.fetch_add(1, Ordering::SeqCst)) else { return };
-                // Shards of the first phase carry plain numbers, later ones the phase's name as well.
-                let name = if first_phase { format!("{index:05}") } else { format!("{phase}-{index:05}") };
-                let mut unit = Unit::new(&self.attempt, name, index);
-                let record = self
-                    .still_ours()
-                    .and_then(|()| self.guarded(|| work(index, &mut unit)))
-                    .and_then(|()| unit.finish())
-                    .and_then(|record| Ok(self.attempt.commit_unit(phase, index as u64, record)?));
-                match record {
-                    Ok(record) => {
-                        lock(&results)[index] = Some(record);
-                        let finished = finished.fetch_add(1, Ordering::SeqCst) + 1;
-                        if count > 1 {
-                            self.progress(phase, finished as u64, Some(count as u64), "units", "");
-                        }
+                let done = match board.next() {
+                    Ok(Next::Unit(index, turn)) => one(index, turn),
+                    Ok(Next::Wait(pause)) => {
+                        std::thread::sleep(pause);
+                        Ok(())
                     }
-                    Err(e) => {
-                        failed.store(true, Ordering::SeqCst);
-                        lock(&error).get_or_insert(e);
-                    }
+                    Ok(Next::Done) => return,
+                    Err(e) => Err(e),
+                };
+                if let Err(e) = done {
+                    failed.store(true, Ordering::SeqCst);
+                    lock(&error).get_or_insert(e);
                 }
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..self.threads.min(open.len()) {
+            for _ in 1..self.threads.min(board.left()) {
                 scope.spawn(worker);
             }
             worker();
@@ -174,7 +178,7 @@ impl Context {
         if let Some(e) = error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(e);
         }
-        let done: Vec<UnitRecord> = done.into_iter().map(|r| r.expect("every unit is done")).collect();
+        let done = board.into_records(self.threads)?;
         lock(&self.records).extend(done.iter().cloned());
         Ok(done)
     }
@@ -208,9 +212,18 @@ impl Context {
     /// Saves the progress of a running job: first the files, then the progress that names them; then it deletes older
     /// saves.
     pub fn save(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+        self.saves_alone()?;
         let curve = self.curve_so_far()?;
         let files: Vec<(&str, &[u8])> = files.iter().copied().chain([(CURVE, curve.as_slice())]).collect();
         self.saves.write(cursor, detail, &files)
+    }
+
+    /// Workers of one attempt would save over each other.
+    fn saves_alone(&self) -> Result<(), Error> {
+        match self.attempt.is_shared() {
+            true => Err(Error::bug("a stage that saves cannot be spread over workers: its `SPREADS` must be false")),
+            false => Ok(()),
+        }
     }
 
     fn curve_so_far(&self) -> Result<Vec<u8>, Error> {
@@ -223,6 +236,7 @@ impl Context {
     /// trainer's state, such as what a guard counts.
     pub fn save_when_due(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
         self.still_ours()?;
+        self.saves_alone()?;
         if !self.saves.are_due(next) {
             return Ok(());
         }
@@ -289,13 +303,13 @@ impl Context {
     }
 
     pub(crate) fn emit(&self, body: EventBody) {
-        emit(self.events.fetch_add(1, Ordering::SeqCst), body);
+        emit(self.events.fetch_add(1, Ordering::SeqCst), self.rank, body);
     }
 }
 
 /// One event, one line, in one write: lines of threads never mix.
-pub(crate) fn emit(seq: u64, body: EventBody) {
-    let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank: 0, body };
+pub(crate) fn emit(seq: u64, rank: u32, body: EventBody) {
+    let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank, body };
     let mut line = serde_json::to_vec(&event).expect("events are plain data");
     line.push(b'\n');
     // A failed write means that the runner is gone, and its end also ends this process.

@@ -56,6 +56,7 @@
 //! }
 //! ```
 
+mod board;
 pub mod checks;
 mod config;
 mod context;

@@ -16,13 +16,17 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smelt_schemas::{
-    Books, Cores, Description, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io, Manifest, PROTOCOL,
-    PortRecord, Problem, Provenance, ResolveAnswer, ResolveRequest, Resolved, Source,
+    ArtifactRef, Books, Cores, Description, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io,
+    Manifest, PROTOCOL, PortRecord, Problem, Provenance, ResolveAnswer, ResolveRequest, Resolved, Source,
 };
 use smelt_store::{Attempt, Begun, Commit, Store};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode as ProcessExit;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Of this process among the workers of its job, for its last words.
+static RANK: AtomicU32 = AtomicU32::new(0);
 
 /// A program that turns artifacts into artifacts.
 pub trait Stage {
@@ -36,6 +40,9 @@ pub trait Stage {
     const CORES: Cores = Cores::One;
     /// Whether its jobs can compute on a GPU: see [`Context::device`].
     const DEVICES: bool = false;
+    /// Whether many processes may do a job together: all that it writes is written by units, and what `run` does beside
+    /// them is the same in every process. No stage that saves, or draws curves, can be spread.
+    const SPREADS: bool = false;
 
     /// Every field is written, also one that has its default, so that `--help`, the schema and `resolve` show what a
     /// run uses; a field that is added later therefore comes with a new version. A field `seed: u64` is filled from the
@@ -80,6 +87,7 @@ pub(crate) fn describe<S: Stage>() -> Description {
         io: Io::Store,
         cores: S::CORES,
         devices: S::DEVICES,
+        spreads: S::SPREADS,
         resolves_lists: true,
         inputs: S::Inputs::specs(),
         outputs: S::Outputs::specs(),
@@ -184,7 +192,11 @@ pub fn main<S: Stage>() -> ProcessExit {
             Ok(())
         }
         Some("run") => read_json(file).and_then(|invocation| run_invocation::<S>(&invocation)).inspect_err(|e| {
-            emit(u64::MAX, EventBody::Error { code: e.exit_code(), problem: e.problem().clone() });
+            emit(
+                u64::MAX,
+                RANK.load(Ordering::Relaxed),
+                EventBody::Error { code: e.exit_code(), problem: e.problem().clone() },
+            );
         }),
         Some("--version" | "-V") => {
             println!("{} {} (smelt {})", S::NAME, S::VERSION, env!("CARGO_PKG_VERSION"));
@@ -249,44 +261,75 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
             format!("the invocation is for `{stage}` version {version}, this is `{}` version {}", S::NAME, S::VERSION),
         ));
     }
+    RANK.store(invocation.rank, Ordering::Relaxed);
     let started = smelt_store::now();
     let config = Shape::of::<S>().read::<S>(&invocation.config)?;
     let store = Store::open(&invocation.store)?;
-    let mut events = 0;
-    let begun = Attempt::begin(&store, S::NAME, &invocation.fingerprint, invocation.edition, |owner| {
-        let who = format!("process {} on {}", owner.pid, owner.host);
-        emit(events, EventBody::Warning { message: format!("{who} does the same work: waiting for what it commits") });
-        events += 1;
-    })?;
+    let (mut events, rank) = (0, invocation.rank);
+    let begun = match S::SPREADS {
+        true => Attempt::join(&store, S::NAME, &invocation.fingerprint, invocation.edition)?,
+        false => Attempt::begin(&store, S::NAME, &invocation.fingerprint, invocation.edition, |owner| {
+            let who = format!("process {} on {}", owner.pid, owner.host);
+            let message = format!("{who} does the same work: waiting for what it commits");
+            emit(events, rank, EventBody::Warning { message });
+            events += 1;
+        })?,
+    };
     let attempt = match begun {
         Begun::Held(attempt) => attempt,
         Begun::Committed(manifest) => {
-            emit(events, committed::<S>(&manifest, true));
+            emit(events, rank, committed::<S>(&manifest, true));
             return Ok(());
         }
     };
+    let cx = Context::new(attempt, invocation, events);
+    match work::<S>(config, invocation, &store, &cx, started) {
+        Ok((manifest, adopted)) => cx.emit(committed::<S>(&manifest, adopted)),
+        Err(e) => {
+            // Another worker may have done the rest meanwhile, and tidied up: then nothing is amiss.
+            let artifact = ArtifactRef {
+                stage: S::NAME.into(),
+                fingerprint: invocation.fingerprint.clone(),
+                edition: invocation.edition,
+            };
+            let found = if S::SPREADS { store.manifest(&artifact)? } else { None };
+            let Some(manifest) = found else {
+                cx.release();
+                return Err(e);
+            };
+            if e.exit_code() != ExitCode::Again {
+                cx.warn(&format!("another worker did the job, in which this one failed: {e}"));
+            }
+            cx.emit(committed::<S>(&manifest, true));
+        }
+    }
+    cx.release();
+    Ok(())
+}
+
+/// From the inputs to the manifest; the second value says whether another process had committed it.
+fn work<S: Stage>(
+    config: S::Config,
+    invocation: &Invocation,
+    store: &Store,
+    cx: &Context,
+    started: f64,
+) -> Result<(Manifest, bool), Error> {
     let connections =
         Connections { store: store.clone(), scratch: invocation.scratch.clone(), inputs: invocation.inputs.clone() };
     let inputs = S::Inputs::connect(&connections)?;
-    let cx = Context::new(attempt, invocation, events);
     let resumed_at = cx.attempt.progress()?.map(|p| p.cursor);
     cx.emit(EventBody::Started { attempt: cx.attempt.id().into(), resumed: cx.attempt.resumed(), resumed_at });
-    let done = cx.guarded(|| S::run(config, inputs, S::Outputs::bind(), &cx));
+    let done = cx.guarded(|| S::run(config, inputs, S::Outputs::bind(), cx));
     let saved = cx.saves.wait();
-    if let Err(e) = done.and(saved) {
-        cx.release();
-        return Err(e);
-    }
-    write_curve::<S>(&cx)?;
-    let manifest = manifest::<S>(invocation, &cx, started)?;
-    // Whoever took the attempt over commits it.
-    let (adopted, manifest) = match cx.attempt.commit(&manifest)? {
-        Commit::Won => (false, manifest),
-        Commit::Adopted(theirs) => (true, *theirs),
-    };
-    cx.emit(committed::<S>(&manifest, adopted));
-    cx.release();
-    Ok(())
+    done.and(saved)?;
+    write_curve::<S>(cx)?;
+    let manifest = manifest::<S>(invocation, cx, started)?;
+    // Whoever took the attempt over commits it, or another worker of it.
+    Ok(match cx.attempt.commit(&manifest)? {
+        Commit::Won => (manifest, false),
+        Commit::Adopted(theirs) => (*theirs, true),
+    })
 }
 
 fn committed<S: Stage>(manifest: &Manifest, adopted: bool) -> EventBody {
@@ -304,6 +347,10 @@ fn write_curve<S: Stage>(cx: &Context) -> Result<(), Error> {
     let wanted = S::Outputs::specs().iter().any(|p| p.name == "metrics" && p.kind == Metrics::kind());
     if !wanted || rows.is_empty() {
         return Ok(());
+    }
+    if S::SPREADS {
+        let what = format!("stage `{}` draws curves and says that it can be spread over workers", S::NAME);
+        return Err(Error::bug(what).hint("this is a bug of the stage: nothing was committed"));
     }
     let path = "curve.parquet";
     let mut shard = Shard::<Metrics>::new(cx.attempt.upload("metrics", path)?, path.into());
@@ -419,6 +466,7 @@ mod tests {
             store: "memory:twice".into(),
             edition: 0,
             threads: 1,
+            rank: 0,
             device: Device::Cpu,
             save: SavePolicy::default(),
             scratch: std::env::temp_dir(),

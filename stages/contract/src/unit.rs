@@ -16,6 +16,8 @@ pub struct Unit<'a> {
     /// Names the shards of this unit: the same for any number of workers.
     name: String,
     index: usize,
+    /// Files of a turn after the first lie in a folder of their own.
+    turn: u32,
     shards: Vec<(&'static str, Box<dyn AnyShard>)>,
     record: UnitRecord,
 }
@@ -27,8 +29,17 @@ impl fmt::Debug for Unit<'_> {
 }
 
 impl<'a> Unit<'a> {
-    pub(crate) fn new(attempt: &'a Attempt, name: String, index: usize) -> Self {
-        Self { attempt, name, index, shards: Vec::new(), record: UnitRecord::default() }
+    pub(crate) fn new(attempt: &'a Attempt, name: String, index: usize, turn: u32) -> Self {
+        Self { attempt, name, index, turn, shards: Vec::new(), record: UnitRecord::default() }
+    }
+
+    /// Where a file of a port lies in its folder, if not at its path.
+    fn place_of(&self, path: &str) -> Option<String> {
+        (self.turn > 0).then(|| format!("turn{}/{path}", self.turn))
+    }
+
+    fn upload(&self, port: &str, path: &str) -> Result<Upload, Error> {
+        Ok(self.attempt.upload(port, self.place_of(path).as_deref().unwrap_or(path))?)
     }
 
     /// 0, 1, … in its phase.
@@ -81,7 +92,7 @@ impl<'a> Unit<'a> {
             Some(at) => at,
             None => {
                 let path = format!("{}.parquet", self.name);
-                let upload = self.attempt.upload(port.name, &path)?;
+                let upload = self.upload(port.name, &path)?;
                 self.shards.push((port.name, Box::new(Shard::<K>::new(upload, path))));
                 self.shards.len() - 1
             }
@@ -92,7 +103,7 @@ impl<'a> Unit<'a> {
 
     /// Opens a file of a port that is not a table; end it with `PortFile::finish`.
     pub fn file<K: KindType>(&self, port: &Port<K>, path: &str) -> Result<PortFile, Error> {
-        let upload = self.attempt.upload(port.name, path)?;
+        let upload = self.upload(port.name, path)?;
         Ok(PortFile { upload, port: port.name, path: path.into(), store: self.attempt.store().clone() })
     }
 
@@ -120,7 +131,8 @@ impl<'a> Unit<'a> {
 
     pub(crate) fn finish(mut self) -> Result<UnitRecord, Error> {
         for (port, shard) in std::mem::take(&mut self.shards) {
-            let file = shard.finish()?;
+            let mut file = shard.finish()?;
+            file.at = self.place_of(&file.path);
             self.record.files.entry(port.into()).or_default().push(file);
         }
         Ok(self.record)
@@ -143,7 +155,8 @@ impl PortFile {
     }
 
     pub fn finish(self, unit: &mut Unit) -> Result<(), Error> {
-        let record = self.upload.finish(&self.path)?;
+        let mut record = self.upload.finish(&self.path)?;
+        record.at = unit.place_of(&self.path);
         let files: &mut BTreeMap<_, Vec<_>> = &mut unit.record.files;
         files.entry(self.port.into()).or_default().push(record);
         Ok(())

@@ -97,6 +97,7 @@ impl Stage for Dedup {
     const VERSION: u32 = 3; // `by_script: false` takes the words of the published signatures
     const ABOUT: &'static str = "Keeps one document of every group of equal or nearly equal ones";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
+    const SPREADS: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;

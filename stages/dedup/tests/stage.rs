@@ -153,3 +153,11 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
     // A lease, a shard and a record of each unit, the manifest.
     assert!(kills >= 11, "killed {kills} times");
 }
+
+#[test]
+fn many_workers_with_kills_end_with_the_same_bytes() {
+    let workshop = Workshop::new("dedup-workers");
+    let input = fed(&workshop, 1);
+    let kills = workshop.spread::<Dedup>(env!("CARGO_BIN_EXE_smelt-dedup"), json!({}), &[("documents", &[input])]);
+    assert!(kills >= 15, "killed {kills} times");
+}

@@ -65,6 +65,7 @@ impl Stage for Ingest {
     const VERSION: u32 = 4; // bzip2 and WARC are read
     const ABOUT: &'static str = "Reads text, JSON, CSV, Parquet and WET as documents or chats";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
+    const SPREADS: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;

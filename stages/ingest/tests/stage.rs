@@ -309,3 +309,12 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
     // A lease, a shard and a record of each unit, the manifest.
     assert!(kills >= 4, "killed {kills} times");
 }
+
+#[test]
+fn many_workers_with_kills_end_with_the_same_bytes() {
+    let workshop = Workshop::new("ingest-workers");
+    let root = registry(workshop.folder(), "host");
+    let config = json!({ "paths": paths(&root) });
+    let kills = workshop.spread::<Ingest>(env!("CARGO_BIN_EXE_smelt-ingest"), config, &[]);
+    assert!(kills >= 10, "killed {kills} times");
+}

@@ -151,6 +151,7 @@ impl Stage for Tokenize {
     const VERSION: u32 = 3; // pieces of 1 to 64 KiB are learnt from whole
     const ABOUT: &'static str = "Learns a byte-level BPE vocabulary and turns documents into token ids";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
+    const SPREADS: bool = true;
     type Config = Config;
     type Inputs = Inputs;
     type Outputs = Outputs;

@@ -198,3 +198,12 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
     // A lease, a shard and a record of each unit, the manifest.
     assert!(kills >= 12, "killed {kills} times");
 }
+
+#[test]
+fn many_workers_with_kills_end_with_the_same_bytes() {
+    let workshop = Workshop::new("tokenize-workers");
+    let input = fed(&workshop, "a", 60);
+    let config = json!({ "vocabulary": 300, "weights": [1] });
+    let kills = workshop.spread::<Tokenize>(env!("CARGO_BIN_EXE_smelt-tokenize"), config, &[("documents", &[input])]);
+    assert!(kills >= 15, "killed {kills} times");
+}

@@ -106,6 +106,39 @@ impl Workshop {
         unreachable!("a job ends before it writes for ever")
     }
 
+    /// Does a job by 1, 2 and 5 processes of `program`, the program of the stage, with kills at random moments: whoever
+    /// is killed starts again. Ports and books must be those of an undisturbed run, and nothing may be left that
+    /// `gc` does not find.
+    /// Returns the number of kills.
+    pub(crate) fn spread<S: Stage>(&self, program: &str, config: Value, inputs: &[(&str, &[InputRef])]) -> usize {
+        let expected = self.run::<S>(config.clone(), inputs).unwrap();
+        let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
+        let mut killed = 0;
+        for (round, workers) in [1, 2, 5, 2, 5].into_iter().enumerate() {
+            let salt = format!("spread {round}");
+            let mut invocation = self.invocation::<S>(config.clone(), sources.clone(), inputs, &salt);
+            let files: Vec<PathBuf> = (0..workers).map(|rank| self.folder.join(format!("worker{rank}.json"))).collect();
+            for (rank, file) in files.iter().enumerate() {
+                (invocation.rank, invocation.threads) = (rank as u32, 1 + rank % 2);
+                std::fs::write(file, serde_json::to_vec(&invocation).unwrap()).unwrap();
+            }
+            killed += work_and_kill(program, &files, 7 + round as u64, 4 * workers);
+            let manifest = self.manifest(&invocation).unwrap().expect("a job that is done has a manifest");
+            assert_eq!(digests(&manifest), digests(&expected), "{workers} workers, round {round}");
+            assert_eq!(manifest.books, expected.books, "{workers} workers, round {round}");
+            // What a kill beside the commit left is found, and goes.
+            let attempt = format!("{}/attempts/e0", smelt_store::artifact_key(S::NAME, &manifest.fingerprint));
+            self.store.delete_leftovers(&self.store.leftovers(&manifest).unwrap()).unwrap();
+            let files = manifest.ports.iter().flat_map(|(port, record)| record.files.iter().map(move |f| (port, f)));
+            let mut kept: Vec<String> = files.map(|(port, file)| self.store.file_key(&manifest, port, file)).collect();
+            kept.push(format!("{attempt}/lease.json"));
+            kept.sort();
+            let left: Vec<String> = self.store.list(&attempt).unwrap().into_iter().map(|entry| entry.key).collect();
+            assert_eq!(left, kept, "{workers} workers, round {round}");
+        }
+        killed
+    }
+
     /// Does a whole job by `program`, the stage's own, and gives what it warned of.
     pub(crate) fn warnings<S: Stage>(
         &self,
@@ -150,6 +183,7 @@ impl Workshop {
             store: self.store.address().to_owned(),
             edition: 0,
             threads: self.threads,
+            rank: 0,
             device: Device::Cpu,
             save: smelt_schemas::SavePolicy::default(),
             scratch: self.folder.join("scratch"),
@@ -198,6 +232,52 @@ impl Workshop {
         let file = manifest.ports[port].files.iter().find(|file| file.path == path).expect("the port has the file");
         self.store.get(&self.store.file_key(manifest, port, file)).unwrap().to_vec()
     }
+}
+
+/// Runs `program` once for each file of `invocations`, all at once, until every process has ended well. `kills` of them
+/// are killed, at a random write or after a random time. Returns how many were.
+fn work_and_kill(program: &str, invocations: &[PathBuf], seed: u64, kills: usize) -> usize {
+    let mut state = seed;
+    let mut draw = move |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    let (mut planned, mut killed) = (kills, 0);
+    // Each worker: its process, and when it is to be killed.
+    let mut start = |file: &Path, planned: &mut usize| {
+        let mut command = std::process::Command::new(program);
+        command.arg("run").arg(file).stdout(std::process::Stdio::null());
+        let mut until = None;
+        if *planned > 0 {
+            *planned -= 1;
+            match draw(2) {
+                0 => drop(command.env("SMELT_KILL_AT_WRITE", (1 + draw(25)).to_string())),
+                _ => until = Some(std::time::Instant::now() + std::time::Duration::from_millis(1 + draw(80))),
+            }
+        }
+        (command.spawn().unwrap(), until)
+    };
+    let mut workers: Vec<_> = invocations.iter().map(|file| (file, start(file, &mut planned))).collect();
+    while !workers.is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        workers.retain_mut(|(file, (child, until))| {
+            if until.is_some_and(|until| std::time::Instant::now() > until) {
+                *until = None;
+                child.kill().unwrap();
+            }
+            match child.try_wait().unwrap() {
+                None => true,
+                Some(status) if status.success() => false,
+                Some(status) => {
+                    assert_eq!(status.code(), None, "seed {seed}: a worker ended by itself");
+                    killed += 1;
+                    (*child, *until) = start(file, &mut planned);
+                    true
+                }
+            }
+        });
+    }
+    killed
 }
 
 /// What an error says, with its hint on a separate line.
