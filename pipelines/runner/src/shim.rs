@@ -42,7 +42,7 @@ pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
         summary: manifest.books.summary("rows"),
     };
     let attempt = match begun {
-        Begun::Held(attempt) => attempt,
+        Begun::Held(attempt) => *attempt,
         Begun::Committed(manifest) => {
             emit(committed(&manifest, true));
             return Ok(());

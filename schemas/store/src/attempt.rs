@@ -136,7 +136,7 @@ pub struct Attempt {
 /// How a start ended.
 #[derive(Debug)]
 pub enum Begun {
-    Held(Attempt),
+    Held(Box<Attempt>),
     /// Another process has committed this edition meanwhile.
     Committed(Box<Manifest>),
 }
@@ -164,7 +164,7 @@ impl Attempt {
                 if rival.is_none() {
                     // Another process may have committed after this one looked for its manifest, and released its lease
                     // before this one looked for leases.
-                    let Some(manifest) = store.manifest(&artifact)? else { return Ok(Begun::Held(attempt)) };
+                    let Some(manifest) = store.manifest(&artifact)? else { return Ok(Begun::Held(Box::new(attempt))) };
                     attempt.give_up();
                     return Ok(Begun::Committed(Box::new(manifest)));
                 }

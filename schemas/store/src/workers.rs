@@ -55,7 +55,7 @@ impl Attempt {
         store.create(&key, &to_json(&lease))?;
         let attempt = Self::held(store, folder, id, key, lease)?;
         // Another worker may have committed after this one looked for the manifest, and tidied up.
-        let Some(manifest) = store.manifest(&artifact)? else { return Ok(Begun::Held(attempt)) };
+        let Some(manifest) = store.manifest(&artifact)? else { return Ok(Begun::Held(Box::new(attempt))) };
         attempt.leave();
         Ok(Begun::Committed(Box::new(manifest)))
     }
@@ -169,7 +169,7 @@ mod tests {
 
     fn join(store: &Store) -> Attempt {
         match Attempt::join(store, "clean", &recipe(), 0).unwrap() {
-            Begun::Held(attempt) => attempt,
+            Begun::Held(attempt) => *attempt,
             Begun::Committed(manifest) => panic!("{manifest:?}"),
         }
     }
@@ -304,7 +304,7 @@ mod tests {
             sleep(&a);
             assert_eq!(store.plan_gc(&rules).unwrap().attempts, Vec::<String>::new());
             sleep(&b);
-            assert_eq!(store.plan_gc(&rules).unwrap().attempts, [a.hold.folder.clone()]);
+            assert_eq!(store.plan_gc(&rules).unwrap().attempts, std::slice::from_ref(&a.hold.folder));
         });
     }
 

@@ -276,7 +276,7 @@ pub fn run_invocation<S: Stage>(invocation: &Invocation) -> Result<(), Error> {
         })?,
     };
     let attempt = match begun {
-        Begun::Held(attempt) => attempt,
+        Begun::Held(attempt) => *attempt,
         Begun::Committed(manifest) => {
             emit(events, rank, committed::<S>(&manifest, true));
             return Ok(());
