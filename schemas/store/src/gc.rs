@@ -160,9 +160,10 @@ impl Store {
                 found.files.push(entry.key);
             }
         }
-        // What the workers told each other is of no use any more, and goes as a whole. Records of units go before the
-        // files that they name.
-        for folder in [UNITS, CLAIMS, WORK, WORKERS] {
+        // What the workers told each other is of no use any more, and goes as a whole. Leases go first: a worker that
+        // finds a unit neither claimed nor committed, because both are gone, then finds its lease gone too. Records of
+        // units go before the files that they name.
+        for folder in [WORKERS, UNITS, CLAIMS, WORK] {
             let folder = format!("{attempt}/{folder}");
             let entries = self.list(&folder)?;
             if !entries.is_empty() {

@@ -77,6 +77,7 @@ impl Attempt {
         let claim = |turn| Claim { worker: me.clone(), turn };
         let created = store.create(&key, &to_json(&claim(0)));
         if let Ok(true) = created {
+            self.check()?; // nobody had claimed it, or the attempt is over and its claims are deleted
             return Ok(Some(0));
         }
         // It exists, or the reply was lost: whose is it?
@@ -95,7 +96,12 @@ impl Attempt {
             State::Ended => found.turn,
             State::Unknown => found.turn + 1,
         };
-        Ok(store.swap(&key, &version, &to_json(&claim(turn)))?.then_some(turn))
+        if !store.swap(&key, &version, &to_json(&claim(turn)))? {
+            return Ok(None);
+        }
+        self.check()?;
+        // Its worker may have ended after it committed the unit.
+        Ok(self.unit(phase, index)?.is_none().then_some(turn))
     }
 
     /// Numbers of the units of a phase that somebody has claimed, ascending.
@@ -217,7 +223,13 @@ mod tests {
             // Whoever ends gives its units back, in the same turn: it writes nothing more.
             b.release();
             assert_eq!(a.claim_unit("all", 1).unwrap(), Some(0));
-            assert_eq!(join(store).resumed(), 1);
+            let c = join(store);
+            assert_eq!(c.resumed(), 1);
+            // What it has committed is not done again.
+            assert_eq!(c.claim_unit("all", 2).unwrap(), Some(0));
+            c.commit_unit("all", 2, UnitRecord::default()).unwrap();
+            c.release();
+            assert_eq!(a.claim_unit("all", 2).unwrap(), None);
         });
     }
 
@@ -291,6 +303,21 @@ mod tests {
             }
             assert!(matches!(Attempt::join(store, "clean", &recipe(), 0).unwrap(), Begun::Committed(_)));
             assert_eq!(store.list(&a.key(WORKERS)).unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn a_worker_that_comes_while_claims_and_records_are_deleted_does_nothing_again() {
+        both("tidied", |store| {
+            let (a, late) = (join(store), join(store));
+            assert_eq!(a.claim_unit("all", 0).unwrap(), Some(0));
+            a.commit_unit("all", 0, UnitRecord::default()).unwrap();
+            let leftovers = store.leftovers(&manifest()).unwrap();
+            for folder in &leftovers.folders {
+                store.delete_all(folder).unwrap();
+                assert_eq!(late.claim_unit("all", 0).unwrap_err().to_string(), "attempt e0 lost its lease to nobody");
+            }
+            assert_eq!(leftovers.folders.len(), 3, "{leftovers:?}");
         });
     }
 
