@@ -12,6 +12,7 @@ use crate::owner::Owner;
 use crate::store::Store;
 use crate::unique::unique;
 use crate::upload::Upload;
+use crate::work::WorkRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smelt_schemas::{ArtifactRef, Books, Digest, FileRecord, Manifest};
@@ -113,6 +114,9 @@ impl Progress {
 pub struct UnitRecord {
     /// Port to files.
     pub files: BTreeMap<String, Vec<FileRecord>>,
+    /// What it wrote for later phases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<WorkRecord>,
     pub books: Books,
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,

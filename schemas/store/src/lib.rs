@@ -26,6 +26,7 @@ mod run;
 mod store;
 mod unique;
 mod upload;
+mod work;
 mod workers;
 
 pub use artifacts::{Commit, Damaged, Pointer, Tag, artifact_key, safe_name};
@@ -39,3 +40,4 @@ pub use run::{RunRecord, RunState, Running};
 pub use store::{LocalFile, Store};
 pub use unique::unique;
 pub use upload::Upload;
+pub use work::{WorkRecord, nameless};

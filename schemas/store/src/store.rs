@@ -158,7 +158,7 @@ impl Store {
         move |e| of_objects(&self.address, what(), e)
     }
 
-    fn missing(&self, key: &str) -> Error {
+    pub(crate) fn missing(&self, key: &str) -> Error {
         Error::NotFound { store: self.address.to_string(), key: key.into() }
     }
 

@@ -166,6 +166,7 @@ mod tests {
     use crate::artifacts::Commit;
     use crate::attempt::UnitRecord;
     use crate::unique::unique;
+    use crate::work::WorkRecord;
     use smelt_schemas::{FileRecord, Manifest, PortRecord};
     use std::io::Write;
 
@@ -205,9 +206,13 @@ mod tests {
         let at = if turn == 0 { "0.bin".to_owned() } else { format!("turn{turn}/0.bin") };
         let mut upload = attempt.upload("documents", &at).unwrap();
         upload.write_all(bytes).unwrap();
-        let file = FileRecord { at: (turn > 0).then_some(at), ..upload.finish("0.bin").unwrap() };
+        let file = FileRecord { at: (turn > 0).then(|| at.clone()), ..upload.finish("0.bin").unwrap() };
         let mut record = UnitRecord::default();
         record.files.insert("documents".into(), vec![file]);
+        let mut work = attempt.upload_work(&format!("all/{at}")).unwrap();
+        work.write_all(bytes).unwrap();
+        let file = FileRecord { at: Some(format!("all/{at}")), ..work.finish("0.bin").unwrap() };
+        record.work.push(WorkRecord { file, parts: 1 });
         record
     }
 
@@ -271,6 +276,8 @@ mod tests {
             // It wakes up, and ends what it was at.
             let own = write(&sleeper, 0, b"the sleeper's");
             assert_eq!(sleeper.commit_unit("all", 0, own).unwrap(), theirs);
+            let work = store.get(&sleeper.work_key(&theirs.work[0])).unwrap();
+            assert_eq!(&work[..], b"the other's", "what it wrote for later phases lies beside");
             let (mut manifest, port) = (manifest(), "documents");
             let files = theirs.files[port].clone();
             manifest.ports.insert(port.into(), PortRecord::new(smelt_schemas::kind::documents(), files));

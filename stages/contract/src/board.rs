@@ -189,6 +189,7 @@ mod tests {
     use smelt_schemas::{ArtifactRef, Device, Digest, ExitCode, Invocation, PROTOCOL, SavePolicy};
     use smelt_store::{Store, unique};
     use std::collections::BTreeMap;
+    use std::io::{Read, Write};
     use std::sync::Mutex;
 
     #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -204,7 +205,7 @@ mod tests {
     crate::inputs! { struct Nothing {} }
     crate::outputs! { struct Rows { documents: Port<Documents> } }
 
-    /// The second phase writes what the first one counted.
+    /// The second phase writes what it reads in the files of the first one.
     struct Phases;
 
     /// Units that were done, by test.
@@ -232,11 +233,23 @@ mod tests {
                     return Err(Error::data("the data are bad"));
                 }
                 note("count", i);
-                unit.set_detail((i as u64 * 10).into());
-                Ok(())
+                // For each unit of the next phase a part of as many bytes as the sum below counts.
+                let mut file = unit.work_file("counts")?;
+                for part in 0..7 {
+                    file.write_all(&vec![i as u8; i * part * 1000]).map_err(|e| file.error(e))?;
+                    file.end_part()?;
+                }
+                file.finish(unit)
             })?;
-            let sum: u64 = counted.iter().filter_map(|record| record.detail.as_u64()).sum();
             cx.units("write", 7, |i, unit| {
+                let mut sum = 0;
+                for (from, record) in counted.iter().enumerate() {
+                    let mut bytes = Vec::new();
+                    cx.work(record, "counts")?.part(i)?.read_to_end(&mut bytes).map_err(Error::of_read)?;
+                    assert!(bytes.iter().all(|&byte| usize::from(byte) == from));
+                    sum += bytes.len();
+                }
+                assert_eq!(sum, i * 66_000);
                 note("write", i);
                 unit.count_derived(1);
                 unit.keep(&out.documents, Document::new(format!("{i}"), format!("{sum}"), "phases"))
@@ -276,7 +289,10 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let artifact = ArtifactRef { stage: "phases".into(), fingerprint: Digest::of(test.as_bytes()), edition: 0 };
-        let found = Store::open(store).unwrap().manifest(&artifact).unwrap();
+        let store = Store::open(store).unwrap();
+        let found = store.manifest(&artifact).unwrap();
+        let work = format!("{}/attempts/e0/work", smelt_store::artifact_key("phases", &artifact.fingerprint));
+        assert!(found.is_none() || store.list(&work).unwrap().is_empty(), "files for later phases go with the commit");
         (ended, found.map(|manifest| manifest.ports["documents"].digest.clone()))
     }
 

@@ -8,6 +8,7 @@ use crate::kinds::{KindType, Metric};
 use crate::lock::lock;
 use crate::saves::{Saved, Saves, newest};
 use crate::unit::Unit;
+use crate::work::Work;
 use serde_json::Value;
 use smelt_schemas::{Device, Event, EventBody, Invocation, PROTOCOL, Source};
 use smelt_store::{Attempt, UnitRecord};
@@ -143,7 +144,7 @@ impl Context {
         let one = |index: usize, turn: u32| {
             // Shards of the first phase carry plain numbers, later ones the phase's name as well.
             let name = if first_phase { format!("{index:05}") } else { format!("{phase}-{index:05}") };
-            let mut unit = Unit::new(&self.attempt, name, index, turn);
+            let mut unit = Unit::new(&self.attempt, phase, name, index, turn);
             self.still_ours()?;
             self.guarded(|| work(index, &mut unit))?;
             board.commit(index, unit.finish()?)?;
@@ -181,6 +182,13 @@ impl Context {
         let done = board.into_records(self.threads)?;
         lock(&self.records).extend(done.iter().cloned());
         Ok(done)
+    }
+
+    /// The file called `name` that a unit of an earlier phase wrote for later ones.
+    pub fn work(&self, record: &UnitRecord, name: &str) -> Result<Work, Error> {
+        let found = record.work.iter().find(|work| work.file.path == name);
+        let found = found.ok_or_else(|| Error::bug(format!("a committed unit wrote no file `{name}`")))?;
+        Ok(Work::new(self.attempt.clone(), found.clone(), &self.scratch))
     }
 
     /// An error once this process is known to have lost its attempt: whatever it does from now on is in vain.

@@ -170,6 +170,14 @@ impl<K: KindType> Artifact<K> {
 }
 
 impl<K: Table> Artifact<K> {
+    /// How many rows file number `i` has.
+    pub fn rows(&self, i: usize) -> Result<u64, Error> {
+        match self.record.files[i].rows {
+            Some(rows) => Ok(rows),
+            None => self.read(i)?.try_fold(0, |rows, row| row.map(|_| rows + 1)),
+        }
+    }
+
     /// The rows of file number `i`, in order.
     pub fn read(&self, i: usize) -> Result<Rows<K>, Error> {
         Rows::open(self.fetch(i)?, &format!("`{}` of input `{}`", self.record.files[i].path, self.name))

@@ -74,7 +74,9 @@ mod program;
 mod rows;
 mod saves;
 mod shard;
+pub mod sort;
 mod unit;
+mod work;
 
 pub use context::{Context, Explain};
 pub use error::Error;
@@ -87,8 +89,9 @@ pub use saves::Saved;
 pub use smelt_schemas::{
     Arity, Check, Cores, Device, Digest, Doctor, Estimate, ExitCode, Fault, FileRecord, InputPort, OutputPort, Source,
 };
-pub use smelt_store::LocalFile;
+pub use smelt_store::{LocalFile, UnitRecord};
 pub use unit::{PortFile, Unit};
+pub use work::{Work, WorkFile, WorkPart};
 
 /// Declares the input ports of a stage: `Artifact<K>`, `Option<Artifact<K>>` or `Vec<Artifact<K>>` each.
 #[macro_export]

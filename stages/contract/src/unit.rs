@@ -4,8 +4,9 @@ use crate::error::Error;
 use crate::kinds::{Drop as DropRow, Drops, KindType, Table};
 use crate::port::Port;
 use crate::shard::{AnyShard, Shard};
+use crate::work::WorkFile;
 use smelt_schemas::Books;
-use smelt_store::{Attempt, Store, UnitRecord, Upload};
+use smelt_store::{Attempt, Store, UnitRecord, Upload, WorkRecord, safe_name};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
@@ -13,6 +14,7 @@ use std::io::{self, Write};
 /// Nothing that a unit writes counts before the unit is committed, which happens when its closure returns `Ok`.
 pub struct Unit<'a> {
     attempt: &'a Attempt,
+    phase: &'a str,
     /// Names the shards of this unit: the same for any number of workers.
     name: String,
     index: usize,
@@ -29,8 +31,8 @@ impl fmt::Debug for Unit<'_> {
 }
 
 impl<'a> Unit<'a> {
-    pub(crate) fn new(attempt: &'a Attempt, name: String, index: usize, turn: u32) -> Self {
-        Self { attempt, name, index, turn, shards: Vec::new(), record: UnitRecord::default() }
+    pub(crate) fn new(attempt: &'a Attempt, phase: &'a str, name: String, index: usize, turn: u32) -> Self {
+        Self { attempt, phase, name, index, turn, shards: Vec::new(), record: UnitRecord::default() }
     }
 
     /// Where a file of a port lies in its folder, if not at its path.
@@ -115,12 +117,24 @@ impl<'a> Unit<'a> {
         file.finish(self)
     }
 
+    /// Opens a file for the units of later phases, which find it by its name in the record of this one; end it with
+    /// `WorkFile::finish`. It belongs to no port, and is gone once the job is committed.
+    pub fn work_file(&self, name: &str) -> Result<WorkFile, Error> {
+        let path = format!("{:06}/{name}", self.index);
+        let place = self.place_of(&path).unwrap_or(path);
+        WorkFile::open(self.attempt, name, format!("{}/{place}", safe_name(self.phase)))
+    }
+
+    pub(crate) fn add_work(&mut self, record: WorkRecord) {
+        self.record.work.push(record);
+    }
+
     /// The value of a metric in the manifest.
     pub fn metric(&mut self, name: &str, value: f64) {
         self.record.metrics.insert(name.into(), value);
     }
 
-    /// A small result that a later phase reads from the committed record.
+    /// A small result that a later phase reads from the committed record; what is large goes to a `work_file`.
     pub fn set_detail(&mut self, detail: serde_json::Value) {
         self.record.detail = detail;
     }
