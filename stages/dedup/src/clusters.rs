@@ -3,77 +3,21 @@
 //! Documents have numbers in input order, and the first of a group stays. By default a document goes only if it is
 //! similar to one that stays. Groups can also be transitive, as FineWeb's are: then a chain of small steps joins
 //! documents that are nothing alike.
+//!
+//! Documents are taken in order, and nothing is known of them but the links between those that agree in a band. What a
+//! document must know of earlier ones comes to it as messages along these links, through a queue that lies in scratch
+//! where it is larger than memory (time-forward processing; Chiang et al. 1995). Transitive groups take 4 bytes of
+//! memory for each document as well, or 8 beyond four billion.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smelt_stage::Error;
+use smelt_stage::sort::Queue;
 
-use crate::minhash::{jaccard, similarity};
-
-/// What is known of a document.
-///
-/// Of each hash the low 32 bits are kept: two different hashes look equal once in 4 billion, and memory halves. Only
-/// the published order of clusters needs whole hashes; then the high half stands before the low one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sketch {
-    /// Of the text with white space folded.
-    digest: [u8; 32],
-    /// Of the simplified text, numbers folded and as they are: equal and different where numbers alone differ.
-    simple: [u64; 2],
-    signature: Option<Box<[u32]>>,
-}
-
-impl Sketch {
-    pub fn new(digest: [u8; 32], simple: [u64; 2], signature: Option<&[u64]>, keeps: Keeps) -> Self {
-        let halves = |hash: u64| [(hash >> 32) as u32, hash as u32].into_iter().skip(2 - keeps.halves());
-        Sketch { digest, simple, signature: signature.map(|s| s.iter().flat_map(|&hash| halves(hash)).collect()) }
-    }
-
-    /// As text: 64 hex digits of the digest, 32 of the simplified forms, then 8 of each half of a hash that is kept.
-    pub fn to_hex(&self) -> String {
-        let digest = self.digest.iter().map(|byte| format!("{byte:02x}"));
-        let simple = self.simple.iter().map(|hash| format!("{hash:016x}"));
-        let hashes = self.signature.iter().flatten().map(|hash| format!("{hash:08x}"));
-        digest.chain(simple).chain(hashes).collect()
-    }
-
-    /// Reads what [`Sketch::to_hex`] wrote.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        let (digest, rest) = hex.split_at_checked(64)?;
-        let (simple, signature) = rest.split_at_checked(32)?;
-        let mut bytes = [0; 32];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(digest.get(2 * i..2 * i + 2)?, 16).ok()?;
-        }
-        let form = |range| u64::from_str_radix(simple.get(range)?, 16).ok();
-        let simple = [form(0..16)?, form(16..32)?];
-        if signature.len() % 8 != 0 {
-            return None;
-        }
-        let hash = |i: usize| u32::from_str_radix(signature.get(8 * i..8 * i + 8)?, 16).ok();
-        let hashes: Option<Box<[u32]>> = (0..signature.len() / 8).map(hash).collect();
-        Some(Sketch { digest: bytes, simple, signature: hashes.filter(|hashes| !hashes.is_empty()) })
-    }
-}
-
-/// The sketches of all documents, in input order.
-#[derive(Debug, Default)]
-pub struct Sketches {
-    all: Vec<Sketch>,
-}
-
-impl Sketches {
-    pub fn push(&mut self, sketch: Sketch) {
-        self.all.push(sketch);
-    }
-
-    /// Whether two documents differ in their numbers and in nothing else but case, marks and accents.
-    pub fn differ_in_numbers(&self, a: usize, b: usize) -> bool {
-        let ([a, a_numbers], [b, b_numbers]) = (self.all[a].simple, self.all[b].simple);
-        a == b && a_numbers != b_numbers
-    }
-}
+use crate::bands::Link;
 
 /// Which document of a cluster stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -87,322 +31,399 @@ pub enum Keeps {
     Published,
 }
 
-impl Keeps {
-    /// 32-bit halves of a hash that a sketch needs.
-    fn halves(self) -> usize {
-        match self {
-            Keeps::First => 1,
-            Keeps::Published => 2,
-        }
-    }
-}
-
 /// How pairs are found.
 #[derive(Debug, Clone, Copy)]
-pub struct Joining {
-    /// Join documents of equal digests.
-    pub exact: bool,
-    /// Bands of a signature; documents that agree in one whole band are candidates.
-    pub bands: usize,
+pub(crate) struct Joining {
+    /// The band in which all agree whose texts are equal.
+    pub exact: u16,
     /// Similarity from which candidates are joined.
     pub jaccard: f64,
     /// Whether what is similar to a document that goes, goes with it.
     pub transitive: bool,
-    /// Which document of a cluster stays; `Published` joins every candidate and nothing else.
-    pub keeps: Keeps,
 }
 
-/// Why a document is dropped.
+/// A document that goes, and the one that stays for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Duplicate {
-    /// The document that stays.
-    pub leader: usize,
-    /// Whether the two texts are equal when white space is folded.
-    pub exact: bool,
-    /// Jaccard similarity to the leader: from their shingles where these are known, else estimated.
-    pub similarity: f64,
+pub(crate) struct Pair {
+    pub document: u64,
+    pub leader: u64,
+    /// Jaccard similarity of their shingles, where it was asked for.
+    pub similarity: Option<f64>,
 }
 
-/// The hashes of the shingles of some documents, sorted, by the document's number.
-pub type ShingleSets = HashMap<usize, Vec<u64>>;
+/// Tells the similarity of two documents.
+pub(crate) type Similarity<'a> = &'a mut dyn FnMut(u64, u64) -> Result<f64, Error>;
 
-/// The documents that agree with another one in a whole band: the only ones whose shingles matter.
-pub fn candidates(sketches: &Sketches, bands: usize) -> BTreeSet<usize> {
-    let mut found = BTreeSet::new();
-    each_run(&sketches.all, bands, |_, run| found.extend(run));
-    found
-}
-
-/// For every document `None` if it stays, else why it is dropped.
-pub fn duplicates(sketches: &Sketches, shingles: &ShingleSets, joining: Joining) -> Vec<Option<Duplicate>> {
-    let pairs = Pairs { sketches: &sketches.all, shingles, halves: joining.keeps.halves() };
-    match (joining.keeps, joining.transitive) {
-        (Keeps::Published, _) => published(&pairs, joining.bands),
-        (Keeps::First, true) => transitive(&pairs, joining),
-        (Keeps::First, false) => similar_to_a_leader(&pairs, joining),
-    }
-}
-
-/// What can be asked of two documents.
-struct Pairs<'a> {
-    sketches: &'a [Sketch],
-    shingles: &'a ShingleSets,
-    halves: usize,
-}
-
-impl Pairs<'_> {
-    fn similarity(&self, a: usize, b: usize) -> f64 {
-        if self.sketches[a].digest == self.sketches[b].digest {
-            return 1.0;
-        }
-        if let (Some(a), Some(b)) = (self.shingles.get(&a), self.shingles.get(&b)) {
-            return jaccard(a, b);
-        }
-        match (&self.sketches[a].signature, &self.sketches[b].signature) {
-            (Some(a), Some(b)) => {
-                let (a, b): (Vec<_>, Vec<_>) = (a.chunks(self.halves).collect(), b.chunks(self.halves).collect());
-                similarity(&a, &b)
-            }
-            _ => 0.0,
-        }
-    }
-
-    fn duplicate(&self, i: usize, leader: usize) -> Duplicate {
-        let exact = self.sketches[leader].digest == self.sketches[i].digest;
-        Duplicate { leader, exact, similarity: self.similarity(leader, i) }
-    }
-}
-
-/// Calls `take` with each band and the documents, in order, of each run of equal ones in it that has more than one.
-fn each_run(sketches: &[Sketch], bands: usize, mut take: impl FnMut(usize, &[usize])) {
-    let signed: Vec<(usize, &[u32])> =
-        sketches.iter().enumerate().filter_map(|(i, s)| Some((i, s.signature.as_deref()?))).collect();
-    let Some(&(_, first)) = signed.first() else { return };
-    let width = first.len() / bands;
-    for band in 0..bands {
-        let of = |at: usize| &signed[at].1[band * width..(band + 1) * width];
-        let mut order: Vec<usize> = (0..signed.len()).collect();
-        order.sort_unstable_by(|&a, &b| of(a).cmp(of(b)).then(a.cmp(&b)));
-        for run in order.chunk_by(|&a, &b| of(a) == of(b)).filter(|run| run.len() > 1) {
-            let documents: Vec<usize> = run.iter().map(|&at| signed[at].0).collect();
-            take(band, &documents);
-        }
-    }
-}
-
-/// A document goes if an earlier one that stays has the same digest, or agrees in a band and is similar enough.
-fn similar_to_a_leader(pairs: &Pairs<'_>, joining: Joining) -> Vec<Option<Duplicate>> {
-    let n = pairs.sketches.len();
-    // Of each document the runs that it is in, over all bands.
-    let mut runs_of: Vec<Vec<u32>> = vec![Vec::new(); n];
-    let mut runs = 0u32;
-    each_run(pairs.sketches, joining.bands, |_, run| {
-        run.iter().for_each(|&i| runs_of[i].push(runs));
-        runs += 1;
-    });
-    // Of each run the documents that stay.
-    let mut leaders: Vec<Vec<usize>> = vec![Vec::new(); runs as usize];
-    let mut by_digest: HashMap<&[u8; 32], usize> = HashMap::new();
-    let mut outcome: Vec<Option<Duplicate>> = vec![None; n];
-    for i in 0..n {
-        let equal = by_digest.get(&pairs.sketches[i].digest).copied();
-        // An equal text that went had its reason, which is this one's as well.
-        let mut leader = equal.map(|first| outcome[first].map_or(first, |gone: Duplicate| gone.leader));
-        if leader.is_none() {
-            let near: BTreeSet<usize> =
-                runs_of[i].iter().flat_map(|&run| leaders[run as usize].iter().copied()).collect();
-            leader = near.into_iter().find(|&other| pairs.similarity(other, i) >= joining.jaccard);
-        }
-        match leader {
-            Some(leader) => outcome[i] = Some(pairs.duplicate(i, leader)),
-            None => runs_of[i].iter().for_each(|&run| leaders[run as usize].push(i)),
-        }
-        if joining.exact {
-            by_digest.entry(&pairs.sketches[i].digest).or_insert(i);
-        }
-    }
-    outcome
-}
-
-/// Whole groups go but for their first documents. The result does not depend on the order in which pairs are found: a
-/// union always puts the later root under the earlier one.
-fn transitive(pairs: &Pairs<'_>, joining: Joining) -> Vec<Option<Duplicate>> {
-    let n = pairs.sketches.len();
-    let mut clusters = Clusters::new(n);
-    if joining.exact {
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_unstable_by_key(|&i| (pairs.sketches[i].digest, i));
-        for run in order.chunk_by(|&a, &b| pairs.sketches[a].digest == pairs.sketches[b].digest) {
-            run[1..].iter().for_each(|&i| clusters.join(run[0], i));
-        }
-    }
-    each_run(pairs.sketches, joining.bands, |_, run| {
-        // Documents of the run that are near none of the earlier ones; usually one.
-        let mut fronts: Vec<usize> = Vec::new();
-        for &i in run {
-            let mut near = |&front: &usize| {
-                clusters.root(front) == clusters.root(i) || pairs.similarity(front, i) >= joining.jaccard
+/// Calls `take` with each document that goes, in order. `links`: packed, in order; `documents`: how many there are;
+/// `memory`: bytes for messages on their way; `similarity` is asked if `jaccard` is above 0.
+pub(crate) fn duplicates(
+    links: impl Iterator<Item = Result<u128, Error>>,
+    documents: u64,
+    joining: Joining,
+    similarity: Similarity,
+    (memory, scratch): (usize, &Path),
+    mut take: impl FnMut(Pair) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let asks = joining.jaccard > 0.0;
+    if !joining.transitive {
+        return each(links, (memory, scratch), |document, met| {
+            let leader = match met.equal(joining.exact) {
+                Some(leader) => Some(leader),
+                None if asks => met.first_similar(document, joining.jaccard, similarity)?,
+                None => met.messages.iter().map(|message| message.other).min(),
             };
-            match fronts.iter().copied().find(|front| near(front)) {
-                Some(front) => clusters.join(front, i),
-                None => fronts.push(i),
+            met.pass_on(joining.exact, leader.unwrap_or(document), |_| leader.is_none());
+            let Some(leader) = leader else { return Ok(()) };
+            let similarity = if asks { Some(similarity(leader, document)?) } else { None };
+            take(Pair { document, leader, similarity })
+        });
+    }
+    let mut clusters = Clusters::new(documents);
+    if asks {
+        each(links, (memory, scratch), |document, met| {
+            if let Some(leader) = met.equal(joining.exact) {
+                clusters.join(leader, document);
             }
+            // Of each band the first of its documents that are near none before them; usually there is one.
+            let mut fronts = BTreeSet::new();
+            for band in met.bands().filter(|&band| band != joining.exact) {
+                let mut front = None;
+                for message in met.messages.iter().filter(|message| message.band == band) {
+                    if similarity(message.other, document)? >= joining.jaccard {
+                        front = Some(message.other);
+                        break;
+                    }
+                }
+                match front {
+                    Some(front) => clusters.join(front, document),
+                    None => drop(fronts.insert(band)),
+                }
+            }
+            met.pass_on(joining.exact, document, |band| fronts.contains(&band));
+            Ok(())
+        })?;
+    } else {
+        for link in links {
+            let link = Link::unpack(link?);
+            clusters.join(link.document, link.other);
         }
-    });
-    let leaders: Vec<usize> = (0..n).map(|i| clusters.root(i)).collect();
-    leaders.into_iter().enumerate().map(|(i, leader)| (leader != i).then(|| pairs.duplicate(i, leader))).collect()
+    }
+    for document in 0..documents {
+        let leader = clusters.root(document);
+        if leader != document {
+            let similarity = if asks { Some(similarity(leader, document)?) } else { None };
+            take(Pair { document, leader, similarity })?;
+        }
+    }
+    Ok(())
 }
 
-/// Whole groups but for the document that datatrove keeps of each.
-fn published(pairs: &Pairs<'_>, bands: usize) -> Vec<Option<Duplicate>> {
-    let n = pairs.sketches.len();
-    let mut clusters = Clusters::new(n);
-    let mut sizes = vec![1u32; n];
-    each_run(pairs.sketches, bands, |_, run| {
-        for pair in run.windows(2) {
-            let (a, b) = (clusters.root(pair[0]), clusters.root(pair[1]));
-            if a != b {
-                let (root, other) = if sizes[a] < sizes[b] { (b, a) } else { (a, b) };
-                clusters.parent[other] = root;
-                sizes[root] += sizes[other];
+/// What a document meets: links to later documents, and messages from earlier ones.
+#[derive(Debug, Default)]
+struct Met {
+    links: Vec<Link>,
+    /// In order: by band, then by leader.
+    messages: Vec<Link>,
+    document: u64,
+    sent: Vec<Link>,
+}
+
+impl Met {
+    /// The document that stays for an earlier one of the same text.
+    fn equal(&self, exact: u16) -> Option<u64> {
+        self.messages.iter().find(|message| message.band == exact).map(|message| message.other)
+    }
+
+    /// The first leader that is similar enough.
+    fn first_similar(&self, document: u64, least: f64, similarity: Similarity) -> Result<Option<u64>, Error> {
+        let leaders: BTreeSet<u64> = self.messages.iter().map(|message| message.other).collect();
+        for leader in leaders {
+            if similarity(leader, document)? >= least {
+                return Ok(Some(leader));
             }
         }
-    });
-    let leaders: Vec<usize> = (0..n).map(|i| clusters.root(i)).collect();
-    leaders.into_iter().enumerate().map(|(i, leader)| (leader != i).then(|| pairs.duplicate(i, leader))).collect()
+        Ok(None)
+    }
+
+    /// The bands in which it agrees with any document.
+    fn bands(&self) -> impl Iterator<Item = u16> {
+        let bands: BTreeSet<u16> = self.links.iter().chain(&self.messages).map(|link| link.band).collect();
+        bands.into_iter()
+    }
+
+    /// Sends what is known of each band to its next document: the leaders that have come, and this document if it leads
+    /// there. The first of equal texts tells the others who `stays`.
+    fn pass_on(&mut self, exact: u16, stays: u64, leads: impl Fn(u16) -> bool) {
+        for link in &self.links {
+            let mut send = |other| self.sent.push(Link { document: link.other, band: link.band, other });
+            let mut known = self.messages.iter().filter(|message| message.band == link.band).peekable();
+            let is_first = known.peek().is_none();
+            known.for_each(|message| send(message.other));
+            match link.band == exact {
+                true if is_first => send(stays),
+                false if leads(link.band) => send(self.document),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Calls `take` with each document that has links or messages, in order; what it passes on comes to later ones.
+fn each(
+    links: impl Iterator<Item = Result<u128, Error>>,
+    (memory, scratch): (usize, &Path),
+    mut take: impl FnMut(u64, &mut Met) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut links = links.map(|link| link.map(Link::unpack)).peekable();
+    let mut queue: Queue<u128> = Queue::new(memory, scratch);
+    let mut met = Met::default();
+    loop {
+        let linked = match links.peek() {
+            Some(Ok(link)) => Some(link.document),
+            Some(Err(_)) => return links.next().expect("it was seen").map(drop),
+            None => None,
+        };
+        let told = queue.peek().map(|&message| Link::unpack(message).document);
+        let Some(document) = linked.into_iter().chain(told).min() else { return Ok(()) };
+        (met.document, met.links, met.messages) =
+            (document, std::mem::take(&mut met.links), std::mem::take(&mut met.messages));
+        met.links.clear();
+        met.messages.clear();
+        while let Some(Ok(link)) = links.next_if(|link| link.as_ref().is_ok_and(|link| link.document == document)) {
+            met.links.push(link);
+        }
+        while queue.peek().is_some_and(|&message| Link::unpack(message).document == document) {
+            met.messages.extend(queue.pop()?.map(Link::unpack));
+        }
+        take(document, &mut met)?;
+        met.sent.drain(..).try_for_each(|message| queue.push(message.pack()))?;
+    }
+}
+
+/// The clusters as they are published: of all candidates, with the root of a union by size as the one that stays.
+#[derive(Debug)]
+pub(crate) struct Published {
+    clusters: Clusters,
+    sizes: Vec<u32>,
+}
+
+impl Published {
+    pub(crate) fn new(documents: u64) -> Self {
+        Self { clusters: Clusters::new(documents), sizes: vec![1; documents as usize] }
+    }
+
+    /// Links come by band, and in a band in the order of hashes.
+    pub(crate) fn join(&mut self, link: Link) {
+        let (a, b) = (self.clusters.root(link.document), self.clusters.root(link.other));
+        if a != b {
+            let (root, other) = if self.sizes[a as usize] < self.sizes[b as usize] { (b, a) } else { (a, b) };
+            self.clusters.set(other, root);
+            self.sizes[root as usize] += self.sizes[other as usize];
+        }
+    }
+
+    /// Calls `take` with each document that goes, in order.
+    pub(crate) fn duplicates(mut self, mut take: impl FnMut(Pair) -> Result<(), Error>) -> Result<(), Error> {
+        for document in 0..self.sizes.len() as u64 {
+            let leader = self.clusters.root(document);
+            if leader != document {
+                take(Pair { document, leader, similarity: None })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Union-find; [`Clusters::join`] makes a cluster's smallest number its root.
-struct Clusters {
-    parent: Vec<usize>,
+#[derive(Debug)]
+enum Clusters {
+    Few(Vec<u32>),
+    Many(Vec<u64>),
 }
 
 impl Clusters {
-    fn new(n: usize) -> Self {
-        Clusters { parent: (0..n).collect() }
-    }
-
-    fn root(&mut self, mut i: usize) -> usize {
-        while self.parent[i] != i {
-            self.parent[i] = self.parent[self.parent[i]]; // halves the path for the next time
-            i = self.parent[i];
+    fn new(documents: u64) -> Self {
+        match u32::try_from(documents) {
+            Ok(documents) => Self::Few((0..documents).collect()),
+            Err(_) => Self::Many((0..documents).collect()),
         }
-        i
     }
 
-    fn join(&mut self, a: usize, b: usize) {
+    fn parent(&self, i: u64) -> u64 {
+        match self {
+            Self::Few(parents) => u64::from(parents[i as usize]),
+            Self::Many(parents) => parents[i as usize],
+        }
+    }
+
+    fn set(&mut self, i: u64, parent: u64) {
+        match self {
+            Self::Few(parents) => parents[i as usize] = parent as u32,
+            Self::Many(parents) => parents[i as usize] = parent,
+        }
+    }
+
+    fn root(&mut self, mut i: u64) -> u64 {
+        loop {
+            let parent = self.parent(i);
+            if parent == i {
+                return i;
+            }
+            let grandparent = self.parent(parent);
+            self.set(i, grandparent); // halves the path for the next time
+            i = grandparent;
+        }
+    }
+
+    fn join(&mut self, a: u64, b: u64) {
         let (a, b) = (self.root(a), self.root(b));
-        self.parent[a.max(b)] = a.min(b);
+        self.set(a.max(b), a.min(b));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bands::{Entry, Narrow, links};
 
-    const JOINING: Joining = Joining { exact: true, bands: 2, jaccard: 0.0, transitive: true, keeps: Keeps::First };
+    const EXACT: u16 = 2;
+    const JOINING: Joining = Joining { exact: EXACT, jaccard: 0.0, transitive: true };
 
-    fn sketches(documents: &[(u8, Option<[u64; 4]>)]) -> Sketches {
-        let mut sketches = Sketches::default();
-        for &(digest, signature) in documents {
-            sketches.push(Sketch::new([digest; 32], [0, 0], signature.as_ref().map(|s| &s[..]), Keeps::First));
+    /// A text by its digest, and its signature of two bands of two hashes.
+    type Text = (u8, Option<[u64; 4]>);
+
+    /// The links of some documents, in order.
+    fn linked(texts: &[Text], exact: bool) -> Vec<u128> {
+        let mut found = Vec::new();
+        let mut add = |band: u16, entries: Vec<Option<Narrow>>| {
+            let mut entries: Vec<Narrow> = entries.into_iter().flatten().collect();
+            entries.sort_unstable();
+            let take = |link: Link| {
+                found.push(link.pack());
+                Ok(())
+            };
+            links(band, entries.into_iter().map(Ok), take).unwrap();
+        };
+        let numbered = || texts.iter().zip(0..);
+        for (band, start) in [(0, 0), (1, 2)] {
+            let entry = |(text, i): (&Text, u64)| text.1.map(|hashes| Narrow::new(&hashes[start..start + 2], i));
+            add(band, numbered().map(entry).collect());
         }
-        sketches
+        if exact {
+            add(EXACT, numbered().map(|(text, i)| Some(Narrow::of_digest(&[text.0; 16], i))).collect());
+        }
+        found.sort_unstable();
+        found
     }
 
-    fn leaders(sketches: &Sketches, joining: Joining) -> Vec<Option<usize>> {
-        duplicates(sketches, &ShingleSets::new(), joining).into_iter().map(|d| d.map(|d| d.leader)).collect()
+    fn estimate(texts: &[Text], a: u64, b: u64) -> f64 {
+        let (a, b) = (texts[a as usize], texts[b as usize]);
+        if a.0 == b.0 {
+            return 1.0;
+        }
+        let (Some(a), Some(b)) = (a.1, b.1) else { return 0.0 };
+        crate::minhash::similarity(&a, &b)
     }
 
-    #[test]
-    fn a_sketch_is_read_as_it_is_written() {
-        let with = Sketch::new([7; 32], [1, u64::MAX], Some(&[1, u64::MAX, 0x1_2345_6789]), Keeps::First);
-        let without = Sketch::new([0xab; 32], [0, 7], None, Keeps::Published);
-        let whole = Sketch::new([9; 32], [1, 2], Some(&[1 << 32, 7]), Keeps::Published);
-        for sketch in [with, without, whole] {
-            assert_eq!(Sketch::from_hex(&sketch.to_hex()), Some(sketch));
-        }
-        for broken in ["", "ab", &"0".repeat(97), &"x".repeat(96), &format!("{}é", "0".repeat(95))] {
-            assert_eq!(Sketch::from_hex(broken), None, "{broken:?}");
-        }
+    /// Of each document the one that stays for it; the same with messages in memory and in scratch.
+    fn leaders(texts: &[Text], joining: Joining, exact: bool) -> Vec<Option<u64>> {
+        let mut all = [1 << 20, 0].map(|memory| {
+            let mut found = vec![None; texts.len()];
+            let links = linked(texts, exact);
+            let scratch = std::env::temp_dir();
+            duplicates(
+                links.into_iter().map(Ok),
+                texts.len() as u64,
+                joining,
+                &mut |a, b| Ok(estimate(texts, a, b)),
+                (memory, &scratch),
+                |gone| {
+                    let similarity = (joining.jaccard > 0.0).then(|| estimate(texts, gone.leader, gone.document));
+                    assert_eq!(gone.similarity, similarity);
+                    found[gone.document as usize] = Some(gone.leader);
+                    Ok(())
+                },
+            )
+            .unwrap();
+            found
+        });
+        assert_eq!(all[0], all[1]);
+        std::mem::take(&mut all[0])
     }
 
     #[test]
     fn a_document_goes_only_for_one_that_stays_unless_groups_are_transitive() {
         // 1 is like 0, 2 like 1, and 2 is nothing like 0.
-        let found = sketches(&[(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (2, Some([7, 7, 5, 5]))]);
+        let texts = [(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (2, Some([7, 7, 5, 5]))];
         let joining = Joining { transitive: false, ..JOINING };
-        assert_eq!(leaders(&found, joining), [None, Some(0), None]);
-        assert_eq!(leaders(&found, JOINING), [None, Some(0), Some(0)]);
-        assert_eq!(candidates(&found, 2), BTreeSet::from([0, 1, 2]));
-        // Known shingles decide, not the estimate.
-        let shingles = ShingleSets::from([(0, vec![1, 2, 3]), (1, vec![2, 3, 4])]);
-        let strict = Joining { jaccard: 0.51, ..joining };
-        assert_eq!(duplicates(&found, &shingles, strict)[1], None);
-        let half = duplicates(&found, &shingles, Joining { jaccard: 0.5, ..joining })[1].unwrap();
-        assert_eq!(half.similarity, 0.5);
+        assert_eq!(leaders(&texts, joining, true), [None, Some(0), None]);
+        assert_eq!(leaders(&texts, JOINING, true), [None, Some(0), Some(0)]);
+        for transitive in [false, true] {
+            let joining = Joining { transitive, jaccard: 0.5, ..JOINING };
+            assert_eq!(leaders(&texts, joining, true)[1], Some(0));
+            assert_eq!(leaders(&texts, Joining { jaccard: 0.51, ..joining }, true)[1], None);
+        }
     }
 
     #[test]
     fn a_copy_of_what_went_goes_with_it() {
-        let found = sketches(&[(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (1, Some([1, 1, 5, 5]))]);
+        let texts = [(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (1, Some([1, 1, 5, 5]))];
         let joining = Joining { transitive: false, ..JOINING };
-        let all = duplicates(&found, &ShingleSets::new(), joining);
-        assert_eq!(all[2], all[1]);
-        assert_eq!(all[2].map(|d| (d.leader, d.exact, d.similarity)), Some((0, false, 0.5)));
+        assert_eq!(leaders(&texts, joining, true), [None, Some(0), Some(0)]);
     }
 
     #[test]
     fn the_first_document_of_a_group_stays() {
         // 3 is like 2 in its first band, 1 is like 2 in its second: one cluster of three, led by 1.
-        let found = sketches(&[
-            (0, Some([1, 1, 1, 1])),
-            (1, Some([9, 9, 5, 5])),
-            (2, Some([7, 7, 5, 5])),
-            (3, Some([7, 7, 3, 3])),
-        ]);
-        assert_eq!(leaders(&found, JOINING), [None, None, Some(1), Some(1)]);
-        let last = duplicates(&found, &ShingleSets::new(), JOINING)[3].unwrap();
-        assert_eq!(last, Duplicate { leader: 1, exact: false, similarity: 0.0 });
+        let texts =
+            [(0, Some([1, 1, 1, 1])), (1, Some([9, 9, 5, 5])), (2, Some([7, 7, 5, 5])), (3, Some([7, 7, 3, 3]))];
+        assert_eq!(leaders(&texts, JOINING, true), [None, None, Some(1), Some(1)]);
     }
 
     #[test]
     fn candidates_below_the_threshold_stay() {
-        let found = sketches(&[(0, Some([1, 2, 3, 4])), (1, Some([1, 2, 3, 5])), (2, Some([1, 2, 8, 9]))]);
-        assert_eq!(leaders(&found, Joining { jaccard: 0.7, ..JOINING }), [None, Some(0), None]);
-        assert_eq!(leaders(&found, JOINING), [None, Some(0), Some(0)]);
+        let texts = [(0, Some([1, 2, 3, 4])), (1, Some([1, 2, 3, 5])), (2, Some([1, 2, 8, 9]))];
+        for transitive in [false, true] {
+            let joining = Joining { transitive, ..JOINING };
+            assert_eq!(leaders(&texts, Joining { jaccard: 0.7, ..joining }, true), [None, Some(0), None]);
+            assert_eq!(leaders(&texts, joining, true), [None, Some(0), Some(0)]);
+        }
     }
 
     #[test]
     fn equal_texts_are_duplicates_even_without_a_signature() {
-        let found = sketches(&[(5, None), (6, None), (5, None)]);
-        let all = duplicates(&found, &ShingleSets::new(), JOINING);
-        assert_eq!(all[2], Some(Duplicate { leader: 0, exact: true, similarity: 1.0 }));
-        assert_eq!(leaders(&found, Joining { exact: false, ..JOINING }), [None, None, None]);
+        let texts = [(5, None), (6, None), (5, None)];
+        for transitive in [false, true] {
+            let joining = Joining { transitive, ..JOINING };
+            assert_eq!(leaders(&texts, joining, true), [None, None, Some(0)]);
+            assert_eq!(leaders(&texts, joining, false), [None, None, None]);
+        }
+    }
+
+    fn drawn(state: &mut u64, n: u64) -> u64 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (*state >> 33) % n
+    }
+
+    fn agree(a: Text, b: Text) -> bool {
+        let (Some(a), Some(b)) = (a.1, b.1) else { return false };
+        a[..2] == b[..2] || a[2..] == b[2..]
     }
 
     #[test]
     fn groups_are_those_of_the_obvious_search() {
-        let mut state = 1u64;
-        let mut draw = |n: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 33) % n
-        };
+        let mut state = 1;
         for _ in 0..50 {
-            let documents: Vec<(u8, Option<[u64; 4]>)> =
+            let mut draw = |n| drawn(&mut state, n);
+            let texts: Vec<Text> =
                 (0..40).map(|_| (draw(60) as u8, Some([draw(6), draw(6), draw(6), draw(6)]))).collect();
-            let found = sketches(&documents);
             // Transitive closure, by lowering labels until nothing changes.
-            let mut label: Vec<usize> = (0..40).collect();
-            let linked = |a: usize, b: usize| {
-                let (x, y) = (documents[a].1.unwrap(), documents[b].1.unwrap());
-                documents[a].0 == documents[b].0 || x[..2] == y[..2] || x[2..] == y[2..]
-            };
+            let mut label: Vec<u64> = (0..40).collect();
             loop {
                 let before = label.clone();
                 for a in 0..40 {
                     for b in 0..40 {
-                        if linked(a, b) {
+                        if texts[a].0 == texts[b].0 || agree(texts[a], texts[b]) {
                             label[b] = label[a].min(label[b]);
                         }
                     }
@@ -411,9 +432,45 @@ mod tests {
                     break;
                 }
             }
-            let expected: Vec<Option<usize>> =
-                label.into_iter().enumerate().map(|(i, l)| (i != l).then_some(l)).collect();
-            assert_eq!(leaders(&found, JOINING), expected);
+            let expected: Vec<Option<u64>> =
+                label.into_iter().enumerate().map(|(i, l)| (i as u64 != l).then_some(l)).collect();
+            assert_eq!(leaders(&texts, JOINING, true), expected);
+        }
+    }
+
+    /// Document by document, each against all that stay before it.
+    #[test]
+    fn leaders_are_those_of_the_obvious_search() {
+        let mut state = 1;
+        for round in 0..200 {
+            let mut draw = |n| drawn(&mut state, n);
+            let text = |draw: &mut dyn FnMut(u64) -> u64| -> Text {
+                // the same text has the same signature; some have none
+                let digest = draw(30);
+                let mut own = 1 + digest;
+                let signature = [(); 4].map(|()| drawn(&mut own, 4));
+                (digest as u8, (!digest.is_multiple_of(7)).then_some(signature))
+            };
+            let texts: Vec<Text> = (0..60).map(|_| text(&mut draw)).collect();
+            let jaccard = [0.0, 0.5, 0.75][round % 3];
+            for exact in [true, false] {
+                let mut expected: Vec<Option<u64>> = Vec::new();
+                for i in 0..texts.len() {
+                    let equal = (0..i).find(|&j| exact && texts[j].0 == texts[i].0);
+                    let near = |&j: &usize| {
+                        expected[j].is_none()
+                            && agree(texts[j], texts[i])
+                            && estimate(&texts, j as u64, i as u64) >= jaccard
+                    };
+                    let leader = match equal {
+                        Some(first) => Some(expected[first].unwrap_or(first as u64)),
+                        None => (0..i).find(near).map(|j| j as u64),
+                    };
+                    expected.push(leader);
+                }
+                let joining = Joining { transitive: false, jaccard, ..JOINING };
+                assert_eq!(leaders(&texts, joining, exact), expected, "round {round}");
+            }
         }
     }
 }

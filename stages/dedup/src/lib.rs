@@ -7,9 +7,14 @@
 //! A document goes if an earlier one that stays is equal or nearly equal; a row in `drops` names that one and the
 //! similarity. It is the similarity of the shingles themselves where `jaccard` asks for one, else MinHash's estimate.
 
-pub mod clusters;
+mod bands;
+mod clusters;
 pub mod exact;
+mod job;
 pub mod minhash;
+mod pairs;
+mod shingles;
+mod sketch;
 
 use std::collections::BTreeMap;
 
@@ -17,11 +22,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
-use smelt_words::{is_digit, simplify, simplify_keeping_numbers};
-use xxhash_rust::xxh64::xxh64;
 
-use crate::clusters::{Joining, Keeps, ShingleSets, Sketch, Sketches, candidates, duplicates};
-use crate::minhash::{MinHash, Scratch, ShingleHash};
+pub use crate::clusters::Keeps;
+use crate::job::Job;
+use crate::minhash::ShingleHash;
 
 /// Defaults follow FineWeb (Penedo et al. 2024): 14 bands of 8 hashes over 5-grams of words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -94,7 +98,7 @@ pub struct Dedup;
 
 impl Stage for Dedup {
     const NAME: &'static str = "dedup";
-    const VERSION: u32 = 3; // `by_script: false` takes the words of the published signatures
+    const VERSION: u32 = 4; // transitive groups above a similarity no longer depend on the order of bands
     const ABOUT: &'static str = "Keeps one document of every group of equal or nearly equal ones";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     const SPREADS: bool = true;
@@ -133,98 +137,6 @@ impl Stage for Dedup {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let inputs = &inputs.documents;
-        let files: Vec<(usize, usize)> =
-            inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f))).collect();
-        let mut minhash = MinHash::new(config.words, config.bands * config.hashes, config.hash_seed);
-        (minhash.keep_numbers, minhash.by_script, minhash.hash) = (config.keep_numbers, config.by_script, config.hash);
-        let sketched = cx.units("sketches", files.len(), |i, unit| {
-            let (artifact, file) = files[i];
-            let mut found: Vec<(String, String)> = Vec::new();
-            let mut scratch = Scratch::default();
-            for document in inputs[artifact].read(file)? {
-                let document = document?;
-                let (mut signature, mut forms) = (None, [0, 0]);
-                if config.near {
-                    let simple = minhash.simple(&document.text);
-                    signature = minhash.signature_of_simple(&simple, &mut scratch);
-                    forms = simple_forms(&document.text, &simple, config.keep_numbers);
-                }
-                let sketch = Sketch::new(exact::digest(&document.text), forms, signature.as_deref(), config.keeps);
-                found.push((document.id, sketch.to_hex()));
-            }
-            unit.set_detail(serde_json::to_value(found).map_err(|e| Error::bug(format!("writing sketches: {e}")))?);
-            Ok(())
-        })?;
-
-        let (mut ids, mut sketches, mut starts) = (Vec::new(), Sketches::default(), Vec::new());
-        for record in sketched {
-            starts.push(ids.len());
-            let found: Vec<(String, String)> = serde_json::from_value(record.detail)
-                .map_err(|e| Error::bug(format!("a committed unit holds no sketches: {e}")))?;
-            for (id, hex) in found {
-                let sketch = Sketch::from_hex(&hex)
-                    .ok_or_else(|| Error::bug(format!("a committed unit holds a broken sketch of `{id}`")))?;
-                sketches.push(sketch);
-                ids.push(id);
-            }
-        }
-        let mut shingles = ShingleSets::new();
-        if config.jaccard > 0.0 {
-            let wanted = candidates(&sketches, config.bands);
-            for (&(artifact, file), &start) in files.iter().zip(&starts) {
-                if wanted.range(start..).next().is_none() {
-                    break;
-                }
-                for (i, document) in inputs[artifact].read(file)?.enumerate() {
-                    let text = document?.text;
-                    if wanted.contains(&(start + i)) {
-                        shingles.insert(start + i, minhash.shingles(&text));
-                    }
-                }
-            }
-        }
-        let Config { exact, bands, jaccard, transitive, keeps, .. } = config;
-        let outcome = duplicates(&sketches, &shingles, Joining { exact, bands, jaccard, transitive, keeps });
-        drop(shingles);
-
-        cx.units("filter", files.len(), |i, unit| {
-            let (artifact, file) = files[i];
-            for (document, found) in inputs[artifact].read(file)?.zip(&outcome[starts[i]..]) {
-                let document = document?;
-                unit.count_read(1);
-                match found {
-                    None => unit.keep(&out.documents, document)?,
-                    Some(found) => {
-                        let rule = if found.exact { "exact_duplicate" } else { "near_duplicate" };
-                        let leader = ids[found.leader].clone();
-                        unit.drop_row(&out.drops, &document.id, rule, Some(found.similarity), Some(leader))?;
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        let near =
-            || outcome.iter().enumerate().filter_map(|(i, found)| found.filter(|d| !d.exact).map(|d| (i, d.leader)));
-        let by_numbers = near().filter(|&(i, leader)| sketches.differ_in_numbers(i, leader)).count();
-        let all = near().count();
-        if 2 * by_numbers > all {
-            cx.warn(&format!(
-                "{by_numbers} of {all} near-duplicates differ from the document that stays in their numbers alone: \
-                 `keep_numbers: true` keeps such documents"
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Hashes of the simplified text, with numbers folded and with numbers as they are; `simple` is one of these forms.
-fn simple_forms(text: &str, simple: &str, keeps_numbers: bool) -> [u64; 2] {
-    let form = |text: &str| xxh64(text.as_bytes(), 0);
-    let known = form(simple);
-    match (text.chars().any(is_digit), keeps_numbers) {
-        (false, _) => [known; 2],
-        (true, false) => [known, form(&simplify_keeping_numbers(text))],
-        (true, true) => [form(&simplify(text)), known],
+        Job::new(config, &inputs.documents, cx)?.run(&out)
     }
 }

@@ -3,12 +3,16 @@
 
 #[path = "../../../tests/parity/data.rs"]
 mod data;
+#[path = "../../clean/tests/workshop/mod.rs"]
+mod workshop;
 
 use data::{Set, assert_share, say, sets, text};
-use serde_json::Value;
-use smelt_dedup::clusters::{Joining, Keeps, ShingleSets, Sketch, Sketches, duplicates};
+use serde_json::{Value, json};
+use smelt_dedup::Dedup;
 use smelt_dedup::minhash::{MinHash, ShingleHash};
+use smelt_stage::kinds::Drops;
 use std::collections::{BTreeMap, BTreeSet};
+use workshop::Workshop;
 
 /// The settings that were recorded: name, words, bands, hashes a band, hash of a shingle.
 const SETTINGS: [(&str, usize, usize, usize, ShingleHash); 3] = [
@@ -76,27 +80,28 @@ fn clusters_and_kept_documents_are_the_recorded_ones() {
     sets().iter().for_each(check_clusters);
 }
 
+/// The stage, over files of a few documents.
 fn check_clusters(set: &Set) {
     let documents = set.records("dedup_docs");
+    let workshop = Workshop::new(&format!("dedup-parity-{}", set.name().replace(' ', "-")));
+    let texts: Vec<(&str, &str)> = documents.iter().map(|d| (text(d, "id"), text(d, "text"))).collect();
+    let input = workshop.feed(&texts, 100);
     for (name, words, bands, hashes, hash) in SETTINGS {
         let recorded = recorded(set, "dedup_minhash.json", name);
-        let minhash = minhash(words, bands * hashes, hash);
-        let outcome = |keeps| {
-            let mut sketches = Sketches::default();
-            for document in &documents {
-                let signature = minhash.signature(text(document, "text"));
-                sketches.push(Sketch::new([0; 32], [0, 0], signature.as_deref(), keeps));
-            }
-            let joining = Joining { exact: false, bands, jaccard: 0.0, transitive: true, keeps };
-            duplicates(&sketches, &ShingleSets::new(), joining)
+        // Of each document that goes the one that stays.
+        let outcome = |keeps: &str| -> BTreeMap<String, String> {
+            let config = json!({
+                "words": words, "bands": bands, "hashes": hashes, "hash": hash, "keeps": keeps, "transitive": true,
+                "exact": false, "by_script": false,
+            });
+            let manifest = workshop.run::<Dedup>(config, &[("documents", std::slice::from_ref(&input))]).unwrap();
+            let drops = workshop.rows::<Drops>(&manifest, "drops").into_iter();
+            drops.map(|drop| (drop.id, drop.detail.unwrap())).collect()
         };
-        let id = |i: usize| text(&documents[i], "id");
-        let groups = |outcome: &[Option<smelt_dedup::clusters::Duplicate>]| -> BTreeSet<BTreeSet<&str>> {
-            let mut groups: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
-            for (i, found) in outcome.iter().enumerate() {
-                if let Some(found) = found {
-                    groups.entry(found.leader).or_default().extend([id(i), id(found.leader)]);
-                }
+        let groups = |outcome: &BTreeMap<String, String>| -> BTreeSet<BTreeSet<String>> {
+            let mut groups: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+            for (id, leader) in outcome {
+                groups.entry(leader).or_default().extend([id.clone(), leader.clone()]);
             }
             groups.into_values().collect()
         };
@@ -105,18 +110,13 @@ fn check_clusters(set: &Set) {
         };
         let clusters: BTreeSet<BTreeSet<String>> =
             recorded["clusters"].as_array().unwrap().iter().map(|cluster| list(&cluster["ids"])).collect();
-        let owned = |groups: BTreeSet<BTreeSet<&str>>| -> BTreeSet<BTreeSet<String>> {
-            groups.into_iter().map(|group| group.into_iter().map(str::to_owned).collect()).collect()
-        };
-        let (published, first) = (outcome(Keeps::Published), outcome(Keeps::First));
-        assert_eq!(owned(groups(&published)), clusters, "{name}");
-        assert_eq!(owned(groups(&first)), clusters, "{name}: who stays changes no cluster");
-        let removed: BTreeSet<String> =
-            published.iter().enumerate().filter(|(_, found)| found.is_some()).map(|(i, _)| id(i).to_owned()).collect();
+        let (published, first) = (outcome("published"), outcome("first"));
+        assert_eq!(groups(&published), clusters, "{name}");
+        assert_eq!(groups(&first), clusters, "{name}: who stays changes no cluster");
         let theirs = list(&recorded["removed"]);
-        let same =
-            documents.iter().filter(|d| removed.contains(text(d, "id")) == theirs.contains(text(d, "id"))).count();
+        let goes = |id: &str| published.contains_key(id);
+        let same = texts.iter().filter(|(id, _)| goes(id) == theirs.contains(*id)).count();
         say(&format!("{}: {name}: {} clusters equal", set.name(), clusters.len()));
-        assert_share(set, &format!("{name}: documents kept or removed as recorded"), same, documents.len(), 1.0);
+        assert_share(set, &format!("{name}: documents kept or removed as recorded"), same, texts.len(), 1.0);
     }
 }

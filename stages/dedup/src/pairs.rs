@@ -1,0 +1,138 @@
+//! What the phases hand over of each document that goes.
+
+use smelt_stage::sort::{Item, read_or_end};
+use std::cmp::Ordering;
+use std::io::{self, BufRead, Write};
+
+use crate::clusters::Pair;
+use crate::sketch::{Traits, read_bytes, read_text, write_text};
+
+/// A document that goes, sought by the one that stays for it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Going {
+    pub pair: Pair,
+    /// Of the document that goes.
+    pub traits: Traits,
+}
+
+/// Why a document goes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Verdict {
+    pub document: u64,
+    /// Id of the document that stays.
+    pub leader: String,
+    /// Whether the two texts are equal when white space is folded.
+    pub exact: bool,
+    /// Jaccard similarity of the two: from their shingles where `jaccard` asked for one, else estimated.
+    pub similarity: f64,
+}
+
+/// By one key, of which no two items of a sort have the same.
+macro_rules! in_order {
+    ($type:ty, $key:expr) => {
+        impl Eq for $type {}
+        impl Ord for $type {
+            fn cmp(&self, other: &Self) -> Ordering {
+                let key: fn(&Self) -> _ = $key;
+                key(self).cmp(&key(other))
+            }
+        }
+        impl PartialOrd for $type {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+    };
+}
+
+in_order!(Pair, |pair| pair.document);
+in_order!(Going, |going| (going.pair.leader, going.pair.document));
+in_order!(Verdict, |verdict| verdict.document);
+
+impl Item for Pair {
+    fn weight(&self) -> usize {
+        size_of::<Self>()
+    }
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.document.to_le_bytes())?;
+        to.write_all(&self.leader.to_le_bytes())?;
+        to.write_all(&self.similarity.unwrap_or(f64::NAN).to_le_bytes())
+    }
+    fn read(from: &mut dyn BufRead) -> io::Result<Option<Self>> {
+        let mut document = [0; 8];
+        if !read_or_end(from, &mut document)? {
+            return Ok(None);
+        }
+        let leader = u64::from_le_bytes(read_bytes(from)?);
+        let similarity = f64::from_le_bytes(read_bytes(from)?);
+        let similarity = (!similarity.is_nan()).then_some(similarity);
+        Ok(Some(Self { document: u64::from_le_bytes(document), leader, similarity }))
+    }
+}
+
+impl Item for Going {
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.traits.signature.len() + 16 // what an allocation takes beside
+    }
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        self.pair.write(to)?;
+        self.traits.write(to)
+    }
+    fn read(from: &mut dyn BufRead) -> io::Result<Option<Self>> {
+        let Some(pair) = Pair::read(from)? else { return Ok(None) };
+        let mut traits = Traits::default();
+        traits.read(from)?;
+        Ok(Some(Self { pair, traits }))
+    }
+}
+
+impl Item for Verdict {
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.leader.len() + 16
+    }
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.document.to_le_bytes())?;
+        to.write_all(&self.similarity.to_le_bytes())?;
+        to.write_all(&[u8::from(self.exact)])?;
+        write_text(&self.leader, to)
+    }
+    fn read(from: &mut dyn BufRead) -> io::Result<Option<Self>> {
+        let mut document = [0; 8];
+        if !read_or_end(from, &mut document)? {
+            return Ok(None);
+        }
+        let similarity = f64::from_le_bytes(read_bytes(from)?);
+        let [exact] = read_bytes(from)?;
+        let leader = read_text(from)?;
+        Ok(Some(Self { document: u64::from_le_bytes(document), leader, exact: exact == 1, similarity }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_read_as_they_are_written() {
+        let pair = |document, similarity| Pair { document, leader: 3, similarity };
+        let traits = Traits { digest: [7; 16], simple: [1, 2], signature: vec![1, 2, 3, 4] };
+        let going = [
+            Going { pair: pair(9, None), traits: Traits::default() },
+            Going { pair: pair(u64::MAX, Some(0.5)), traits },
+        ];
+        let verdict =
+            |document, leader: &str, exact| Verdict { document, leader: leader.into(), exact, similarity: 0.75 };
+        let verdicts = [verdict(1, "", true), verdict(2, "Öl", false)];
+        let mut bytes = Vec::new();
+        going.iter().for_each(|item| item.write(&mut bytes).unwrap());
+        let mut from = &bytes[..];
+        let mut read: Vec<Going> = std::iter::from_fn(|| Going::read(&mut from).unwrap()).collect();
+        assert_eq!(read, going);
+        read.sort_unstable();
+        assert_eq!(read, going, "they were in order");
+        bytes.clear();
+        verdicts.iter().for_each(|item| item.write(&mut bytes).unwrap());
+        let mut from = &bytes[..];
+        assert_eq!(std::iter::from_fn(|| Verdict::read(&mut from).unwrap()).collect::<Vec<_>>(), verdicts);
+    }
+}
