@@ -133,6 +133,13 @@ fn a_wrong_pipeline_says_what_where_and_what_to_do() {
         "5:21",
         "`${row}` is neither in `vars` nor an axis of job `a`",
     );
+    for memory in ["4GB", "1MiB"] {
+        refused(
+            &format!("name: p\njobs:\n  a:\n    stage: STAGE(count)\n    run: {{ memory: {memory} }}\n"),
+            "5:20",
+            &format!("`{memory}` is no memory to work in, expected 64MiB or more"),
+        );
+    }
     refused("name: p\njobs:\n  A:\n    stage: STAGE(count)\n", "3:3", "`A` is no name for a job");
     refused("name: p\njobs: {\n", "2:7", "unclosed bracket");
 }

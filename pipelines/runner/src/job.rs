@@ -154,6 +154,7 @@ impl Work<'_> {
             store: self.store.address().into(),
             edition: self.edition,
             threads: team.share(self.threads, rank),
+            memory: self.job.memory.map(|bytes| bytes / self.job.run.workers.unwrap_or(1).max(1) as u64),
             rank,
             device: self.job.run.device,
             save: self.job.run.save,

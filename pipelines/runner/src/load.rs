@@ -115,6 +115,8 @@ pub(crate) struct Instance {
     pub resolved: Resolved,
     pub run: RunOptions,
     pub timeout: Option<f64>,
+    /// Bytes.
+    pub memory: Option<u64>,
     /// Where the job stands in the file.
     pub place: Option<Place>,
 }
@@ -129,6 +131,8 @@ pub(crate) struct Options {
 
 /// More processes on one machine are a slip of the pen.
 const MOST_WORKERS: usize = 1024;
+/// Below this, buffers of files take more than what is sorted.
+const LEAST_MEMORY: (&str, u64) = ("64MiB", 64 << 20);
 
 /// Where artifacts are kept unless somebody says otherwise.
 pub(crate) const DEFAULT_STORE: &str = "artifacts";
@@ -430,16 +434,21 @@ fn connect(
                 *job = place_of[job];
             }
         }
+        let refused = |what: String, field: &str, hint: &str| {
+            Diagnostic::pipeline(what).at(draft.place(tree, &format!("/run/{field}"))).hint(hint)
+        };
         let timeout = draft.text.run.timeout.as_deref().map(|t| {
-            seconds(t).ok_or_else(|| {
-                Diagnostic::pipeline(format!("`{t}` is no time"))
-                    .at(draft.place(tree, "/run/timeout"))
-                    .hint("write `90s`, `30m` or `2h`")
-            })
+            seconds(t).ok_or_else(|| refused(format!("`{t}` is no time"), "timeout", "write `90s`, `30m` or `2h`"))
+        });
+        let memory = draft.text.run.memory.as_deref().map(|m| {
+            let what = || format!("`{m}` is no memory to work in, expected {} or more", LEAST_MEMORY.0);
+            let least = |bytes: &u64| *bytes >= LEAST_MEMORY.1;
+            bytes(m).filter(least).ok_or_else(|| refused(what(), "memory", "write `512MiB` or `4GiB`"))
         });
         jobs.push(Instance {
             place: tree.key_place(&format!("/jobs/{}", draft.base)),
             timeout: timeout.transpose()?,
+            memory: memory.transpose()?,
             name: draft.name,
             base: draft.base,
             axes: draft.axes.into_iter().collect(),
@@ -462,6 +471,18 @@ fn seconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     number.trim().parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n * factor)
+}
+
+/// `4GiB`
+fn bytes(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
+    let shift = match unit {
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return None,
+    };
+    number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn sort(tree: &Tree, drafts: &[Draft], inputs: &[BTreeMap<String, Vec<Input>>]) -> Result<Vec<usize>> {

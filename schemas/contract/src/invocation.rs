@@ -63,6 +63,10 @@ pub struct Invocation {
     pub edition: u32,
     /// Threads this job may use; changes no byte of its output.
     pub threads: usize,
+    /// Bytes that this process may hold of a corpus: what is larger is sorted in `scratch`. Changes no byte of its
+    /// output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
     /// Which of the workers of its job this is, from 0: only events tell it.
     #[serde(default)]
     pub rank: u32,

@@ -58,6 +58,10 @@ pub struct RunOptions {
     /// same pipeline on the same store.
     #[serde(default)]
     pub workers: Option<usize>,
+    /// What all its processes together may hold of a corpus, 1GiB by default: what is larger is sorted on disk. For
+    /// stages that sort; such as `512MiB`, `64GiB`.
+    #[serde(default)]
+    pub memory: Option<String>,
     /// What it computes on: `cpu`, `auto` (the first GPU, where there is one) or `cuda:0`. For stages with a model.
     #[serde(default)]
     pub device: Device,

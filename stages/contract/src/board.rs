@@ -272,6 +272,7 @@ mod tests {
             store: store.into(),
             edition: 0,
             threads: 2,
+            memory: None,
             rank,
             device: Device::Cpu,
             save: SavePolicy::default(),

@@ -26,6 +26,7 @@ use std::time::Instant;
 pub struct Context {
     pub(crate) attempt: Arc<Attempt>,
     pub(crate) threads: usize,
+    memory: usize,
     device: Device,
     /// See [`Context::computes_on`].
     pub(crate) computes_on: Mutex<Option<String>>,
@@ -47,6 +48,9 @@ pub struct Context {
 /// What a panic's payload says, if the device was its cause.
 pub type Explain = fn(&(dyn Any + Send)) -> Option<Error>;
 
+/// Bytes that a job may hold where nothing else is said.
+const MEMORY: usize = 1 << 30;
+
 /// Names the saved curve among the files of a save.
 const CURVE: &str = "curve.json";
 
@@ -67,6 +71,7 @@ impl Context {
             saves: Saves::new(attempt.clone(), invocation.save),
             attempt,
             threads: invocation.threads.max(1),
+            memory: invocation.memory.map_or(MEMORY, |bytes| bytes as usize),
             device: invocation.device,
             computes_on: Mutex::default(),
             explain: Mutex::default(),
@@ -86,6 +91,11 @@ impl Context {
     /// Threads this job may use; no byte of its output may depend on them.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Bytes that this process may hold of a corpus, all threads together. No byte of its output may depend on it.
+    pub fn memory(&self) -> usize {
+        self.memory
     }
 
     /// Which of the workers of its job this process is, from 0. No byte of its output may depend on it.

@@ -466,6 +466,7 @@ mod tests {
             store: "memory:twice".into(),
             edition: 0,
             threads: 1,
+            memory: None,
             rank: 0,
             device: Device::Cpu,
             save: SavePolicy::default(),

@@ -29,8 +29,6 @@ use crate::shingles::{ShingleFile, Shingles, Wanted};
 use crate::sketch::{Sketch, SketchFile, encode, estimate};
 use crate::{Config, Outputs, exact};
 
-/// Bytes that a job takes for sorting, all its threads together.
-const MEMORY: usize = 512 << 20;
 /// Documents of a range of a band, about; and of a unit of the phase `bands` at least, all its bands together.
 const RANGE: u64 = 1 << 26;
 const ENTRIES: u64 = 1 << 22;
@@ -73,7 +71,9 @@ impl<'a> Job<'a> {
         (minhash.keep_numbers, minhash.by_script, minhash.hash) = (config.keep_numbers, config.by_script, config.hash);
         let width = if config.keeps == Keeps::Published { 8 } else { 4 };
         let group = files.len().div_ceil(GROUPS).max(1);
-        Ok(Self { config, minhash, inputs, files, starts, cx, memory: MEMORY / cx.threads(), width, group })
+        // The other half is for what a unit reads and writes.
+        let memory = cx.memory() / 2 / cx.threads();
+        Ok(Self { config, minhash, inputs, files, starts, cx, memory, width, group })
     }
 
     pub(crate) fn run(&self, out: &Outputs) -> Result<(), Error> {

@@ -52,13 +52,14 @@ fn fed(workshop: &Workshop, per_file: usize) -> smelt_schemas::InputRef {
 #[test]
 fn bytes_change_only_with_the_version() {
     let mut all = Vec::new();
-    for threads in [1, 3] {
+    // Memory for everything, or for a document at a time.
+    for (threads, memory) in [(1, None), (3, Some(1000))] {
         let mut workshop = Workshop::new(&format!("dedup-golden-{threads}"));
-        workshop.threads = threads;
+        (workshop.threads, workshop.memory) = (threads, memory);
         let input = fed(&workshop, 2);
         all.push(digests(&workshop.run::<Dedup>(json!({}), &[("documents", &[input])]).unwrap()));
     }
-    assert_eq!(all[0], all[1], "threads change bytes");
+    assert_eq!(all[0], all[1], "threads or memory change bytes");
     assert_eq!(Dedup::VERSION, 4);
     let golden = [
         "documents 1c2eab74387458bb84d151636697acedd9a9ab7ecf9dfc248a3d58a87a086807",

@@ -22,6 +22,8 @@ pub(crate) struct Workshop {
     folder: PathBuf,
     store: Store,
     pub threads: usize,
+    /// Bytes that its jobs may hold.
+    pub memory: Option<u64>,
     /// Times that `warnings` was asked.
     asked: AtomicUsize,
 }
@@ -35,7 +37,7 @@ impl Workshop {
         }
         std::fs::create_dir_all(folder.join("scratch")).unwrap();
         let store = Store::open(folder.join("store").to_str().unwrap()).unwrap();
-        Workshop { folder, store, threads: 2, asked: AtomicUsize::new(0) }
+        Workshop { folder, store, threads: 2, memory: None, asked: AtomicUsize::new(0) }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -183,6 +185,7 @@ impl Workshop {
             store: self.store.address().to_owned(),
             edition: 0,
             threads: self.threads,
+            memory: self.memory,
             rank: 0,
             device: Device::Cpu,
             save: smelt_schemas::SavePolicy::default(),
