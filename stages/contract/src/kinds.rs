@@ -145,7 +145,8 @@ macro_rules! tables {
     )* };
 }
 
-fn column<C: Cell>(batch: &RecordBatch, name: &str, schema: &Schema) -> Result<Vec<C>, String> {
+/// The cells of a column, which is null everywhere if it is optional and not there.
+pub(crate) fn column<C: Cell>(batch: &RecordBatch, name: &str, schema: &Schema) -> Result<Vec<C>, String> {
     let field = schema.field_with_name(name).map_err(|e| e.to_string())?;
     match batch.column_by_name(name) {
         Some(found) => C::read(found).ok_or_else(|| match found.null_count() {

@@ -5,6 +5,7 @@
 //! is a function of seed and step: a job that was killed goes on from its last save to the same bits.
 
 mod architecture;
+mod corpus;
 
 pub use architecture::Architecture;
 
@@ -18,12 +19,15 @@ use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
 use smelt_train::{
-    Batches, Corpus, Decay, FillInMiddle, Hyper, Memory, MicroBatch, Mixture, NextToken, Objective, Ramp, Report,
+    Batches, Decay, FillInMiddle, Hyper, Memory, MicroBatch, Mixture, NextToken, Objective, Ragged, Ramp, Report,
     Schedule, Settings, SpikeGuard, Tail, Trainer, Uploader, mean_loss,
 };
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+
+use crate::corpus::{Corpus, Frame};
 
 /// Defaults are the quickstart's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -262,7 +266,7 @@ impl Stage for Pretrain {
         }
         expect_one_tokenizer(&uses)?;
         let tokenizer = text.tokenizer()?;
-        let data = Data::read(&config, &inputs.tokens, &tokenizer)?;
+        let data = Data::open(&config, &inputs.tokens, &tokenizer, cx.threads())?;
         let (model, params, text) = match &inputs.init {
             // with its own chat template and ends
             Some(init) => {
@@ -303,15 +307,22 @@ impl Stage for Pretrain {
         };
         let tokens_at_once = config.micro_batch_tokens.on(&opened, &step, cx);
         let mut trainer = Trainer::new(model, params, opened.backend, settings);
-        let held_out = held_out(inputs.validation.as_ref(), &tokenizer)?;
+        let held_out = held_out(&config, inputs.validation.as_ref(), &tokenizer, cx.threads())?;
         let ahead = Ahead::default();
-        let mut pretraining =
-            Pretraining { config: &config, data: &data, held_out: &held_out, cx, began: None, tokens_at_once, ahead };
+        let mut pretraining = Pretraining {
+            config: &config,
+            data: &data,
+            held_out: held_out.as_ref(),
+            cx,
+            began: None,
+            tokens_at_once,
+            ahead,
+        };
         let course = Course { steps: config.steps, evaluate_every: config.evaluate_every };
         smelt_loop::run(cx, course, &mut trainer, &mut pretraining)?;
         cx.single(|unit| {
-            unit.count_read(data.documents);
-            unit.count_written(data.documents);
+            unit.count_read(data.corpus.documents());
+            unit.count_written(data.corpus.documents());
             let weights = trainer.result().on_host(trainer.backend().as_ref());
             write(unit, &out.model, trainer.model(), &weights, &text, config.storage)?;
             let mut state = unit.file(&out.state, "state.safetensors")?;
@@ -348,25 +359,31 @@ impl Config {
     }
 }
 
-/// Documents as in [`Data`], without fill-in-the-middle.
-fn held_out(tokens: Option<&Artifact<Tokens>>, tokenizer: &Tokenizer) -> Result<Corpus, Error> {
-    let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
-    let mut corpus = Corpus::default();
-    for row in tokens.into_iter().flat_map(Artifact::read_all) {
-        corpus.push(&[&[bos], row?.ids.as_slice(), &[eos]].concat());
-    }
-    Ok(corpus)
+/// What is held out, without fill-in-the-middle.
+fn held_out(
+    config: &Config,
+    tokens: Option<&Artifact<Tokens>>,
+    tokenizer: &Tokenizer,
+    threads: usize,
+) -> Result<Option<Corpus>, Error> {
+    let Some(tokens) = tokens else { return Ok(None) };
+    let frame = Frame { bos: tokenizer.bos().map_err(fault)?, eos: tokenizer.eos().map_err(fault)?, fim: None };
+    Corpus::open(std::slice::from_ref(tokens), &[1], frame, config.context, threads).map(Some)
 }
 
-/// What is trained on: documents, each behind its `<|bos|>` and closed by `<|eos|>`.
+/// What is trained on, and in which order.
 struct Data {
-    corpora: Vec<Corpus>,
+    corpus: Corpus,
     mixture: Mixture,
-    documents: u64,
 }
 
 impl Data {
-    fn read(config: &Config, tokens: &[Artifact<Tokens>], tokenizer: &Tokenizer) -> Result<Self, Error> {
+    fn open(
+        config: &Config,
+        tokens: &[Artifact<Tokens>],
+        tokenizer: &Tokenizer,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let (bos, eos) = (tokenizer.bos().map_err(fault)?, tokenizer.eos().map_err(fault)?);
         let fim = match config.fim_rate > 0.0 {
             true => {
@@ -376,40 +393,37 @@ impl Data {
             false => None,
         };
         let is_one = config.weights.is_empty();
-        let mut corpora = vec![Corpus::default(); if is_one { 1 } else { tokens.len() }];
-        let mut documents = 0;
-        for (input, artifact) in tokens.iter().enumerate() {
-            let corpus = &mut corpora[if is_one { 0 } else { input }];
-            for row in artifact.read_all() {
-                let ids = row?.ids;
-                let ids = fim.and_then(|fim| fim.apply(documents, &ids)).unwrap_or(ids);
-                corpus.push(&[&[bos], ids.as_slice(), &[eos]].concat());
-                documents += 1;
-            }
-        }
+        let groups = if is_one { vec![tokens.len()] } else { vec![1; tokens.len()] };
+        let corpus = Corpus::open(tokens, &groups, Frame { bos, eos, fim }, config.context, threads)?;
         let hint = "look at the drops of the jobs before";
-        if documents == 0 {
+        if corpus.documents() == 0 {
             return Err(Error::data("there is not one document to train on").hint(hint));
         }
-        let windows: Vec<u64> = corpora.iter().map(|corpus| corpus.windows(config.context) as u64).collect();
-        if let Some(empty) = windows.iter().position(|&count| count == 0) {
+        let sequences = corpus.sequences();
+        if let Some(empty) = sequences.iter().position(|&count| count == 0) {
             return Err(Error::data(format!("input {empty} of `tokens` has not one document to train on")).hint(hint));
         }
         let weights = if is_one { &[1.0][..] } else { &config.weights };
-        Ok(Self { mixture: Mixture::new(config.seed, &windows, weights), corpora, documents })
+        Ok(Self { mixture: Mixture::new(config.seed, &sequences, weights), corpus })
     }
 
     /// The pieces of documents of the sequence at place `at` of the whole training.
-    fn sequence(&self, at: u64, context: usize) -> Vec<&[u32]> {
-        let (corpus, window) = self.mixture.sample(at);
-        self.corpora[corpus].window(window as usize, context)
+    fn sequence(&self, at: u64) -> Result<Ragged, Error> {
+        let (group, sequence) = self.mixture.sample(at);
+        self.corpus.sequence(group, sequence)
     }
+}
+
+/// Sequences as rows that each predict the next token.
+fn batch(sequences: &[Ragged]) -> Batch {
+    let pieces: Vec<&[u32]> = sequences.iter().flat_map(Ragged::lists).collect();
+    Batch::next_token(&pieces)
 }
 
 struct Pretraining<'a> {
     config: &'a Config,
     data: &'a Data,
-    held_out: &'a Corpus,
+    held_out: Option<&'a Corpus>,
     cx: &'a Context,
     tokens_at_once: usize,
     ahead: Ahead<Vec<MicroBatch>>,
@@ -424,12 +438,11 @@ impl Pretraining<'_> {
     }
 
     /// Of step `step`, from 0.
-    fn micro_batches(&self, step: u64, to: &Uploader) -> Vec<MicroBatch> {
+    fn micro_batches(&self, step: u64, to: &Uploader) -> Result<Vec<MicroBatch>, Error> {
         let batches = self.config.batches();
         let places = batches.before(step)..batches.before(step) + batches.size(step);
-        let pieces: Vec<Vec<&[u32]>> = places.map(|at| self.data.sequence(at, self.config.context)).collect();
-        let parts = pieces.chunks(self.sequences_at_once());
-        parts.map(|part| to.upload(Batch::next_token(&part.concat()))).collect()
+        let sequences = places.map(|at| self.data.sequence(at)).collect::<Result<Vec<Ragged>, Error>>()?;
+        Ok(sequences.chunks(self.sequences_at_once()).map(|part| to.upload(batch(part))).collect())
     }
 }
 
@@ -442,7 +455,10 @@ impl Training for Pretraining<'_> {
         let config = self.config;
         let (step, batches) = (trainer.steps(), config.batches());
         let (started, first) = *self.began.get_or_insert_with(|| (Instant::now(), step));
-        let micro = self.ahead.take(step).unwrap_or_else(|| self.micro_batches(step, &trainer.uploader()));
+        let micro = match self.ahead.take(step) {
+            Some(micro) => micro,
+            None => self.micro_batches(step, &trainer.uploader())?,
+        };
         let objective = NextToken { mtp_weight: config.mtp_weight_at(step), z: config.z_loss };
         let micro: Vec<(&MicroBatch, &dyn Objective)> = micro.iter().map(|batch| (batch, &objective as _)).collect();
         let mut next = None;
@@ -450,7 +466,7 @@ impl Training for Pretraining<'_> {
             next = (step + 1 < config.steps).then(|| self.micro_batches(step + 1, to));
         });
         let report = report.map_err(fault)?;
-        self.ahead.put(step + 1, next);
+        self.ahead.put(step + 1, next.transpose()?);
         let sequences = batches.before(report.step) - batches.before(first);
         let rate = sequences as f64 * config.context as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let note = format!("loss {:.3}, {rate:.0} tokens/s", report.loss);
@@ -458,16 +474,17 @@ impl Training for Pretraining<'_> {
     }
 
     fn evaluate(&self, trainer: &Trainer) -> Result<Vec<(&'static str, f64)>, Error> {
-        let windows: Vec<usize> = (0..self.held_out.windows(self.config.context)).collect();
-        if windows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let batches = windows.chunks(self.sequences_at_once()).map(|part| {
-            let pieces: Vec<&[u32]> =
-                part.iter().flat_map(|&window| self.held_out.window(window, self.config.context)).collect();
-            Batch::next_token(&pieces)
+        let Some(held_out) = self.held_out.filter(|corpus| corpus.documents() > 0) else { return Ok(Vec::new()) };
+        let at_once = self.sequences_at_once() as u64;
+        let count = held_out.sequences()[0];
+        let unreadable = RefCell::new(None);
+        let batches = (0..count.div_ceil(at_once)).map_while(|part| {
+            let places = part * at_once..((part + 1) * at_once).min(count);
+            let sequences = places.map(|i| held_out.sequence(0, i)).collect::<Result<Vec<Ragged>, Error>>();
+            sequences.map(|sequences| batch(&sequences)).map_err(|e| unreadable.replace(Some(e))).ok()
         });
-        Ok(vec![("validation_loss", mean_loss(trainer, batches).map_err(fault)?)])
+        let loss = mean_loss(trainer, batches).map_err(fault)?;
+        unreadable.into_inner().map_or(Ok(vec![("validation_loss", loss)]), Err)
     }
 }
 

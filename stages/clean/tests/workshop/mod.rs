@@ -24,7 +24,7 @@ pub(crate) struct Workshop {
     pub threads: usize,
     /// Bytes that its jobs may hold.
     pub memory: Option<u64>,
-    /// Times that `warnings` was asked.
+    /// Times that `run_program` was asked.
     asked: AtomicUsize,
 }
 
@@ -148,9 +148,20 @@ impl Workshop {
         config: Value,
         inputs: &[(&str, &[InputRef])],
     ) -> Vec<String> {
+        self.run_program::<S>(program, config, inputs).1
+    }
+
+    /// Does a whole job by `program`, the stage's own; gives what it committed, which says what the process took, and
+    /// what it warned of.
+    pub(crate) fn run_program<S: Stage>(
+        &self,
+        program: &str,
+        config: Value,
+        inputs: &[(&str, &[InputRef])],
+    ) -> (Manifest, Vec<String>) {
         let (config, sources) = self.resolve_sources::<S>(config, inputs).unwrap();
         // Another job each time: one that is committed already would be adopted, without its warnings.
-        let salt = format!("warnings {}", self.asked.fetch_add(1, Ordering::Relaxed));
+        let salt = format!("program {}", self.asked.fetch_add(1, Ordering::Relaxed));
         let invocation = self.invocation::<S>(config, sources, inputs, &salt);
         let file = self.folder.join("invocation.json");
         std::fs::write(&file, serde_json::to_vec(&invocation).unwrap()).unwrap();
@@ -158,7 +169,9 @@ impl Workshop {
         assert!(said.status.success(), "{said:?}");
         let events = String::from_utf8(said.stdout).unwrap();
         let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        events.filter(|e| e["type"] == "warning").map(|e| e["message"].as_str().unwrap().to_owned()).collect()
+        let warnings = events.filter(|e| e["type"] == "warning").map(|e| e["message"].as_str().unwrap().to_owned());
+        let warnings = warnings.collect();
+        (self.manifest(&invocation).unwrap().expect("a job that is done has a manifest"), warnings)
     }
 
     /// What a runner hands to a stage; another `salt` makes it another job.

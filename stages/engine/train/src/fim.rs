@@ -18,10 +18,18 @@ pub struct FillInMiddle {
 const STREAM: u64 = 0xf111;
 
 impl FillInMiddle {
+    /// Tokens that a document has more when it is rearranged.
+    pub const ADDED: u64 = 3;
+
+    /// Whether document number `document` is one of those to rearrange.
+    pub fn chooses(&self, document: u64) -> bool {
+        random::uniform(self.seed, STREAM, 3 * document) < self.rate
+    }
+
     /// Document number `document`, rearranged if it is one of the chosen. Two cuts, uniform over all places, make the
     /// three parts.
     pub fn apply(&self, document: u64, ids: &[u32]) -> Option<Vec<u32>> {
-        if random::uniform(self.seed, STREAM, 3 * document) >= self.rate {
+        if !self.chooses(document) {
             return None;
         }
         let cut = |i| random::below(self.seed, STREAM, 3 * document + i, ids.len() as u64 + 1) as usize;
