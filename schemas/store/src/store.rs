@@ -37,6 +37,10 @@ pub struct LocalFile {
 }
 
 impl LocalFile {
+    pub(crate) fn copy(path: PathBuf) -> Self {
+        Self { path, copy: true }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

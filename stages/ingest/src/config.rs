@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smelt_stage::Error;
 use smelt_stage::files::{Found, expand};
+use smelt_store::Remote;
 use smelt_verify::Verifier;
 
 use crate::chat::{Chat, Names, ROLES};
 use crate::error::IngestError;
 use crate::paths;
 use crate::read::{self, Fields, Format, Reading};
+use crate::remote::Remotes;
 use crate::select::{self, Idle, Limits, Selection};
 
 /// Which files are read, and how much of them.
@@ -20,7 +22,8 @@ use crate::select::{self, Idle, Limits, Selection};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Globs: `*` and `?` inside a name, `**` across folders, `{a,b}` for either. `~`, `${NAME}` and `${NAME:-default}`
-    /// are filled in.
+    /// are filled in. `s3://bucket/…` finds objects, with the credentials that a store has; `https://…` is a file of a
+    /// web server, which knows no wildcards.
     /// Documents are named from `/./` on, or from the last folder before the first wildcard.
     pub paths: Vec<String>,
     /// What the records become.
@@ -108,7 +111,7 @@ pub enum RecordKind {
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
     /// `.jsonl` and `.ndjson` are JSON lines, `.csv` and `.tsv` tables, `.parquet` is Parquet, `.wet` and `.warc` are
-    /// WARC; of any other name a file whose lines are JSON objects is JSON lines, a JSON list of objects is records,
+    /// WARC, `.html` and `.htm` are pages; of any other name a file whose lines are JSON objects is JSON lines, a JSON list of objects is records,
     /// and anything else is text.
     #[default]
     Auto,
@@ -122,8 +125,11 @@ pub enum FileFormat {
     Csv,
     /// One record per row.
     Parquet,
-    /// The texts of a crawl: WET files, and what is plain text in WARC files. `url` and `time` are the record's.
+    /// The pages of a crawl (WARC), or their texts (WET). `url` and `time` are where and when the crawler found them.
     Warc,
+    /// One page per file: its main text, without menus and what else surrounds it. `url` and `time` are what the page
+    /// says itself; `metadata` has `title`, `author`, `license`, `declared_language` and `charset` where they are known.
+    Html,
 }
 
 /// What happens to records that cannot be read.
@@ -187,8 +193,8 @@ impl Config {
                 let what = format!("`{field}` is for documents, and this job reads {}", self.kind.name());
                 return Err(Error::config(&format!("/{field}"), what));
             }
-            if self.format == FileFormat::Text {
-                let what = format!("a text holds no {}", self.kind.name());
+            if let FileFormat::Text | FileFormat::Html | FileFormat::Warc = self.format {
+                let what = format!("texts and pages hold no {}", self.kind.name());
                 return Err(Error::config("/format", what).hint("chats are read from JSON, CSV and Parquet"));
             }
         }
@@ -215,6 +221,7 @@ impl Config {
                 FileFormat::Csv => Some(Format::Csv(b',')),
                 FileFormat::Parquet => Some(Format::Parquet),
                 FileFormat::Warc => Some(Format::Warc),
+                FileFormat::Html => Some(Format::Html),
             },
             fields: Fields {
                 text: &self.text_field,
@@ -227,15 +234,21 @@ impl Config {
     }
 
     /// Whether a file is one document of the same size, so that limits apply without reading it all.
-    pub(crate) fn is_plain(&self, file: &Found) -> bool {
-        self.kind == RecordKind::Documents && read::is_plain(&file.path, &file.name, self.reading())
+    pub(crate) fn is_plain(&self, file: &Found, remotes: &Remotes) -> bool {
+        let is_local = remotes.version(file).is_none();
+        self.kind == RecordKind::Documents && is_local && read::is_plain(&file.path, &file.name, self.reading())
     }
 
     /// The files to read, sorted by name.
     pub(crate) fn select(&self) -> Result<Selection, IngestError> {
         let (mut globs, mut idle, mut dead) = (Vec::new(), Vec::new(), Vec::new());
+        let mut remotes = Remotes::default();
         for path in &self.paths {
-            let matches = paths::matches(&expand(path, |name| std::env::var(name).ok())?)?;
+            let pattern = expand(path, |name| std::env::var(name).ok())?;
+            let matches = match Remote::is_address(&pattern) {
+                true => remotes.matches(&pattern)?,
+                false => paths::matches(&pattern)?,
+            };
             dead.extend(matches.dead);
             match matches.files.is_empty() {
                 true => idle.push(Idle { glob: path.clone(), hint: matches.hint }),
@@ -249,8 +262,8 @@ impl Config {
             max_total_bytes: self.max_total_bytes,
             max_documents: self.max_documents,
         };
-        let selection = select::select(globs, &limits, |file| self.is_plain(file))?;
-        Ok(Selection { idle, dead, ..selection })
+        let selection = select::select(globs, &limits, |file| self.is_plain(file, &remotes))?;
+        Ok(Selection { idle, dead, remotes, ..selection })
     }
 
     /// Why a document is left out although it was read: rule and value.

@@ -15,6 +15,9 @@ pub enum IngestError {
     /// The files are not what they should be.
     #[error("{what}")]
     Data { what: String, place: String, hint: Option<String> },
+    /// A bucket or a web server does not let its files be found.
+    #[error("{what}")]
+    Remote { what: String, place: String, hint: Option<String>, code: ExitCode },
     /// The machine does not let a file be read.
     #[error("cannot read `{name}`: {source}")]
     Read { name: String, source: io::Error },
@@ -25,17 +28,21 @@ impl Fault for IngestError {
         match self {
             Self::Config { .. } => ExitCode::Pipeline,
             Self::Data { .. } => ExitCode::Data,
+            Self::Remote { code, .. } => *code,
             Self::Read { .. } => ExitCode::Machine,
         }
     }
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Config { hint, .. } | Self::Data { hint, .. } => hint.clone(),
+            Self::Config { hint, .. } | Self::Data { hint, .. } | Self::Remote { hint, .. } => hint.clone(),
             Self::Read { .. } => None,
         }
     }
     fn place(&self) -> Option<String> {
-        let (Self::Config { place, .. } | Self::Data { place, .. } | Self::Read { name: place, .. }) = self;
+        let (Self::Config { place, .. }
+        | Self::Data { place, .. }
+        | Self::Remote { place, .. }
+        | Self::Read { name: place, .. }) = self;
         Some(place.clone())
     }
 }
@@ -65,6 +72,19 @@ impl IngestError {
 
     pub(crate) fn data(place: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Data { what: what.into(), place: place.into(), hint: None }
+    }
+
+    pub(crate) fn remote(place: &str, error: &smelt_store::Error) -> Self {
+        // Of whom the store speaks is here the place of the files.
+        let what = error.to_string().replacen("store ", "", 1);
+        // An address may hold a password where none should stand.
+        let place = match place.split_once("://") {
+            Some((scheme, rest)) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
+                format!("{scheme}://{}", rest.split_once('@').map_or("", |(_, rest)| rest))
+            }
+            _ => place.to_owned(),
+        };
+        Self::Remote { what, place, hint: error.hint(), code: error.exit_code() }
     }
 
     pub(crate) fn with_hint(mut self, text: impl Into<String>) -> Self {

@@ -4,6 +4,8 @@ use std::io::{self, BufRead};
 
 use serde_json::{Map, Value};
 
+use crate::read::MAX_RECORD;
+
 /// Why a text is no record.
 #[derive(Debug, PartialEq)]
 pub(crate) struct NoObject {
@@ -183,7 +185,10 @@ impl Elements {
                 if element.is_empty() {
                     begins = self.line;
                 }
-                element.push(byte);
+                // Of an element that is too long one byte more is kept, which tells it.
+                if element.len() as u64 <= MAX_RECORD {
+                    element.push(byte);
+                }
             }
             self.reader.consume(used);
             if is_whole {

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::cell;
 use crate::error::IngestError;
+use crate::parts::Part;
 use crate::read::{Item, Outcome, Reading, text_of};
 use crate::record::{Place, Record, TIME_FIELDS};
 
@@ -42,8 +43,13 @@ fn short(of: &DataType) -> String {
 }
 
 impl<'a> ParquetRows<'a> {
-    /// The rows, and the columns that are left out.
-    pub(crate) fn open(name: &'a str, file: File, reading: Reading<'a>) -> Result<(Self, Vec<String>), IngestError> {
+    /// The rows, of the whole file or of a part, and the columns that are left out.
+    pub(crate) fn open(
+        name: &'a str,
+        file: File,
+        reading: Reading<'a>,
+        part: Option<&Part>,
+    ) -> Result<(Self, Vec<String>), IngestError> {
         let damaged = |e: parquet::errors::ParquetError| {
             IngestError::data(name, format!("`{name}` is no whole Parquet file: {e}"))
                 .with_hint("fetch the file again, or leave it out of `paths`")
@@ -77,13 +83,18 @@ impl<'a> ParquetRows<'a> {
         }
         let roots = schema.fields().iter().enumerate().filter(|(_, field)| needs(field, reading)).map(|(i, _)| i);
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots.collect::<Vec<_>>());
+        let builder = match part {
+            Some(part) => builder.with_row_groups(part.groups.clone().collect()),
+            None => builder,
+        };
         let batches = builder.with_batch_size(256).with_projection(mask).build().map_err(damaged)?;
+        let number = part.map_or(0, |part| part.before);
         let left_out = left_out(&schema, reading);
-        Ok((ParquetRows { name, reading, batches, ready: VecDeque::new(), number: 0, is_over: false }, left_out))
+        Ok((ParquetRows { name, reading, batches, ready: VecDeque::new(), number, is_over: false }, left_out))
     }
 
     fn place(&self) -> Place {
-        Place { file: self.name.into(), number: self.number, unit: "row", at: self.number }
+        Place { file: self.name.into(), number: Some(self.number), unit: "row", at: self.number }
     }
 
     fn take_up(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {

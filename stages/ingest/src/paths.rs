@@ -32,7 +32,7 @@ pub struct Matches {
 }
 
 /// The globs that a pattern with `{a,b}` stands for; braces may stand side by side, not inside one another.
-fn alternatives(pattern: &str) -> Result<Vec<String>, IngestError> {
+pub(crate) fn alternatives(pattern: &str) -> Result<Vec<String>, IngestError> {
     let Some((before, rest)) = pattern.split_once('{') else { return Ok(vec![pattern.to_owned()]) };
     let closed = rest.split_once('}').filter(|(inside, _)| !inside.contains('{'));
     let (inside, after) = closed.ok_or_else(|| {
@@ -75,18 +75,14 @@ pub fn matches(pattern: &str) -> Result<Matches, IngestError> {
 }
 
 fn address(pattern: &str, scheme: &str, rest: &str) -> IngestError {
-    let error = IngestError::config(pattern, format!("`{pattern}` is an address, and `ingest` reads local files"));
-    let folder = rest.split(['*', '?', '[', '{']).next().unwrap_or(rest);
-    let folder = folder.rsplit_once('/').map_or(folder, |(folder, _)| folder);
-    error.with_hint(match scheme {
+    let what = format!("`{pattern}` is an address of a kind that is not read; s3://, https:// and http:// are");
+    IngestError::config(pattern, what).with_hint(match scheme {
         "file" => format!("write the path alone: `{}`", rest.trim_start_matches("localhost")),
-        "s3" => format!(
-            "copy the files first, `aws s3 sync s3://{folder} data`, and write `data/**/*`; only `store:` takes an \
-             address"
-        ),
-        "hf" => "fetch the files first, `hf download --repo-type dataset NAME --local-dir data`, and write \
-                 `data/**/*`"
-            .into(),
+        "hf" => {
+            "write the address of each file, `https://huggingface.co/datasets/NAME/resolve/main/FILE`, or fetch them \
+                 first with `hf download --repo-type dataset NAME --local-dir data`"
+                .into()
+        }
         _ => "fetch the files first, and write where they lie".into(),
     })
 }
@@ -231,13 +227,13 @@ fn fits(pattern: &Pattern, name: &OsStr) -> bool {
 
 /// Where names begin.
 #[derive(Clone, Copy, PartialEq, Debug)]
-struct Root {
+pub(crate) struct Root {
     /// Components of the path that belong to the root.
     components: usize,
 }
 
 /// The root of a glob, and the glob without its `/./`.
-fn root_of(pattern: &str) -> (Root, String) {
+pub(crate) fn root_of(pattern: &str) -> (Root, String) {
     if let Some((root, rest)) = pattern.split_once("/./") {
         return (Root { components: components(root) }, format!("{root}/{rest}"));
     }
@@ -253,7 +249,7 @@ fn components(path: &str) -> usize {
 }
 
 /// The path from its root on. Bytes that are no UTF-8 are written as `\xe9`.
-fn name_of(path: &Path, root: Root) -> String {
+pub(crate) fn name_of(path: &Path, root: Root) -> String {
     let mut name = String::new();
     for part in path.components().filter(|c| !matches!(c, Component::CurDir)).skip(root.components) {
         if matches!(part, Component::RootDir) {

@@ -1,21 +1,29 @@
-//! From a file to its records: plain text, JSON lines and lists, CSV, Parquet and WARC; packed with gzip, Zstandard,
+//! From a file to its records: plain text, HTML, JSON lines and lists, CSV, Parquet and WARC; packed with gzip, Zstandard,
 //! bzip2 or xz or not; in UTF-8, or in UTF-16 or UTF-32.
 //!
 //! Files are read as streams, one record at a time. What is wrong with a record is handed on as [`Bad`], because the
 //! config says what becomes of it; what is wrong with a file ends the job.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::error::IngestError;
+use crate::html;
 use crate::json::{self, Elements, NoObject};
 use crate::parquet::ParquetRows;
-pub use crate::record::{Bad, Fields, Place, Raw, Record, TIME_FIELDS};
+use crate::parts::Part;
+pub use crate::record::{Bad, Fields, LeftOut, Place, Raw, Record, TIME_FIELDS};
 pub use crate::sniff::Format;
 use crate::sniff::{self, Packing, Wanted};
 use crate::unpack::{self, Narrowed, Peeked};
 use crate::warc::Warc;
+
+/// Bytes of a record, or of a text that is one document, at most: what is longer is a bad record, so that no file takes
+/// more memory than a few of these, whatever it says of itself.
+pub const MAX_RECORD: u64 = 256 << 20;
+/// How often a file may be packed.
+const MAX_LAYERS: usize = 4;
 
 /// How files are read.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +43,8 @@ pub enum Item {
     /// The file is one document.
     Whole(String),
     Record(Record),
+    /// Something that is sound and gives no document, such as a page without a main text.
+    LeftOut(LeftOut),
 }
 
 /// An item, or what is wrong with it.
@@ -78,6 +88,27 @@ impl Reading<'_> {
     }
 }
 
+/// Opens a part of a file.
+pub(crate) fn open_part<'a>(
+    name: &'a str,
+    path: &Path,
+    reading: Reading<'a>,
+    part: &Part,
+) -> Result<Opened<'a>, IngestError> {
+    let cannot = |source| IngestError::Read { name: name.to_owned(), source };
+    let mut file = File::open(path).map_err(cannot)?;
+    if !part.groups.is_empty() {
+        let (rows, left_out) = ParquetRows::open(name, file, reading, Some(part))?;
+        // A column is left out of a file once.
+        return Ok(Opened { items: Box::new(rows), left_out: if part.before == 0 { left_out } else { Vec::new() } });
+    }
+    file.seek(SeekFrom::Start(part.bytes.start)).map_err(cannot)?;
+    let reader = BufReader::with_capacity(1 << 16, file.take(part.bytes.end - part.bytes.start));
+    let lines =
+        Lines { name, reader: Box::new(reader), reading, line: part.before, offset: part.bytes.start, is_over: false };
+    Ok(Opened { items: Box::new(lines), left_out: Vec::new() })
+}
+
 /// Opens a file.
 pub fn open<'a>(name: &'a str, path: &Path, reading: Reading<'a>) -> Result<Opened<'a>, IngestError> {
     let opened = |items| Ok(Opened { items, left_out: Vec::new() });
@@ -91,7 +122,7 @@ pub fn open<'a>(name: &'a str, path: &Path, reading: Reading<'a>) -> Result<Open
         return match sniff::foreign(&start).filter(|_| !start.starts_with(b"PAR1")) {
             Some(found) => opened(refused(name, found)),
             None => {
-                let (rows, left_out) = ParquetRows::open(name, file, reading)?;
+                let (rows, left_out) = ParquetRows::open(name, file, reading, None)?;
                 Ok(Opened { items: Box::new(rows), left_out })
             }
         };
@@ -102,7 +133,12 @@ pub fn open<'a>(name: &'a str, path: &Path, reading: Reading<'a>) -> Result<Open
     let mut reader: Box<dyn BufRead> = Box::new(BufReader::with_capacity(1 << 16, file));
     let mut first = start;
     // A file may be packed twice, as when a server packs what is packed already.
+    let mut layers = 0;
     while let Some(packing) = sniff::packing(&first) {
+        layers += 1;
+        if layers > MAX_LAYERS {
+            return opened(refused(name, ("packed in itself more than 4 times", "leave it out of `paths`")));
+        }
         let unpacked = unpack::unpack(reader, packing).map_err(cannot)?;
         let peeked = unpack::peek(unpacked).map_err(cannot)?;
         (first, reader) = (peeked.head, peeked.reader);
@@ -137,6 +173,7 @@ pub fn open<'a>(name: &'a str, path: &Path, reading: Reading<'a>) -> Result<Open
             refused(name, ("neither text nor anything else that is read", "leave it out of `paths`"))
         }
         Format::Text => Box::new(std::iter::once(whole(name, reader, reading.replace))),
+        Format::Html => Box::new(std::iter::once(page(name, reader, reading))),
     })
 }
 
@@ -173,9 +210,18 @@ fn wrongly_named<'a>(name: &'a str, packed: Option<Packing>, is_empty: bool) -> 
     Box::new(std::iter::once(Ok(Err(bad))))
 }
 
+/// What is longer than [`MAX_RECORD`].
+fn too_large(place: &Place, what: &str) -> Bad {
+    let told = format!("{what} has more than {} MiB", MAX_RECORD >> 20);
+    place.bad("too_large_record", told).hint("split it, or leave it out")
+}
+
 fn whole(name: &str, mut reader: Box<dyn BufRead>, replace: bool) -> Result<Outcome, IngestError> {
     let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes).map_err(|e| IngestError::io(name, e))?;
+    reader.by_ref().take(MAX_RECORD + 1).read_to_end(&mut bytes).map_err(|e| IngestError::io(name, e))?;
+    if bytes.len() as u64 > MAX_RECORD {
+        return Ok(Err(too_large(&Place::whole(name, "text"), "a document")));
+    }
     Ok(decode(bytes, replace).map(Item::Whole).map_err(|(byte, at)| Bad {
         id: name.into(),
         rule: "invalid_utf8",
@@ -184,6 +230,25 @@ fn whole(name: &str, mut reader: Box<dyn BufRead>, replace: bool) -> Result<Outc
         told: format!("`{name}` is not UTF-8: byte 0x{byte:02x} at offset {at}"),
         hint: Some(NOT_UTF8.into()),
     }))
+}
+
+/// A file that is one page.
+fn page(name: &str, mut reader: Box<dyn BufRead>, reading: Reading<'_>) -> Result<Outcome, IngestError> {
+    let mut bytes = Vec::new();
+    // What is longer is refused below.
+    reader.by_ref().take(html::MAX_PAGE + 1).read_to_end(&mut bytes).map_err(|e| IngestError::io(name, e))?;
+    let page = match html::main_text(&bytes, None) {
+        Ok(page) => page,
+        Err(no) => {
+            let note = format!("`{name}`: {}", no.note);
+            return Ok(Ok(Item::LeftOut(LeftOut { id: name.into(), rule: no.rule, value: no.value, note })));
+        }
+    };
+    let mut fields = serde_json::Map::from_iter([(reading.fields.text.to_owned(), page.text.into())]);
+    fields.extend(page.url.map(|url| ("url".to_owned(), url.into())));
+    fields.extend(page.published.map(|time| ("time".to_owned(), time.into())));
+    fields.extend(page.metadata);
+    Ok(Ok(Item::Record(Record { place: Place::whole(name, "page"), fields })))
 }
 
 const NOT_UTF8: &str = "convert the file, `iconv -f latin1 -t utf-8`, or set `invalid_utf8` to `drop` or `replace`";
@@ -234,27 +299,39 @@ struct Lines<'a> {
     is_over: bool,
 }
 
+impl Lines<'_> {
+    /// Reads a line and gives its length; of one that is too long only its beginning.
+    fn line(&mut self, bytes: &mut Vec<u8>) -> std::io::Result<u64> {
+        let read = self.reader.by_ref().take(MAX_RECORD + 1).read_until(b'\n', bytes)? as u64;
+        let is_cut = read > MAX_RECORD && bytes.last() != Some(&b'\n');
+        Ok(read + if is_cut { self.reader.skip_until(b'\n')? as u64 } else { 0 })
+    }
+}
+
 impl Iterator for Lines<'_> {
     type Item = Result<Outcome, IngestError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.is_over {
             let mut bytes = Vec::new();
-            match self.reader.read_until(b'\n', &mut bytes) {
+            let length = match self.line(&mut bytes) {
                 Ok(0) => return None,
-                Ok(_) => {}
+                Ok(length) => length,
                 Err(e) => {
                     self.is_over = true;
                     return Some(Err(IngestError::io(self.name, e)));
                 }
-            }
+            };
             let start = self.offset;
-            self.offset += bytes.len() as u64;
+            self.offset += length;
             self.line += 1;
+            let place = Place { file: self.name.into(), number: Some(self.line - 1), unit: "line", at: self.line };
+            if length > MAX_RECORD {
+                return Some(Ok(Err(too_large(&place, "a line"))));
+            }
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let place = Place { file: self.name.into(), number: self.line - 1, unit: "line", at: self.line };
             let outcome = text_of(bytes, start, &place, self.reading.replace);
             // A mark inside a file is where files with marks were joined.
             return Some(Ok(outcome.and_then(|text| record(text.trim_start_matches('\u{feff}').trim_end(), place))));
@@ -279,8 +356,11 @@ impl Iterator for List<'_> {
             Ok(element) => element?,
             Err(e) => return Some(Err(IngestError::io(self.name, e))),
         };
-        let place = Place { file: self.name.into(), number: self.number, unit: "line", at: line };
+        let place = Place { file: self.name.into(), number: Some(self.number), unit: "line", at: line };
         self.number += 1;
+        if bytes.len() as u64 > MAX_RECORD {
+            return Some(Ok(Err(too_large(&place, "an element"))));
+        }
         if bytes.is_empty() {
             let bad = place.bad("not_json", "the list ends in the middle");
             return Some(Ok(Err(bad.hint("the file was cut off: fetch it again"))));
@@ -293,7 +373,7 @@ impl Iterator for List<'_> {
 /// Iterator over the rows of a CSV file; every value is a string.
 struct Table<'a> {
     name: &'a str,
-    rows: csv::Reader<Box<dyn BufRead>>,
+    rows: csv::Reader<Counted>,
     names: Vec<String>,
     reading: Reading<'a>,
     number: u64,
@@ -302,10 +382,29 @@ struct Table<'a> {
 
 impl<'a> Table<'a> {
     fn open(name: &'a str, reader: Box<dyn BufRead>, between: u8, reading: Reading<'a>) -> Result<Self, IngestError> {
-        let mut rows = csv::ReaderBuilder::new().delimiter(between).flexible(true).from_reader(reader);
+        let mut rows =
+            csv::ReaderBuilder::new().delimiter(between).flexible(true).from_reader(Counted { reader, read: 0 });
         let header = rows.byte_headers().map_err(|e| of_csv(name, e))?;
         let names: Vec<String> = header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
         Ok(Table { name, rows, names, reading, number: 0, is_over: false })
+    }
+}
+
+/// Counts what a row takes: one whose quotes do not end would else become the rest of the file.
+struct Counted {
+    reader: Box<dyn BufRead>,
+    read: u64,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.read > MAX_RECORD {
+            let what = format!("a row has more than {} MiB: do its quotes end?", MAX_RECORD >> 20);
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+        }
+        let read = self.reader.read(buffer)?;
+        self.read += read as u64;
+        Ok(read)
     }
 }
 
@@ -324,6 +423,7 @@ impl Iterator for Table<'_> {
             return None;
         }
         let mut row = csv::ByteRecord::new();
+        self.rows.get_mut().read = 0;
         match self.rows.read_byte_record(&mut row) {
             Ok(true) => {}
             Ok(false) => return None,
@@ -333,7 +433,7 @@ impl Iterator for Table<'_> {
             }
         }
         let line = row.position().map_or(0, csv::Position::line);
-        let place = Place { file: self.name.into(), number: self.number, unit: "line", at: line };
+        let place = Place { file: self.name.into(), number: Some(self.number), unit: "line", at: line };
         self.number += 1;
         if row.len() != self.names.len() {
             let what = format!("{} values for {} columns", row.len(), self.names.len());

@@ -28,8 +28,8 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: String,
-    /// Of the record in its file, from 0; names a record that has no id.
-    pub number: u64,
+    /// Of the record in its file, from 0; names a record that has no id. `None` if the file is the record.
+    pub number: Option<u64>,
     /// `line 3`, `row 2`: what the number below counts.
     pub unit: &'static str,
     /// What an editor shows.
@@ -37,14 +37,28 @@ pub struct Place {
 }
 
 impl Place {
+    /// Of a file that is one record.
+    pub(crate) fn whole(file: &str, unit: &'static str) -> Self {
+        Self { file: file.into(), number: None, unit, at: 1 }
+    }
+
     pub(crate) fn id(&self) -> String {
-        format!("{}#{}", self.file, self.number)
+        self.number.map_or_else(|| self.file.clone(), |number| format!("{}#{number}", self.file))
     }
 
     pub(crate) fn bad(&self, rule: &'static str, what: impl Into<String>) -> Bad {
         let told = format!("`{}` {} {}: {}", self.file, self.unit, self.at, what.into());
         Bad { id: self.id(), rule, value: Some(self.at as f64), at: Some(self.at), told, hint: None }
     }
+}
+
+/// What is read, and gives no document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeftOut {
+    pub id: String,
+    pub rule: &'static str,
+    pub value: Option<f64>,
+    pub note: String,
 }
 
 /// Why a record, or a whole file, is not read.

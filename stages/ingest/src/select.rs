@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use crate::error::IngestError;
+use crate::remote::Remotes;
 use smelt_stage::files::Found;
+use smelt_store::Remote;
 
 /// Limits that can be checked without opening a file. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,6 +34,8 @@ pub struct Selection {
     pub idle: Vec<Idle>,
     /// Links to nothing.
     pub dead: Vec<String>,
+    /// Those of the files that lie elsewhere.
+    pub remotes: Remotes,
 }
 
 /// A glob that matches nothing, and what may be wrong with it.
@@ -104,7 +108,7 @@ pub fn select(
         });
         files.sort_by(|a, b| a.name.cmp(&b.name));
     }
-    Ok(Selection { files, matched, idle: Vec::new(), dead: Vec::new() })
+    Ok(Selection { files, matched, idle: Vec::new(), dead: Vec::new(), remotes: Remotes::default() })
 }
 
 /// The place of a file in the sample: hash of its name, then the name.
@@ -116,7 +120,8 @@ fn same_bytes(a: &Found, b: &Found) -> Result<bool, IngestError> {
     let read = |file: &Found| {
         std::fs::read(&file.path).map_err(|source| IngestError::Read { name: file.path.display().to_string(), source })
     };
-    Ok(a.bytes == b.bytes && read(a)? == read(b)?)
+    let is_remote = |file: &Found| file.path.to_str().is_some_and(Remote::is_address);
+    Ok(a.bytes == b.bytes && !is_remote(a) && !is_remote(b) && read(a)? == read(b)?)
 }
 
 #[cfg(test)]

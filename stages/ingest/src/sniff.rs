@@ -27,6 +27,8 @@ pub enum Format {
     Parquet,
     /// Records of a crawl.
     Warc,
+    /// One page.
+    Html,
 }
 
 /// What is asked of a file whose name does not say what it holds.
@@ -72,6 +74,7 @@ pub(crate) fn by_name(inner: &str) -> Option<Format> {
         "tsv" => Some(Format::Csv(b'\t')),
         "parquet" | "pq" => Some(Format::Parquet),
         "warc" | "wet" => Some(Format::Warc),
+        "html" | "htm" | "xhtml" | "shtml" => Some(Format::Html),
         _ => None,
     }
 }

@@ -8,12 +8,17 @@ use serde::{Deserialize, Serialize};
 use smelt_stage::{Context, Error};
 
 use crate::config::{Config, RecordKind};
-use crate::read::{Bad, Raw};
+use crate::read::{Bad, LeftOut, Raw};
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
     bad: BTreeMap<String, u64>,
     first_bad: Option<(String, Option<String>)>,
+    /// What is sound and gives no document, by rule, and the first of it.
+    #[serde(default)]
+    no_text: BTreeMap<String, u64>,
+    #[serde(default)]
+    first_no_text: Option<String>,
     no_time: u64,
     first_no_time: Option<String>,
     /// Column, the files that have it, and the first of them.
@@ -24,6 +29,11 @@ impl Tally {
     pub(crate) fn bad(&mut self, bad: &Bad) {
         *self.bad.entry(bad.rule.into()).or_default() += 1;
         self.first_bad.get_or_insert_with(|| (bad.told.clone(), bad.hint.clone()));
+    }
+
+    pub(crate) fn no_text(&mut self, left_out: &LeftOut) {
+        *self.no_text.entry(left_out.rule.into()).or_default() += 1;
+        self.first_no_text.get_or_insert_with(|| left_out.note.clone());
     }
 
     pub(crate) fn time(&mut self, raw: &Raw) {
@@ -48,6 +58,10 @@ impl Tally {
             *self.bad.entry(rule).or_default() += n;
         }
         self.first_bad = self.first_bad.take().or(other.first_bad);
+        for (rule, n) in other.no_text {
+            *self.no_text.entry(rule).or_default() += n;
+        }
+        self.first_no_text = self.first_no_text.take().or(other.first_no_text);
         self.no_time += other.no_time;
         self.first_no_time = self.first_no_time.take().or(other.first_no_time);
         for (column, (n, file)) in other.left_out {
@@ -77,6 +91,11 @@ impl Tally {
             if read == 0 {
                 let what = format!("the files hold no records; the first is `{first_file}`");
                 return Err(Error::data(what).hint("they are empty, or hold nothing but blank lines"));
+            }
+            if let (0, Some(first)) = (bad, &all.first_no_text) {
+                let what =
+                    format!("none of {read} pages gives a document: {}; the first: {first}", counts(&all.no_text));
+                return Err(Error::data(what).hint("look at the files: are these the pages that were meant?"));
             }
             if bad == 0 {
                 let what = format!("{read} documents were read and none was kept; the first file is `{first_file}`");

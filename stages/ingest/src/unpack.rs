@@ -8,6 +8,9 @@ use crate::sniff::Packing;
 /// Bytes that are looked at to say what a file is.
 const HEAD: u64 = 256 << 10;
 
+/// Memory that an xz file may ask for, in KiB; `xz -9` needs 65 MiB, and the largest dictionary has 1.5 GiB.
+const XZ_KIB: u32 = 2 << 20;
+
 /// A reader, and what it begins with; `is_all` if that is the whole.
 pub(crate) struct Peeked {
     pub(crate) head: Vec<u8>,
@@ -40,7 +43,7 @@ pub(crate) fn unpack(reader: Box<dyn BufRead>, packing: Packing) -> io::Result<B
             Box::new(decoder)
         }
         Packing::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(reader)),
-        Packing::Xz => Box::new(lzma_rust2::XzReader::new(reader, true)),
+        Packing::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(reader, true, XZ_KIB)),
     })
 }
 

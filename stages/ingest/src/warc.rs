@@ -1,15 +1,17 @@
 //! WARC (ISO 28500): what a crawler fetched, record after record. WET files hold pages as text in this form.
 //!
-//! Records of type `conversion`, and those of type `resource` that are plain text, are read. A `response` is a page as
-//! the server sent it, HTML mostly, and is told as bad; the others describe the crawl and are passed over.
+//! Of records of the types `response` and `resource` the main text is read if they are HTML, the text if they are plain
+//! text; those of type `conversion` are texts. All other records describe the crawl and are passed over.
 
 use std::io::{self, BufRead, Read};
 
 use serde_json::{Map, Value};
 
 use crate::error::IngestError;
-use crate::read::{Item, Outcome, Reading, text_of};
-use crate::record::{Bad, Place, Record};
+use crate::html::{self, MAX_PAGE, NoText, Page};
+use crate::http::{self, MAX_HEADERS, Response};
+use crate::read::{Item, LeftOut, MAX_RECORD, Outcome, Reading, text_of};
+use crate::record::{Place, Record};
 
 /// Header lines of a record at most, in bytes: what has more is no WARC file.
 const HEADERS: u64 = 1 << 20;
@@ -35,11 +37,16 @@ impl Headers {
     }
 }
 
-/// Of a block: nothing, its text, or why there is none.
+/// What a record holds.
 enum Block {
     PassedOver,
+    /// The text that somebody made of a page.
     Text(Vec<u8>),
-    Page,
+    /// What a server answered.
+    Response(Vec<u8>),
+    /// A page or another file.
+    Resource(Vec<u8>),
+    TooLarge,
 }
 
 impl<'a> Warc<'a> {
@@ -48,7 +55,7 @@ impl<'a> Warc<'a> {
     }
 
     fn place(&self) -> Place {
-        Place { file: self.name.into(), number: self.number, unit: "record", at: self.number + 1 }
+        Place { file: self.name.into(), number: Some(self.number), unit: "record", at: self.number + 1 }
     }
 
     /// The last item: what follows cannot be found.
@@ -100,22 +107,27 @@ impl<'a> Warc<'a> {
 
     /// The block, as far as it is wanted; None if the file ends before it does.
     fn block(&mut self, headers: &Headers, length: u64) -> io::Result<Option<Block>> {
-        let is_plain = || headers.get("Content-Type").is_some_and(|kind| kind.starts_with("text/plain"));
-        let kind = headers.get("WARC-Type").unwrap_or_default();
         let mut block = self.reader.by_ref().take(length);
-        let (read, block) = if kind == "conversion" || (kind == "resource" && is_plain()) {
-            let mut text = Vec::new();
-            (block.read_to_end(&mut text)? as u64, Block::Text(text))
-        } else {
-            let read = io::copy(&mut block, &mut io::sink())?;
-            (read, if matches!(kind, "response" | "resource") { Block::Page } else { Block::PassedOver })
+        let mut all = |make: fn(Vec<u8>) -> Block| -> io::Result<(u64, Block)> {
+            let mut bytes = Vec::new();
+            let read = block.read_to_end(&mut bytes)? as u64;
+            Ok((read, make(bytes)))
+        };
+        let (read, block) = match headers.get("WARC-Type").unwrap_or_default() {
+            "conversion" if length > MAX_RECORD => (io::copy(&mut block, &mut io::sink())?, Block::TooLarge),
+            "conversion" => all(Block::Text)?,
+            "response" | "resource" if length > MAX_PAGE + MAX_HEADERS as u64 => {
+                (io::copy(&mut block, &mut io::sink())?, Block::TooLarge)
+            }
+            "response" => all(Block::Response)?,
+            "resource" => all(Block::Resource)?,
+            _ => (io::copy(&mut block, &mut io::sink())?, Block::PassedOver),
         };
         self.offset += read;
         Ok((read == length).then_some(block))
     }
 
-    fn record(&self, headers: &Headers, text: Vec<u8>, start: u64) -> Outcome {
-        let text = text_of(text, start, &self.place(), self.reading.replace)?;
+    fn record(&self, headers: &Headers, text: String, page: Page) -> Outcome {
         let mut fields = Map::from_iter([(self.reading.fields.text.to_owned(), Value::from(text))]);
         let named = [
             ("url", "WARC-Target-URI"),
@@ -129,13 +141,52 @@ impl<'a> Warc<'a> {
                 fields.insert(field.into(), value.into());
             }
         }
+        fields.extend(page.published.map(|time| ("published".to_owned(), time.into())));
+        fields.extend(page.metadata);
         Ok(Item::Record(Record { place: self.place(), fields }))
     }
 
-    fn page(&self, headers: &Headers) -> Bad {
-        let kind = headers.get("Content-Type").unwrap_or("no type");
-        let bad = self.place().bad("not_text", format!("a page as the server sent it (`{kind}`), not its text"));
-        bad.hint("take the WET file of the same crawl, or extract the texts first, for example with trafilatura")
+    /// The document of a file that a server sent, if it is text.
+    fn page(&self, headers: &Headers, kind: &str, charset: Option<&str>, body: &[u8]) -> Result<Outcome, NoText> {
+        // What the crawler found it to be, if it looked.
+        let found = headers.get("WARC-Identified-Payload-Type").map(|value| http::content_type(value).0);
+        match found.as_deref().unwrap_or(kind) {
+            "text/html" | "application/xhtml+xml" => {
+                let mut page = html::main_text(body, charset)?;
+                let text = std::mem::take(&mut page.text);
+                Ok(self.record(headers, text, page))
+            }
+            "text/plain" => {
+                let text = html::decode(body, charset).0.into_owned();
+                Ok(self.record(headers, text, Page::default()))
+            }
+            "" => Err(NoText::new("not_html", None, "the server did not say what it is")),
+            other => Err(NoText::new("not_html", None, format!("`{other}`"))),
+        }
+    }
+
+    fn resource(&self, headers: &Headers, bytes: &[u8]) -> Result<Outcome, NoText> {
+        let (kind, charset) = http::content_type(headers.get("Content-Type").unwrap_or_default());
+        self.page(headers, &kind, charset.as_deref(), bytes)
+    }
+
+    fn response(&self, headers: &Headers, bytes: &[u8]) -> Result<Outcome, NoText> {
+        // Crawlers also keep what name servers answer.
+        if !headers.get("Content-Type").is_none_or(|kind| kind.starts_with("application/http")) {
+            return self.resource(headers, bytes);
+        }
+        let found = Response::parse(bytes)?;
+        if found.status != 200 {
+            let what = format!("the server answered {}", found.status);
+            return Err(NoText::new("http_status", Some(f64::from(found.status)), what));
+        }
+        self.page(headers, &found.kind, found.charset.as_deref(), &found.body)
+    }
+
+    fn left_out(&self, headers: &Headers, no: NoText) -> Outcome {
+        let url = headers.get("WARC-Target-URI").unwrap_or("no address");
+        let note = format!("{url}: {}", no.note);
+        Ok(Item::LeftOut(LeftOut { id: self.place().id(), rule: no.rule, value: no.value, note }))
     }
 
     fn step(&mut self) -> io::Result<Option<Outcome>> {
@@ -154,11 +205,17 @@ impl<'a> Warc<'a> {
                 let what = format!("the file ends after {} of its {length} bytes", self.offset - start);
                 return Ok(Some(self.damaged(what)));
             };
-            let outcome = match block {
+            let found = match block {
                 Block::PassedOver => None,
-                Block::Text(text) => Some(self.record(&headers, text, start)),
-                Block::Page => Some(Err(self.page(&headers))),
+                Block::Text(text) => {
+                    let text = text_of(text, start, &self.place(), self.reading.replace);
+                    Some(Ok(text.and_then(|text| self.record(&headers, text, Page::default()))))
+                }
+                Block::Response(bytes) => Some(self.response(&headers, &bytes)),
+                Block::Resource(bytes) => Some(self.resource(&headers, &bytes)),
+                Block::TooLarge => Some(Err(NoText::too_large(length))),
             };
+            let outcome = found.map(|found| found.unwrap_or_else(|no| self.left_out(&headers, no)));
             self.number += 1;
             if outcome.is_some() {
                 return Ok(outcome);

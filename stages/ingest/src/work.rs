@@ -9,6 +9,7 @@ use smelt_stage::{Error, Unit};
 
 use crate::Outputs;
 use crate::config::{Config, OnBad, OnInvalid, RecordKind};
+use crate::parts::Part;
 use crate::read::{self, Bad, Item, Place, Raw, Record};
 use crate::tally::Tally;
 
@@ -62,10 +63,10 @@ impl Row {
     }
 }
 
-/// Reads one file. Ends early, without an error, when there is no room for more documents.
+/// Reads one file, or a part of it. Ends early, without an error, when there is no room for more documents.
 pub(crate) fn read_file(
     config: &Config,
-    file: &Found,
+    (file, part): (&Found, Option<&Part>),
     budget: &Budget,
     out: &Outputs,
     unit: &mut Unit,
@@ -73,13 +74,22 @@ pub(crate) fn read_file(
 ) -> Result<(), Error> {
     let verifier = config.verifier()?;
     let mut ids = Ids::default();
-    let opened = read::open(&file.name, &file.path, config.reading())?;
+    let opened = match part {
+        Some(part) => read::open_part(&file.name, &file.path, config.reading(), part)?,
+        None => read::open(&file.name, &file.path, config.reading())?,
+    };
     tally.left_out(&file.name, opened.left_out);
     for outcome in opened.items {
         let row = match outcome? {
             Err(bad) => Err(bad),
             Ok(Item::Whole(text)) if config.kind == RecordKind::Documents => {
                 Ok(Row::Document(Raw { id: file.name.clone(), text, ..Raw::default() }))
+            }
+            Ok(Item::LeftOut(left_out)) => {
+                unit.count_read(1);
+                tally.no_text(&left_out);
+                unit.drop_row(&out.drops, &left_out.id, left_out.rule, left_out.value, Some(left_out.note))?;
+                continue;
             }
             Ok(Item::Whole(_)) => {
                 let told = format!("`{}` is a text: it holds no {}", file.name, config.kind.name());

@@ -13,6 +13,7 @@ use smelt_stage::Fault;
 use smelt_stage::kinds::Micros;
 
 const FIELDS: Fields<'static> = Fields { text: "text", id: None, metadata: None };
+const READING: Reading<'static> = Reading { format: None, fields: FIELDS, replace: false, only_records: false };
 
 /// A fresh folder of this test.
 fn folder(test: &str) -> PathBuf {
@@ -27,10 +28,12 @@ fn folder(test: &str) -> PathBuf {
 /// The documents of a file, and what is wrong with its bad records.
 fn all(path: &Path, fields: Fields<'_>, replace: bool) -> Result<Vec<Result<Raw, String>>, String> {
     let name = path.file_name().unwrap().to_str().unwrap();
-    let reading = Reading { format: None, fields, replace, only_records: false };
+    let reading = Reading { fields, replace, ..READING };
     let document = |item| match item {
         Item::Whole(text) => Ok(Raw { id: name.into(), text, ..Raw::default() }),
         Item::Record(record) => record.document(fields),
+        // As a document whose text says why it is none.
+        Item::LeftOut(no) => Ok(Raw { id: no.id, text: format!("{}: {}", no.rule, no.note), ..Raw::default() }),
     };
     let opened = open(name, path, reading).map_err(|e| told(&e))?;
     let items = opened.items.map(|item| item.map_err(|e| told(&e)));
@@ -305,24 +308,14 @@ fn the_texts_of_a_crawl_are_documents() {
 }
 
 #[test]
-fn pages_and_damage_in_a_crawl_are_told_with_their_place() {
+fn damage_in_a_crawl_is_told_with_its_place() {
     let folder = folder("warc");
     let says = |name: &str, text: String| -> Vec<String> {
         fs::write(folder.join(name), text).unwrap();
         let all = all(&folder.join(name), FIELDS, false).unwrap();
         all.into_iter().map(|outcome| outcome.map_or_else(|bad| bad, |raw| raw.text)).collect()
     };
-    let page = crawled("response", "application/http; msgtype=response", "", "HTTP/1.1 200 OK\r\n\r\n<p>", 22);
     let good = conversion("http://a.example/", "good");
-    let found = says("a.warc", format!("{page}{good}"));
-    assert_eq!(
-        found[0],
-        "`a.warc` record 1: a page as the server sent it (`application/http; msgtype=response`), not its text\n\
-         hint: take the WET file of the same crawl, or extract the texts first, for example with trafilatura; or set \
-         `bad_records: drop` to leave such records out"
-    );
-    assert_eq!(found[1], "good", "what comes after is read");
-
     let after = "hint: fetch the file again; or set `bad_records: drop` to leave such records out";
     let short = crawled("conversion", "text/plain", "", "text", 2);
     let found = says("b.warc", format!("{good}{short}{good}"));
@@ -339,6 +332,84 @@ fn pages_and_damage_in_a_crawl_are_told_with_their_place() {
     let half = says("e.warc", "WARC/1.0\r\nWARC-Type: conversion\r\n".into());
     assert_eq!(half, [format!("`e.warc` record 1: the file ends inside a record's headers\n{first}")]);
     assert!(says("f.warc", String::new()).is_empty(), "an empty file has no records");
+}
+
+/// A page of a crawl, as a server sent it.
+fn answered(status: &str, kind: &str, body: &str) -> String {
+    let block = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n{body}");
+    let more = "WARC-Target-URI: https://a.example/x\r\nWARC-Date: 2024-05-18T01:58:10Z\r\n";
+    crawled("response", "application/http; msgtype=response", more, &block, block.len())
+}
+
+const PAGE: &str = "<html lang=de><head><title>Ebbe und Flut</title><meta name=author content='A. B.'>\
+    <meta property='article:published_time' content='2023-01-02T03:04:05Z'></head>\
+    <body><nav><ul><li><a href=/>Start</a></li><li><a href=/b>B</a></li></ul></nav><article>\
+    <p>Zweimal am Tag kommt das Wasser, und zweimal am Tag geht es wieder fort, so sagt man hier am Meer.</p>\
+    <p>Wer dort wohnt, kennt die Zeiten gut, denn die Fischer fahren mit der Ebbe hinaus und kommen mit der Flut.</p>\
+    <p>Im Winter ist das anders: dann bleiben die Boote im Hafen, und die Netze werden in der Stube geflickt.</p>\
+    </article><footer>Impressum</footer></body></html>";
+
+#[test]
+fn pages_of_a_crawl_give_their_main_text_or_a_reason() {
+    let folder = folder("warc-pages");
+    let kind = "text/html; charset=utf-8";
+    let records = [
+        crawled("request", "application/http; msgtype=request", "", "GET / HTTP/1.1\r\n\r\n", 18),
+        answered("200 OK", kind, PAGE),
+        answered("404 Not Found", kind, "<html><p>nothing here"),
+        answered("200 OK", "image/png", "\u{1}PNG"),
+        answered("200 OK", kind, "<html><body></body></html>"),
+        answered("200 OK", "text/plain", "only text"),
+        crawled("response", "text/dns", "WARC-Target-URI: dns:a.example\r\n", "a.example. 300 IN A 1.1.1.1", 27),
+        crawled("resource", "text/html", "", PAGE, PAGE.len()),
+    ];
+    let path = folder.join("a.warc.gz");
+    fs::write(&path, records.iter().flat_map(|record| gzip(record.as_bytes())).collect::<Vec<u8>>()).unwrap();
+    let found = read(&path, FIELDS).unwrap();
+    let shown: Vec<(&str, &str)> =
+        found.iter().map(|raw| (raw.id.as_str(), raw.text.split('\n').next().unwrap())).collect();
+    let first = "Zweimal am Tag kommt das Wasser, und zweimal am Tag geht es wieder fort, so sagt man hier am Meer.";
+    assert_eq!(
+        shown,
+        [
+            ("a.warc.gz#1", first),
+            ("a.warc.gz#2", "http_status: https://a.example/x: the server answered 404"),
+            ("a.warc.gz#3", "not_html: https://a.example/x: `image/png`"),
+            ("a.warc.gz#4", "no_main_text: https://a.example/x: the page has no main text"),
+            ("a.warc.gz#5", "only text"),
+            ("a.warc.gz#6", "not_html: dns:a.example: `text/dns`"),
+            ("a.warc.gz#7", first),
+        ]
+    );
+    assert_eq!(found[0].text.lines().count(), 3);
+    assert_eq!(found[0].url.as_deref(), Some("https://a.example/x"));
+    let metadata = r#"{"time":"2024-05-18T01:58:10Z","warc_record_id":"urn:uuid:1","published":"2023-01-02T03:04:05Z","title":"Ebbe und Flut","author":"A. B.","declared_language":"de"}"#;
+    assert_eq!(found[0].metadata.as_deref(), Some(metadata));
+    assert_eq!(found[0].time, found[4].time, "when it was fetched");
+}
+
+#[test]
+fn a_page_in_a_file_says_itself_when_it_was_written() {
+    let folder = folder("html");
+    fs::write(folder.join("a.html"), PAGE).unwrap();
+    fs::write(folder.join("b.HTM.gz"), gzip(PAGE.as_bytes())).unwrap();
+    let wide: Vec<u8> = [0xff, 0xfe].into_iter().chain(PAGE.encode_utf16().flat_map(u16::to_le_bytes)).collect();
+    fs::write(folder.join("c.html"), wide).unwrap();
+    fs::write(folder.join("d.html"), "").unwrap();
+    let page = |name: &str| read(&folder.join(name), FIELDS).unwrap().remove(0);
+    let first = page("a.html");
+    assert_eq!((first.id.as_str(), first.text.lines().count()), ("a.html", 3));
+    assert_eq!(first.time.unwrap().0, 1_672_628_645_000_000);
+    for name in ["b.HTM.gz", "c.html"] {
+        let other = page(name);
+        assert_eq!((other.id.as_str(), other.text), (name, first.text.clone()));
+    }
+    assert_eq!(page("d.html").text, "no_main_text: `d.html`: the page has no main text");
+    // Its source, where that is asked for.
+    let name = "a.html";
+    let reading = Reading { format: Some(smelt_ingest::read::Format::Text), ..READING };
+    let items: Vec<_> = open(name, &folder.join(name), reading).unwrap().items.map(|item| item.unwrap()).collect();
+    assert_eq!(items, [Ok(Item::Whole(PAGE.into()))]);
 }
 
 /// Several streams in one file, as pbzip2 and Wikipedia write them.

@@ -48,7 +48,7 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Ingest>(json!({ "paths": paths(&root) }), &[]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads or folders change bytes");
-    assert_eq!(Ingest::VERSION, 4);
+    assert_eq!(Ingest::VERSION, 5);
     let golden = [
         "documents e2b2dcfd7178b3ba43a3fec4228b71f8d205883acaedc772a5f5f16454cf66b2",
         "conversations c91c4cfb7a881f0fc59dff04e4683d5b180b6ff9fc69f72f39a27040a72e692a",
@@ -183,11 +183,17 @@ fn paths_that_cannot_work_say_what_to_write() {
     fs::write(workshop.folder().join("data/2024/a.md"), "text").unwrap();
     let refuse = |path: String| told(&workshop.resolve::<Ingest>(json!({ "paths": [path] }), &[]).unwrap_err());
     assert_eq!(
-        refuse("s3://bucket/raw/*.parquet".into()),
-        "`s3://bucket/raw/*.parquet` is an address, and `ingest` reads local files\n\
-         hint: copy the files first, `aws s3 sync s3://bucket/raw data`, and write `data/**/*`; only `store:` takes an \
-         address"
+        refuse("ftp://host/raw/*.parquet".into()),
+        "`ftp://host/raw/*.parquet` is an address of a kind that is not read; s3://, https:// and http:// are\n\
+         hint: fetch the files first, and write where they lie"
     );
+    assert_eq!(
+        refuse("https://host.example/raw/*.parquet".into()),
+        "`https://host.example/raw/*.parquet` has a wildcard, and a web server does not say what files it has\n\
+         hint: name each file; `{1,2,3}` stands for several"
+    );
+    let secret = refuse("https://ada:hunter2@host.example/a.jsonl".into());
+    assert!(secret.contains("it holds a user or a password") && !secret.contains("hunter2"), "{secret}");
     assert_eq!(
         refuse(format!("{root}/data/")),
         format!("`{root}/data/` is a folder\nhint: `{root}/data/**/*` names all files below it")
@@ -317,4 +323,117 @@ fn many_workers_with_kills_end_with_the_same_bytes() {
     let config = json!({ "paths": paths(&root) });
     let kills = workshop.spread::<Ingest>(env!("CARGO_BIN_EXE_smelt-ingest"), config, &[]);
     assert!(kills >= 10, "killed {kills} times");
+}
+
+/// Many threads read parts of one file, and give what one reader gives.
+#[test]
+fn a_large_file_is_read_in_parts_with_the_same_rows() {
+    let workshop = Workshop::new("ingest-parts");
+    let folder = workshop.folder().join("data");
+    fs::create_dir_all(&folder).unwrap();
+    let line = |i: usize| format!("{{\"text\":\"{i} {}\",\"n\":{i}}}\n", "word ".repeat(i % 400));
+    let lines: String = (0..40_000).map(line).collect();
+    assert!(lines.len() > 36 << 20, "{}", lines.len());
+    fs::write(folder.join("large.jsonl"), lines.replace("{\"text\":\"777 ", "{\"text:\"777 ")).unwrap();
+    fs::write(folder.join("small.txt"), "a text").unwrap();
+    let config = json!({ "paths": [format!("{}/*", folder.display())], "bad_records": "drop" });
+    let manifest = workshop.run::<Ingest>(config.clone(), &[]).unwrap();
+    assert!(manifest.ports["documents"].files.len() > 20, "many units");
+    // A field that names records keeps the file whole.
+    let whole = Workshop::new("ingest-parts-whole");
+    let named =
+        json!({ "paths": [format!("{}/*", folder.display())], "bad_records": "drop", "max_documents": 1_000_000 });
+    let one = whole.run::<Ingest>(named, &[]).unwrap();
+    let rows = |workshop: &Workshop, manifest| workshop.rows::<Documents>(manifest, "documents");
+    let (in_parts, at_once) = (rows(&workshop, &manifest), rows(&whole, &one));
+    assert_eq!(in_parts.len(), 40_000);
+    assert!(in_parts == at_once, "the same rows in the same order");
+    assert_eq!(in_parts[39_999 - 1].id, "large.jsonl#39999");
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    assert_eq!((drops.len(), drops[0].id.as_str(), drops[0].value), (1, "large.jsonl#777", Some(778.0)));
+
+    // A file that changes after its parts were found stops the job.
+    let (resolved, sources) = workshop.resolve_sources::<Ingest>(config, &[]).unwrap();
+    fs::write(folder.join("large.jsonl"), &lines).unwrap();
+    let other = Workshop::new("ingest-parts-changed");
+    let error = told(&other.run_resolved::<Ingest>(resolved, sources, &[]).unwrap_err());
+    assert!(error.starts_with("`large.jsonl` is not what it was when the job was planned"), "{error}");
+}
+
+#[test]
+fn row_groups_of_a_large_file_are_read_in_parts_with_the_same_rows() {
+    use arrow::array::{RecordBatch, StringArray};
+    use parquet::arrow::ArrowWriter;
+    use std::sync::Arc;
+    let workshop = Workshop::new("ingest-groups");
+    let path = workshop.folder().join("large.parquet");
+    let text = |i: usize| format!("{i} {}", blake3::hash(&i.to_le_bytes()).to_hex().repeat(20));
+    let batch = |from: usize| {
+        let texts = StringArray::from_iter_values((from..from + 2000).map(text));
+        RecordBatch::try_from_iter([("text", Arc::new(texts) as _)]).unwrap()
+    };
+    let mut writer = ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch(0).schema(), None).unwrap();
+    for from in (0..30_000).step_by(2000) {
+        writer.write(&batch(from)).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+    assert!(fs::metadata(&path).unwrap().len() > 33 << 20);
+    let manifest = workshop.run::<Ingest>(json!({ "paths": [path.to_str().unwrap()] }), &[]).unwrap();
+    assert_eq!(manifest.ports["documents"].files.len(), 15);
+    let rows = workshop.rows::<Documents>(&manifest, "documents");
+    assert_eq!(rows.len(), 30_000);
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!((row.id.as_str(), &row.text), (format!("large.parquet#{i}").as_str(), &text(i)));
+    }
+}
+
+/// What a hostile file costs is bounded, and what it is is said.
+#[test]
+fn bombs_and_endless_records_are_bad_records() {
+    use std::io::Write;
+    let workshop = Workshop::new("ingest-hostile");
+    let folder = workshop.folder().join("data");
+    fs::create_dir_all(&folder).unwrap();
+    let megabyte = vec![b'a'; 1 << 20];
+    let bomb = |name: &str, start: &[u8], end: &[u8], layers: usize| {
+        let mut bytes = {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packed.write_all(start).unwrap();
+            (0..300).for_each(|_| packed.write_all(&megabyte).unwrap());
+            packed.write_all(end).unwrap();
+            packed.finish().unwrap()
+        };
+        for _ in 1..layers {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packed.write_all(&bytes).unwrap();
+            bytes = packed.finish().unwrap();
+        }
+        fs::write(folder.join(name), bytes).unwrap();
+    };
+    bomb("line.jsonl.gz", b"{\"text\":\"first\"}\n{\"text\":\"", b"\"}\n{\"text\":\"last\"}\n", 1);
+    bomb("list.json.gz", b"[{\"text\":\"", b"\"},{\"text\":\"after\"}]", 1);
+    bomb("nested.jsonl.gz", b"{\"text\":\"", b"\"}", 6);
+    bomb("row.csv.gz", b"text\nfirst\n\"", b"", 1);
+    bomb("whole.txt.gz", b"", b"", 2);
+    let config = json!({ "paths": [format!("{}/*", folder.display())], "bad_records": "drop" });
+    // Every file but the table, whose damage has no end.
+    let some = json!({ "paths": [format!("{}/[lnw]*", folder.display())], "bad_records": "drop" });
+    let manifest = workshop.run::<Ingest>(some, &[]).unwrap();
+    let rows = workshop.rows::<Documents>(&manifest, "documents");
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    assert_eq!(texts, ["first", "last", "after"]);
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    let told_of: Vec<&str> = drops.iter().map(|drop| drop.detail.as_deref().unwrap()).collect();
+    assert_eq!(
+        told_of,
+        [
+            "`line.jsonl.gz` line 2: a line has more than 256 MiB",
+            "`list.json.gz` line 1: an element has more than 256 MiB",
+            "`nested.jsonl.gz` is packed in itself more than 4 times: it is not read",
+            "`whole.txt.gz` text 1: a document has more than 256 MiB",
+        ]
+    );
+    let error = told(&workshop.run::<Ingest>(config, &[]).unwrap_err());
+    assert_eq!(error, "`row.csv.gz` is damaged: a row has more than 256 MiB: do its quotes end?");
 }
