@@ -67,6 +67,11 @@ static PHRASE: LazyLock<AhoCorasick> = LazyLock::new(|| {
     AhoCorasick::builder().ascii_case_insensitive(true).build(PHRASES).expect("the phrases are fixed")
 });
 
+/// Whether a text holds "lorem ipsum" in any case.
+pub(crate) fn has_lorem_ipsum(text: &str) -> bool {
+    PHRASE.find_overlapping_iter(text).any(|found| found.pattern().as_usize() == 0)
+}
+
 /// What is left of a document.
 #[derive(Debug, Default)]
 pub struct Lines {

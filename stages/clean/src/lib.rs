@@ -3,11 +3,16 @@
 //! Reads `documents`, writes `documents` with the language filled in and `drops` with the first rule that each dropped
 //! document broke. A document is judged as it is after normalisation and before personal data are masked.
 //!
+//! With `annotate` nothing is dropped: the value of each rule becomes a column of `documents`.
+//!
 //! Without a preset the rules are smelt's own, for technical text and many languages. `preset: fineweb`, `gopher` or
 //! `c4` decides and changes text as datatrove does; whatever is given beside it counts before the preset.
 
+pub mod addresses;
+mod annotate;
 pub mod c4;
 pub mod language;
+pub mod mojibake;
 pub mod pii;
 pub mod preset;
 pub mod repetition;
@@ -22,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Document, Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
+use crate::addresses::{Addresses, Lists};
 use crate::language::Language;
 use crate::pii::{Pii, mask};
 use crate::preset::{Given, Preset, Switch};
@@ -40,6 +46,10 @@ pub struct Config {
     /// Turn every line end into a line feed, and remove control characters other than tab and line feed (a preset:
     /// false).
     pub strip_control: Switch,
+    /// Turn text back that was UTF-8 and was read in another character set: `Ã©` becomes `é`. Lines without enough
+    /// evidence stay.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub repair_mojibake: bool,
     /// Languages to keep, as ISO 639 codes such as `en`; empty keeps all. The language is recorded either way.
     pub languages: Vec<String>,
     /// Minimum confidence of the language, in [0, 1]; only used with `languages`.
@@ -48,6 +58,14 @@ pub struct Config {
     pub rules: Given<Rules>,
     /// Replacements for personal data.
     pub pii: Given<Pii>,
+    /// Lists of addresses whose documents are dropped.
+    #[serde(skip_serializing_if = "Addresses::is_empty")]
+    pub addresses: Addresses,
+    /// Keep every document, and write what each rule looks at as a column of its name, whatever its limit; `rule` names
+    /// the one that would drop it, null for none, and `language_confidence` is in [0, 1]. Of the texts only the Unicode
+    /// form and control characters change. So limits are chosen in SQL before anything is dropped.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub annotate: bool,
 }
 
 impl Config {
@@ -55,6 +73,7 @@ impl Config {
     pub fn settle(&self) -> Result<Settled, Error> {
         let preset = self.preset;
         Ok(Settled {
+            repair_mojibake: self.repair_mojibake,
             nfc: self.nfc.or(preset.is_none()),
             strip_control: self.strip_control.or(preset.is_none()),
             languages: self.languages.clone(),
@@ -68,12 +87,29 @@ impl Config {
 /// A config of which nothing is left open.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settled {
+    pub repair_mojibake: bool,
     pub nfc: bool,
     pub strip_control: bool,
     pub languages: Vec<String>,
     pub min_language_confidence: f64,
     pub rules: Rules,
     pub pii: Pii,
+}
+
+impl Settled {
+    fn normalise(&self, document: &mut Document) {
+        let mut text = std::mem::take(&mut document.text);
+        // Before control characters go: some of misread text are bytes of a character.
+        if self.repair_mojibake
+            && let Cow::Owned(better) = mojibake::repair(&text)
+        {
+            text = better;
+        }
+        if self.strip_control {
+            text = text::strip_control(text);
+        }
+        document.text = if self.nfc { text::compose(text) } else { text };
+    }
 }
 
 /// Why a document is dropped.
@@ -85,13 +121,14 @@ pub struct Dropped {
 }
 
 /// The cleaned document and how many personal data were masked in it, or why it is dropped.
-pub fn clean(config: &Settled, judge: &mut Judge, mut document: Document) -> Result<(Document, usize), Dropped> {
-    if config.strip_control {
-        document.text = text::strip_control(document.text);
-    }
-    if config.nfc {
-        document.text = text::compose(document.text);
-    }
+pub(crate) fn clean(
+    config: &Settled,
+    lists: &Lists,
+    judge: &mut Judge,
+    mut document: Document,
+) -> Result<(Document, usize), Dropped> {
+    document.url.as_deref().map_or(Ok(()), |url| lists.judge(url))?;
+    config.normalise(&mut document);
     // To tell the language takes longer than all rules together: where none is wanted, only what stays is asked.
     let wants_language = !config.languages.is_empty();
     let mut found = if wants_language { language::identify(&document.text) } else { None };
@@ -165,19 +202,26 @@ impl Stage for Clean {
         // The effective config says what is done, not whose rules they are alone.
         (config.nfc, config.strip_control) = (settled.nfc.into(), settled.strip_control.into());
         (config.rules, config.pii) = (Given::all(&settled.rules), Given::all(&settled.pii));
-        Ok(Vec::new())
+        config.addresses.resolve()
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
+        let (is_annotated, lists) = (config.annotate, config.addresses.read(cx.sources())?);
         let config = config.settle()?;
         let input = &inputs.documents;
+        if is_annotated {
+            cx.units("clean", input.files().len(), |i, unit| {
+                annotate::file(&config, &lists, input.read(i)?, &out.documents, unit)
+            })?;
+            return Ok(());
+        }
         let records = cx.units("clean", input.files().len(), |i, unit| {
             let (mut masked, mut judge) = (0, Judge::default());
             for document in input.read(i)? {
                 let document = document?;
                 unit.count_read(1);
                 let id = document.id.clone();
-                match clean(&config, &mut judge, document) {
+                match clean(&config, &lists, &mut judge, document) {
                     Ok((document, count)) => {
                         masked += count;
                         unit.keep(&out.documents, document)?;

@@ -11,6 +11,7 @@
 //! on average, say nothing of the mean length, and repetition is sought among them.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -222,58 +223,58 @@ impl Rules {
             || self.max_line_feeds.is_some()
     }
 
-    fn judge_parts(&self, text: &str, characters: usize) -> Result<(), Fault> {
+    fn judge_parts<V: Verdict>(&self, to: &mut V, text: &str, characters: usize) -> Result<(), Fault> {
         let share = |n: usize| n as f64 / characters as f64;
         let (most, most_characters) = (self.max_repeated_paragraphs, self.max_repeated_paragraph_characters);
-        if most.is_some() || most_characters.is_some() {
+        if V::ALL || most.is_some() || most_characters.is_some() {
             let found = repetition::repeats(repetition::split_runs(trim(text), 2));
-            above("repeated_paragraphs", found.share(), most)?;
-            above("repeated_paragraph_characters", share(found.characters), most_characters)?;
+            to.above("repeated_paragraphs", found.share(), most)?;
+            to.above("repeated_paragraph_characters", share(found.characters), most_characters)?;
         }
         let (most, most_characters) = (self.max_repeated_lines, self.max_repeated_line_characters);
-        if most.is_some() || most_characters.is_some() {
+        if V::ALL || most.is_some() || most_characters.is_some() {
             let found = repetition::repeats(repetition::split_runs(text, 1));
-            above("repeated_lines", found.share(), most)?;
-            above("repeated_line_characters", share(found.characters), most_characters)?;
+            to.above("repeated_lines", found.share(), most)?;
+            to.above("repeated_line_characters", share(found.characters), most_characters)?;
         }
         Ok(())
     }
 
-    fn judge_runs(&self, runs: &mut Runs, characters: usize) -> Result<(), Fault> {
+    fn judge_runs<V: Verdict>(&self, to: &mut V, runs: &mut Runs, characters: usize) -> Result<(), Fault> {
         let share = |n: usize| n as f64 / characters as f64;
         for &RunLimit { n, share: most } in &self.max_top_runs {
             let found = share(runs.top(n));
-            if found > most {
-                return Err(fault(&format!("top_run_of_{n}"), found));
+            if V::ALL || found > most {
+                to.above(&format!("top_run_of_{n}"), found, Some(most))?;
             }
         }
         for &RunLimit { n, share: most } in &self.max_repeated_runs {
             let found = share(runs.repeated(n));
-            if found > most {
-                return Err(fault(&format!("repeated_runs_of_{n}"), found));
+            if V::ALL || found > most {
+                to.above(&format!("repeated_runs_of_{n}"), found, Some(most))?;
             }
         }
         Ok(())
     }
 
-    fn judge_length(&self, found: &Counted) -> Result<(), Fault> {
-        below("too_few_words", found.real, self.min_words)?;
-        above("too_many_words", found.real, self.max_words)
+    fn judge_length<V: Verdict>(&self, to: &mut V, found: &Counted) -> Result<(), Fault> {
+        to.below("too_few_words", found.real, self.min_words)?;
+        to.above("too_many_words", found.real, self.max_words)
     }
 
-    fn judge_quality(&self, text: &str, found: &Counted) -> Result<(), Fault> {
+    fn judge_quality<V: Verdict>(&self, to: &mut V, text: &str, found: &Counted) -> Result<(), Fault> {
         let per_word = |n: usize| n as f64 / found.all;
         let mean_length = found.characters as f64 / found.spaced;
-        below("words_too_short", mean_length, self.min_word_length)?;
-        above("words_too_long", mean_length, self.max_word_length)?;
-        if self.max_hashes.is_some() {
-            above("hashes", per_word(text.bytes().filter(|&b| b == b'#').count()), self.max_hashes)?;
+        to.below("words_too_short", mean_length, self.min_word_length)?;
+        to.above("words_too_long", mean_length, self.max_word_length)?;
+        if V::ALL || self.max_hashes.is_some() {
+            to.above("hashes", per_word(text.bytes().filter(|&b| b == b'#').count()), self.max_hashes)?;
         }
-        if self.max_ellipses.is_some() {
+        if V::ALL || self.max_ellipses.is_some() {
             let dots = text.matches("...").count() + text.matches('…').count();
-            above("ellipses", per_word(dots), self.max_ellipses)?;
+            to.above("ellipses", per_word(dots), self.max_ellipses)?;
         }
-        if self.max_bullet_lines.is_some() || self.max_ellipsis_lines.is_some() {
+        if V::ALL || self.max_bullet_lines.is_some() || self.max_ellipsis_lines.is_some() {
             let (mut all, mut bullets, mut ellipses) = (0, 0, 0);
             for line in lines(text) {
                 all += 1;
@@ -282,41 +283,43 @@ impl Rules {
                 ellipses += usize::from(end.ends_with("...") || end.ends_with('…'));
             }
             let per_line = |n: usize| n as f64 / f64::from(all);
-            above("bullet_lines", per_line(bullets), self.max_bullet_lines)?;
-            above("ellipsis_lines", per_line(ellipses), self.max_ellipsis_lines)?;
+            to.above("bullet_lines", per_line(bullets), self.max_bullet_lines)?;
+            to.above("ellipsis_lines", per_line(ellipses), self.max_ellipsis_lines)?;
         }
         let of = if self.letter_words_count_marks { found.all } else { found.real };
-        below("letter_words", found.lettered / of, self.min_letter_words)?;
-        below("stop_words", f64::from(found.stops.count_ones()), self.min_stop_words)
+        to.below("letter_words", found.lettered / of, self.min_letter_words)?;
+        to.below("stop_words", f64::from(found.stops.count_ones()), self.min_stop_words)
     }
 
-    fn judge_long_lines(&self, text: &str) -> Result<(), Fault> {
-        let Some(least) = self.min_long_lines else { return Ok(()) };
+    fn judge_long_lines<V: Verdict>(&self, to: &mut V, text: &str) -> Result<(), Fault> {
+        if !V::ALL && self.min_long_lines.is_none() {
+            return Ok(());
+        }
         let is_long = |line: &&str| line.len() >= 200 && line.chars().nth(199).is_some();
-        below("long_lines", text.split('\n').filter(is_long).count() as f64, Some(least))
+        to.below("long_lines", text.split('\n').filter(is_long).count() as f64, self.min_long_lines)
     }
 
     /// FineWeb's own rules; `words` are all words of the text.
-    fn judge_lines(&self, text: &str, words: f64) -> Result<(), Fault> {
-        if !self.has_lines() && !self.length_first {
+    fn judge_lines<V: Verdict>(&self, to: &mut V, text: &str, words: f64) -> Result<(), Fault> {
+        if !V::ALL && !self.has_lines() && !self.length_first {
             return Ok(());
         }
         let filled: Vec<&str> = text.split('\n').filter(|line| !line.chars().all(is_space)).collect();
-        if filled.is_empty() {
+        if filled.is_empty() && !V::ALL {
             return Err(fault("empty", 0.0));
         }
         let share = |n: usize| n as f64 / filled.len() as f64;
         let ended = filled.iter().filter(|line| line.ends_with(is_terminal)).count();
-        below("terminated_lines", share(ended), self.min_terminated_lines)?;
+        to.below("terminated_lines", share(ended), self.min_terminated_lines)?;
         let short = |line: &&&str| line.len() as u64 <= self.short_line || fits(line, self.short_line);
-        above("short_lines", share(filled.iter().filter(short).count()), self.max_short_lines)?;
+        to.above("short_lines", share(filled.iter().filter(short).count()), self.max_short_lines)?;
         let feeds = text.bytes().filter(|&b| b == b'\n').count();
-        if self.max_repeated_in_lines.is_some() {
+        if V::ALL || self.max_repeated_in_lines.is_some() {
             let repeats = repetition::repeats(filled.iter().copied());
             let all = text.chars().count() - feeds;
-            above("repeated_in_lines", repeats.characters as f64 / all as f64, self.max_repeated_in_lines)?;
+            to.above("repeated_in_lines", repeats.characters as f64 / all as f64, self.max_repeated_in_lines)?;
         }
-        above("line_feeds", feeds as f64 / words, self.max_line_feeds)
+        to.above("line_feeds", feeds as f64 / words, self.max_line_feeds)
     }
 }
 
@@ -338,13 +341,46 @@ pub struct Judge {
 impl Judge {
     /// What the rules leave of `text`, or the first rule that it breaks.
     pub fn judge<'t>(&mut self, rules: &Rules, text: &'t str) -> Result<Cow<'t, str>, Fault> {
+        self.look(&mut Strict, rules, text)
+    }
+
+    /// What each rule looks at, whatever its limit: under the names of the rules, and runs as Gopher has them. Beside
+    /// them `lorem_ipsum` and `curly_bracket`, 1 if the text holds one, and `sentences` of the lines that C4's rules
+    /// leave; what comes after these looks at those lines, if `rules` has C4's, else at the text.
+    pub fn values(&mut self, rules: &Rules, text: &str) -> Values {
+        let gopher = Rules::gopher();
+        let c4 = rules.c4.clone().unwrap_or_default();
+        let lines = C4 { lorem_ipsum: false, curly_bracket: false, ..c4 };
+        let all = Rules {
+            max_top_runs: gopher.max_top_runs,
+            max_repeated_runs: gopher.max_repeated_runs,
+            c4: rules.c4.is_some().then(|| C4 { min_sentences: 0, ..lines.clone() }),
+            // Every word is wanted.
+            max_words: None,
+            ..rules.clone()
+        };
+        let mut values = Values::new();
+        let done = self.look(&mut values, &all, text).map(|_| ());
+        debug_assert_eq!(done, Ok(()), "no value ends it");
+        let has = |found: bool| f64::from(u8::from(found));
+        values.insert("lorem_ipsum".into(), has(crate::c4::has_lorem_ipsum(text)));
+        values.insert("curly_bracket".into(), has(text.contains('{')));
+        // With a limit that no text reaches the rule tells how many there are.
+        let counted = C4 { min_sentences: u64::MAX, ..lines };
+        let sentences =
+            counted.judge(text, self.english.split(text), &mut self.lines).map_or_else(|f| f.value, |()| 0.0);
+        values.insert("sentences".into(), sentences);
+        values
+    }
+
+    fn look<'t, V: Verdict>(&mut self, to: &mut V, rules: &Rules, text: &'t str) -> Result<Cow<'t, str>, Fault> {
         let characters = text.chars().count();
-        if characters == 0 && (rules.length_first || rules.has_repetition()) {
+        if !V::ALL && characters == 0 && (rules.length_first || rules.has_repetition()) {
             return Err(fault("empty", 0.0));
         }
         // Paragraphs and lines need no words, but the count of words may come first.
         if !rules.length_first {
-            rules.judge_parts(text, characters)?;
+            rules.judge_parts(to, text, characters)?;
         }
         let mut found = Counted::default();
         let words = if rules.by_script {
@@ -369,27 +405,27 @@ impl Judge {
             words
         };
         if rules.length_first {
-            rules.judge_length(&found)?;
-            rules.judge_parts(text, characters)?;
+            rules.judge_length(to, &found)?;
+            rules.judge_parts(to, text, characters)?;
         }
-        if rules.has_runs() {
+        if V::ALL || rules.has_runs() {
             self.runs.set(text, words);
-            rules.judge_runs(&mut self.runs, characters)?;
+            rules.judge_runs(to, &mut self.runs, characters)?;
         }
         if !rules.length_first {
-            rules.judge_length(&found)?;
+            rules.judge_length(to, &found)?;
         }
-        rules.judge_quality(text, &found)?;
+        rules.judge_quality(to, text, &found)?;
         let Some(c4) = &rules.c4 else {
-            rules.judge_long_lines(text)?;
-            rules.judge_lines(text, found.all)?;
+            rules.judge_long_lines(to, text)?;
+            rules.judge_lines(to, text, found.all)?;
             return Ok(Cow::Borrowed(text));
         };
         let words = if rules.by_script { self.english.split(text) } else { words };
         c4.judge(text, words, &mut self.lines)?;
         let left = &self.lines;
-        rules.judge_long_lines(&left.text)?;
-        rules.judge_lines(&left.text, left.words as f64)?;
+        rules.judge_long_lines(to, &left.text)?;
+        rules.judge_lines(to, &left.text, left.words as f64)?;
         Ok(if left.text == text { Cow::Borrowed(text) } else { Cow::Owned(left.text.clone()) })
     }
 }
@@ -481,13 +517,53 @@ pub(crate) fn fault(rule: &str, value: f64) -> Fault {
     Fault { rule: rule.to_owned(), value }
 }
 
-/// A fault if `value` is above the limit. NaN, a share of nothing, breaks no rule.
-fn above(rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault> {
-    if limit.is_some_and(|limit| value > limit) { Err(fault(rule, value)) } else { Ok(()) }
+/// What becomes of the values that the rules look at.
+trait Verdict {
+    /// Whether values are wanted that have no limit.
+    const ALL: bool;
+
+    /// NaN, a share of nothing, breaks no rule.
+    fn above(&mut self, rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault>;
+    fn below(&mut self, rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault>;
 }
 
-fn below(rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault> {
-    if limit.is_some_and(|limit| value < limit) { Err(fault(rule, value)) } else { Ok(()) }
+/// The first value beyond its limit ends it.
+struct Strict;
+
+impl Verdict for Strict {
+    const ALL: bool = false;
+
+    fn above(&mut self, rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault> {
+        if limit.is_some_and(|limit| value > limit) { Err(fault(rule, value)) } else { Ok(()) }
+    }
+
+    fn below(&mut self, rule: &str, value: f64, limit: Option<f64>) -> Result<(), Fault> {
+        if limit.is_some_and(|limit| value < limit) { Err(fault(rule, value)) } else { Ok(()) }
+    }
+}
+
+/// All values are noted, by rule; nothing ends it.
+impl Verdict for Values {
+    const ALL: bool = true;
+
+    fn above(&mut self, rule: &str, value: f64, _limit: Option<f64>) -> Result<(), Fault> {
+        self.insert(rule.to_owned(), value);
+        Ok(())
+    }
+
+    fn below(&mut self, rule: &str, value: f64, _limit: Option<f64>) -> Result<(), Fault> {
+        self.insert(rule.to_owned(), value);
+        Ok(())
+    }
+}
+
+/// The value of each rule of a text, by its name.
+pub type Values = BTreeMap<String, f64>;
+
+/// The names of all values, sorted: the columns of an annotation.
+pub fn value_names() -> Vec<String> {
+    let values = Judge::default().values(&Rules::none(), "a");
+    values.into_keys().collect()
 }
 
 #[cfg(test)]
@@ -560,6 +636,35 @@ mod tests {
         assert!(judge(&Rules::gopher(), code).is_some());
         let table: String = (0..300).map(|i| format!("    ({}, {}), ({}, {}),\n", i, i + 1, i * 7, i * 9)).collect();
         assert_eq!(judge(&Rules::default(), &table).unwrap().rule, "top_run_of_2");
+    }
+
+    /// A rule drops a text exactly when its value is beyond its limit.
+    #[test]
+    fn values_are_those_by_which_texts_are_dropped() {
+        let texts = [
+            "",
+            " \n",
+            "the same words, the same words, the same words, the same words",
+            "One line.\nOne line.\nOne line. And { a bracket }\n\nOne line.\n\nOne line.",
+            "Lorem ipsum dolor sit amet ... # # # of the end and to be\n- a\n- b\n- c…",
+            include_str!("rules.rs"),
+            "今天早上港口的管理员在早餐之前数了七条灰色的船。",
+        ];
+        for rules in [Rules::default(), Rules::gopher(), Rules::fineweb(), Rules::c4()] {
+            for text in texts {
+                let values = Judge::default().values(&rules, text);
+                if let Some(fault) = judge(&rules, text).filter(|fault| fault.rule != "empty") {
+                    let value = values[&fault.rule];
+                    match fault.rule.as_str() {
+                        // Sentences are counted up to the limit only, and of a text that holds it the line may stay.
+                        "sentences" | "lorem_ipsum" | "curly_bracket" => assert!(value >= fault.value, "{fault:?}"),
+                        _ => assert_eq!(value, fault.value, "{fault:?} in {text:?}"),
+                    }
+                }
+                assert_eq!(values.into_keys().collect::<Vec<_>>(), value_names(), "{text:?}");
+            }
+        }
+        assert_eq!(value_names().len(), 31);
     }
 
     #[test]

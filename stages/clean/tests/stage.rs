@@ -196,3 +196,91 @@ fn many_workers_with_kills_end_with_the_same_bytes() {
     let kills = workshop.spread::<Clean>(env!("CARGO_BIN_EXE_smelt-clean"), config, &[("documents", &[input])]);
     assert!(kills >= 15, "killed {kills} times");
 }
+
+/// The columns beyond those of a document, by name, of every row in order.
+fn columns(workshop: &Workshop, manifest: &smelt_schemas::Manifest) -> Vec<(String, Vec<String>)> {
+    use arrow::util::display::array_value_to_string;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    for file in &manifest.ports["documents"].files {
+        let bytes = bytes::Bytes::from(workshop.file(manifest, "documents", &file.path));
+        for batch in ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap() {
+            let batch = batch.unwrap();
+            for (field, column) in batch.schema().fields().iter().zip(batch.columns()).skip(7) {
+                let values = (0..batch.num_rows()).map(|row| array_value_to_string(column, row).unwrap());
+                match all.iter_mut().find(|(name, _)| name == field.name()) {
+                    Some((_, known)) => known.extend(values),
+                    None => all.push((field.name().clone(), values.collect())),
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn an_annotation_keeps_all_and_says_what_the_rules_see() {
+    let mut found = Vec::new();
+    for threads in [1, 3] {
+        let mut workshop = Workshop::new(&format!("clean-annotate-{threads}"));
+        workshop.threads = threads;
+        let input = fed(&workshop);
+        let inputs: &[(&str, &[smelt_schemas::InputRef])] = &[("documents", &[input])];
+        let all = workshop.run::<Clean>(json!({ "annotate": true }), inputs).unwrap();
+        let strict = workshop.run::<Clean>(json!({}), inputs).unwrap();
+        let drops = workshop.rows::<Drops>(&strict, "drops");
+        let rows = workshop.rows::<Documents>(&all, "documents");
+        assert_eq!((rows.len(), all.books.read, all.books.written), (7, 7, 7));
+        let columns = columns(&workshop, &all);
+        let column =
+            |name: &str| &columns.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("{name}")).1;
+        for (i, row) in rows.iter().enumerate() {
+            let dropped = drops.iter().find(|drop| drop.id == row.id);
+            assert_eq!(column("rule")[i], dropped.map_or("", |drop| drop.rule.as_str()), "{}", row.id);
+            if let Some(drop) = dropped.filter(|drop| drop.rule != "language") {
+                assert_eq!(column(&drop.rule)[i].parse::<f64>().ok(), drop.value, "{drop:?}");
+            }
+        }
+        assert_eq!(columns.len(), 33, "{:?}", columns.iter().map(|c| &c.0).collect::<Vec<_>>());
+        let prose = rows.iter().find(|row| row.id == "prose").unwrap();
+        assert_eq!((prose.text.as_str(), prose.language.as_deref()), (PROSE, Some("en")), "not masked");
+        let control = rows.iter().find(|row| row.id == "control").unwrap();
+        assert!(control.text.ends_with("second line.\n"), "its form is that of any document");
+        found.push(digests(&all));
+
+        // A stage behind it passes the columns on, and an annotation replaces those that are there.
+        let again = workshop.port(&all, "documents");
+        let inputs: &[(&str, &[smelt_schemas::InputRef])] = &[("documents", &[again])];
+        let kept = workshop.run::<Clean>(json!({ "languages": ["en", "de"] }), inputs).unwrap();
+        assert_eq!(self::columns(&workshop, &kept).len(), 33);
+        let twice = workshop.run::<Clean>(json!({ "annotate": true, "preset": "gopher" }), inputs).unwrap();
+        assert_eq!(self::columns(&workshop, &twice).len(), 33);
+    }
+    assert_eq!(found[0], found[1], "threads change bytes");
+}
+
+#[test]
+fn addresses_on_a_list_are_dropped_and_mojibake_is_turned_back() {
+    let workshop = Workshop::new("clean-addresses");
+    let list = workshop.folder().join("domains");
+    std::fs::write(&list, "bad.example\n").unwrap();
+    let text = PROSE.replace("with some care", "with some cafÃ© in dÃ©jÃ\u{a0} vu");
+    let documents = ["a", "b", "c", "d"].map(|id| (id, &text));
+    let input = workshop.feed_with(json!({
+        "documents": documents,
+        "per_file": 2,
+        "urls": {
+            "a": "https://www.bad.example/x", "b": "https://good.example/casino", "c": "https://good.example/"
+        },
+    }));
+    let config = json!({
+        "addresses": { "files": [list.to_str().unwrap()], "words": ["casino"] }, "repair_mojibake": true
+    });
+    let manifest = workshop.run::<Clean>(config, &[("documents", &[input])]).unwrap();
+    let drops = workshop.rows::<Drops>(&manifest, "drops");
+    let told_of: Vec<(&str, &str, &str)> =
+        drops.iter().map(|d| (d.id.as_str(), d.rule.as_str(), d.detail.as_deref().unwrap())).collect();
+    assert_eq!(told_of, [("a", "address_domain", "bad.example"), ("b", "address_word", "casino")]);
+    let rows = workshop.rows::<Documents>(&manifest, "documents");
+    assert!(rows.iter().all(|row| row.text.contains("with some café in déjà vu")), "{}", rows[0].text);
+}

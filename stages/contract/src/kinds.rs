@@ -50,6 +50,25 @@ impl Extra {
         Self(Some((columns.clone(), row)))
     }
 
+    /// Adds columns to those that rows have; row i of `columns` is for `rows[i]`. A column that is there already is
+    /// replaced. An error says why the columns do not fit together.
+    pub fn add(rows: Vec<&mut Extra>, columns: &RecordBatch) -> Result<(), String> {
+        assert_eq!(rows.len(), columns.num_rows(), "extra: rows and columns");
+        let olds: Vec<&Extra> = rows.iter().map(|row| &**row).collect();
+        let is_new = |field: &Field| columns.column_by_name(field.name()).is_some();
+        let kept: Vec<Field> = Extra::fields(olds.iter().copied()).into_iter().filter(|field| !is_new(field)).collect();
+        let mut all: Vec<ArrayRef> = kept.iter().map(|field| Extra::column(&olds, field)).collect();
+        all.extend(columns.columns().iter().cloned());
+        let new = columns.schema();
+        let fields = kept.into_iter().chain(new.fields().iter().map(|field| field.as_ref().clone()));
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), all);
+        let batch = Arc::new(batch.map_err(|e| e.to_string())?);
+        for (i, row) in rows.into_iter().enumerate() {
+            *row = Extra::row(&batch, i);
+        }
+        Ok(())
+    }
+
     fn of_batch(batch: &RecordBatch, known: &Schema) -> Option<Arc<RecordBatch>> {
         let others: Vec<usize> = (0..batch.num_columns())
             .filter(|&i| known.field_with_name(batch.schema().field(i).name()).is_err())
@@ -279,6 +298,28 @@ mod tests {
         let batch = RecordBatch::try_new(Arc::new(Schema::new(all)), written).unwrap();
         assert_eq!(Samples::rows(&batch).unwrap(), rows);
         assert!(Samples::kind().schema().is_some_and(|s| s.field_with_name("turn").is_err()), "no reader needs it");
+    }
+
+    #[test]
+    fn a_stage_adds_columns_beside_those_that_are_there() {
+        let ints = |values: Vec<Option<i32>>| Arc::new(Int32Array::from(values)) as ArrayRef;
+        let batch = |columns: Vec<(&str, ArrayRef)>| {
+            let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+            RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+        };
+        let old = Arc::new(batch(vec![("a", ints(vec![Some(1), Some(2)])), ("b", ints(vec![Some(3), Some(4)]))]));
+        let mut rows = [Extra::row(&old, 1), Extra::default(), Extra::row(&old, 0)];
+        let new = batch(vec![("b", ints(vec![Some(7), Some(8), None]))]);
+        Extra::add(rows.iter_mut().collect(), &new).unwrap();
+        let rows: Vec<&Extra> = rows.iter().collect();
+        let fields = Extra::fields(rows.iter().copied());
+        let found: Vec<(&str, ArrayRef)> =
+            fields.iter().map(|f| (f.name().as_str(), Extra::column(&rows, f))).collect();
+        let expected = [("a", ints(vec![Some(2), None, Some(1)])), ("b", ints(vec![Some(7), Some(8), None]))];
+        assert_eq!(found.len(), 2);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((found.0, found.1.as_ref()), (expected.0, expected.1.as_ref()));
+        }
     }
 
     #[test]

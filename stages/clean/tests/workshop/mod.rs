@@ -224,7 +224,11 @@ impl Workshop {
 
     /// Documents of the given ids and texts as an artifact with `per_file` of them in each file.
     pub(crate) fn feed(&self, documents: &[(&str, &str)], per_file: usize) -> InputRef {
-        let config = json!({ "documents": documents, "per_file": per_file });
+        self.feed_with(json!({ "documents": documents, "per_file": per_file }))
+    }
+
+    /// The same with the addresses of some of them, by id: `{ documents, per_file, urls }`.
+    pub(crate) fn feed_with(&self, config: Value) -> InputRef {
         let manifest = self.run::<Feed>(config, &[]).unwrap();
         self.port(&manifest, "documents")
     }
@@ -316,6 +320,8 @@ struct Feed;
 struct FeedConfig {
     documents: Vec<(String, String)>,
     per_file: usize,
+    #[serde(default)]
+    urls: BTreeMap<String, String>,
 }
 
 smelt_stage::inputs! { struct NoInputs {} }
@@ -334,7 +340,9 @@ impl Stage for Feed {
         cx.units("feed", files.len(), |i, unit| {
             for (id, text) in files[i] {
                 unit.count_derived(1);
-                unit.keep(&out.documents, Document::new(id.clone(), text.clone(), "feed"))?;
+                let mut document = Document::new(id.clone(), text.clone(), "feed");
+                document.url = config.urls.get(id).cloned();
+                unit.keep(&out.documents, document)?;
             }
             Ok(())
         })?;
