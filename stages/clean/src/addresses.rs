@@ -1,7 +1,7 @@
 //! Documents whose address is on a list: domains, single pages, words.
 //!
-//! The rules are those of FineWeb's first step (Penedo et al. 2024, section 3.1) as datatrove has them; the lists are the
-//! user's, for example those of the University of Toulouse (UT1). A document without an address breaks none.
+//! The rules are those of FineWeb's first step (Penedo et al. 2024, section 3.1) as datatrove has them; the lists are
+//! the user's, for example those of the University of Toulouse (UT1). A document without an address breaks none.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -76,7 +76,10 @@ pub(crate) fn main_text(bytes: &[u8], charset: Option<&str>) -> Result<Page, NoT
         Ok(Err(_)) => return Err(NoText::new("not_extracted", None, "the extraction failed")),
         Err(e) => return Err(NoText::new("not_extracted", None, format!("no thread for it: {e}"))),
     };
-    if text.is_empty() {
+    // Of a page that a program fills the crate may give the title, several times.
+    let title = page.metadata.get("title").and_then(Value::as_str).unwrap_or_default();
+    let is_title = !title.is_empty() && !text.replace(title, "").contains(char::is_alphanumeric);
+    if text.is_empty() || is_title {
         return Err(NoText::new("no_main_text", None, "the page has no main text"));
     }
     if encoding != encoding_rs::UTF_8 {
@@ -112,14 +115,25 @@ fn depth(html: &str) -> usize {
         "input", "meta", "link", "area", "base", "col", "embed", "source", "track", "wbr", "param", "rp", "rt",
     ];
     let bytes = html.as_bytes();
-    let (mut depth, mut most) = (0usize, 0);
-    for at in memchr::memchr_iter(b'<', bytes) {
-        let rest = &bytes[at + 1..];
+    let (mut depth, mut most, mut at) = (0usize, 0, 0);
+    while let Some(found) = memchr::memchr(b'<', &bytes[at..]) {
+        at += found + 1;
+        let rest = &bytes[at..];
+        if rest.starts_with(b"!--") {
+            at += memchr::memmem::find(rest, b"-->").unwrap_or(rest.len());
+            continue;
+        }
         let (is_end, rest) = rest.strip_prefix(b"/").map_or((false, rest), |rest| (true, rest));
         let name = &rest[..rest.iter().take(12).take_while(|b| b.is_ascii_alphanumeric()).count()];
-        if !name.first().is_some_and(u8::is_ascii_alphabetic)
-            || UNCLOSED.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
-        {
+        let is = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
+        if !name.first().is_some_and(u8::is_ascii_alphabetic) || UNCLOSED.into_iter().any(is) {
+            continue;
+        }
+        // What a program or a style holds are no elements.
+        if !is_end && ["script", "style", "textarea"].into_iter().any(is) {
+            let mut ends = memchr::memmem::find_iter(rest, b"</");
+            let end = ends.find(|end| rest[end + 2..].get(..name.len()).is_some_and(|n| n.eq_ignore_ascii_case(name)));
+            at += end.map_or(rest.len(), |end| end + 2);
             continue;
         }
         depth = if is_end { depth.saturating_sub(1) } else { depth + 1 };
@@ -223,11 +237,24 @@ mod tests {
         let rule = |bytes: &[u8]| main_text(bytes, None).map_err(|no| (no.rule, no.value));
         assert_eq!(rule(b""), Err(("no_main_text", None)));
         assert_eq!(rule(b"<html><body><script>x()</script></body></html>"), Err(("no_main_text", None)));
+        let program =
+            b"<html><head><title>App</title></head><body><div id=root></div><script>x()</script></body></html>";
+        assert_eq!(rule(program), Err(("no_main_text", None)));
         let large = vec![b'a'; MAX_PAGE as usize + 1];
         assert_eq!(rule(&large), Err(("too_large_page", Some(large.len() as f64))));
         let deep = "<div>".repeat(1_000_000);
         let no = main_text(deep.as_bytes(), None).unwrap_err();
         assert_eq!(no, NoText::new("not_extracted", Some(1e6), "1000000 elements inside each other"));
+    }
+
+    #[test]
+    fn the_depth_of_a_page_counts_elements_alone() {
+        assert_eq!(depth("<html><body><p>a<p>b<ul><li>c<li>d</ul><br><img></body></html>"), 3);
+        let program = format!("<div><SCRIPT>if (a<b) {{}} {}</script><i>x</i></div>", "c<d;".repeat(2000));
+        assert_eq!(depth(&program), 2);
+        assert_eq!(depth(&format!("<!-- {} --><b>", "<div>".repeat(2000))), 1);
+        assert_eq!(depth("<script>endless"), 0);
+        assert_eq!(depth("a < b <"), 0);
     }
 
     /// The deepest page that is read does not exhaust the stack.

@@ -220,7 +220,9 @@ fn whole(name: &str, mut reader: Box<dyn BufRead>, replace: bool) -> Result<Outc
     let mut bytes = Vec::new();
     reader.by_ref().take(MAX_RECORD + 1).read_to_end(&mut bytes).map_err(|e| IngestError::io(name, e))?;
     if bytes.len() as u64 > MAX_RECORD {
-        return Ok(Err(too_large(&Place::whole(name, "text"), "a document")));
+        let told = format!("`{name}` is one document of more than {} MiB", MAX_RECORD >> 20);
+        let hint = Some("split it, or leave it out".into());
+        return Ok(Err(Bad { id: name.into(), rule: "too_large_record", value: None, at: None, told, hint }));
     }
     Ok(decode(bytes, replace).map(Item::Whole).map_err(|(byte, at)| Bad {
         id: name.into(),
@@ -248,7 +250,7 @@ fn page(name: &str, mut reader: Box<dyn BufRead>, reading: Reading<'_>) -> Resul
     fields.extend(page.url.map(|url| ("url".to_owned(), url.into())));
     fields.extend(page.published.map(|time| ("time".to_owned(), time.into())));
     fields.extend(page.metadata);
-    Ok(Ok(Item::Record(Record { place: Place::whole(name, "page"), fields })))
+    Ok(Ok(Item::Record(Record { place: Place::whole(name), fields })))
 }
 
 const NOT_UTF8: &str = "convert the file, `iconv -f latin1 -t utf-8`, or set `invalid_utf8` to `drop` or `replace`";

@@ -37,9 +37,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of a file that is one record.
-    pub(crate) fn whole(file: &str, unit: &'static str) -> Self {
-        Self { file: file.into(), number: None, unit, at: 1 }
+    /// Of a file that is one page.
+    pub(crate) fn whole(file: &str) -> Self {
+        Self { file: file.into(), number: None, unit: "page", at: 1 }
     }
 
     pub(crate) fn id(&self) -> String {

@@ -339,7 +339,7 @@ fn a_large_file_is_read_in_parts_with_the_same_rows() {
     let config = json!({ "paths": [format!("{}/*", folder.display())], "bad_records": "drop" });
     let manifest = workshop.run::<Ingest>(config.clone(), &[]).unwrap();
     assert!(manifest.ports["documents"].files.len() > 20, "many units");
-    // A field that names records keeps the file whole.
+    // A limit on documents keeps the file whole.
     let whole = Workshop::new("ingest-parts-whole");
     let named =
         json!({ "paths": [format!("{}/*", folder.display())], "bad_records": "drop", "max_documents": 1_000_000 });
@@ -431,7 +431,7 @@ fn bombs_and_endless_records_are_bad_records() {
             "`line.jsonl.gz` line 2: a line has more than 256 MiB",
             "`list.json.gz` line 1: an element has more than 256 MiB",
             "`nested.jsonl.gz` is packed in itself more than 4 times: it is not read",
-            "`whole.txt.gz` text 1: a document has more than 256 MiB",
+            "`whole.txt.gz` is one document of more than 256 MiB",
         ]
     );
     let error = told(&workshop.run::<Ingest>(config, &[]).unwrap_err());
