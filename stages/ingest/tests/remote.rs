@@ -1,4 +1,4 @@
-//! Files of a web server, which runs in this process; buckets are read in `tests/s3.rs`.
+//! Files of a web server, which runs in this process.
 
 #[path = "../../clean/tests/workshop/mod.rs"]
 mod workshop;
