@@ -15,6 +15,9 @@ pub(crate) struct Directory {
     pub root: PathBuf,
 }
 
+/// How often a write begins anew because its folder was deleted, or a deletion because something was written.
+const TRIES: usize = 20;
+
 /// The ending of files that are still being written. No listing shows them.
 pub(crate) const TEMPORARY: &str = ".smelt-tmp";
 
@@ -26,10 +29,12 @@ impl Directory {
     /// A new file beside `key`, under a name that no listing shows.
     pub(crate) fn temporary(&self, key: &str) -> io::Result<(File, PathBuf)> {
         let target = self.path(key);
-        fs::create_dir_all(folder(&target))?;
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let path = target.with_file_name(format!(".{name}.{}{TEMPORARY}", unique()));
-        Ok((OpenOptions::new().write(true).create_new(true).open(&path)?, path))
+        anew(io::ErrorKind::NotFound, || {
+            fs::create_dir_all(folder(&target))?;
+            Ok((OpenOptions::new().write(true).create_new(true).open(&path)?, path.clone()))
+        })
     }
 
     /// Makes a finished and synced temporary file visible as `key`, replacing what was there.
@@ -40,23 +45,29 @@ impl Directory {
     }
 
     pub(crate) fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
-        let (mut file, temporary) = self.temporary(key)?;
-        let done = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| self.publish(&temporary, key));
-        if done.is_err() {
-            remove_quietly(&temporary);
-        }
-        done
+        anew(io::ErrorKind::NotFound, || {
+            let (mut file, temporary) = self.temporary(key)?;
+            let written = file.write_all(bytes).and_then(|()| file.sync_all());
+            let done = written.and_then(|()| self.publish(&temporary, key));
+            if done.is_err() {
+                remove_quietly(&temporary);
+            }
+            done
+        })
     }
 
     /// False if `key` exists.
     pub(crate) fn create(&self, key: &str, bytes: &[u8]) -> io::Result<bool> {
-        let (mut file, temporary) = self.temporary(key)?;
         let target = self.path(key);
-        let done =
-            file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&temporary, &target));
-        remove_quietly(&temporary);
+        let done = anew(io::ErrorKind::NotFound, || {
+            let (mut file, temporary) = self.temporary(key)?;
+            let written = file.write_all(bytes).and_then(|()| file.sync_all());
+            let done = written.and_then(|()| fs::hard_link(&temporary, &target));
+            remove_quietly(&temporary);
+            done.and_then(|()| sync_folder(&target))
+        });
         match done {
-            Ok(()) => sync_folder(&target).map(|()| true),
+            Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(e),
         }
@@ -64,7 +75,10 @@ impl Directory {
 
     /// Replaces `key` if it still is `expected`. A lock on the folder makes it one step among processes of one host.
     pub(crate) fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> io::Result<bool> {
-        let lock = File::open(folder(&self.path(key)))?;
+        let lock = match File::open(folder(&self.path(key))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
         // SAFETY: the descriptor is open for as long as `lock` lives; the lock ends with it.
         if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
             return Err(io::Error::last_os_error());
@@ -138,7 +152,8 @@ impl Directory {
 
     /// Removes everything below `prefix`, temporary files too.
     pub(crate) fn delete_all(&self, prefix: &str) -> io::Result<()> {
-        match fs::remove_dir_all(self.path(prefix)) {
+        let deleted = anew(io::ErrorKind::DirectoryNotEmpty, || fs::remove_dir_all(self.path(prefix)));
+        match deleted {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
@@ -150,6 +165,18 @@ impl Directory {
             other => other,
         }
     }
+}
+
+/// Does it again while it fails in this way: one process may delete a folder, after a commit for example, while
+/// another one writes into it.
+fn anew<T>(failure: io::ErrorKind, mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..TRIES {
+        match step() {
+            Err(e) if e.kind() == failure => {}
+            done => return done,
+        }
+    }
+    step()
 }
 
 fn folder(path: &Path) -> &Path {
@@ -168,4 +195,31 @@ pub(crate) fn is_temporary(name: &str) -> bool {
 /// For files that nobody can see: one that stays behind only costs space, until `gc` deletes its folder.
 pub(crate) fn remove_quietly(path: &Path) {
     drop(fs::remove_file(path));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_while_another_process_deletes_their_folder() {
+        let root = std::env::temp_dir().join(format!("smelt-deleted-{}", unique()));
+        let directory = Directory { root: root.clone() };
+        let writer = std::thread::spawn({
+            let directory = Directory { root: root.clone() };
+            move || {
+                for i in 0..50 {
+                    assert!(directory.create(&format!("a/b/c/{i}"), b"x").unwrap());
+                    directory.put("a/b/d/e", b"x").unwrap();
+                    directory.swap("a/b/d/e", &Version::of_bytes(b"x"), b"y").unwrap();
+                }
+            }
+        });
+        while !writer.is_finished() {
+            directory.delete_all("a").unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        writer.join().unwrap();
+        fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -134,6 +134,8 @@ impl Upload {
                 };
                 if let Err(e) = d.publish(&temporary, &self.key) {
                     remove_quietly(&temporary);
+                    // Another process may have taken over and deleted the folder since the permit was asked.
+                    self.permit.as_ref().map_or(Ok(()), |permit| permit())?;
                     return Err(of_io(self.store.address(), self.what(), e));
                 }
             }
