@@ -10,14 +10,24 @@ pub(crate) fn own_digest() -> Option<Digest> {
 }
 
 /// The most memory that this process has held so far, in bytes.
-pub(crate) fn peak_memory() -> u64 {
+pub fn peak_memory() -> u64 {
+    // The system's count for children and limits, `ru_maxrss`, begins with what the parent held when it started this
+    // process; the one in /proc is of this program alone.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or_else(max_rss) * 1024
+}
+
+/// KiB; where there is no /proc.
+fn max_rss() -> u64 {
     // SAFETY: zeroed is a valid value of this plain struct, and the call only writes into it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_SELF, &mut usage);
         usage
     };
-    usage.ru_maxrss as u64 * 1024
+    usage.ru_maxrss as u64
 }
 
 /// Memory of the machine in bytes, or of the cgroup of this process if its limit is lower; None where the system does
