@@ -8,8 +8,8 @@
   for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 
 // The places of a matrix, for blocks of 256 threads: neighbours have neighbouring columns, 2ˡ threads a row of d
-// columns, where l = row_threads(d), so narrow rows stand side by side. Nothing is divided: a division of 64-bit numbers
-// for each element takes longer than its way from memory.
+// columns, where l = row_threads(d), so narrow rows stand side by side. Nothing is divided: a division of 64-bit
+// numbers for each element takes longer than its way from memory.
 DEVICE int row_threads(int d) {
   int l = 8;
   while (l > 0 && 1 << (l - 1) >= d) l--;

@@ -129,8 +129,8 @@ DEVICE void write_both(const float* values, Tile band, int at, int across, const
   }
 }
 
-// Makes the tile of which `value(row, column)` is an element, and writes both forms of it. Block (b, j): tokens of band b,
-// 128 columns from 128·j. `values`: `BOTH_SHARED` bytes of shared memory.
+// Makes the tile of which `value(row, column)` is an element, and writes both forms of it. Block (b, j): tokens of band
+// b, 128 columns from 128·j. `values`: `BOTH_SHARED` bytes of shared memory.
 template <class Value>
 DEVICE void make_both(float* values, Tile band, u32* saturated, const Both& to, const Value& value) {
   u32* largest = (u32*)(values + SIDE * BOTH_PITCH);

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds OUT/libcuda.so.1, the simulated driver with the kernels of kernels/cu, and a simulated NCCL and cuBLASLt for it,
-# OUT/libnccl.so.2 and OUT/libcublasLt.so.13: for machines without a GPU.
+# Builds OUT/libcuda.so.1, the simulated driver with the kernels of kernels/cu, and a simulated NCCL and cuBLASLt for
+# it, OUT/libnccl.so.2 and OUT/libcublasLt.so.13: for machines without a GPU.
 #
 #   build.sh OUT [SOURCES]       files of the folder SOURCES replace those of the same name of kernels/cu
 #   build.sh --only OUT SOURCES  kernels of SOURCES alone; headers come from kernels/cu as well

@@ -115,7 +115,8 @@ int finish(void* argument, int) {
   const auto& [a, b, c] = late->layouts;
   std::vector<uint16_t> from_a(elements(a)), from_b(elements(b));
   std::vector<float> to(elements(c));
-  if (smelt_sim_load(from_a.data(), late->a, from_a.size() * 2) || smelt_sim_load(from_b.data(), late->b, from_b.size() * 2) ||
+  if (smelt_sim_load(from_a.data(), late->a, from_a.size() * 2) ||
+      smelt_sim_load(from_b.data(), late->b, from_b.size() * 2) ||
       smelt_sim_load(to.data(), late->c, to.size() * 4)) {
     return 1;  // said by the driver
   }
@@ -131,7 +132,8 @@ int finish(void* argument, int) {
       for (uint64_t part = 0; part < parts; part++) {
         float of_part = 0;
         for (uint64_t k = part; k < s.k; k += parts) {
-          of_part += at(from_a, a, late->product.transposed[0], i, k) * at(from_b, b, late->product.transposed[1], k, j);
+          of_part +=
+              at(from_a, a, late->product.transposed[0], i, k) * at(from_b, b, late->product.transposed[1], k, j);
         }
         sum += of_part;
       }
@@ -229,7 +231,8 @@ API int cublasLtMatmul(Library* library, Product* product, const float* alpha, c
   if (of[0] != s.m || of[1] != s.n || of[2] != s.k || of[3] != 0x6c74) {
     return refuse(INVALID_VALUE, "the algorithm was chosen for another product");
   }
-  if (bytes < WORKSPACE) return refuse(INVALID_VALUE, "%zu bytes of workspace, the algorithm wants %zu", bytes, WORKSPACE);
+  if (bytes < WORKSPACE)
+    return refuse(INVALID_VALUE, "%zu bytes of workspace, the algorithm wants %zu", bytes, WORKSPACE);
   if (int error = smelt_sim_before_late(stream)) return refuse(EXECUTION_FAILED, "the stream: error %d", error);
   if (smelt_sim_check("cuBLASLt reads a", a, elements(*a_layout) * 2, stream) ||
       smelt_sim_check("cuBLASLt reads b", b, elements(*b_layout) * 2, stream) ||

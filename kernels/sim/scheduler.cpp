@@ -55,7 +55,8 @@ std::vector<Kernel*>& kernels() {
 }
 Kernel::Kernel(const char* name, int most_threads, void (*call)(void**), const u32* parameters, u8* static_shared,
                u8* static_end)
-    : name(name), most_threads(most_threads), call(call), parameters(parameters), static_shared(static_shared), static_end(static_end) {
+    : name(name), most_threads(most_threads), call(call), parameters(parameters), static_shared(static_shared),
+      static_end(static_end) {
   if ((u64)(static_end - static_shared) > SHARED_BYTES - STATIC_SHARED) {
     fprintf(stderr, "simulator: the source of `%s` has %zu bytes of static shared memory, too many\n", name,
             (size_t)(static_end - static_shared));

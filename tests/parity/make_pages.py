@@ -36,7 +36,7 @@ def menu(items):
 SECTIONS = ["News", "Weather", "Sports", "Business", "Travel", "Science", "Health", "Opinion"]
 
 
-def page(title, body, number, charset="utf-8", lead=""):
+def page(title, body, number, charset="utf-8"):
     """One of three sites, each with a layout of its own."""
     e = html.escape
     text = "\n".join(f"<p>{e(part, quote=False)}</p>" for part in body)
@@ -48,7 +48,7 @@ def page(title, body, number, charset="utf-8", lead=""):
         return (
             f"<!DOCTYPE html>\n<html lang=en><head>{head}{scripts}"
             f'<link rel="canonical" href="https://site.example/{number}"></head>\n<body>{notice}<header><nav>{menu(SECTIONS)}</nav></header>\n'
-            f'<main><article><h1>{e(title)}</h1>{lead}\n{text}\n</article><aside><h2>Most read</h2>{menu(["Ten tips", "Five tricks", "One hack"])}</aside></main>\n'
+            f'<main><article><h1>{e(title)}</h1>\n{text}\n</article><aside><h2>Most read</h2>{menu(["Ten tips", "Five tricks", "One hack"])}</aside></main>\n'
             f"{footer}</body></html>\n"
         )
     if number % 3 == 1:

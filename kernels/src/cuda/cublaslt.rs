@@ -1,7 +1,7 @@
 //! Dense products in bf16 by NVIDIA's cuBLASLt, where a config asks for it.
 //!
-//! Its algorithm, and with it the order of a sum, changes with the number of rows; [`tensor_cores`](super::tensor_cores)
-//! has the kernels of our own, which give a row the same bits in any company.
+//! Its algorithm, and with it the order of a sum, changes with the number of rows. The kernels of our own, in
+//! [`tensor_cores`](super::tensor_cores), give a row the same bits in any company.
 
 use super::device::Cuda;
 use super::error::DeviceError;

@@ -1,10 +1,10 @@
 //! Launches go to the driver in batches, and a batch that comes again is a CUDA graph.
 //!
 //! A step of training or of generation asks for the same kernels again and again. A launch costs the host some
-//! microseconds; a graph of 256 of them costs as much as a few, and the device goes from one to the next without asking.
-//! What a batch is does not depend on what the kernels read: where the same kernels come in the same order, the graph of
-//! the last time is launched, with the grids and parameters that changed (tensors at other addresses, other numbers of
-//! rows). The first time, and where no order comes twice, kernels are launched one by one.
+//! microseconds; a graph of 256 of them costs as much as a few, and the device goes from one to the next without
+//! asking. What a batch is does not depend on what the kernels read: where the same kernels come in the same order, the
+//! graph of the last time is launched, with the grids and parameters that changed (tensors at other addresses, other
+//! numbers of rows). The first time, and where no order comes twice, kernels are launched one by one.
 
 use super::device::{Cuda, Kernel};
 use super::error::DeviceError;

@@ -2,8 +2,8 @@
 //!
 //! The driver, the compiler and everything else of CUDA is opened at run time: one binary runs with and without a GPU.
 //! All operations of a device run in one stream, in the order in which the host calls them, and the host goes on at
-//! once; it waits in `download` alone. Small uploads and communications have streams of their own, ordered with that one
-//! by events.
+//! once; it waits in `download` alone. Small uploads and communications have streams of their own, ordered with that
+//! one by events.
 
 mod attention;
 mod both;

@@ -1,8 +1,8 @@
 //! Copies to the device beside its operations.
 //!
 //! A copy from ordinary memory of the host may wait for what its stream still has to do. What the host uploads in a
-//! step (token ids, bounds of documents, settings of requests) is small: it goes through page-locked memory, in a stream
-//! of its own, so that the host never waits and the copy runs beside the operations asked for before.
+//! step (token ids, bounds of documents, settings of requests) is small: it goes through page-locked memory, in a
+//! stream of its own, so that the host never waits and the copy runs beside the operations asked for before.
 
 use super::device::Cuda;
 use super::error::expect;

@@ -25,7 +25,8 @@ pub struct RemoteFile {
     /// Without a slash at the start.
     pub key: String,
     pub bytes: u64,
-    /// Other bytes have another one: the entity tag, or where a server has none the time of the last change.
+    /// Other bytes have another one: the entity tag, or where a server or its listing has none the time of the last
+    /// change.
     pub version: String,
 }
 
@@ -107,7 +108,8 @@ impl Remote {
                 Err(object_store::Error::NotFound { .. }) => return Ok(None),
                 other => other.map_err(remote)?,
             };
-            if remote_file(&file.key, &found.meta) != *file {
+            let versions = [tag(&found.meta), Some(modified(&found.meta))];
+            if found.meta.size != file.bytes || !versions.contains(&Some(file.version.clone())) {
                 return Ok(None);
             }
             let (mut pieces, mut bytes) = (found.into_stream(), 0);
@@ -129,9 +131,14 @@ impl Remote {
 }
 
 fn remote_file(key: &str, meta: &ObjectMeta) -> RemoteFile {
-    let version = match &meta.e_tag {
-        Some(tag) => format!("etag {}", tag.trim_matches('"')),
-        None => format!("modified {}", meta.last_modified.timestamp_millis()),
-    };
-    RemoteFile { key: key.to_owned(), bytes: meta.size, version }
+    RemoteFile { key: key.to_owned(), bytes: meta.size, version: tag(meta).unwrap_or_else(|| modified(meta)) }
+}
+
+fn tag(meta: &ObjectMeta) -> Option<String> {
+    meta.e_tag.as_ref().map(|tag| format!("etag {}", tag.trim_matches('"')))
+}
+
+/// In seconds: a listing has fractions of them that the answer to a request leaves out.
+fn modified(meta: &ObjectMeta) -> String {
+    format!("modified {}", meta.last_modified.timestamp())
 }

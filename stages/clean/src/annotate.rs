@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use smelt_stage::kinds::{Document, Documents, Extra};
 use smelt_stage::{Error, Port, Unit};
 
-use crate::addresses::Lists;
+use crate::blocklist::Lists;
 use crate::rules::{Judge, value_names};
 use crate::{Settled, clean, language};
 

@@ -8,8 +8,8 @@
 //! Without a preset the rules are smelt's own, for technical text and many languages. `preset: fineweb`, `gopher` or
 //! `c4` decides and changes text as datatrove does; whatever is given beside it counts before the preset.
 
-pub mod addresses;
 mod annotate;
+pub mod blocklist;
 pub mod c4;
 pub mod language;
 pub mod mojibake;
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use smelt_stage::kinds::{Document, Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
-use crate::addresses::{Addresses, Lists};
+use crate::blocklist::{Blocklist, Lists};
 use crate::language::Language;
 use crate::pii::{Pii, mask};
 use crate::preset::{Given, Preset, Switch};
@@ -58,9 +58,9 @@ pub struct Config {
     pub rules: Given<Rules>,
     /// Replacements for personal data.
     pub pii: Given<Pii>,
-    /// Lists of addresses whose documents are dropped.
-    #[serde(skip_serializing_if = "Addresses::is_empty")]
-    pub addresses: Addresses,
+    /// URLs whose documents are dropped.
+    #[serde(skip_serializing_if = "Blocklist::is_empty")]
+    pub blocklist: Blocklist,
     /// Keep every document, and write what each rule looks at as a column of its name, whatever its limit; `rule` names
     /// the one that would drop it, null for none, and `language_confidence` is in [0, 1]. Of the texts only the Unicode
     /// form and control characters change. So limits are chosen in SQL before anything is dropped.
@@ -202,11 +202,11 @@ impl Stage for Clean {
         // The effective config says what is done, not whose rules they are alone.
         (config.nfc, config.strip_control) = (settled.nfc.into(), settled.strip_control.into());
         (config.rules, config.pii) = (Given::all(&settled.rules), Given::all(&settled.pii));
-        config.addresses.resolve()
+        config.blocklist.resolve()
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let (is_annotated, lists) = (config.annotate, config.addresses.read(cx.sources())?);
+        let (is_annotated, lists) = (config.annotate, config.blocklist.read(cx.sources())?);
         let config = config.settle()?;
         let input = &inputs.documents;
         if is_annotated {

@@ -35,8 +35,7 @@ fn layer(text: &str) -> Option<String> {
         // A single character of two bytes in its line counts only where nothing in the document says otherwise.
         let is_sound = |line: &Line| line.characters >= least || line.has_long;
         let is_all = lines.iter().all(|(line, found)| found.is_some() || line.is_ascii());
-        let found: usize = lines.iter().filter_map(|(_, found)| Some(found.as_ref()?.characters)).sum();
-        let counts = |line: &Line| is_sound(line) || (set == WINDOWS_1252 && is_all && line.is_western && found > 0);
+        let counts = |line: &Line| is_sound(line) || (set == WINDOWS_1252 && is_all && line.is_western);
         if lines.iter().any(|(_, found)| found.as_ref().is_some_and(counts)) {
             let better = |(line, found): (&str, Option<Line>)| match found.filter(counts) {
                 Some(found) => found.text,

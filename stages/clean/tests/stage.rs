@@ -260,8 +260,8 @@ fn an_annotation_keeps_all_and_says_what_the_rules_see() {
 }
 
 #[test]
-fn addresses_on_a_list_are_dropped_and_mojibake_is_turned_back() {
-    let workshop = Workshop::new("clean-addresses");
+fn urls_on_a_blocklist_are_dropped_and_mojibake_is_turned_back() {
+    let workshop = Workshop::new("clean-blocklist");
     let list = workshop.folder().join("domains");
     std::fs::write(&list, "bad.example\n").unwrap();
     let text = PROSE.replace("with some care", "with some cafÃ© in dÃ©jÃ\u{a0} vu");
@@ -274,13 +274,13 @@ fn addresses_on_a_list_are_dropped_and_mojibake_is_turned_back() {
         },
     }));
     let config = json!({
-        "addresses": { "files": [list.to_str().unwrap()], "words": ["casino"] }, "repair_mojibake": true
+        "blocklist": { "files": [list.to_str().unwrap()], "words": ["casino"] }, "repair_mojibake": true
     });
     let manifest = workshop.run::<Clean>(config, &[("documents", &[input])]).unwrap();
     let drops = workshop.rows::<Drops>(&manifest, "drops");
     let told_of: Vec<(&str, &str, &str)> =
         drops.iter().map(|d| (d.id.as_str(), d.rule.as_str(), d.detail.as_deref().unwrap())).collect();
-    assert_eq!(told_of, [("a", "address_domain", "bad.example"), ("b", "address_word", "casino")]);
+    assert_eq!(told_of, [("a", "url_domain", "bad.example"), ("b", "url_word", "casino")]);
     let rows = workshop.rows::<Documents>(&manifest, "documents");
     assert!(rows.iter().all(|row| row.text.contains("with some café in déjà vu")), "{}", rows[0].text);
 }

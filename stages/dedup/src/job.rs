@@ -3,7 +3,7 @@
 //! | phase | unit | reads | writes |
 //! |---|---|---|---|
 //! | `sketches` | input file | its documents | a sketch of each document; for each band its documents, sorted |
-//! | `bands` | some bands, or a range of one | them from all files, merged | links between documents that agree, sorted |
+//! | `bands` | some bands, or a range of one | them of all files, merged | links between documents that agree, sorted |
 //! | `shingles` | input file | its documents | shingles of those with links; only where `jaccard` asks for them |
 //! | `clusters` | all | all links, merged | who goes, and for whom, in order |
 //! | `pairs` | input file | its sketches and who goes | the sketches of those that go, sorted by who stays |

@@ -22,9 +22,9 @@ use crate::select::{self, Idle, Limits, Selection};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Globs: `*` and `?` inside a name, `**` across folders, `{a,b}` for either. `~`, `${NAME}` and `${NAME:-default}`
-    /// are filled in. `s3://bucket/…` finds objects, with the credentials that a store has; `https://…` is a file of a
-    /// web server, which knows no wildcards.
-    /// Documents are named from `/./` on, or from the last folder before the first wildcard.
+    /// are filled in. `s3://bucket/…` finds objects, with the credentials that a store has; `https://…` is one file of a
+    /// web server, without wildcards. Documents are named from `/./` on, or from the last folder before the first
+    /// wildcard.
     pub paths: Vec<String>,
     /// What the records become.
     #[serde(default)]
@@ -111,8 +111,8 @@ pub enum RecordKind {
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
     /// `.jsonl` and `.ndjson` are JSON lines, `.csv` and `.tsv` tables, `.parquet` is Parquet, `.wet` and `.warc` are
-    /// WARC, `.html` and `.htm` are pages; of any other name a file whose lines are JSON objects is JSON lines, a JSON list of objects is records,
-    /// and anything else is text.
+    /// WARC, `.html` and `.htm` are pages; of any other name a file whose lines are JSON objects is JSON lines, a JSON
+    /// list of objects is records, and anything else is text.
     #[default]
     Auto,
     /// One document per file.
@@ -128,7 +128,8 @@ pub enum FileFormat {
     /// The pages of a crawl (WARC), or their texts (WET). `url` and `time` are where and when the crawler found them.
     Warc,
     /// One page per file: its main text, without menus and what else surrounds it. `url` and `time` are what the page
-    /// says itself; `metadata` has `title`, `author`, `license`, `declared_language` and `charset` where they are known.
+    /// says itself; `metadata` has `title`, `author`, `license`, `declared_language` and `charset` where they are
+    /// known.
     Html,
 }
 

@@ -75,16 +75,20 @@ impl IngestError {
     }
 
     pub(crate) fn remote(place: &str, error: &smelt_store::Error) -> Self {
-        // Of whom the store speaks is here the place of the files.
-        let what = error.to_string().replacen("store ", "", 1);
-        // An address may hold a password where none should stand.
+        use smelt_store::Error::Address;
+        // A store's errors call the place of these files a store.
+        let (what, hint) = match error {
+            Address { address, why } => (format!("`{address}` cannot be read from: {why}"), None),
+            _ => (error.to_string().replacen("store ", "", 1), error.hint()),
+        };
+        // The pattern is shown, and may hold a password.
         let place = match place.split_once("://") {
             Some((scheme, rest)) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
                 format!("{scheme}://{}", rest.split_once('@').map_or("", |(_, rest)| rest))
             }
             _ => place.to_owned(),
         };
-        Self::Remote { what, place, hint: error.hint(), code: error.exit_code() }
+        Self::Remote { what, place, hint, code: error.exit_code() }
     }
 
     pub(crate) fn with_hint(mut self, text: impl Into<String>) -> Self {

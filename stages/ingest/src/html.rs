@@ -37,7 +37,7 @@ impl NoText {
     }
 
     pub(crate) fn too_large(bytes: u64) -> Self {
-        let note = format!("{bytes} bytes are more than is read of a page or a text");
+        let note = format!("a page of {bytes} bytes, expected at most {MAX_PAGE}");
         Self::new("too_large_page", Some(bytes as f64), note)
     }
 }
@@ -70,7 +70,7 @@ pub(crate) fn main_text(bytes: &[u8], charset: Option<&str>) -> Result<Page, NoT
         let thread = builder.spawn_scoped(scope, || take_apart(&html));
         thread.map(|thread| thread.join())
     });
-    let (text, mut page) = match taken_apart {
+    let mut page = match taken_apart {
         Ok(Ok(Ok(found))) => found,
         Ok(Ok(Err(what))) => return Err(NoText::new("not_extracted", None, what)),
         Ok(Err(_)) => return Err(NoText::new("not_extracted", None, "the extraction failed")),
@@ -78,17 +78,17 @@ pub(crate) fn main_text(bytes: &[u8], charset: Option<&str>) -> Result<Page, NoT
     };
     // Of a page that a program fills the crate may give the title, several times.
     let title = page.metadata.get("title").and_then(Value::as_str).unwrap_or_default();
-    let is_title = !title.is_empty() && !text.replace(title, "").contains(char::is_alphanumeric);
-    if text.is_empty() || is_title {
+    let is_title = !title.is_empty() && !page.text.replace(title, "").contains(char::is_alphanumeric);
+    if page.text.is_empty() || is_title {
         return Err(NoText::new("no_main_text", None, "the page has no main text"));
     }
     if encoding != encoding_rs::UTF_8 {
         page.metadata.insert("charset".into(), encoding.name().to_lowercase().into());
     }
-    Ok(Page { text, ..page })
+    Ok(page)
 }
 
-fn take_apart(html: &str) -> Result<(String, Page), String> {
+fn take_apart(html: &str) -> Result<Page, String> {
     let found = rs_trafilatura::extract_with_options(html, &Options::default()).map_err(|e| e.to_string())?;
     let text = match &found.content_html {
         Some(main) => layout::text(&Document::fragment(main.as_str())),
@@ -104,11 +104,11 @@ fn take_apart(html: &str) -> Result<(String, Page), String> {
     let filled = |value: Option<String>| value.map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
     let metadata = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), filled(value)?.into())));
     let published = said.date.map(|date| date.to_rfc3339_opts(chrono::SecondsFormat::Secs, true));
-    Ok((text, Page { url: filled(said.url), published, metadata: metadata.collect(), ..Page::default() }))
+    Ok(Page { text, url: filled(said.url), published, metadata: metadata.collect() })
 }
 
-/// Elements inside each other, at most, without parsing the page: its tags are counted. Elements that end where the next
-/// one of their kind begins are left out, for pages do not close them; none of them holds another of its kind.
+/// Elements inside each other, at most, without parsing the page: its tags are counted. Elements that end where the
+/// next one of their kind begins are left out, for pages do not close them; none of them holds another of its kind.
 fn depth(html: &str) -> usize {
     const UNCLOSED: [&str; 28] = [
         "p", "li", "dd", "dt", "td", "th", "tr", "option", "tbody", "thead", "tfoot", "colgroup", "br", "hr", "img",
@@ -180,7 +180,7 @@ fn declared(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// The character set that bytes without any statement are most likely in.
-pub(crate) fn guess(bytes: &[u8]) -> &'static Encoding {
+fn guess(bytes: &[u8]) -> &'static Encoding {
     let mut detector = chardetng::EncodingDetector::new(chardetng::Iso2022JpDetection::Allow);
     detector.feed(bytes, true);
     detector.guess(None, chardetng::Utf8Detection::Allow)
@@ -196,7 +196,8 @@ mod tests {
             "<!doctype html><html lang=en><head><title>A title</title><meta name=author content='Ada L.'>\
              <link rel=canonical href='https://a.example/x'>\
              <meta property='article:published_time' content='2024-05-18T01:58:10Z'></head>\
-             <body><nav><ul>{menu}</ul></nav><article>{body}</article><footer>All rights reserved</footer></body></html>"
+             <body><nav><ul>{menu}</ul></nav><article>{body}</article>\
+             <footer>All rights reserved</footer></body></html>"
         )
     }
 

@@ -3,27 +3,43 @@
 
 use dom_query::{Document, NodeRef};
 
-/// The text of a document or a fragment: no blank lines, none at the ends.
+/// The text of a document or a fragment: no blank lines, none at the ends. Calls itself for each level of elements.
 pub(crate) fn text(document: &Document) -> String {
     let mut out = Lines::default();
-    walk(document.root(), |node, step| {
-        if node.is_text() && step == Step::Into {
-            out.text(&node.text());
-        }
-        // A document and a comment have no name.
-        let Some(name) = node.node_name().filter(|_| node.is_element()) else { return true };
-        match (&*name, step) {
-            ("script" | "style" | "noscript" | "template" | "head" | "svg" | "math" | "iframe" | "object", _) => false,
-            ("br", Step::Into) => out.end_line(),
-            ("td" | "th", Step::Into) => out.cell(),
-            ("li", Step::Into) => out.item(),
-            ("li", Step::Out) => out.end_line(),
-            ("pre" | "textarea" | "listing", _) => out.block(Some(step == Step::Into)),
-            (name, _) if is_block(name) => out.block(None),
-            _ => true,
-        }
-    });
+    write(document.root(), &mut out);
     out.finish()
+}
+
+fn write(node: NodeRef<'_>, out: &mut Lines) {
+    if node.is_text() {
+        return out.text(&node.text());
+    }
+    // A document and a comment have no name.
+    let name = node.node_name().filter(|_| node.is_element());
+    let name = name.as_deref().unwrap_or_default();
+    let is_block = BLOCKS.contains(&name);
+    match name {
+        _ if HIDDEN.contains(&name) => return,
+        "br" => out.end_line(),
+        "td" | "th" => out.cell(),
+        "li" => out.item(),
+        "pre" | "textarea" | "listing" => {
+            out.block();
+            out.pre += 1;
+        }
+        _ if is_block => out.block(),
+        _ => {}
+    }
+    node.children_it(false).for_each(|child| write(child, out));
+    match name {
+        "li" => out.end_line(),
+        "pre" | "textarea" | "listing" => {
+            out.block();
+            out.pre -= 1;
+        }
+        _ if is_block => out.block(),
+        _ => {}
+    }
 }
 
 /// A text that has lines already: white space folded, blank lines left out.
@@ -36,92 +52,17 @@ pub(crate) fn lines(text: &str) -> String {
     out.finish()
 }
 
-fn is_block(name: &str) -> bool {
-    matches!(
-        name,
-        "address"
-            | "article"
-            | "aside"
-            | "blockquote"
-            | "body"
-            | "caption"
-            | "center"
-            | "dd"
-            | "details"
-            | "dialog"
-            | "dir"
-            | "div"
-            | "dl"
-            | "dt"
-            | "fieldset"
-            | "figcaption"
-            | "figure"
-            | "footer"
-            | "form"
-            | "h1"
-            | "h2"
-            | "h3"
-            | "h4"
-            | "h5"
-            | "h6"
-            | "header"
-            | "hgroup"
-            | "hr"
-            | "html"
-            | "legend"
-            | "li"
-            | "main"
-            | "menu"
-            | "nav"
-            | "ol"
-            | "option"
-            | "p"
-            | "search"
-            | "section"
-            | "select"
-            | "summary"
-            | "table"
-            | "tbody"
-            | "tfoot"
-            | "thead"
-            | "tr"
-            | "ul"
-    )
-}
+/// Elements that show no text.
+const HIDDEN: [&str; 9] = ["script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object"];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Step {
-    Into,
-    Out,
-}
-
-/// Visits a node and all below it, each on the way in and, if it was entered, on the way out; `visit` says whether to
-/// enter. It does not call itself: a page may be deeper than the stack.
-fn walk<'a>(root: NodeRef<'a>, mut visit: impl FnMut(NodeRef<'a>, Step) -> bool) {
-    let mut node = root;
-    loop {
-        let enters = visit(node, Step::Into);
-        if enters && let Some(child) = node.first_child() {
-            node = child;
-            continue;
-        }
-        if enters {
-            visit(node, Step::Out);
-        }
-        loop {
-            if node.id == root.id {
-                return;
-            }
-            if let Some(next) = node.next_sibling() {
-                node = next;
-                break;
-            }
-            let Some(parent) = node.parent() else { return };
-            node = parent;
-            visit(node, Step::Out);
-        }
-    }
-}
+/// Elements that begin and end a line.
+#[rustfmt::skip]
+const BLOCKS: [&str; 46] = [
+    "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog", "dir", "div",
+    "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header",
+    "hgroup", "hr", "html", "legend", "main", "menu", "nav", "ol", "option", "p", "search", "section", "select",
+    "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
+];
 
 /// Lines so far; the last one may be unfinished.
 #[derive(Default)]
@@ -141,10 +82,10 @@ impl Lines {
     fn text(&mut self, text: &str) {
         for c in text.chars() {
             match c {
-                '\n' | '\r' if self.pre > 0 => drop(self.end_line()),
+                '\n' | '\r' if self.pre > 0 => self.end_line(),
                 _ if self.pre > 0 => self.put(c),
                 ' ' | '\t' | '\n' | '\r' | '\x0c' | '\u{a0}' => self.is_apart = true,
-                '\u{ad}' | '\u{200b}' | '\u{feff}' | '\0' => {} // places for line breaks, and nothing
+                '\u{ad}' | '\u{200b}' | '\u{feff}' | '\0' => {} // they show nothing
                 _ => self.put(c),
             }
         }
@@ -161,7 +102,7 @@ impl Lines {
         self.text.push(c);
     }
 
-    fn end_line(&mut self) -> bool {
+    fn end_line(&mut self) {
         let end = self.text[self.start..].trim_end().len() + self.start;
         self.text.truncate(end);
         if end > self.start {
@@ -169,33 +110,24 @@ impl Lines {
         }
         self.start = self.text.len();
         (self.is_apart, self.lead) = (false, None);
-        true
     }
 
     /// Where a block begins or ends. An item's mark waits for its first text, even inside a block.
-    fn block(&mut self, pre: Option<bool>) -> bool {
+    fn block(&mut self) {
         let lead = self.lead.filter(|lead| *lead == ITEM && self.text.len() == self.start);
         self.end_line();
         self.lead = lead;
-        match pre {
-            Some(true) => self.pre += 1,
-            Some(false) => self.pre = self.pre.saturating_sub(1),
-            None => {}
-        }
-        true
     }
 
-    fn cell(&mut self) -> bool {
+    fn cell(&mut self) {
         if self.text.len() > self.start {
             self.lead = Some(CELL);
         }
-        true
     }
 
-    fn item(&mut self) -> bool {
+    fn item(&mut self) {
         self.end_line();
         self.lead = Some(ITEM);
-        true
     }
 
     fn finish(mut self) -> String {

@@ -1,5 +1,5 @@
-//! From a file to its records: plain text, HTML, JSON lines and lists, CSV, Parquet and WARC; packed with gzip, Zstandard,
-//! bzip2 or xz or not; in UTF-8, or in UTF-16 or UTF-32.
+//! From a file to its records: plain text, HTML, JSON lines and lists, CSV, Parquet and WARC; packed with gzip,
+//! Zstandard, bzip2 or xz or not; in UTF-8, or in UTF-16 or UTF-32.
 //!
 //! Files are read as streams, one record at a time. What is wrong with a record is handed on as [`Bad`], because the
 //! config says what becomes of it; what is wrong with a file ends the job.
@@ -211,7 +211,7 @@ fn wrongly_named<'a>(name: &'a str, packed: Option<Packing>, is_empty: bool) -> 
 }
 
 /// What is longer than [`MAX_RECORD`].
-fn too_large(place: &Place, what: &str) -> Bad {
+pub(crate) fn too_large(place: &Place, what: &str) -> Bad {
     let told = format!("{what} has more than {} MiB", MAX_RECORD >> 20);
     place.bad("too_large_record", told).hint("split it, or leave it out")
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::IngestError;
 use crate::html::{self, MAX_PAGE, NoText, Page};
 use crate::http::{self, MAX_HEADERS, Response};
-use crate::read::{Item, LeftOut, MAX_RECORD, Outcome, Reading, text_of};
+use crate::read::{Item, LeftOut, MAX_RECORD, Outcome, Reading, text_of, too_large};
 use crate::record::{Place, Record};
 
 /// Header lines of a record at most, in bytes: what has more is no WARC file.
@@ -46,7 +46,8 @@ enum Block {
     Response(Vec<u8>),
     /// A page or another file.
     Resource(Vec<u8>),
-    TooLarge,
+    TooLargePage,
+    TooLongText,
 }
 
 impl<'a> Warc<'a> {
@@ -114,10 +115,10 @@ impl<'a> Warc<'a> {
             Ok((read, make(bytes)))
         };
         let (read, block) = match headers.get("WARC-Type").unwrap_or_default() {
-            "conversion" if length > MAX_RECORD => (io::copy(&mut block, &mut io::sink())?, Block::TooLarge),
+            "conversion" if length > MAX_RECORD => (io::copy(&mut block, &mut io::sink())?, Block::TooLongText),
             "conversion" => all(Block::Text)?,
             "response" | "resource" if length > MAX_PAGE + MAX_HEADERS as u64 => {
-                (io::copy(&mut block, &mut io::sink())?, Block::TooLarge)
+                (io::copy(&mut block, &mut io::sink())?, Block::TooLargePage)
             }
             "response" => all(Block::Response)?,
             "resource" => all(Block::Resource)?,
@@ -127,8 +128,8 @@ impl<'a> Warc<'a> {
         Ok((read == length).then_some(block))
     }
 
-    fn record(&self, headers: &Headers, text: String, page: Page) -> Outcome {
-        let mut fields = Map::from_iter([(self.reading.fields.text.to_owned(), Value::from(text))]);
+    fn record(&self, headers: &Headers, page: Page) -> Outcome {
+        let mut fields = Map::from_iter([(self.reading.fields.text.to_owned(), Value::from(page.text))]);
         let named = [
             ("url", "WARC-Target-URI"),
             ("time", "WARC-Date"),
@@ -151,14 +152,10 @@ impl<'a> Warc<'a> {
         // What the crawler found it to be, if it looked.
         let found = headers.get("WARC-Identified-Payload-Type").map(|value| http::content_type(value).0);
         match found.as_deref().unwrap_or(kind) {
-            "text/html" | "application/xhtml+xml" => {
-                let mut page = html::main_text(body, charset)?;
-                let text = std::mem::take(&mut page.text);
-                Ok(self.record(headers, text, page))
-            }
+            "text/html" | "application/xhtml+xml" => Ok(self.record(headers, html::main_text(body, charset)?)),
             "text/plain" => {
                 let text = html::decode(body, charset).0.into_owned();
-                Ok(self.record(headers, text, Page::default()))
+                Ok(self.record(headers, Page { text, ..Page::default() }))
             }
             "" => Err(NoText::new("not_html", None, "the server did not say what it is")),
             other => Err(NoText::new("not_html", None, format!("`{other}`"))),
@@ -209,11 +206,12 @@ impl<'a> Warc<'a> {
                 Block::PassedOver => None,
                 Block::Text(text) => {
                     let text = text_of(text, start, &self.place(), self.reading.replace);
-                    Some(Ok(text.and_then(|text| self.record(&headers, text, Page::default()))))
+                    Some(Ok(text.and_then(|text| self.record(&headers, Page { text, ..Page::default() }))))
                 }
                 Block::Response(bytes) => Some(self.response(&headers, &bytes)),
                 Block::Resource(bytes) => Some(self.resource(&headers, &bytes)),
-                Block::TooLarge => Some(Err(NoText::too_large(length))),
+                Block::TooLargePage => Some(Err(NoText::too_large(length))),
+                Block::TooLongText => Some(Ok(Err(too_large(&self.place(), "a text")))),
             };
             let outcome = found.map(|found| found.unwrap_or_else(|no| self.left_out(&headers, no)));
             self.number += 1;

@@ -65,7 +65,7 @@ fn files_of_a_web_server_are_read_and_belong_to_the_fingerprint() {
     let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
     assert_eq!(names, ["a-1.jsonl", "a-2.jsonl.zst", "with%20blank.txt"]);
     assert!(sources.iter().all(|source| source.version.starts_with("etag ")), "{sources:?}");
-    let manifest = workshop.run_resolved::<Ingest>(resolved.clone(), sources.clone(), &[]).unwrap();
+    let manifest = workshop.run_resolved::<Ingest>(resolved, sources.clone(), &[]).unwrap();
     let rows = workshop.rows::<Documents>(&manifest, "documents");
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     assert_eq!(texts, ["line 0", "line 1", "line 2", "line 3", "line 4", "line 5", "a text"]);
@@ -75,9 +75,6 @@ fn files_of_a_web_server_are_read_and_belong_to_the_fingerprint() {
 
     // What changed since the plan stops the job; a new plan sees another file.
     put("/raw/a-1.jsonl", lines(7).as_bytes());
-    let error = workshop.run_resolved::<Ingest>(resolved, sources.clone(), &[]);
-    // The job of the same fingerprint is done already: another store asks again.
-    assert!(error.is_ok());
     let fresh = Workshop::new("ingest-http-changed");
     let (resolved, _) = fresh.resolve_sources::<Ingest>(config.clone(), &[]).unwrap();
     let changed = told(&fresh.run_resolved::<Ingest>(resolved, sources.clone(), &[]).unwrap_err());

@@ -56,8 +56,8 @@ fn main() {
     }
     for ((what, count, _), (seconds, tokens, digest)) in ways.iter().zip(figures) {
         let megabytes = texts[..*count].iter().map(|text| text.len()).sum::<usize>() as f64 / 1e6;
-        let line = serde_json::json!({ "what": what, "megabytes": megabytes, "megabytes_per_second": megabytes / seconds,
-            "tokens": tokens, "digest": format!("{digest:016x}") });
+        let line = serde_json::json!({ "what": what, "megabytes": megabytes,
+            "megabytes_per_second": megabytes / seconds, "tokens": tokens, "digest": format!("{digest:016x}") });
         println!("{line}");
     }
 }

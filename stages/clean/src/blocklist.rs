@@ -1,7 +1,7 @@
-//! Documents whose address is on a list: domains, single pages, words.
+//! Documents whose URL is on a blocklist: domains, single URLs, words.
 //!
 //! The rules are those of FineWeb's first step (Penedo et al. 2024, section 3.1) as datatrove has them; the lists are
-//! the user's, for example those of the University of Toulouse (UT1). A document without an address breaks none.
+//! the user's, for example those of the University of Toulouse (UT1). A document without a URL breaks none.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -14,26 +14,26 @@ use smelt_stage::{Error, Source};
 
 use crate::Dropped;
 
-/// Lists of addresses. Each of them may be empty.
+/// What is blocked. Each of the lists may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Addresses {
+pub struct Blocklist {
     /// Domains, with all that are below them.
     pub domains: Vec<String>,
-    /// Text files with a domain or a page on each line, such as the files `domains` and `urls` of UT1; `#` begins a
+    /// Text files with a domain or a URL on each line, such as the files `domains` and `urls` of UT1; `#` begins a
     /// comment. They are part of the job's fingerprint. `~` and `${NAME}` are filled in.
     pub files: Vec<String>,
-    /// Single pages: host and path, without `https://` and `www.`.
-    pub pages: Vec<String>,
-    /// Words of which one is enough; words of an address are runs of letters and digits.
+    /// Single URLs; `https://` and `www.` may be left out.
+    pub urls: Vec<String>,
+    /// Words of which one is enough; words of a URL are runs of letters and digits.
     pub words: Vec<String>,
     /// Words of which `soft_limit` different ones are enough.
     pub soft_words: Vec<String>,
     /// See `soft_words`.
     #[schemars(range(min = 1))]
     pub soft_limit: Limit,
-    /// Letters and digits that may stand anywhere in the address, whatever marks are between them.
-    pub parts: Vec<String>,
+    /// Letters and digits that may stand anywhere in the URL, whatever marks are between them.
+    pub subwords: Vec<String>,
 }
 
 /// How many soft words are too many; 2, as in FineWeb.
@@ -47,24 +47,21 @@ impl Default for Limit {
     }
 }
 
-impl Addresses {
+impl Blocklist {
     pub fn is_empty(&self) -> bool {
-        *self == Addresses { soft_limit: self.soft_limit, ..Addresses::default() }
+        *self == Blocklist { soft_limit: self.soft_limit, ..Blocklist::default() }
     }
 
     /// Checks the fields, and says what the files hold.
     pub(crate) fn resolve(&self) -> Result<Vec<Source>, Error> {
         if self.soft_limit.0 == 0 {
-            return Err(Error::config(
-                "/addresses/soft_limit",
-                "0 soft words are in every address, expected 1 or more",
-            ));
+            return Err(Error::config("/blocklist/soft_limit", "0 soft words are in every URL, expected 1 or more"));
         }
-        for (field, words) in [("words", &self.words), ("soft_words", &self.soft_words), ("parts", &self.parts)] {
+        for (field, words) in [("words", &self.words), ("soft_words", &self.soft_words), ("subwords", &self.subwords)] {
             for (i, word) in words.iter().enumerate() {
                 if word.is_empty() || !word.chars().all(char::is_alphanumeric) {
-                    let what = format!("`{word}` is no word of an address, expected letters and digits");
-                    return Err(Error::config(&format!("/addresses/{field}/{i}"), what));
+                    let what = format!("`{word}` is no word of a URL, expected letters and digits");
+                    return Err(Error::config(&format!("/blocklist/{field}/{i}"), what));
                 }
             }
         }
@@ -77,7 +74,7 @@ impl Addresses {
             let expanded = expand(path, |name| std::env::var(name).ok())?;
             let meta = std::fs::metadata(&expanded).ok().filter(std::fs::Metadata::is_file).ok_or_else(|| {
                 let what = format!("there is no file `{expanded}`");
-                Error::config(&format!("/addresses/files/{i}"), what).hint("relative paths begin where `smelt` runs")
+                Error::config(&format!("/blocklist/files/{i}"), what).hint("relative paths begin where `smelt` runs")
             })?;
             Ok(Found { name: path.clone(), path: PathBuf::from(expanded), bytes: meta.len() })
         };
@@ -102,19 +99,21 @@ impl Addresses {
                 add(&mut text, line.split('#').next().unwrap_or_default());
             }
         }
-        self.domains.iter().chain(&self.pages).for_each(|entry| add(&mut text, entry));
+        self.domains.iter().chain(&self.urls).for_each(|entry| add(&mut text, entry));
         let lower = |words: &[String]| words.iter().map(|word| word.to_lowercase()).collect::<BTreeSet<_>>();
-        let parts: Vec<String> = lower(&self.parts).into_iter().collect();
-        let parts = match parts.is_empty() {
+        let subwords: Vec<String> = lower(&self.subwords).into_iter().collect();
+        let subwords = match subwords.is_empty() {
             true => None,
-            false => Some(AhoCorasick::new(&parts).map_err(|e| Error::config("/addresses/parts", e.to_string()))?),
+            false => {
+                Some(AhoCorasick::new(&subwords).map_err(|e| Error::config("/blocklist/subwords", e.to_string()))?)
+            }
         };
         Ok(Lists {
             entries: Entries::new(text)?,
             words: lower(&self.words),
             soft_words: lower(&self.soft_words),
             soft_limit: self.soft_limit.0,
-            parts,
+            subwords,
         })
     }
 }
@@ -128,7 +127,7 @@ fn add(text: &mut String, entry: &str) {
     }
 }
 
-/// An address without its scheme, `www.`, and a slash at the end.
+/// A URL without its scheme, `www.`, and a slash at the end.
 fn plain(address: &str) -> &str {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     rest.strip_prefix("www.").unwrap_or(rest).trim_end_matches('/')
@@ -141,11 +140,11 @@ pub(crate) struct Lists {
     words: BTreeSet<String>,
     soft_words: BTreeSet<String>,
     soft_limit: usize,
-    parts: Option<AhoCorasick>,
+    subwords: Option<AhoCorasick>,
 }
 
 impl Lists {
-    /// Why a document of this address is dropped.
+    /// Why a document of this URL is dropped.
     pub(crate) fn judge(&self, url: &str) -> Result<(), Dropped> {
         let dropped = |rule: &str, value, detail: &str| {
             Err(Dropped { rule: rule.into(), value, detail: Some(detail.to_owned()) })
@@ -158,25 +157,25 @@ impl Lists {
         let mut domain = Some(host);
         while let Some(name) = domain.filter(|name| !name.is_empty()) {
             if self.entries.has(name) {
-                return dropped("address_domain", None, name);
+                return dropped("url_domain", None, name);
             }
             domain = name.split_once('.').map(|(_, above)| above);
         }
         if let Some(page) = [address, place].into_iter().find(|page| page.contains('/') && self.entries.has(page)) {
-            return dropped("address_page", None, page);
+            return dropped("url", None, page);
         }
         let words: BTreeSet<&str> = address.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect();
         if let Some(word) = words.iter().find(|word| self.words.contains(**word)) {
-            return dropped("address_word", None, word);
+            return dropped("url_word", None, word);
         }
         let soft: Vec<&str> = words.iter().copied().filter(|word| self.soft_words.contains(*word)).collect();
         if soft.len() >= self.soft_limit {
-            return dropped("address_soft_words", Some(soft.len() as f64), &soft.join(", "));
+            return dropped("url_soft_words", Some(soft.len() as f64), &soft.join(", "));
         }
-        if let Some(parts) = &self.parts {
+        if let Some(subwords) = &self.subwords {
             let letters: String = address.chars().filter(|c| c.is_alphanumeric()).collect();
-            if let Some(found) = parts.find(&letters) {
-                return dropped("address_part", None, &letters[found.range()]);
+            if let Some(found) = subwords.find(&letters) {
+                return dropped("url_subword", None, &letters[found.range()]);
             }
         }
         Ok(())
@@ -223,8 +222,8 @@ impl Entries {
 mod tests {
     use super::*;
 
-    fn rule(addresses: &Addresses, url: &str) -> Option<(String, String)> {
-        let dropped = addresses.read(&addresses.resolve().unwrap()).unwrap().judge(url).err()?;
+    fn rule(list: &Blocklist, url: &str) -> Option<(String, String)> {
+        let dropped = list.read(&list.resolve().unwrap()).unwrap().judge(url).err()?;
         Some((dropped.rule, dropped.detail.unwrap()))
     }
 
@@ -234,11 +233,11 @@ mod tests {
 
     #[test]
     fn domains_cover_what_is_below_them_and_nothing_beside() {
-        let list = Addresses { domains: vec!["Bad.example".into(), "co.uk.example".into()], ..Addresses::default() };
+        let list = Blocklist { domains: vec!["Bad.example".into(), "co.uk.example".into()], ..Blocklist::default() };
         for url in
             ["https://bad.example", "http://www.BAD.example:80/x", "https://u:p@a.b.bad.example/?q", "bad.example/"]
         {
-            assert_eq!(rule(&list, url), of("address_domain", "bad.example"), "{url}");
+            assert_eq!(rule(&list, url), of("url_domain", "bad.example"), "{url}");
         }
         for url in ["https://notbad.example", "https://bad.example.org", "https://example", "https://x/bad.example", ""]
         {
@@ -248,13 +247,13 @@ mod tests {
 
     #[test]
     fn files_hold_domains_and_pages() {
-        let folder = std::env::temp_dir().join(format!("smelt-addresses-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("smelt-blocklist-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("list");
         std::fs::write(&path, "# a list\nbad.example\r\n\nhttps://www.fine.example/bad/page/ # one page\n").unwrap();
-        let list = Addresses { files: vec![path.display().to_string()], ..Addresses::default() };
-        assert_eq!(rule(&list, "https://x.bad.example/"), of("address_domain", "bad.example"));
-        assert_eq!(rule(&list, "http://fine.example/bad/page?x=1#y"), of("address_page", "fine.example/bad/page"));
+        let list = Blocklist { files: vec![path.display().to_string()], ..Blocklist::default() };
+        assert_eq!(rule(&list, "https://x.bad.example/"), of("url_domain", "bad.example"));
+        assert_eq!(rule(&list, "http://fine.example/bad/page?x=1#y"), of("url", "fine.example/bad/page"));
         assert_eq!(rule(&list, "http://fine.example/bad"), None);
         let planned = list.resolve().unwrap();
         std::fs::write(&path, "other.example").unwrap();
@@ -269,28 +268,28 @@ mod tests {
     }
 
     #[test]
-    fn words_count_whole_and_parts_anywhere() {
+    fn words_count_whole_and_subwords_anywhere() {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let list = Addresses {
+        let list = Blocklist {
             words: words(&["casino"]),
             soft_words: words(&["free", "win", "bonus"]),
-            parts: words(&["pillz"]),
-            ..Addresses::default()
+            subwords: words(&["pillz"]),
+            ..Blocklist::default()
         };
-        assert_eq!(rule(&list, "https://a.example/Casino-night"), of("address_word", "casino"));
+        assert_eq!(rule(&list, "https://a.example/Casino-night"), of("url_word", "casino"));
         assert_eq!(rule(&list, "https://a.example/casinos"), None);
         assert_eq!(rule(&list, "https://a.example/free"), None);
-        assert_eq!(rule(&list, "https://win.example/free/free"), of("address_soft_words", "free, win"));
-        assert_eq!(rule(&list, "https://a.example/cheap-pi_llz4u"), of("address_part", "pillz"));
-        assert!(!list.is_empty() && Addresses::default().is_empty());
+        assert_eq!(rule(&list, "https://win.example/free/free"), of("url_soft_words", "free, win"));
+        assert_eq!(rule(&list, "https://a.example/cheap-pi_llz4u"), of("url_subword", "pillz"));
+        assert!(!list.is_empty() && Blocklist::default().is_empty());
     }
 
     #[test]
     fn what_is_no_word_is_refused() {
-        let list = Addresses { words: vec!["two words".into()], ..Addresses::default() };
+        let list = Blocklist { words: vec!["two words".into()], ..Blocklist::default() };
         let told = list.resolve().unwrap_err().to_string();
-        assert!(told.contains("`two words` is no word of an address, expected letters and digits"), "{told}");
-        let none = Addresses { soft_limit: Limit(0), ..Addresses::default() };
+        assert!(told.contains("`two words` is no word of a URL, expected letters and digits"), "{told}");
+        let none = Blocklist { soft_limit: Limit(0), ..Blocklist::default() };
         assert!(none.resolve().unwrap_err().to_string().contains("expected 1 or more"));
     }
 }
