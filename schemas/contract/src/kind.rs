@@ -22,8 +22,8 @@ pub struct Kind {
 }
 
 impl Kind {
-    fn v1(name: &str) -> Self {
-        Self { name: name.into(), major: 1, minor: 0 }
+    fn v1(name: &str, minor: u32) -> Self {
+        Self { name: name.into(), major: 1, minor }
     }
     /// Whether a port of this kind can be read where `wanted` is expected: same name, same major version.
     pub fn fits(&self, wanted: &Kind) -> bool {
@@ -33,9 +33,10 @@ impl Kind {
     pub fn counts_as_output(&self) -> bool {
         self.name != "metrics"
     }
-    /// The promised columns, if this kind is a table known to this build.
+    /// The columns that this build knows, if this kind is a table; those that came with a later minor version are
+    /// optional.
     pub fn schema(&self) -> Option<Schema> {
-        tables().into_iter().find(|(k, _)| k == self).map(|(_, s)| s)
+        tables().into_iter().find(|(k, _)| k.fits(self)).map(|(_, s)| s)
     }
 }
 
@@ -100,39 +101,39 @@ pub fn tables() -> Vec<(Kind, Schema)> {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => { $(
+    ($($(#[$doc:meta])* $name:ident = $minor:literal),* $(,)?) => { $(
         $(#[$doc])*
         pub fn $name() -> Kind {
-            Kind::v1(stringify!($name))
+            Kind::v1(stringify!($name), $minor)
         }
     )* };
 }
 
 kinds! {
     /// Texts with where they come from.
-    documents,
+    documents = 0,
     /// What a filter left out, and by which rule and value.
-    drops,
+    drops = 0,
     /// Documents as token ids.
-    tokens,
+    tokens = 1,
     /// Chats to learn from.
-    conversations,
+    conversations = 0,
     /// Questions with what their verifier accepts.
-    prompts,
+    prompts = 0,
     /// Answers that a model gave.
-    samples,
+    samples = 0,
     /// Pairs of answers, the better one named.
-    preferences,
+    preferences = 0,
     /// Results of an evaluation.
-    scores,
+    scores = 0,
     /// Curves of a training; outside every digest.
-    metrics,
+    metrics = 0,
     /// `tokenizer.json` as Hugging Face reads it, with `tokenizer_config.json`.
-    tokenizer,
+    tokenizer = 0,
     /// `config.json`, safetensors, tokenizer and chat template, as `transformers` loads them.
-    checkpoint,
+    checkpoint = 0,
     /// A trainer's optimizer state, to continue it to the bit; prunable.
-    state,
+    state = 0,
 }
 
 fn field(name: &str, data_type: DataType) -> Field {
@@ -175,6 +176,7 @@ fn tokens_schema() -> Schema {
     Schema::new(vec![
         field("document", DataType::Utf8),
         field("source", DataType::Utf8),
+        optional("language", DataType::Utf8), // since 1.1
         field("bytes", DataType::UInt64),
         field("ids", list(DataType::UInt32)),
     ])
@@ -274,5 +276,8 @@ mod tests {
         assert_eq!(tables().len(), 9);
         assert!(tables().iter().all(|(kind, schema)| kind.schema().as_ref() == Some(schema)));
         assert!(checkpoint().schema().is_none());
+        let of_another_build = |version: &str| format!("tokens@{version}").parse::<Kind>().unwrap().schema();
+        assert!(of_another_build("1.0").is_some() && of_another_build("1.7").is_some());
+        assert!(of_another_build("2.0").is_none());
     }
 }

@@ -25,6 +25,8 @@ pub trait Table: KindType {
     fn extra(_row: &Self::Row) -> Option<&Extra> {
         None
     }
+    /// A list column of which a few rows are read at a time, in any order: it lies in small pages without a dictionary.
+    const RANDOM: Option<&'static str> = None;
     /// About how many bytes a row takes in memory.
     fn weight(_row: &Self::Row) -> usize {
         64
@@ -134,13 +136,14 @@ kind_types! {
 macro_rules! tables {
     ($(
         $(#[$doc:meta])* $kind:ident, $row:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty),* $(,)? }
-        $(extra $extra:ident)? weight $weight:expr;
+        $(extra $extra:ident)? $(random $random:literal)? weight $weight:expr;
     )*) => { $(
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $row { $($(#[$fdoc])* pub $field: $ty,)* $(pub $extra: Extra,)? }
         impl Table for $kind {
             type Row = $row;
+            $(const RANDOM: Option<&'static str> = Some($random);)?
             fn schema() -> SchemaRef {
                 static SCHEMA: LazyLock<SchemaRef> =
                     LazyLock::new(|| Arc::new($kind::kind().schema().expect("every table kind has a schema")));
@@ -190,10 +193,11 @@ tables! {
         /// Id of the document.
         document: String,
         source: String,
+        language: Option<String>,
         /// Length of its text in bytes.
         bytes: u64,
         ids: Vec<u32>,
-    } weight |r| 4 * r.ids.len();
+    } random "ids" weight |r| 4 * r.ids.len();
     Conversations, Conversation {
         id: String, messages: Vec<Message>, source: String,
         /// Digest of the model that wrote the answer.
@@ -250,7 +254,13 @@ mod tests {
         ];
         let batch = RecordBatch::try_new(Conversations::schema(), Conversations::columns(&rows)).unwrap();
         assert_eq!(Conversations::rows(&batch).unwrap(), rows);
-        let rows = vec![TokenRow { document: "a".into(), source: "s".into(), bytes: 3, ids: vec![1, 2] }];
+        let rows = vec![TokenRow {
+            document: "a".into(),
+            source: "s".into(),
+            language: Some("de".into()),
+            bytes: 3,
+            ids: vec![1, 2],
+        }];
         let batch = RecordBatch::try_new(Tokens::schema(), Tokens::columns(&rows)).unwrap();
         assert_eq!(Tokens::rows(&batch).unwrap(), rows);
         let mut document = Document::new("a", "text", "s");

@@ -2,9 +2,10 @@
 
 use crate::error::Error;
 use crate::input::Artifact;
-use crate::kinds::{Table, Tokens, column};
+use crate::kinds::{Table, Tokens};
 use crate::parallel::in_parallel;
-use crate::rows::Cell;
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, UInt32Array};
+use arrow::datatypes::UInt32Type;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
@@ -95,7 +96,7 @@ impl<K: Table> Pages<K> {
     }
 
     /// What one column has in page `page`.
-    fn column<C: Cell>(&self, page: usize, name: &str) -> Result<Vec<C>, Error> {
+    fn column(&self, page: usize, name: &str) -> Result<ArrayRef, Error> {
         let Page { file, group, first, rows } = self.pages[page];
         let PagedFile { local, metadata, what } = &self.files[file as usize];
         // a file of its own for each read: copies of a handle share one position, which two threads would both move
@@ -104,24 +105,59 @@ impl<K: Table> Pages<K> {
         let page_alone = RowSelection::from(vec![RowSelector::skip(first), RowSelector::select(rows)]);
         let builder = builder.with_row_groups(vec![group as usize]).with_projection(column_alone);
         let batches = builder.with_row_selection(page_alone).with_batch_size(rows).build();
-        let mut cells = Vec::with_capacity(rows);
-        for batch in batches.map_err(|e| unreadable(what, &e))? {
-            let batch = batch.map_err(|e| Error::of_table(&format!("{what} is no readable Parquet"), &e))?;
-            cells.extend(column::<C>(&batch, name, &K::schema()).map_err(|e| Error::data(format!("{what}: {e}")))?);
+        let found = batches.map_err(|e| unreadable(what, &e))?.next().transpose();
+        let found = found.map_err(|e| Error::of_table(&format!("{what} is no readable Parquet"), &e))?;
+        match found.as_ref().and_then(|batch| batch.column_by_name(name)) {
+            Some(column) if column.len() == rows => Ok(column.clone()),
+            column => {
+                let found = column.map_or(0, |column| column.len());
+                let says =
+                    format!("row group {group} says that it has {rows} rows from row {first} on, but has {found}");
+                Err(Error::data(format!("{what}: {says}")))
+            }
         }
-        if cells.len() != rows {
-            let found = cells.len();
-            let says = format!("row group {group} says that it has {rows} rows from row {first} on, but has {found}");
-            return Err(Error::data(format!("{what}: {says}")));
-        }
-        Ok(cells)
     }
 }
 
 impl Pages<Tokens> {
     /// The ids of each document of page `page`.
-    pub fn ids(&self, page: usize) -> Result<Vec<Vec<u32>>, Error> {
-        self.column(page, "ids")
+    pub fn ids(&self, page: usize) -> Result<Ids, Error> {
+        let column = self.column(page, "ids")?;
+        let wanted = Tokens::schema().field_with_name("ids").map(|field| field.data_type().clone());
+        let lists = column.as_list_opt::<i32>().filter(|lists| lists.null_count() == 0).cloned();
+        let ids = lists.as_ref().and_then(|lists| lists.values().as_primitive_opt::<UInt32Type>().cloned());
+        match (lists, ids) {
+            (Some(lists), Some(ids)) if ids.null_count() == 0 => Ok(Ids { lists, ids }),
+            _ => {
+                let what = &self.files[self.pages[page].file as usize].what;
+                let (nulls, found) = (column.null_count(), column.data_type());
+                let wanted = wanted.map_or_else(|e| e.to_string(), |wanted| wanted.to_string());
+                Err(Error::data(match nulls {
+                    0 => format!("{what}: column `ids` has type {found}, expected {wanted}"),
+                    _ => format!("{what}: column `ids` has {nulls} nulls, expected none"),
+                }))
+            }
+        }
+    }
+}
+
+/// The ids of some documents.
+#[derive(Clone, Debug)]
+pub struct Ids {
+    lists: ListArray,
+    ids: UInt32Array,
+}
+
+impl Ids {
+    /// Of each document, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
+        let range = |pair: &[i32]| pair[0] as usize..pair[1] as usize;
+        self.lists.value_offsets().windows(2).map(move |pair| &self.ids.values()[range(pair)])
+    }
+
+    /// How many there are in all.
+    pub fn count(&self) -> usize {
+        self.iter().map(<[u32]>::len).sum()
     }
 }
 
@@ -159,7 +195,7 @@ mod tests {
     use super::*;
     use crate::kinds::TokenRow;
     use crate::shard::properties;
-    use arrow::array::{ArrayRef, RecordBatch, StringArray};
+    use arrow::array::{RecordBatch, StringArray};
     use parquet::arrow::ArrowWriter;
     use parquet::file::properties::WriterPropertiesBuilder;
     use smelt_store::Store;
@@ -168,7 +204,7 @@ mod tests {
 
     fn document(i: u32) -> TokenRow {
         let ids = (0..i % 7 * 100).map(|k| i * 1000 + k).collect();
-        TokenRow { document: i.to_string(), source: "s".into(), bytes: 0, ids }
+        TokenRow { document: i.to_string(), source: "s".into(), language: None, bytes: 0, ids }
     }
 
     /// Through a store, as a file of an artifact comes.
@@ -190,9 +226,9 @@ mod tests {
     #[test]
     fn pages_in_any_order_give_the_rows_of_all_files() {
         let rows: Vec<TokenRow> = (0..9000).map(document).collect();
-        let ours = || properties().into_builder().set_max_row_group_row_count(Some(3000));
+        let ours = || properties::<Tokens>().set_max_row_group_row_count(Some(3000));
         let files = [
-            stored("small-pages", &batch(&rows[..5000]), ours().set_data_page_size_limit(10_000)),
+            stored("pages", &batch(&rows[..5000]), ours()),
             stored("empty", &batch(&[]), ours()),
             stored("no-index", &batch(&rows[5000..]), ours().set_offset_index_disabled(true)),
         ];
@@ -207,9 +243,11 @@ mod tests {
         }
         assert_eq!((end, pages.rows(with), pages.rows(with + without - 1)), (9000, 3000, 1000));
         for page in (0..pages.len()).rev().step_by(3).chain(0..pages.len()) {
-            let expected: Vec<&Vec<u32>> =
-                rows[starts[page]..][..pages.rows(page)].iter().map(|row| &row.ids).collect();
-            assert_eq!(pages.ids(page).unwrap().iter().collect::<Vec<_>>(), expected, "page {page}");
+            let ids = pages.ids(page).unwrap();
+            let expected: Vec<&[u32]> =
+                rows[starts[page]..][..pages.rows(page)].iter().map(|row| &row.ids[..]).collect();
+            assert_eq!(ids.iter().collect::<Vec<_>>(), expected, "page {page}");
+            assert_eq!(ids.count(), expected.iter().map(|ids| ids.len()).sum::<usize>());
         }
     }
 
@@ -217,10 +255,10 @@ mod tests {
     fn a_column_that_is_missing_or_of_another_type_is_named_with_its_file() {
         let texts = Arc::new(StringArray::from(vec!["a"])) as ArrayRef;
         let other = RecordBatch::try_from_iter([("id", texts.clone())]).unwrap();
-        let error = Pages::<Tokens>::of(vec![stored("other", &other, properties().into_builder())], "ids");
+        let error = Pages::<Tokens>::of(vec![stored("other", &other, properties::<Tokens>())], "ids");
         assert_eq!(error.unwrap_err().to_string(), "`other`: column `ids` is missing");
         let other = RecordBatch::try_from_iter([("ids", texts)]).unwrap();
-        let pages = Pages::<Tokens>::of(vec![stored("texts", &other, properties().into_builder())], "ids").unwrap();
+        let pages = Pages::<Tokens>::of(vec![stored("texts", &other, properties::<Tokens>())], "ids").unwrap();
         assert_eq!(
             pages.ids(0).unwrap_err().to_string(),
             "`texts`: column `ids` has type Utf8, expected List(non-null UInt32)"

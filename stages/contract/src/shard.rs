@@ -8,7 +8,8 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
+use parquet::schema::types::ColumnPath;
 use smelt_schemas::FileRecord;
 use smelt_store::Upload;
 use std::sync::Arc;
@@ -16,13 +17,18 @@ use std::sync::Arc;
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 4 << 20;
 
-pub(crate) fn properties() -> WriterProperties {
-    WriterProperties::builder()
+/// Bytes of a page of a column that is read at random: what one read decodes.
+const RANDOM_PAGE: usize = 64 << 10;
+
+pub(crate) fn properties<K: Table>() -> WriterPropertiesBuilder {
+    let builder = WriterProperties::builder()
         .set_created_by("smelt".into())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).expect("3 is a level of zstd")))
         .set_max_row_group_row_count(Some(1 << 16))
-        .set_max_row_group_bytes(Some(64 << 20))
-        .build()
+        .set_max_row_group_bytes(Some(64 << 20));
+    let Some(random) = K::RANDOM else { return builder };
+    let leaf = ColumnPath::new([random, "list", "item"].map(str::to_owned).to_vec());
+    builder.set_column_dictionary_enabled(leaf.clone(), false).set_column_data_page_size_limit(leaf, RANDOM_PAGE)
 }
 
 pub(crate) struct Shard<K: Table> {
@@ -58,7 +64,7 @@ impl<K: Table> Shard<K> {
             let known = K::schema();
             let all = known.fields().iter().map(|f| f.as_ref().clone()).chain(fields).collect::<Vec<_>>();
             self.schema = Arc::new(Schema::new(all));
-            self.writer = Some(ArrowWriter::try_new(upload, self.schema.clone(), Some(properties()))?);
+            self.writer = Some(ArrowWriter::try_new(upload, self.schema.clone(), Some(properties::<K>().build()))?);
         }
         let mut columns = K::columns(&self.rows);
         for field in &self.schema.fields()[self.schema.fields().len() - self.extra_columns..] {

@@ -6,7 +6,7 @@
 
 use smelt_stage::kinds::Tokens;
 use smelt_stage::{Artifact, Error, Pages, in_parallel};
-use smelt_train::{Concatenated, FillInMiddle, Ragged, Recent};
+use smelt_train::{FillInMiddle, Packed, Packing, Ragged, Recent};
 use std::sync::Arc;
 
 /// Memory for pages that were read. A small corpus lies in it as a whole.
@@ -21,10 +21,13 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// Tokens that it adds to a document, at most.
+    const MOST: usize = 2 + FillInMiddle::ADDED as usize;
+
     /// Tokens of a document with `ids` ids.
-    fn tokens(&self, document: u64, ids: usize) -> u64 {
+    fn tokens(&self, document: u64, ids: usize) -> u32 {
         let is_rearranged = self.fim.is_some_and(|fim| fim.chooses(document));
-        ids as u64 + 2 + if is_rearranged { FillInMiddle::ADDED } else { 0 }
+        ids as u32 + 2 + if is_rearranged { FillInMiddle::ADDED } else { 0 }
     }
 
     fn push(&self, document: u64, ids: &[u32], to: &mut Ragged) {
@@ -59,7 +62,7 @@ pub(crate) struct Corpus {
 #[derive(Debug)]
 struct Group {
     first_place: usize,
-    packed: Concatenated,
+    packed: Packed,
 }
 
 impl Corpus {
@@ -68,7 +71,7 @@ impl Corpus {
         inputs: &[Artifact<Tokens>],
         groups: &[usize],
         frame: Frame,
-        context: usize,
+        (packing, context): (Packing, usize),
         threads: usize,
     ) -> Result<Self, Error> {
         let inputs: Vec<Pages<Tokens>> =
@@ -81,17 +84,17 @@ impl Corpus {
                 documents += pages.rows(page) as u64;
             }
         }
-        let tokens = in_parallel(threads, places.len(), |i| {
+        let mut lengths = in_parallel(threads, places.len(), |i| {
             let Place { input, page, document } = places[i];
             let ids = inputs[input].ids(page)?;
-            Ok(ids.iter().zip(document..).map(|(ids, document)| frame.tokens(document, ids.len())).sum())
+            Ok(ids.iter().zip(document..).map(|(ids, document)| frame.tokens(document, ids.len())).collect())
         })?;
         let (mut first_place, mut first_input) = (0, 0);
         let mut grouped = Vec::with_capacity(groups.len());
         for count in groups {
             first_input += count;
             let end = places.partition_point(|place| place.input < first_input);
-            let packed = Concatenated::new(context, tokens[first_place..end].iter().copied());
+            let packed = Packed::new(packing, context, lengths.drain(..end - first_place).collect());
             grouped.push(Group { first_place, packed });
             first_place = end;
         }
@@ -117,8 +120,10 @@ impl Corpus {
     fn stretch(&self, place: usize) -> Result<Arc<Ragged>, Error> {
         self.read.get_or(place, || {
             let Place { input, page, document } = self.places[place];
-            let mut stretch = Ragged::default();
-            for (ids, document) in self.inputs[input].ids(page)?.iter().zip(document..) {
+            let documents = self.inputs[input].ids(page)?;
+            let lists = self.inputs[input].rows(page);
+            let mut stretch = Ragged::with_capacity(documents.count() + lists * Frame::MOST, lists);
+            for (ids, document) in documents.iter().zip(document..) {
                 self.frame.push(document, ids, &mut stretch);
             }
             let bytes = stretch.bytes();

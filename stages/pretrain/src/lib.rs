@@ -19,8 +19,8 @@ use smelt_stage::kinds::{self, Checkpoint, Metrics, State, Tokens};
 use smelt_stage::{Artifact, Context, Cores, Doctor, Error, Estimate, Source, Stage};
 use smelt_text::Tokenizer;
 use smelt_train::{
-    Batches, Decay, FillInMiddle, Hyper, Memory, MicroBatch, Mixture, NextToken, Objective, Ragged, Ramp, Report,
-    Schedule, Settings, SpikeGuard, Tail, Trainer, Uploader, mean_loss,
+    Batches, Decay, FillInMiddle, Hyper, Memory, MicroBatch, Mixture, NextToken, Objective, Packing, Ragged, Ramp,
+    Report, Schedule, Settings, SpikeGuard, Tail, Trainer, Uploader, mean_loss,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -45,6 +45,9 @@ pub struct Config {
     /// Tokens per sequence.
     #[schemars(range(min = 1, max = 100_000_000))]
     pub context: usize,
+    /// How documents become sequences; attention and loss stay inside a document in both.
+    #[serde(skip_serializing_if = "is_concatenated")]
+    pub packing: Packing,
     /// Tokens computed at once; a step with more is cut into micro-batches of whole sequences. `auto` takes as many as
     /// the memory of the device allows.
     pub micro_batch_tokens: TokensAtOnce,
@@ -110,6 +113,10 @@ pub struct Config {
     pub evaluate_every: u64,
 }
 
+fn is_concatenated(packing: &Packing) -> bool {
+    *packing == Packing::Concatenate
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -118,6 +125,7 @@ impl Default for Config {
             sequences: 16,
             ramp: None,
             context: 128,
+            packing: Packing::Concatenate,
             micro_batch_tokens: TokensAtOnce::Count(16_384),
             lr: 3e-3,
             warmup: 50,
@@ -246,7 +254,7 @@ impl Stage for Pretrain {
             "memory is the most that the tensors of a step take at once: `weights_gradients_moments_bytes`, \
              `activations_bytes` of a micro-batch (see `recompute`) and what backward adds; `gpu_memory_bytes` is the \
              same on a GPU, whose attention keeps less, and which keeps weights in the precision of products too; \
-             the tokens of the input come on top"
+             the corpus is read by pages, of which 64 MiB stay in the host's memory"
                 .into(),
         ];
         estimate
@@ -368,7 +376,7 @@ fn held_out(
 ) -> Result<Option<Corpus>, Error> {
     let Some(tokens) = tokens else { return Ok(None) };
     let frame = Frame { bos: tokenizer.bos().map_err(fault)?, eos: tokenizer.eos().map_err(fault)?, fim: None };
-    Corpus::open(std::slice::from_ref(tokens), &[1], frame, config.context, threads).map(Some)
+    Corpus::open(std::slice::from_ref(tokens), &[1], frame, (Packing::Concatenate, config.context), threads).map(Some)
 }
 
 /// What is trained on, and in which order.
@@ -394,7 +402,7 @@ impl Data {
         };
         let is_one = config.weights.is_empty();
         let groups = if is_one { vec![tokens.len()] } else { vec![1; tokens.len()] };
-        let corpus = Corpus::open(tokens, &groups, Frame { bos, eos, fim }, config.context, threads)?;
+        let corpus = Corpus::open(tokens, &groups, Frame { bos, eos, fim }, (config.packing, config.context), threads)?;
         let hint = "look at the drops of the jobs before";
         if corpus.documents() == 0 {
             return Err(Error::data("there is not one document to train on").hint(hint));

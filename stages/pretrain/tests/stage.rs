@@ -64,7 +64,7 @@ impl Stage for Feed {
                 unit.count_derived(1);
                 unit.keep(
                     &out.tokens,
-                    TokenRow { document: document.to_string(), source: "feed".into(), bytes: 0, ids },
+                    TokenRow { document: document.to_string(), source: "feed".into(), language: None, bytes: 0, ids },
                 )?;
             }
             Ok(())
@@ -98,7 +98,9 @@ fn bytes_change_only_with_the_version() {
         let inputs = [("tokens", &tokens[..]), ("tokenizer", &tokenizer), ("validation", &held_out)];
         let mut weighted = tiny();
         weighted["weights"] = json!([1, 2]);
-        all.push([tiny(), weighted].map(|config| {
+        let mut best_fit = tiny();
+        best_fit["packing"] = json!("best_fit");
+        all.push([tiny(), weighted, best_fit].map(|config| {
             let manifest = workshop.run::<Pretrain>(config, &inputs).unwrap();
             format!("{} {:.9}", manifest.ports["model"].digest, manifest.metrics["validation_loss"])
         }));
@@ -108,6 +110,7 @@ fn bytes_change_only_with_the_version() {
     let golden = [
         "383f6ec97df42ec3817e07ee740e406dce8764750dc554823b3e61a5021d53eb 4.242367032",
         "1222feb856312e1ffff309cdf46b609028935bba3312f8272daf54fbd9e9c20e 4.242402351",
+        "55c67354a1cbea223f9c713d9267ac2a90d57c616c7947fc6a0b4db4f23a4b1b 4.242007424",
     ];
     assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new figures here");
 }
@@ -125,6 +128,6 @@ fn memory_does_not_grow_with_the_corpus() {
         trained.provenance.peak_memory_bytes
     };
     let (small, large) = (peak(100), peak(12_000));
-    // the pages read last, 64 MiB, and as much again for what the allocator keeps
-    assert!(large < small + (128 << 20), "{} MB, and {} MB for 100 documents", large >> 20, small >> 20);
+    // the pages read last, 64 MiB at most, and a quarter of that for what the allocator keeps
+    assert!(large < small + (80 << 20), "{} MB, and {} MB for 100 documents", large >> 20, small >> 20);
 }

@@ -9,20 +9,24 @@
 pub mod bpe;
 mod breaks;
 mod counts;
+mod fertility;
 mod merges;
 pub mod plan;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::sync::Mutex;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Documents, Drops, TokenRow, Tokenizer, Tokens};
+use smelt_stage::kinds::{Document, Documents, Drops, TokenRow, Tokenizer, Tokens};
+use smelt_stage::shuffle::Shuffle;
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 use smelt_text::encoder::Pattern;
 
 use crate::bpe::{Bpe, BpeError, Cut, FEWEST, Forgotten, LONGEST, Losses, SPECIAL, Training};
 use crate::breaks::Breaks;
+use crate::fertility::Fertility;
 
 /// The vocabulary, and which documents are used for what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +66,9 @@ pub struct Config {
     #[schemars(range(min = 0.0, max = 1.0))]
     #[serde(skip_serializing_if = "is_default")]
     pub split_breaks: f64,
+    /// Writes `tokens` in a random order across all files, drawn by this seed; else documents keep their order.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shuffle: Option<u64>,
 }
 
 /// How texts are cut into pieces.
@@ -121,6 +128,7 @@ impl Default for Config {
             weights: Vec::new(),
             validation: 0.05,
             split_breaks: 0.0,
+            shuffle: None,
         }
     }
 }
@@ -148,7 +156,7 @@ pub struct Tokenize;
 
 impl Stage for Tokenize {
     const NAME: &'static str = "tokenize";
-    const VERSION: u32 = 3; // pieces of 1 to 64 KiB are learnt from whole
+    const VERSION: u32 = 4; // tokens have a language, and ids lie in small pages
     const ABOUT: &'static str = "Learns a byte-level BPE vocabulary and turns documents into token ids";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     const SPREADS: bool = true;
@@ -203,29 +211,44 @@ impl Stage for Tokenize {
         }
         let breaks = Breaks::new(&bpe, config.split_breaks)?;
         let shares = corpus.shares(&bpe, cx)?;
+        let bytes = inputs.documents.iter().flat_map(Artifact::files).map(|file| file.bytes).sum();
+        let shuffle = config.shuffle.map(|seed| Shuffle::new(seed, bytes));
         let records = cx.units("encode", corpus.files.len(), |i, unit| {
-            let mut ids_written = 0;
-            corpus.encode(i, &bpe, |mut document| {
+            let mut shuffling = shuffle.map(|shuffle| shuffle.of_unit(cx));
+            let mut counts = Fertility::default();
+            corpus.encode(i, &bpe, |mut row, text| {
                 unit.count_read(1);
-                let TokenRow { document: id, .. } = &document;
                 let share = shares[corpus.files[i].0];
-                if !plan::is_written(id, share) {
-                    return unit.drop_row(&out.drops, id, "mixture", Some(share), None);
+                if !plan::is_written(&row.document, share) {
+                    return unit.drop_row(&out.drops, &row.document, "mixture", Some(share), None);
                 }
-                let held_out = plan::is_validation(id, config.validation);
+                let held_out = plan::is_validation(&row.document, config.validation);
                 if !held_out {
-                    document.ids = breaks.split(&document.document, document.ids);
+                    row.ids = breaks.split(&row.document, row.ids);
                 }
-                ids_written += document.ids.len() as u64;
-                unit.keep(if held_out { &out.validation } else { &out.tokens }, document)
+                counts.add(row.language.as_deref(), text, row.ids.len());
+                match &mut shuffling {
+                    _ if held_out => unit.keep(&out.validation, row),
+                    None => unit.keep(&out.tokens, row),
+                    Some(shuffling) => {
+                        unit.count_written(1);
+                        shuffling.push(row, 0)
+                    }
+                }
             })?;
-            unit.set_detail(ids_written.into());
-            Ok(())
+            unit.set_detail(counts.to_json());
+            shuffling.map_or(Ok(()), |shuffling| shuffling.finish(unit))
         })?;
-        let ids: u64 = records.iter().filter_map(|record| record.detail.as_u64()).sum();
-        cx.result("tokens", ids as f64);
+        if let Some(shuffle) = shuffle {
+            shuffle.write(cx, &records, &out.tokens)?;
+        }
+        let mut counts = Fertility::default();
+        for record in &records {
+            counts.join(Fertility::of_json(&record.detail)?);
+        }
+        counts.metrics().into_iter().for_each(|(name, value)| cx.result(&name, value));
         cx.result("vocabulary", bpe.vocabulary() as f64);
-        if ids == 0 {
+        if counts.tokens() == 0 {
             return Err(Error::data("the documents hold no text: not one token was written"));
         }
         let held_out = records.iter().flat_map(|record| record.files.get("validation")).flatten();
@@ -278,10 +301,13 @@ impl<'a> Corpus<'a> {
             };
             unit.put(&out.tokenizer, "tokenizer.json", json.as_bytes())?;
             unit.put(&out.tokenizer, "tokenizer_config.json", &config)?;
-            unit.set_detail(json.into());
-            Ok(())
+            let mut file = unit.work_file("tokenizer.json")?;
+            file.write_all(json.as_bytes()).map_err(|e| file.error(e))?;
+            file.finish(unit)
         })?;
-        let json = records[0].detail.as_str().ok_or_else(|| Error::bug("a committed unit holds no vocabulary"))?;
+        let mut json = String::new();
+        let mut file = cx.work(&records[0], "tokenizer.json")?.part(0)?;
+        file.read_to_string(&mut json).map_err(Error::of_read)?;
         let digest = smelt_text::Tokenizer::digest(json.as_bytes()).map_err(|e| Error::of(&e))?;
         cx.made_with_tokenizer(&out.tokenizer, &digest);
         cx.made_with_tokenizer(&out.tokens, &digest);
@@ -356,8 +382,8 @@ impl<'a> Corpus<'a> {
         }
         let counted = cx.units("count", self.files.len(), |i, unit| {
             let mut tokens = 0;
-            self.encode(i, bpe, |document| {
-                tokens += document.ids.len() as u64;
+            self.encode(i, bpe, |row, _| {
+                tokens += row.ids.len() as u64;
                 Ok(())
             })?;
             unit.set_detail(tokens.into());
@@ -372,14 +398,16 @@ impl<'a> Corpus<'a> {
         Ok(shares)
     }
 
-    /// Encodes every document of file `i`, in order; `take` gets its row.
-    fn encode(&self, i: usize, bpe: &Bpe, mut take: impl FnMut(TokenRow) -> Result<(), Error>) -> Result<(), Error> {
+    /// Encodes every document of file `i`, in order; `take` gets its row and its text.
+    fn encode<F>(&self, i: usize, bpe: &Bpe, mut take: F) -> Result<(), Error>
+    where
+        F: FnMut(TokenRow, &str) -> Result<(), Error>,
+    {
         let (input, file) = self.files[i];
         for document in self.inputs[input].read(file)? {
-            let document = document?;
-            let ids = bpe.encode_one(&document.text)?;
-            let bytes = document.text.len() as u64;
-            take(TokenRow { document: document.id, source: document.source, bytes, ids })?;
+            let Document { id, text, source, language, .. } = document?;
+            let (ids, bytes) = (bpe.encode_one(&text)?, text.len() as u64);
+            take(TokenRow { document: id, source, language, bytes, ids }, &text)?;
         }
         Ok(())
     }

@@ -34,10 +34,10 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Tokenize>(config, &[("documents", &[input])]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads change bytes");
-    assert_eq!(Tokenize::VERSION, 3);
+    assert_eq!(Tokenize::VERSION, 4);
     let golden = [
-        "tokens 30cbd285839ee8271d3346143015f5552a84d5bbc4abf2c604eef08ac11507c8",
-        "validation da48033ac46cac3be80ad412fd9494cd777bfe178cf40f6098116e8686cfe347",
+        "tokens 4e0eac66de413e6d78f4b722d0666744793a807e888d6eb52c4fbfcf520d7fd0",
+        "validation 80c613b4a5a824258a1d7c5ff0e4903ff62d87cf1cecff845e74cb209c40e0b6",
         "tokenizer d2c473d524a9b5bae3b2f9f39747a911edc8d786abe5ad5e846a4eedb929b372",
         "drops e603cc303293775d017c4479eca8e30b4410be5485688d3bca70c8d2b411de26",
     ];
@@ -67,6 +67,46 @@ fn every_document_is_in_tokens_or_validation_and_comes_back() {
     let config: Value =
         serde_json::from_slice(&workshop.file(&manifest, "tokenizer", "tokenizer_config.json")).unwrap();
     assert_eq!(config["eos_token"], "<|eos|>");
+}
+
+#[test]
+fn a_shuffle_changes_the_order_alone_and_depends_on_neither_files_nor_memory() {
+    let mut workshop = Workshop::new("tokenize-shuffle");
+    let documents = documents("a", 300);
+    let borrowed: Vec<(&str, &str)> = documents.iter().map(|(id, text)| (id.as_str(), text.as_str())).collect();
+    let (input, other) = (workshop.feed(&borrowed, 40), workshop.feed(&borrowed, 7));
+    let run = |workshop: &Workshop, input: &smelt_schemas::InputRef, shuffle: Value| {
+        let config = json!({ "vocabulary": 300, "validation": 0.1, "shuffle": shuffle });
+        let manifest = workshop.run::<Tokenize>(config, &[("documents", std::slice::from_ref(input))]).unwrap();
+        assert_eq!((manifest.books.read, manifest.books.written), (300, 300));
+        (workshop.rows::<Tokens>(&manifest, "tokens"), workshop.rows::<Tokens>(&manifest, "validation"))
+    };
+    let (plain, held_out) = run(&workshop, &input, Value::Null);
+    let (mut shuffled, same) = run(&workshop, &input, json!(5));
+    assert_eq!(held_out, same);
+    let rows: Vec<&str> = shuffled.iter().map(|row| row.document.as_str()).collect();
+    let places: Vec<usize> = rows.iter().map(|id| id.trim_start_matches("a/").parse().unwrap()).collect();
+    let near = places.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 10).count();
+    assert!(near < 45, "{near} neighbours stayed near each other"); // 17 on average
+    assert_ne!(run(&workshop, &input, json!(6)).0, shuffled);
+    (workshop.threads, workshop.memory) = (1, Some(10_000)); // a few rows
+    assert_eq!(run(&workshop, &other, json!(5)).0, shuffled);
+    shuffled.sort_by_key(|row| plain.iter().position(|other| other.document == row.document));
+    assert_eq!(shuffled, plain);
+}
+
+#[test]
+fn fertility_is_told_by_language() {
+    let workshop = Workshop::new("tokenize-fertility");
+    let input = fed(&workshop, "a", 50);
+    let manifest = workshop.run::<Tokenize>(json!({ "vocabulary": 300 }), &[("documents", &[input])]).unwrap();
+    let of = |name: &str| manifest.metrics[name];
+    let (rows, held_out) =
+        (workshop.rows::<Tokens>(&manifest, "tokens"), workshop.rows::<Tokens>(&manifest, "validation"));
+    let bytes: u64 = rows.iter().chain(&held_out).map(|row| row.bytes).sum();
+    assert_eq!(of("bytes_per_token"), bytes as f64 / of("tokens"));
+    assert!((1.0..8.0).contains(&of("tokens_per_word")), "{}", of("tokens_per_word"));
+    assert!(!manifest.metrics.keys().any(|name| name.contains('.')), "no language is named: {:?}", manifest.metrics);
 }
 
 #[test]
@@ -192,7 +232,7 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
     let input = fed(&workshop, "a", 60);
     let kills = workshop.kill_at_every_write::<Tokenize>(
         env!("CARGO_BIN_EXE_smelt-tokenize"),
-        json!({ "vocabulary": 300, "weights": [1] }),
+        json!({ "vocabulary": 300, "weights": [1], "shuffle": 5 }),
         &[("documents", &[input])],
     );
     // A lease, a shard and a record of each unit, the manifest.

@@ -19,7 +19,7 @@ const STREAM: u64 = 0xf111;
 
 impl FillInMiddle {
     /// Tokens that a document has more when it is rearranged.
-    pub const ADDED: u64 = 3;
+    pub const ADDED: u32 = 3;
 
     /// Whether document number `document` is one of those to rearrange.
     pub fn chooses(&self, document: u64) -> bool {

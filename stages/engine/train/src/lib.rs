@@ -4,6 +4,7 @@
 //! 10 steps, a save, a load and 10 more. No store and no files here: bytes and tokens in, bytes and figures out.
 
 mod batch;
+mod best_fit;
 mod error;
 mod evaluate;
 mod fim;
@@ -30,7 +31,7 @@ pub use memory::Memory;
 pub use objective::{Grpo, Loss, Masked, NextToken, Objective, Value, group_advantages};
 pub use optimizer::{Hyper, Moments, Optimizer};
 pub use order::{Batches, Mixture, Ramp, sample};
-pub use packing::{Concatenated, Ragged};
+pub use packing::{Packed, Packing, Ragged};
 pub use recent::Recent;
 pub use reward::{BradleyTerry, Scored, reward_scores, scored_batch};
 pub use schedule::{Decay, Schedule, Tail};

@@ -3,9 +3,59 @@
 //! A corpus may be larger than memory, so it is given in *stretches*, some whole documents each, that are loaded when a
 //! window needs them. Only how many tokens each stretch has is known all the time.
 
+use crate::best_fit::BestFit;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Lists of tokens of different lengths, end to end: the documents of a stretch, or the pieces of documents in a window.
+/// How documents become sequences of one length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// End to end: no sequence but the last has room left, and most documents are cut where one ends.
+    #[default]
+    Concatenate,
+    /// Only documents longer than a sequence are cut, and what a sequence has room for is looked for among many (Ding
+    /// et al. 2024, "Fewer Truncations Improve Language Modeling").
+    BestFit,
+}
+
+/// A corpus that was packed.
+#[derive(Debug)]
+pub enum Packed {
+    Concatenated(Concatenated),
+    BestFit(BestFit),
+}
+
+impl Packed {
+    /// `lengths`: tokens of every document, by stretch.
+    pub fn new(packing: Packing, context: usize, lengths: Vec<Vec<u32>>) -> Self {
+        match packing {
+            Packing::Concatenate => {
+                let tokens = |stretch: Vec<u32>| stretch.into_iter().map(u64::from).sum();
+                Self::Concatenated(Concatenated::new(context, lengths.into_iter().map(tokens)))
+            }
+            Packing::BestFit => Self::BestFit(BestFit::new(context, lengths)),
+        }
+    }
+
+    pub fn windows(&self) -> u64 {
+        match self {
+            Self::Concatenated(packed) => packed.windows(),
+            Self::BestFit(packed) => packed.windows(),
+        }
+    }
+
+    /// The pieces of documents in window `i`. `load` gives a stretch.
+    pub fn window<E>(&self, i: u64, load: impl FnMut(usize) -> Result<Arc<Ragged>, E>) -> Result<Ragged, E> {
+        match self {
+            Self::Concatenated(packed) => packed.window(i, load),
+            Self::BestFit(packed) => packed.window(i, load),
+        }
+    }
+}
+
+/// Lists of tokens of different lengths, end to end: documents of a stretch, or pieces of documents in a window.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ragged {
     tokens: Vec<u32>,
@@ -13,6 +63,11 @@ pub struct Ragged {
 }
 
 impl Ragged {
+    /// With room for so many.
+    pub fn with_capacity(tokens: usize, lists: usize) -> Self {
+        Self { tokens: Vec::with_capacity(tokens), ends: Vec::with_capacity(lists) }
+    }
+
     /// One more list, the concatenation of `parts`.
     pub fn push(&mut self, parts: &[&[u32]]) {
         parts.iter().for_each(|part| self.tokens.extend_from_slice(part));
@@ -26,6 +81,12 @@ impl Ragged {
     pub fn lists(&self) -> impl Iterator<Item = &[u32]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.tokens[start..end])
+    }
+
+    /// List `i`.
+    pub fn list(&self, i: usize) -> &[u32] {
+        let start = if i == 0 { 0 } else { self.ends[i - 1] };
+        &self.tokens[start..self.ends[i]]
     }
 
     /// Memory that it takes.
