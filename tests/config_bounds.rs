@@ -8,10 +8,11 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// Stages with a config that resolves without a file of the machine.
-const STAGES: [(&str, &str); 11] = [
+const STAGES: [(&str, &str); 12] = [
     ("clean", "{}"),
     ("dedup", "{}"),
     ("tokenize", "{}"),
+    ("mix", "{}"),
     ("problems", r#"{ "prompts": 1 }"#),
     ("pretrain", "{}"),
     ("sft", "{}"),
