@@ -130,8 +130,15 @@ pub(crate) enum Command {
         #[arg(long, short)]
         output: Option<PathBuf>,
     },
-    /// Print the pipeline's report again
-    Report(PipelineArgs),
+    /// Print the pipeline's report again; with `--job` what is in a job's artifact: books, drops by rule with examples,
+    /// languages, lengths
+    Report {
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// The job, or an instance such as `train[seed=1]`; may be given more than once
+        #[arg(long, value_name = "JOB")]
+        job: Vec<String>,
+    },
     /// What a store holds
     Artifacts {
         #[command(subcommand)]

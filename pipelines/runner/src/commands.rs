@@ -8,7 +8,7 @@ use crate::programs::{self, Program};
 use crate::run::{self, summarise};
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{job, live, query};
+use crate::{job, live, query, report};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{RunState, Store};
@@ -137,10 +137,21 @@ pub(crate) fn run(
     Ok(())
 }
 
-pub(crate) fn report(target: Target) -> Result<()> {
+/// The report of the pipeline, or of each of `jobs`.
+pub(crate) fn report(target: Target, jobs: &[String]) -> Result<()> {
     let (plan, store) = target.load_last()?;
+    for (i, job) in jobs.iter().enumerate() {
+        if i > 0 {
+            println!();
+        }
+        report::of_job(&store, &plan.name, job)?;
+    }
+    if !jobs.is_empty() {
+        return Ok(());
+    }
     let Some(report) = &plan.report else {
-        return Err(Diagnostic::pipeline(format!("{} has no report", plan.file)).hint("add `report: select …`"));
+        return Err(Diagnostic::pipeline(format!("{} has no report", plan.file))
+            .hint("add `report: select …`, or ask for a job's: `smelt report --job JOB`"));
     };
     query::ask(&store, &plan.name, &report.sql, QueryFormat::Table, None)
 }

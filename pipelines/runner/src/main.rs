@@ -13,6 +13,7 @@ mod load;
 mod plan;
 mod programs;
 mod query;
+mod report;
 mod run;
 mod shim;
 mod table;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Command::Sql { query, store, pipeline, format, output } => {
             commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), format, output)
         }
-        Command::Report(p) => commands::report(p.into()),
+        Command::Report { pipeline, job } => commands::report(pipeline.into(), &job),
         Command::Artifacts { command } => artifacts::run(command),
         Command::Schema { name } => commands::schema(name.as_deref()),
         Command::Doctor { store } => commands::doctor(store.store.as_deref()),

@@ -73,7 +73,7 @@ fn records(store: &Store, pipeline: &str) -> Result<(Vec<JobRecord>, Vec<LostJob
 
 /// `train[seed=1]` as (`train`, {seed: 1}). `axes`: as they were written, if that is known; the name tells a number
 /// from a text only by its looks.
-fn split_instance(job: &str, axes: &Map<String, Value>) -> (String, BTreeMap<String, Value>) {
+pub(crate) fn split_instance(job: &str, axes: &Map<String, Value>) -> (String, BTreeMap<String, Value>) {
     let Some((base, pairs)) = job.split_once('[') else { return (job.into(), BTreeMap::new()) };
     if !axes.is_empty() {
         return (base.into(), axes.iter().map(|(name, value)| (name.clone(), value.clone())).collect());
@@ -164,7 +164,7 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
             tables.push(QueryTable { schema: Some("smelt".into()), name: name.into(), kind, parts: vec![empty] });
         }
     }
-    let records = vec![jobs_table(&all), runs_table(store)?, artifacts_table(store)?];
+    let records = vec![jobs_table(&all), results_table(&all), runs_table(store)?, artifacts_table(store)?];
     Ok(QueryRequest {
         store: store.address().into(),
         sql: sql.into(),
@@ -307,6 +307,17 @@ fn jobs_table(all: &[JobRecord]) -> RecordTable {
         ]
     };
     record_table("jobs", &COLUMNS, all.iter().map(row).collect())
+}
+
+/// What jobs noted as results, one row a value; curves are in `metrics`.
+fn results_table(all: &[JobRecord]) -> RecordTable {
+    use RecordType::{Number, Text};
+    let columns = [("pipeline", Text), ("job", Text), ("stage", Text), ("name", Text), ("value", Number)];
+    let rows = all.iter().flat_map(|r| {
+        let values = r.manifest.metrics.iter();
+        values.map(|(name, v)| vec![json!(r.pipeline), json!(r.job), json!(r.manifest.stage), json!(name), json!(v)])
+    });
+    record_table("results", &columns, rows.collect())
 }
 
 fn runs_table(store: &Store) -> Result<RecordTable> {
