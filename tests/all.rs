@@ -17,3 +17,4 @@ mod schemas;
 mod simulator;
 mod smoke;
 mod support;
+mod web;

@@ -14,7 +14,7 @@ const SECRET: &str = "smelt-test-secret";
 /// Ends with the value that holds it: its runtime is dropped, and its port closed.
 struct Server {
     address: String,
-    _folder: TempDir,
+    folder: TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -44,7 +44,7 @@ impl Server {
                 });
             }
         });
-        Self { address, _folder: folder, _runtime: runtime }
+        Self { address, folder, _runtime: runtime }
     }
 
     fn environment(&self, secret: &str) -> Vec<(&'static str, String)> {
@@ -119,6 +119,35 @@ fn a_directory_and_s3_give_the_same_digests() {
             .out
             .starts_with("3 artifacts")
     );
+}
+
+/// Objects of a bucket are read as files are, and belong to the fingerprint.
+#[test]
+fn documents_come_from_a_bucket() {
+    let (server, bench) = (server(), Bench::new());
+    let raw = server.folder.path().join("bucket/raw/2024");
+    std::fs::create_dir_all(&raw).unwrap();
+    for i in 0..3 {
+        let lines: String = (0..4).map(|j| format!("{{\"text\":\"document {i} {j}\"}}\n")).collect();
+        std::fs::write(raw.join(format!("part-{i}.jsonl")), lines).unwrap();
+    }
+    let paths = "s3://bucket/raw/**/part-[02].jsonl";
+    bench.pipeline(
+        "p.yaml",
+        &format!("name: p\njobs: {{ raw: {{ stage: ingest, config: {{ paths: [\"{paths}\"] }} }} }}"),
+    );
+    server.smelt(&bench, SECRET, &["run", "p.yaml"]).ok();
+    let query = ["sql", "select id, text from raw order by id", "--format", "csv"];
+    let rows = server.smelt(&bench, SECRET, &query).ok().out;
+    assert_eq!(rows.lines().count(), 9, "{rows}");
+    assert!(rows.contains("2024/part-0.jsonl#0,document 0 0\n") && rows.contains("2024/part-2.jsonl#3,document 2 3\n"));
+    let again = server.smelt(&bench, SECRET, &["run", "p.yaml"]).ok().out;
+    assert!(again.contains("nothing to do"), "{again}");
+    std::fs::write(raw.join("part-2.jsonl"), "{\"text\":\"another\"}\n").unwrap();
+    let later = server.smelt(&bench, SECRET, &["run", "p.yaml"]).ok().out;
+    assert!(!later.contains("nothing to do"), "{later}");
+    let refused = server.smelt(&bench, "wrong", &["plan", "p.yaml"]);
+    assert!(refused.code != Some(0) && refused.err.contains("s3://bucket refuses"), "{refused:?}");
 }
 
 #[test]

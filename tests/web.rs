@@ -1,0 +1,78 @@
+//! From pages to tokens, as `pipelines/web.yaml` and the README have it.
+
+use crate::smoke::repository;
+use crate::support::{Bench, Said};
+use std::path::Path;
+
+/// `smelt` in the repository's folder, where the pipeline finds its pages.
+fn smelt(store: &Path, pages: Option<&str>, args: &[&str]) -> Said {
+    let mut command = Bench::bare(&repository(), args);
+    command.arg("--store").arg(store).env_remove("PAGES").envs(pages.map(|pages| ("PAGES", pages)));
+    command.output().expect("smelt starts").into()
+}
+
+#[test]
+fn pages_become_tokens_and_every_page_is_accounted_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path();
+    smelt(store, None, &["run", "pipelines/web.yaml"]).ok();
+    let rows = |query: &str| smelt(store, None, &["sql", query, "--format", "csv"]).ok().out;
+    let dropped = rows("select job, rule, count(*) from smelt.drops group by 1, 2 order by 1, 2");
+    let expected = [
+        "clean,letter_words,4",
+        "pages,http_status,1",
+        "pages,no_main_text,1",
+        "pages,not_html,1",
+        "unique,near_duplicate,1",
+    ];
+    assert_eq!(dropped.lines().skip(1).collect::<Vec<_>>(), expected);
+    // 19 pages were answered.
+    for (table, kept) in [
+        ("pages", "16"),
+        ("clean", "12"),
+        ("unique.documents", "11"),
+        ("tokens.tokens", "10"),
+        ("tokens.validation", "1"),
+    ] {
+        assert_eq!(rows(&format!("select count(*) from {table}")).lines().last(), Some(kept), "{table}");
+    }
+    let results = rows("select name, value from smelt.results where job = 'tokens' and value = 1024");
+    assert_eq!(results.lines().last(), Some("vocabulary,1024.0"));
+
+    // What a person reads of it.
+    let report = smelt(store, None, &["report", "pipelines/web.yaml", "--job", "clean", "--job", "tokens"]).ok().out;
+    let has = |words: &[&str]| {
+        report.lines().any(|line| words.iter().all(|word| line.split_whitespace().any(|found| found == *word)))
+    };
+    assert!(has(&["dropped", "4", "rows", "25.00", "%"]) && has(&["letter_words", "4", "25.0"]), "{report}");
+    assert!(has(&["en", "12"]) && has(&["en", "11"]) && has(&["vocabulary", "=", "1024"]), "{report}");
+    assert!(report.contains("Lengths of `documents`, in characters") && report.contains(&"█".repeat(40)), "{report}");
+    let unknown = smelt(store, None, &["report", "pipelines/web.yaml", "--job", "clen"]).fails(2).err;
+    assert!(unknown.starts_with("error: job `clen` of pipeline `web` has not run in "), "{unknown}");
+
+    // Others' pages, as the file's first lines say.
+    let own = "tests/parity/pages/site/*.html";
+    let said = smelt(store, Some(own), &["run", "pipelines/web.yaml"]).ok().out;
+    assert!(said.contains("3 rows kept"), "{said}");
+}
+
+/// The README's way to choose limits.
+#[test]
+fn what_a_rule_sees_is_asked_before_anything_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = folder.path().join("p.yaml");
+    let text = "name: p\njobs:\n  \
+        raw: { stage: ingest, config: { paths: [\"tests/parity/pages/./**/*.{html,warc.gz}\"] } }\n  \
+        clean: { stage: clean, input: raw, config: { preset: fineweb, annotate: true } }\n";
+    std::fs::write(&pipeline, text).unwrap();
+    let store = folder.path().join("store");
+    smelt(&store, None, &["run", pipeline.to_str().unwrap()]).ok();
+    let rows = |query: &str| smelt(&store, None, &["sql", query, "--format", "csv"]).ok().out;
+    let would = rows("select rule, count(*) from clean group by 1 order by 2 desc");
+    assert_eq!(would.lines().skip(1).collect::<Vec<_>>(), [",12", "letter_words,4"]);
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let query = "select count(*) filter (where letter_words < 0.8) as now,";
+    let rest = "count(*) filter (where letter_words < 0.6) as looser, count(*) from clean";
+    assert!(readme.contains(query) && readme.contains(rest), "the README has this query");
+    assert_eq!(rows(&format!("{query} {rest}")).lines().last(), Some("4,0,16"));
+}
