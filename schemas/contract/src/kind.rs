@@ -85,10 +85,11 @@ impl JsonSchema for Kind {
 
 /// Every kind of this build that is a table, with its required columns.
 pub fn tables() -> Vec<(Kind, Schema)> {
-    let kinds = [documents, drops, tokens, conversations, prompts, samples, preferences, scores, metrics];
+    let kinds = [documents, drops, clusters, tokens, conversations, prompts, samples, preferences, scores, metrics];
     let schemas = [
         documents_schema,
         drops_schema,
+        clusters_schema,
         tokens_schema,
         conversations_schema,
         prompts_schema,
@@ -101,39 +102,41 @@ pub fn tables() -> Vec<(Kind, Schema)> {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident = $minor:literal),* $(,)?) => { $(
+    ($($(#[$doc:meta])* $name:ident $(= $minor:literal)?),* $(,)?) => { $(
         $(#[$doc])*
         pub fn $name() -> Kind {
-            Kind::v1(stringify!($name), $minor)
+            Kind::v1(stringify!($name), 0 $(+ $minor)?)
         }
     )* };
 }
 
 kinds! {
     /// Texts with where they come from.
-    documents = 0,
+    documents,
     /// What a filter left out, and by which rule and value.
-    drops = 0,
+    drops,
+    /// Documents that are equal or nearly equal, and which of them stayed.
+    clusters,
     /// Documents as token ids.
     tokens = 1,
     /// Chats to learn from.
-    conversations = 0,
+    conversations,
     /// Questions with what their verifier accepts.
-    prompts = 0,
+    prompts,
     /// Answers that a model gave.
-    samples = 0,
+    samples,
     /// Pairs of answers, the better one named.
-    preferences = 0,
+    preferences,
     /// Results of an evaluation.
-    scores = 0,
+    scores,
     /// Curves of a training; outside every digest.
-    metrics = 0,
+    metrics,
     /// `tokenizer.json` as Hugging Face reads it, with `tokenizer_config.json`.
-    tokenizer = 0,
+    tokenizer,
     /// `config.json`, safetensors, tokenizer and chat template, as `transformers` loads them.
-    checkpoint = 0,
+    checkpoint,
     /// A trainer's optimizer state, to continue it to the bit; prunable.
-    state = 0,
+    state,
 }
 
 fn field(name: &str, data_type: DataType) -> Field {
@@ -168,6 +171,19 @@ fn drops_schema() -> Schema {
         field("rule", DataType::Utf8),
         optional("value", DataType::Float64),
         optional("detail", DataType::Utf8),
+    ])
+}
+
+/// One row for each document of a cluster of more than one.
+fn clusters_schema() -> Schema {
+    Schema::new(vec![
+        field("cluster", DataType::UInt64), // place of the document that stays among all that were read, from 0
+        field("document", DataType::Utf8),
+        field("stays", DataType::Boolean),
+        optional("leader", DataType::Utf8), // the document that stays, for which this one goes
+        optional("rule", DataType::Utf8),   // as in `drops`
+        optional("similarity", DataType::Float64), // to the leader; null where the texts are equal
+        field("size", DataType::UInt64),
     ])
 }
 
@@ -273,7 +289,7 @@ mod tests {
 
     #[test]
     fn every_table_kind_has_its_schema() {
-        assert_eq!(tables().len(), 9);
+        assert_eq!(tables().len(), 10);
         assert!(tables().iter().all(|(kind, schema)| kind.schema().as_ref() == Some(schema)));
         assert!(checkpoint().schema().is_none());
         let of_another_build = |version: &str| format!("tokens@{version}").parse::<Kind>().unwrap().schema();

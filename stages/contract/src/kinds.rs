@@ -2,9 +2,9 @@
 
 use crate::rows::Cell;
 pub use crate::rows::{Message, Micros};
-use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::compute::interleave;
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::{cast, interleave};
+use arrow::datatypes::{DataType, Field, Float64Type, Schema, SchemaRef};
 use smelt_schemas::{Kind, kind};
 use std::sync::{Arc, LazyLock};
 
@@ -71,6 +71,17 @@ impl Extra {
         Ok(())
     }
 
+    /// The number in a column, as a float; `None` where it is null, no number, or no such column.
+    pub fn number(&self, column: &str) -> Option<f64> {
+        let (batch, row) = self.0.as_ref()?;
+        let cell = batch.column_by_name(column)?.slice(*row, 1);
+        if !cell.data_type().is_numeric() || cell.is_null(0) {
+            return None;
+        }
+        let cell = cast(&cell, &DataType::Float64).ok()?;
+        cell.as_primitive_opt::<Float64Type>().map(|cell| cell.value(0))
+    }
+
     fn of_batch(batch: &RecordBatch, known: &Schema) -> Option<Arc<RecordBatch>> {
         let others: Vec<usize> = (0..batch.num_columns())
             .filter(|&i| known.field_with_name(batch.schema().field(i).name()).is_err())
@@ -123,7 +134,7 @@ macro_rules! kind_types {
 }
 
 kind_types! {
-    Documents = documents; Drops = drops; Tokens = tokens; Conversations = conversations; Prompts = prompts;
+    Documents = documents; Drops = drops; Clusters = clusters; Tokens = tokens; Conversations = conversations; Prompts = prompts;
     Samples = samples; Preferences = preferences; Scores = scores; Metrics = metrics;
     /// Files: `tokenizer.json`, `tokenizer_config.json`.
     Tokenizer = tokenizer;
@@ -189,6 +200,20 @@ tables! {
         metadata: Option<String>,
     } extra extra weight |r| r.text.len();
     Drops, Drop { id: String, rule: String, value: Option<f64>, detail: Option<String> } weight |_| 0;
+    Clusters, ClusterRow {
+        /// Place of the document that stays among all that were read, from 0.
+        cluster: u64,
+        /// Id of the document.
+        document: String,
+        stays: bool,
+        /// Id of the document that stays, for which this one goes.
+        leader: Option<String>,
+        rule: Option<String>,
+        /// To the leader, in [0, 1]; null where the texts are equal.
+        similarity: Option<f64>,
+        /// Documents of the cluster.
+        size: u64,
+    } weight |r| r.document.len();
     Tokens, TokenRow {
         /// Id of the document.
         document: String,
@@ -323,6 +348,8 @@ mod tests {
         Extra::add(rows.iter_mut().collect(), &new).unwrap();
         let rows: Vec<&Extra> = rows.iter().collect();
         let fields = Extra::fields(rows.iter().copied());
+        assert_eq!([0, 1, 2].map(|i| rows[i].number("a")), [Some(2.0), None, Some(1.0)]);
+        assert_eq!((rows[1].number("b"), rows[1].number("c")), (Some(8.0), None));
         let found: Vec<(&str, ArrayRef)> =
             fields.iter().map(|f| (f.name().as_str(), Extra::column(&rows, f))).collect();
         let expected = [("a", ints(vec![Some(2), None, Some(1)])), ("b", ints(vec![Some(7), Some(8), None]))];

@@ -1,8 +1,8 @@
 //! Rows to Arrow columns and back.
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Float32Builder, Float64Array, ListBuilder, StringArray, StringBuilder, StructBuilder,
-    TimestampMicrosecondArray, UInt32Array, UInt32Builder, UInt64Array,
+    Array, ArrayRef, AsArray, BooleanArray, Float32Builder, Float64Array, ListBuilder, StringArray, StringBuilder,
+    StructBuilder, TimestampMicrosecondArray, UInt32Array, UInt32Builder, UInt64Array,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, TimestampMicrosecondType, UInt32Type, UInt64Type};
 use std::sync::Arc;
@@ -60,6 +60,15 @@ impl Cell for Option<String> {
     }
     fn read(column: &ArrayRef) -> Option<Vec<Self>> {
         strings(column)
+    }
+}
+
+impl Cell for bool {
+    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
+        Arc::new(values.map(|v| Some(*v)).collect::<BooleanArray>())
+    }
+    fn read(column: &ArrayRef) -> Option<Vec<Self>> {
+        column.as_boolean_opt()?.iter().collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which documents go because an earlier one is equal or nearly equal, and which document that is.
 //!
-//! Documents have numbers in input order, and the first of a group stays. By default a document goes only if it is
+//! Documents have numbers in input order, or ranks by another rule (`ranks.rs`), and the first of a group stays. By default a document goes only if it is
 //! similar to one that stays. Groups can also be transitive, as FineWeb's are: then a chain of small steps joins
 //! documents that are nothing alike.
 //!
@@ -12,24 +12,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use smelt_stage::Error;
 use smelt_stage::sort::Queue;
 
 use crate::bands::Link;
-
-/// Which document of a cluster stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Keeps {
-    /// The first.
-    #[default]
-    First,
-    /// The one that datatrove keeps: the root of a union by size, over the bands in order and in each over the pairs of
-    /// equal neighbours in the order of their hashes.
-    Published,
-}
 
 /// How pairs are found.
 #[derive(Debug, Clone, Copy)]

@@ -2,18 +2,22 @@
 //!
 //! | phase | unit | reads | writes |
 //! |---|---|---|---|
+//! | `keys` | input file | its documents | what the rule for who stays looks at, sorted; only where that is not the first |
+//! | `ranks` | all | all keys, merged | the rank of each document, and the document of each rank |
 //! | `sketches` | input file | its documents | a sketch of each document; for each band its documents, sorted |
 //! | `bands` | some bands, or a range of one | them of all files, merged | links between documents that agree, sorted |
 //! | `shingles` | input file | its documents | shingles of those with links; only where `jaccard` asks for them |
 //! | `clusters` | all | all links, merged | who goes, and for whom, in order |
 //! | `pairs` | input file | its sketches and who goes | the sketches of those that go, sorted by who stays |
-//! | `compare` | group of files | its sketches, and those that go for them, merged | similarities, sorted by who goes |
+//! | `compare` | group of files | its sketches, and those that go for them, merged | similarities, sorted by who goes; clusters |
 //! | `filter` | input file | its documents and similarities | documents and drops |
+//!
+//! From `sketches` to `clusters` documents are known by their ranks, then by their numbers in the input.
 //!
 //! Whatever grows with the corpus is sorted in scratch beyond a unit's share of the job's memory. Clusters take memory
 //! by documents: see `clusters.rs`.
 
-use std::ops::Range;
+use std::io::Write;
 
 use smelt_stage::kinds::{Document, Documents};
 use smelt_stage::sort::{Item, Sorted, Sorter};
@@ -22,11 +26,12 @@ use smelt_words::{is_digit, simplify, simplify_keeping_numbers};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::bands::{Entry, Link, NUMBER, Narrow, Wide, links};
-use crate::clusters::{Joining, Keeps, Pair, Published, duplicates};
+use crate::clusters::{Joining, Pair, Published, duplicates};
 use crate::minhash::{MinHash, Scratch};
-use crate::pairs::{Going, Verdict};
+use crate::pairs::Verdict;
+use crate::ranks::{Keeps, Ranks};
 use crate::shingles::{ShingleFile, Shingles, Wanted};
-use crate::sketch::{Sketch, SketchFile, encode, estimate};
+use crate::sketch::{Sketch, SketchFile, encode};
 use crate::{Config, Outputs, exact};
 
 /// Documents of a range of a band, about; and of a unit of the phase `bands` at least, all its bands together.
@@ -36,20 +41,22 @@ const ENTRIES: u64 = 1 << 22;
 const GROUPS: usize = 256;
 
 pub(crate) struct Job<'a> {
-    config: Config,
-    minhash: MinHash,
+    pub config: Config,
+    pub minhash: MinHash,
     inputs: &'a [Artifact<Documents>],
     /// Artifact and file within it.
-    files: Vec<(usize, usize)>,
+    pub files: Vec<(usize, usize)>,
     /// Number of the first document of each file, and of all documents.
-    starts: Vec<u64>,
-    cx: &'a Context,
+    pub starts: Vec<u64>,
+    pub cx: &'a Context,
     /// Bytes for the sorting of one unit.
-    memory: usize,
+    pub memory: usize,
     /// Bytes of a hash in a sketch.
-    width: usize,
+    pub width: usize,
     /// Files of a group.
-    group: usize,
+    pub group: usize,
+    /// Where documents do not rank as they come.
+    ranks: Option<Ranks>,
 }
 
 impl<'a> Job<'a> {
@@ -73,16 +80,17 @@ impl<'a> Job<'a> {
         let group = files.len().div_ceil(GROUPS).max(1);
         // The other half is for what a unit reads and writes.
         let memory = cx.memory() / 2 / cx.threads();
-        Ok(Self { config, minhash, inputs, files, starts, cx, memory, width, group })
+        Ok(Self { config, minhash, inputs, files, starts, cx, memory, width, group, ranks: None })
     }
 
-    pub(crate) fn run(&self, out: &Outputs) -> Result<(), Error> {
-        let (sketched, linked) = match self.config.keeps {
-            Keeps::First => self.links::<Narrow>()?,
-            Keeps::Published => self.links::<Wide>()?,
+    pub(crate) fn run(mut self, out: &Outputs) -> Result<(), Error> {
+        self.ranks = self.rank()?;
+        let (sketched, linked) = match self.is_published() {
+            false => self.links::<Narrow>()?,
+            true => self.links::<Wide>()?,
         };
         let found = self.clusters(&linked)?;
-        let compared = self.compare(&sketched, &found)?;
+        let compared = self.compare(&sketched, &found, out)?;
         self.filter(&compared, out)?;
         let count = |i: usize| compared.iter().filter_map(|record| record.detail[i].as_u64()).sum::<u64>();
         let (near, by_numbers) = (count(0), count(1));
@@ -95,11 +103,34 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn documents(&self, file: usize) -> Result<impl Iterator<Item = Result<(u64, Document), Error>> + use<>, Error> {
+    pub(crate) fn documents(
+        &self,
+        file: usize,
+    ) -> Result<impl Iterator<Item = Result<(u64, Document), Error>> + use<>, Error> {
         let (artifact, number) = self.files[file];
         let rows = self.inputs[artifact].read(number)?;
         let numbers = self.starts[file]..self.starts[file + 1];
         Ok(rows.zip(numbers).map(|(document, i)| document.map(|document| (i, document))))
+    }
+
+    /// The documents of an input file with their ranks.
+    fn ranked(&self, file: usize) -> Result<impl Iterator<Item = Result<(u64, Document), Error>>, Error> {
+        let mut ranks = match &self.ranks {
+            Some(ranks) => Some(ranks.of_file(self.cx, file)?),
+            None => None,
+        };
+        Ok(self.documents(file)?.map(move |document| {
+            let (number, document) = document?;
+            let rank = match &mut ranks {
+                Some(ranks) => ranks.next().ok_or_else(|| Error::bug("a document has no rank"))??,
+                None => number,
+            };
+            Ok((rank, document))
+        }))
+    }
+
+    fn is_published(&self) -> bool {
+        self.config.keeps == Keeps::Published
     }
 
     /// Bands of signatures; the next band is that of equal texts.
@@ -109,10 +140,7 @@ impl<'a> Job<'a> {
 
     /// Ranges that a band is cut into.
     fn ranges(&self) -> u64 {
-        match self.config.keeps {
-            Keeps::First => self.starts[self.files.len()].div_ceil(RANGE).max(1),
-            Keeps::Published => 1,
-        }
+        if self.is_published() { 1 } else { self.starts[self.files.len()].div_ceil(RANGE).max(1) }
     }
 
     /// Parts of the sorted bands of a file, and how many of them a unit merges.
@@ -148,14 +176,14 @@ impl<'a> Job<'a> {
         let mut equals: Sorter<Narrow> = Sorter::new(memory, self.cx.scratch());
         let (mut sketch, mut scratch) = (Sketch::default(), Scratch::default());
         let mut file = unit.work_file("sketches")?;
-        for document in self.documents(i)? {
-            let (number, document) = document?;
+        for document in self.ranked(i)? {
+            let (rank, document) = document?;
             sketch.traits.signature.clear();
             if config.near {
                 let simple = self.minhash.simple(&document.text);
                 if let Some(signature) = self.minhash.signature_of_simple(&simple, &mut scratch) {
                     for (sorter, band) in sorters.iter_mut().zip(signature.chunks(config.hashes)) {
-                        sorter.push(E::new(band, number))?;
+                        sorter.push(E::new(band, rank))?;
                     }
                     if config.jaccard == 0.0 {
                         encode(&signature, self.width, &mut sketch.traits.signature);
@@ -165,7 +193,7 @@ impl<'a> Job<'a> {
             }
             sketch.traits.digest.copy_from_slice(&exact::digest(&document.text)[..16]);
             if config.exact {
-                equals.push(Narrow::of_digest(&sketch.traits.digest, number))?;
+                equals.push(Narrow::of_digest(&sketch.traits.digest, rank))?;
             }
             sketch.id = document.id;
             sketch.write(&mut file).map_err(|e| file.error(e))?;
@@ -188,11 +216,18 @@ impl<'a> Job<'a> {
         let open = || linked.iter().map(|record| || self.cx.work(record, "links")?.part(0));
         let mut records = self.cx.units("clusters", 1, |_, unit| {
             let mut file = self.by_file(unit.work_file("pairs")?);
-            let take = |pair: Pair| file.write(pair.document, &pair);
             let documents = self.starts[self.files.len()];
             // This unit has no others beside it.
-            let memory = self.memory * self.cx.threads();
-            if self.config.keeps == Keeps::Published {
+            let memory = self.memory * self.cx.threads() / 3;
+            let mut renumbered = match &self.ranks {
+                Some(ranks) => Some(ranks.renumbered(self.cx, memory)?),
+                None => None,
+            };
+            let take = |pair: Pair| match &mut renumbered {
+                Some(renumbered) => renumbered.push(pair),
+                None => file.write(pair.document, &pair),
+            };
+            if self.is_published() {
                 let mut clusters = Published::new(documents);
                 for part in open() {
                     for link in Sorted::<u128>::of(part()?)? {
@@ -205,73 +240,19 @@ impl<'a> Job<'a> {
                 let Config { jaccard, transitive, .. } = self.config;
                 let jaccard = if asks { jaccard } else { 0.0 };
                 let joining = Joining { exact: self.bands() as u16, jaccard, transitive };
-                let mut shingles = Shingles::open(self.cx, &shingled, &self.starts, memory / 2)?;
+                let mut shingles = Shingles::open(self.cx, &shingled, memory)?;
                 let mut similarity = |a, b| shingles.similarity(a, b);
-                duplicates(links, documents, joining, &mut similarity, (memory / 2, self.cx.scratch()), take)?;
+                duplicates(links, documents, joining, &mut similarity, (memory, self.cx.scratch()), take)?;
+            }
+            if let Some(renumbered) = renumbered {
+                renumbered.write(&mut file)?;
             }
             file.finish(unit)
         })?;
         Ok(records.remove(0))
     }
 
-    /// The records of the phase `compare`, whose files have a part for each input file.
-    fn compare(&self, sketched: &[UnitRecord], found: &UnitRecord) -> Result<Vec<UnitRecord>, Error> {
-        let groups: Vec<Range<usize>> = (0..self.files.len())
-            .step_by(self.group)
-            .map(|first| first..self.files.len().min(first + self.group))
-            .collect();
-        let paired = self.cx.units("pairs", self.files.len(), |i, unit| {
-            let mut sketches = self.sketches(sketched, i)?;
-            let mut sorter: Sorter<Going> = Sorter::new(self.memory, self.cx.scratch());
-            for pair in Sorted::<Pair>::of(self.cx.work(found, "pairs")?.part(i)?)? {
-                let pair = pair?;
-                let traits = sketches.of(pair.document).map_err(Error::of_read)?.traits.clone();
-                sorter.push(Going { pair, traits })?;
-            }
-            let mut file = unit.work_file("going")?;
-            let mut going = sorter.sorted()?.peekable();
-            for group in &groups {
-                while let Some(Ok(going)) =
-                    going.next_if(|going| going.as_ref().is_ok_and(|going| going.pair.leader < self.starts[group.end]))
-                {
-                    going.write(&mut file).map_err(|e| file.error(e))?;
-                }
-                file.end_part()?;
-            }
-            going.next().transpose()?; // an error ends the loops above
-            file.finish(unit)
-        })?;
-        self.cx.units("compare", groups.len(), |i, unit| {
-            let parts = paired.iter().map(|record| move || self.cx.work(record, "going")?.part(i));
-            let mut sorter: Sorter<Verdict> = Sorter::new(self.memory, self.cx.scratch());
-            let (mut near, mut by_numbers) = (0u64, 0u64);
-            let mut at = groups[i].start;
-            let mut sketches = self.sketches(sketched, at)?;
-            for going in Sorted::<Going>::merge(parts, self.cx.scratch())? {
-                let Going { pair, traits } = going?;
-                while pair.leader >= self.starts[at + 1] {
-                    at += 1;
-                    sketches = self.sketches(sketched, at)?;
-                }
-                let leader = sketches.of(pair.leader).map_err(Error::of_read)?;
-                let exact = traits.digest == leader.traits.digest;
-                let estimate = || estimate(&leader.traits.signature, &traits.signature, self.width);
-                let similarity = if exact { 1.0 } else { pair.similarity.unwrap_or_else(estimate) };
-                near += u64::from(!exact);
-                by_numbers += u64::from(!exact && traits.differ_in_numbers(&leader.traits));
-                sorter.push(Verdict { document: pair.document, leader: leader.id.clone(), exact, similarity })?;
-            }
-            unit.set_detail(serde_json::json!([near, by_numbers]));
-            let mut file = self.by_file(unit.work_file("verdicts")?);
-            for verdict in sorter.sorted()? {
-                let verdict = verdict?;
-                file.write(verdict.document, &verdict)?;
-            }
-            file.finish(unit)
-        })
-    }
-
-    fn sketches(&self, sketched: &[UnitRecord], file: usize) -> Result<SketchFile<WorkPart>, Error> {
+    pub(crate) fn sketches(&self, sketched: &[UnitRecord], file: usize) -> Result<SketchFile<WorkPart>, Error> {
         Ok(SketchFile::new(self.cx.work(&sketched[file], "sketches")?.part(0)?, self.starts[file]))
     }
 
@@ -285,9 +266,9 @@ impl<'a> Job<'a> {
                 unit.count_read(1);
                 match next.take_if(|verdict| verdict.document == number) {
                     None => unit.keep(&out.documents, document)?,
-                    Some(Verdict { leader, exact, similarity, .. }) => {
-                        let rule = if exact { "exact_duplicate" } else { "near_duplicate" };
-                        unit.drop_row(&out.drops, &document.id, rule, Some(similarity), Some(leader))?;
+                    Some(verdict) => {
+                        let (rule, value) = (verdict.rule(), Some(verdict.similarity));
+                        unit.drop_row(&out.drops, &document.id, rule, value, Some(verdict.leader))?;
                         next = verdicts.next().transpose()?;
                     }
                 }
@@ -311,17 +292,17 @@ impl<'a> Job<'a> {
         }
         self.cx.units("shingles", self.files.len(), |i, unit| {
             let mut file = ShingleFile::new(unit)?;
-            for document in self.documents(i)? {
-                let (number, document) = document?;
-                if wanted.contains(number) {
-                    file.write(number, &self.minhash.shingles(&document.text))?;
+            for document in self.ranked(i)? {
+                let (rank, document) = document?;
+                if wanted.contains(rank) {
+                    file.write(rank, &self.minhash.shingles(&document.text))?;
                 }
             }
             file.finish(unit)
         })
     }
 
-    fn by_file(&self, file: WorkFile) -> ByFile<'_> {
+    pub(crate) fn by_file(&self, file: WorkFile) -> ByFile<'_> {
         ByFile { file, starts: &self.starts, at: 0 }
     }
 }
@@ -335,7 +316,7 @@ struct Links {
 impl Links {
     fn new(job: &Job<'_>, unit: &Unit) -> Result<Self, Error> {
         let sorter = || Sorter::new(job.memory, job.cx.scratch());
-        let sorter = (job.config.keeps == Keeps::First).then(sorter);
+        let sorter = (!job.is_published()).then(sorter);
         Ok(Self { file: unit.work_file("links")?, sorter })
     }
 
@@ -358,7 +339,7 @@ impl Links {
 }
 
 /// A work file with a part for each input file, to which items are written in the order of their documents.
-struct ByFile<'a> {
+pub(crate) struct ByFile<'a> {
     file: WorkFile,
     starts: &'a [u64],
     /// The input file whose part is being written.
@@ -366,15 +347,25 @@ struct ByFile<'a> {
 }
 
 impl ByFile<'_> {
-    fn write(&mut self, document: u64, item: &impl Item) -> Result<(), Error> {
+    pub(crate) fn write(&mut self, document: u64, item: &impl Item) -> Result<(), Error> {
+        self.go_to(document)?;
+        item.write(&mut self.file).map_err(|e| self.file.error(e))
+    }
+
+    pub(crate) fn write_all(&mut self, document: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.go_to(document)?;
+        self.file.write_all(bytes).map_err(|e| self.file.error(e))
+    }
+
+    fn go_to(&mut self, document: u64) -> Result<(), Error> {
         while document >= self.starts[self.at + 1] {
             self.file.end_part()?;
             self.at += 1;
         }
-        item.write(&mut self.file).map_err(|e| self.file.error(e))
+        Ok(())
     }
 
-    fn finish(mut self, unit: &mut Unit) -> Result<(), Error> {
+    pub(crate) fn finish(mut self, unit: &mut Unit) -> Result<(), Error> {
         for _ in self.at + 1..self.starts.len() {
             self.file.end_part()?;
         }

@@ -9,10 +9,12 @@
 
 mod bands;
 mod clusters;
+mod compare;
 pub mod exact;
 mod job;
 pub mod minhash;
 mod pairs;
+mod ranks;
 mod shingles;
 mod sketch;
 
@@ -20,12 +22,12 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Documents, Drops};
+use smelt_stage::kinds::{Clusters, Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
-pub use crate::clusters::Keeps;
 use crate::job::Job;
 use crate::minhash::ShingleHash;
+pub use crate::ranks::Keeps;
 
 /// Defaults follow FineWeb (Penedo et al. 2024): 14 bands of 8 hashes over 5-grams of words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -57,8 +59,8 @@ pub struct Config {
     /// How a shingle is hashed.
     #[serde(skip_serializing_if = "is_default")]
     pub hash: ShingleHash,
-    /// Which document of a cluster stays. `published` is the one that datatrove keeps; it wants `transitive: true`,
-    /// `exact: false` and a `jaccard` of 0.
+    /// Which document of a cluster stays: `first`, `longest`, `earliest`, `{ highest: FIELD }`, or `published`, the one
+    /// that datatrove keeps, which wants `transitive: true`, `exact: false` and a `jaccard` of 0.
     #[serde(skip_serializing_if = "is_default")]
     pub keeps: Keeps,
 }
@@ -90,7 +92,7 @@ smelt_stage::inputs! {
     pub struct Inputs { documents: Vec<Artifact<Documents>> }
 }
 smelt_stage::outputs! {
-    pub struct Outputs { documents: Port<Documents>, drops: Port<Drops> }
+    pub struct Outputs { documents: Port<Documents>, drops: Port<Drops>, clusters: Port<Clusters> }
 }
 
 #[derive(Debug)]
@@ -98,7 +100,7 @@ pub struct Dedup;
 
 impl Stage for Dedup {
     const NAME: &'static str = "dedup";
-    const VERSION: u32 = 4; // transitive groups above a similarity no longer depend on the order of bands
+    const VERSION: u32 = 5; // clusters as a table
     const ABOUT: &'static str = "Keeps one document of every group of equal or nearly equal ones";
     const CORES: smelt_stage::Cores = smelt_stage::Cores::All;
     const SPREADS: bool = true;

@@ -5,14 +5,14 @@ use std::cmp::Ordering;
 use std::io::{self, BufRead, Write};
 
 use crate::clusters::Pair;
-use crate::sketch::{Traits, read_bytes, read_text, write_text};
+use crate::sketch::{Sketch, read_bytes, read_text, write_text};
 
 /// A document that goes, sought by the one that stays for it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Going {
     pub pair: Pair,
     /// Of the document that goes.
-    pub traits: Traits,
+    pub sketch: Sketch,
 }
 
 /// Why a document goes.
@@ -25,6 +25,13 @@ pub(crate) struct Verdict {
     pub exact: bool,
     /// Jaccard similarity of the two: from their shingles where `jaccard` asked for one, else estimated.
     pub similarity: f64,
+}
+
+impl Verdict {
+    /// The rule by which it goes, as `drops` and `clusters` name it.
+    pub(crate) fn rule(&self) -> &'static str {
+        if self.exact { "exact_duplicate" } else { "near_duplicate" }
+    }
 }
 
 /// By one key, of which no two items of a sort have the same.
@@ -45,7 +52,7 @@ macro_rules! in_order {
     };
 }
 
-in_order!(Pair, |pair| pair.document);
+in_order!(Pair, |pair| (pair.document, pair.leader));
 in_order!(Going, |going| (going.pair.leader, going.pair.document));
 in_order!(Verdict, |verdict| verdict.document);
 
@@ -72,17 +79,17 @@ impl Item for Pair {
 
 impl Item for Going {
     fn weight(&self) -> usize {
-        size_of::<Self>() + self.traits.signature.len() + 16 // what an allocation takes beside
+        size_of::<Self>() + self.sketch.id.len() + self.sketch.traits.signature.len() + 32 // what allocations take beside
     }
     fn write(&self, to: &mut impl Write) -> io::Result<()> {
         self.pair.write(to)?;
-        self.traits.write(to)
+        self.sketch.write(to)
     }
     fn read(from: &mut dyn BufRead) -> io::Result<Option<Self>> {
         let Some(pair) = Pair::read(from)? else { return Ok(None) };
-        let mut traits = Traits::default();
-        traits.read(from)?;
-        Ok(Some(Self { pair, traits }))
+        let mut sketch = Sketch::default();
+        sketch.read(from)?;
+        Ok(Some(Self { pair, sketch }))
     }
 }
 
@@ -111,14 +118,16 @@ impl Item for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sketch::Traits;
 
     #[test]
     fn items_are_read_as_they_are_written() {
         let pair = |document, similarity| Pair { document, leader: 3, similarity };
         let traits = Traits { digest: [7; 16], simple: [1, 2], signature: vec![1, 2, 3, 4] };
+        let sketch = Sketch { id: "Öl".into(), traits };
         let going = [
-            Going { pair: pair(9, None), traits: Traits::default() },
-            Going { pair: pair(u64::MAX, Some(0.5)), traits },
+            Going { pair: pair(9, None), sketch: Sketch::default() },
+            Going { pair: pair(u64::MAX, Some(0.5)), sketch },
         ];
         let verdict =
             |document, leader: &str, exact| Verdict { document, leader: leader.into(), exact, similarity: 0.75 };

@@ -59,37 +59,44 @@ impl ShingleFile {
     }
 }
 
-/// The shingles of all input files. Takes 16 bytes of memory for each document that has some, besides a cache.
+/// The shingles of all input files. Takes 24 bytes of memory for each document that has some, besides a cache.
 pub(crate) struct Shingles {
-    files: Vec<File>,
-    /// Number of the first document of each file, and of all documents.
-    starts: Vec<u64>,
+    files: Vec<WorkPart>,
+    /// In the order of their documents.
+    places: Vec<Place>,
     cache: HashMap<u64, Arc<[u64]>>,
     /// Hashes in the cache, and at most.
     cached: usize,
     room: usize,
 }
 
-struct File {
-    hashes: WorkPart,
-    ends: Vec<(u64, u64)>,
+/// Where the shingles of a document lie.
+struct Place {
+    document: u64,
+    file: u32,
+    count: u32,
+    /// Number of the first hash.
+    start: u64,
 }
 
 impl Shingles {
     /// `memory`: bytes for the cache.
-    pub(crate) fn open(cx: &Context, files: &[UnitRecord], starts: &[u64], memory: usize) -> Result<Self, Error> {
-        let open = |record: &UnitRecord| {
+    pub(crate) fn open(cx: &Context, records: &[UnitRecord], memory: usize) -> Result<Self, Error> {
+        let (mut files, mut places) = (Vec::new(), Vec::new());
+        for (record, file) in records.iter().zip(0..) {
             let work = cx.work(record, "shingles")?;
             let mut index = work.part(1)?;
-            let mut ends = Vec::with_capacity((index.size() / 16) as usize);
-            for _ in 0..ends.capacity() {
+            let mut start = 0;
+            for _ in 0..index.size() / 16 {
                 let mut next = || read_bytes(&mut index).map(u64::from_le_bytes).map_err(Error::of_read);
-                ends.push((next()?, next()?));
+                let (document, end) = (next()?, next()?);
+                places.push(Place { document, file, count: (end - start) as u32, start });
+                start = end;
             }
-            Ok(File { hashes: work.part(0)?, ends })
-        };
-        let files = files.iter().map(open).collect::<Result<_, Error>>()?;
-        Ok(Self { files, starts: starts.into(), cache: HashMap::new(), cached: 0, room: memory / 8 })
+            files.push(work.part(0)?);
+        }
+        places.sort_unstable_by_key(|place| place.document);
+        Ok(Self { files, places, cache: HashMap::new(), cached: 0, room: memory / 8 })
     }
 
     /// The Jaccard similarity of two documents. Those without shingles are compared only if their texts are equal.
@@ -104,11 +111,10 @@ impl Shingles {
         if let Some(known) = self.cache.get(&document) {
             return Ok(Some(known.clone()));
         }
-        let file = self.starts.partition_point(|&start| start <= document) - 1;
-        let Some(File { hashes, ends }) = self.files.get_mut(file) else { return Ok(None) };
-        let Ok(at) = ends.binary_search_by_key(&document, |&(number, _)| number) else { return Ok(None) };
-        let start = at.checked_sub(1).map_or(0, |before| ends[before].1);
-        let mut bytes = vec![0; 8 * (ends[at].1 - start) as usize];
+        let Ok(at) = self.places.binary_search_by_key(&document, |place| place.document) else { return Ok(None) };
+        let &Place { file, count, start, .. } = &self.places[at];
+        let hashes = &mut self.files[file as usize];
+        let mut bytes = vec![0; 8 * count as usize];
         hashes.seek(8 * start).and_then(|()| hashes.read_exact(&mut bytes)).map_err(Error::of_read)?;
         let found: Arc<[u64]> = bytes.as_chunks().0.iter().map(|&hash| u64::from_le_bytes(hash)).collect();
         if self.cached + found.len() > self.room {

@@ -6,7 +6,7 @@ mod workshop;
 use serde_json::{Value, json};
 use smelt_dedup::Dedup;
 use smelt_stage::Stage;
-use smelt_stage::kinds::{Documents, Drops};
+use smelt_stage::kinds::{ClusterRow, Clusters, Documents, Drops};
 use workshop::{Workshop, digests, told};
 
 /// Fifty sentences; `change` puts another word into one of them.
@@ -60,8 +60,9 @@ fn bytes_change_only_with_the_version() {
         all.push(digests(&workshop.run::<Dedup>(json!({}), &[("documents", &[input])]).unwrap()));
     }
     assert_eq!(all[0], all[1], "threads or memory change bytes");
-    assert_eq!(Dedup::VERSION, 4);
+    assert_eq!(Dedup::VERSION, 5);
     let golden = [
+        "clusters 3bf00801ab1ed0aec5974b8f48912dbed70b3dc035e49c3e30104aef5baf3153",
         "documents 1c2eab74387458bb84d151636697acedd9a9ab7ecf9dfc248a3d58a87a086807",
         "drops dd7d76d5e5bcd446e3765882914a06b6783adc3a13a8702125a9bfd38e5eb5ce",
     ];
@@ -94,6 +95,41 @@ fn drops_name_their_leader_and_similarity() {
 }
 
 #[test]
+fn clusters_say_who_went_with_whom() {
+    // Files of one document, so that a cluster's members come from several of them.
+    for per_file in [1, 7] {
+        let workshop = Workshop::new(&format!("dedup-clusters-{per_file}"));
+        let input = fed(&workshop, per_file);
+        let manifest = workshop.run::<Dedup>(json!({}), &[("documents", &[input])]).unwrap();
+        let rows = workshop.rows::<Clusters>(&manifest, "clusters");
+        let similarity = |id: &str| {
+            let drops = workshop.rows::<Drops>(&manifest, "drops");
+            drops.into_iter().find(|drop| drop.id == id).unwrap().value
+        };
+        let row = |cluster, document: &str, goes: Option<(&str, &str)>, size| ClusterRow {
+            cluster,
+            document: document.into(),
+            stays: goes.is_none(),
+            leader: goes.map(|(leader, _)| leader.into()),
+            rule: goes.map(|(_, rule)| rule.into()),
+            similarity: goes.filter(|(_, rule)| *rule == "near_duplicate").and_then(|_| similarity(document)),
+            size,
+        };
+        let expected = [
+            row(0, "one", None, 3),
+            row(0, "near one", Some(("one", "near_duplicate")), 3),
+            row(0, "nearer one", Some(("one", "near_duplicate")), 3),
+            row(1, "two", None, 2),
+            row(1, "copy of two", Some(("two", "exact_duplicate")), 2),
+            row(4, "short", None, 2),
+            row(4, "also short", Some(("short", "exact_duplicate")), 2),
+        ];
+        assert_eq!(rows, expected);
+        assert!(rows[1].similarity.is_some_and(|similarity| similarity > 0.9));
+    }
+}
+
+#[test]
 fn the_first_input_wins_and_files_do_not_matter() {
     let workshop = Workshop::new("dedup-inputs");
     let (a, b) =
@@ -104,6 +140,74 @@ fn the_first_input_wins_and_files_do_not_matter() {
     };
     assert_eq!(ids(&[a.clone(), b.clone()]), ["a", "c"]);
     assert_eq!(ids(&[b, a]), ["b", "c"]);
+}
+
+/// Three versions of an essay, a copy of one of them, and a text of its own.
+fn versions(workshop: &Workshop, per_file: usize) -> smelt_schemas::InputRef {
+    let (essay, changed) = (essay("lever", None), essay("lever", Some(20)));
+    workshop.feed_with(json!({
+        "documents": [
+            ["a", essay], ["b", format!("{changed}One more.")], ["c", changed], ["other", "a text of its own"],
+            ["d", essay],
+        ],
+        "per_file": per_file,
+        "times": { "a": 30, "b": 20, "c": 10, "d": 10 },
+        "metadata": {
+            "a": { "score": 1, "other": { "score": "2.5" } }, "b": { "score": -3 }, "c": { "score": 7 },
+            "d": { "score": 7, "other": { "score": "NaN" } },
+        },
+    }))
+}
+
+#[test]
+fn the_document_that_a_rule_names_stays() {
+    let rules = [
+        (json!("first"), "a"),
+        (json!("longest"), "b"),
+        (json!("earliest"), "c"),
+        (json!({ "highest": "score" }), "c"),
+        (json!({ "highest": "other.score" }), "a"),
+    ];
+    for (per_file, memory) in [(1, Some(1000)), (2, None), (5, None)] {
+        let mut workshop = Workshop::new(&format!("dedup-keeps-{per_file}"));
+        workshop.memory = memory;
+        let input = versions(&workshop, per_file);
+        for (keeps, stays) in &rules {
+            for how in [json!({}), json!({ "jaccard": 0.5 }), json!({ "transitive": true })] {
+                let mut config = how.clone();
+                config["keeps"] = keeps.clone();
+                let inputs = [("documents", std::slice::from_ref(&input))];
+                let manifest = workshop.run::<Dedup>(config, &inputs).unwrap();
+                let kept: Vec<String> =
+                    workshop.rows::<Documents>(&manifest, "documents").into_iter().map(|d| d.id).collect();
+                let mut expected = [*stays, "other"];
+                expected.sort_unstable();
+                assert_eq!(kept, expected, "{keeps} {how}");
+                let drops = workshop.rows::<Drops>(&manifest, "drops");
+                assert!(drops.iter().all(|drop| drop.detail.as_deref() == Some(stays)), "{keeps} {how}: {drops:?}");
+                let similar = drops.iter().all(|drop| drop.value.is_some_and(|value| value > 0.8));
+                assert!(similar && drops.len() == 3, "{keeps} {how}: {drops:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rule_says_when_documents_lack_what_it_asks_for() {
+    let workshop = Workshop::new("dedup-lacking");
+    let input = versions(&workshop, 2);
+    let inputs = [("documents", std::slice::from_ref(&input))];
+    let error = workshop.run::<Dedup>(json!({ "keeps": { "highest": "quality" } }), &inputs).unwrap_err();
+    assert_eq!(error.problem().field.as_deref(), Some("/keeps"));
+    assert_eq!(
+        told(&error),
+        "none of 5 documents has a number `quality`, as a column or in `metadata`\n\
+         hint: name what they have, or let the `first` or the `longest` document stay"
+    );
+    let program = env!("CARGO_BIN_EXE_smelt-dedup");
+    let warned = |keeps: Value| workshop.warnings::<Dedup>(program, json!({ "keeps": keeps }), &inputs);
+    assert_eq!(warned(json!("earliest")), ["documents without a `time`: 1 of 5; they stay only among others without"]);
+    assert!(warned(json!("longest")).is_empty());
 }
 
 #[test]
@@ -159,6 +263,9 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
 fn many_workers_with_kills_end_with_the_same_bytes() {
     let workshop = Workshop::new("dedup-workers");
     let input = fed(&workshop, 1);
-    let kills = workshop.spread::<Dedup>(env!("CARGO_BIN_EXE_smelt-dedup"), json!({}), &[("documents", &[input])]);
-    assert!(kills >= 15, "killed {kills} times");
+    for config in [json!({}), json!({ "keeps": "longest" })] {
+        let inputs = [("documents", std::slice::from_ref(&input))];
+        let kills = workshop.spread::<Dedup>(env!("CARGO_BIN_EXE_smelt-dedup"), config, &inputs);
+        assert!(kills >= 15, "killed {kills} times");
+    }
 }

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use smelt_schemas::{ArtifactRef, Device, InputRef, Invocation, Manifest, PROTOCOL};
-use smelt_stage::kinds::{Document, Documents, Table};
+use smelt_stage::kinds::{Document, Documents, Micros, Table};
 use smelt_stage::{Context, Error, Source, Stage, run_invocation};
 use smelt_store::Store;
 
@@ -227,7 +227,7 @@ impl Workshop {
         self.feed_with(json!({ "documents": documents, "per_file": per_file }))
     }
 
-    /// The same with the addresses of some of them, by id: `{ documents, per_file, urls }`.
+    /// The same with what some of them have beside, by id: `{ documents, per_file, urls, times, metadata }`.
     pub(crate) fn feed_with(&self, config: Value) -> InputRef {
         let manifest = self.run::<Feed>(config, &[]).unwrap();
         self.port(&manifest, "documents")
@@ -322,6 +322,11 @@ struct FeedConfig {
     per_file: usize,
     #[serde(default)]
     urls: BTreeMap<String, String>,
+    /// In microseconds.
+    #[serde(default)]
+    times: BTreeMap<String, i64>,
+    #[serde(default)]
+    metadata: BTreeMap<String, Value>,
 }
 
 smelt_stage::inputs! { struct NoInputs {} }
@@ -342,6 +347,8 @@ impl Stage for Feed {
                 unit.count_derived(1);
                 let mut document = Document::new(id.clone(), text.clone(), "feed");
                 document.url = config.urls.get(id).cloned();
+                document.time = config.times.get(id).copied().map(Micros);
+                document.metadata = config.metadata.get(id).map(Value::to_string);
                 unit.keep(&out.documents, document)?;
             }
             Ok(())
