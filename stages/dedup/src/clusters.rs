@@ -9,7 +9,7 @@
 //! where it is larger than memory (time-forward processing; Chiang et al. 1995). Transitive groups take 4 bytes of
 //! memory for each document as well, or 8 beyond four billion.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use smelt_stage::Error;
@@ -20,12 +20,14 @@ use crate::bands::Link;
 /// How pairs are found.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Joining {
-    /// The band in which all agree whose texts are equal.
+    /// The band in which all agree whose texts are equal. The next one is that of equal URLs.
     pub exact: u16,
     /// Similarity from which candidates are joined.
     pub jaccard: f64,
     /// Whether what is similar to a document that goes, goes with it.
     pub transitive: bool,
+    /// Documents before this one stay, whatever they are like.
+    pub seen: u64,
 }
 
 /// A document that goes, and the one that stays for it.
@@ -33,12 +35,12 @@ pub(crate) struct Joining {
 pub(crate) struct Pair {
     pub document: u64,
     pub leader: u64,
-    /// Jaccard similarity of their shingles, where it was asked for.
+    /// Jaccard similarity of their shingles, where it was asked for and both have some.
     pub similarity: Option<f64>,
 }
 
 /// Tells the similarity of two documents.
-pub(crate) type Similarity<'a> = &'a mut dyn FnMut(u64, u64) -> Result<f64, Error>;
+pub(crate) type Similarity<'a> = &'a mut dyn FnMut(u64, u64) -> Result<Option<f64>, Error>;
 
 /// Calls `take` with each document that goes, in order. `links`: packed, in order; `documents`: how many there are;
 /// `memory`: bytes for messages on their way; `similarity` is asked if `jaccard` is above 0.
@@ -54,16 +56,18 @@ pub(crate) fn duplicates(
     if !joining.transitive {
         return each(links, (memory, scratch), |document, met| {
             let leader = match met.equal(joining.exact) {
+                _ if document < joining.seen => None,
                 Some(leader) => Some(leader),
-                None if asks => met.first_similar(document, joining.jaccard, similarity)?,
+                None if asks => met.first_similar(joining, similarity)?,
                 None => met.messages.iter().map(|message| message.other).min(),
             };
             met.pass_on(joining.exact, leader.unwrap_or(document), |_| leader.is_none());
             let Some(leader) = leader else { return Ok(()) };
-            let similarity = if asks { Some(similarity(leader, document)?) } else { None };
+            let similarity = if asks { similarity(leader, document)? } else { None };
             take(Pair { document, leader, similarity })
         });
     }
+    let is_enough = |similarity: Option<f64>| similarity.is_some_and(|similarity| similarity >= joining.jaccard);
     let mut clusters = Clusters::new(documents);
     if asks {
         each(links, (memory, scratch), |document, met| {
@@ -75,7 +79,7 @@ pub(crate) fn duplicates(
             for band in met.bands().filter(|&band| band != joining.exact) {
                 let mut front = None;
                 for message in met.messages.iter().filter(|message| message.band == band) {
-                    if similarity(message.other, document)? >= joining.jaccard {
+                    if band > joining.exact || is_enough(similarity(message.other, document)?) {
                         front = Some(message.other);
                         break;
                     }
@@ -94,10 +98,10 @@ pub(crate) fn duplicates(
             clusters.join(link.document, link.other);
         }
     }
-    for document in 0..documents {
+    for document in joining.seen..documents {
         let leader = clusters.root(document);
         if leader != document {
-            let similarity = if asks { Some(similarity(leader, document)?) } else { None };
+            let similarity = if asks { similarity(leader, document)? } else { None };
             take(Pair { document, leader, similarity })?;
         }
     }
@@ -120,11 +124,13 @@ impl Met {
         self.messages.iter().find(|message| message.band == exact).map(|message| message.other)
     }
 
-    /// The first leader that is similar enough.
-    fn first_similar(&self, document: u64, least: f64, similarity: Similarity) -> Result<Option<u64>, Error> {
-        let leaders: BTreeSet<u64> = self.messages.iter().map(|message| message.other).collect();
-        for leader in leaders {
-            if similarity(leader, document)? >= least {
+    /// The first leader that has the same URL or is similar enough.
+    fn first_similar(&self, joining: Joining, similarity: Similarity) -> Result<Option<u64>, Error> {
+        // Of each leader the highest band.
+        let leaders: BTreeMap<u64, u16> = self.messages.iter().map(|message| (message.other, message.band)).collect();
+        for (leader, band) in leaders {
+            let is_same_page = band > joining.exact;
+            if is_same_page || similarity(leader, self.document)?.is_some_and(|s| s >= joining.jaccard) {
                 return Ok(Some(leader));
             }
         }
@@ -273,13 +279,13 @@ mod tests {
     use crate::bands::{Entry, Narrow, links};
 
     const EXACT: u16 = 2;
-    const JOINING: Joining = Joining { exact: EXACT, jaccard: 0.0, transitive: true };
+    const JOINING: Joining = Joining { exact: EXACT, jaccard: 0.0, transitive: true, seen: 0 };
 
     /// A text by its digest, and its signature of two bands of two hashes.
     type Text = (u8, Option<[u64; 4]>);
 
     /// The links of some documents, in order.
-    fn linked(texts: &[Text], exact: bool) -> Vec<u128> {
+    fn linked(texts: &[Text], urls: &[Option<u8>], exact: bool) -> Vec<u128> {
         let mut found = Vec::new();
         let mut add = |band: u16, entries: Vec<Option<Narrow>>| {
             let mut entries: Vec<Narrow> = entries.into_iter().flatten().collect();
@@ -298,6 +304,8 @@ mod tests {
         if exact {
             add(EXACT, numbered().map(|(text, i)| Some(Narrow::of_digest(&[text.0; 16], i))).collect());
         }
+        let of_url = |(url, i): (&Option<u8>, u64)| url.map(|url| Narrow::of_digest(&[url; 16], i));
+        add(EXACT + 1, urls.iter().zip(0..).map(of_url).collect());
         found.sort_unstable();
         found
     }
@@ -313,15 +321,19 @@ mod tests {
 
     /// Of each document the one that stays for it; the same with messages in memory and in scratch.
     fn leaders(texts: &[Text], joining: Joining, exact: bool) -> Vec<Option<u64>> {
+        leaders_with(texts, &[], joining, exact)
+    }
+
+    fn leaders_with(texts: &[Text], urls: &[Option<u8>], joining: Joining, exact: bool) -> Vec<Option<u64>> {
         let mut all = [1 << 20, 0].map(|memory| {
             let mut found = vec![None; texts.len()];
-            let links = linked(texts, exact);
+            let links = linked(texts, urls, exact);
             let scratch = std::env::temp_dir();
             duplicates(
                 links.into_iter().map(Ok),
                 texts.len() as u64,
                 joining,
-                &mut |a, b| Ok(estimate(texts, a, b)),
+                &mut |a, b| Ok(Some(estimate(texts, a, b))),
                 (memory, &scratch),
                 |gone| {
                     let similarity = (joining.jaccard > 0.0).then(|| estimate(texts, gone.leader, gone.document));
@@ -373,6 +385,19 @@ mod tests {
             let joining = Joining { transitive, ..JOINING };
             assert_eq!(leaders(&texts, Joining { jaccard: 0.7, ..joining }, true), [None, Some(0), None]);
             assert_eq!(leaders(&texts, joining, true), [None, Some(0), Some(0)]);
+        }
+    }
+
+    #[test]
+    fn what_was_seen_stays_and_takes_what_is_like_it() {
+        // 1 is like 0 and 2, which are not alike; 4 has the URL of 3.
+        let texts = [(0, Some([1, 1, 1, 1])), (1, Some([1, 1, 5, 5])), (2, Some([7, 7, 5, 5])), (3, None), (4, None)];
+        let urls = [None, None, None, Some(7), Some(7)];
+        for transitive in [false, true] {
+            let found = |seen| leaders_with(&texts, &urls, Joining { transitive, seen, ..JOINING }, true);
+            assert_eq!(found(0)[1..], [Some(0), transitive.then_some(0), None, Some(3)]);
+            assert_eq!(found(2), [None, None, Some(u64::from(!transitive)), None, Some(3)]);
+            assert_eq!(found(5), [None; 5]);
         }
     }
 
@@ -439,23 +464,26 @@ mod tests {
             };
             let texts: Vec<Text> = (0..60).map(|_| text(&mut draw)).collect();
             let jaccard = [0.0, 0.5, 0.75][round % 3];
+            let seen = [0, 0, 20][round / 3 % 3];
+            let urls: Vec<Option<u8>> =
+                (0..60).map(|_| draw(40) as u8).map(|url| (round % 2 == 0 && url > 4).then_some(url)).collect();
             for exact in [true, false] {
                 let mut expected: Vec<Option<u64>> = Vec::new();
                 for i in 0..texts.len() {
                     let equal = (0..i).find(|&j| exact && texts[j].0 == texts[i].0);
                     let near = |&j: &usize| {
-                        expected[j].is_none()
-                            && agree(texts[j], texts[i])
-                            && estimate(&texts, j as u64, i as u64) >= jaccard
+                        let similar = || agree(texts[j], texts[i]) && estimate(&texts, j as u64, i as u64) >= jaccard;
+                        expected[j].is_none() && (urls[i].is_some() && urls[j] == urls[i] || similar())
                     };
                     let leader = match equal {
+                        _ if (i as u64) < seen => None,
                         Some(first) => Some(expected[first].unwrap_or(first as u64)),
                         None => (0..i).find(near).map(|j| j as u64),
                     };
                     expected.push(leader);
                 }
-                let joining = Joining { transitive: false, jaccard, ..JOINING };
-                assert_eq!(leaders(&texts, joining, exact), expected, "round {round}");
+                let joining = Joining { transitive: false, jaccard, seen, ..JOINING };
+                assert_eq!(leaders_with(&texts, &urls, joining, exact), expected, "round {round}");
             }
         }
     }

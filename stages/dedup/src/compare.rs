@@ -14,7 +14,7 @@ use smelt_stage::{Error, UnitRecord};
 use crate::Outputs;
 use crate::clusters::Pair;
 use crate::job::Job;
-use crate::pairs::{Going, Verdict};
+use crate::pairs::{Alike, Going, Verdict};
 use crate::sketch::estimate;
 
 impl Job<'_> {
@@ -82,19 +82,24 @@ impl Job<'_> {
                     unit.write(&out.clusters, row)?;
                 }
                 let (traits, theirs) = (&sketch.traits, &leader.traits);
-                let exact = traits.digest == theirs.digest;
+                let alike = match () {
+                    () if traits.digest == theirs.digest => Alike::Text,
+                    () if self.config.url && traits.is_same_page(theirs) => Alike::Url,
+                    () => Alike::Near,
+                };
                 let estimate = || estimate(&theirs.signature, &traits.signature, self.width);
-                let similarity = if exact { 1.0 } else { pair.similarity.unwrap_or_else(estimate) };
-                near += u64::from(!exact);
-                by_numbers += u64::from(!exact && traits.differ_in_numbers(theirs));
-                let verdict = Verdict { document: pair.document, leader: leader.id.clone(), exact, similarity };
+                let similarity = if alike == Alike::Text { Some(1.0) } else { pair.similarity.or_else(estimate) };
+                near += u64::from(alike == Alike::Near);
+                by_numbers += u64::from(alike == Alike::Near && traits.differ_in_numbers(theirs));
+                let (document, seen) = (pair.document, pair.leader < self.seen());
+                let verdict = Verdict { document, leader: leader.id.clone(), alike, seen, similarity };
                 let row = ClusterRow {
                     cluster: pair.leader,
                     document: sketch.id,
                     stays: false,
                     leader: Some(verdict.leader.clone()),
                     rule: Some(verdict.rule().into()),
-                    similarity: (!exact).then_some(similarity),
+                    similarity: verdict.similarity.filter(|_| alike != Alike::Text),
                     size,
                 };
                 unit.write(&out.clusters, row)?;

@@ -18,6 +18,7 @@
 //! by documents: see `clusters.rs`.
 
 use std::io::Write;
+use std::ops::Range;
 
 use smelt_stage::kinds::{Document, Documents};
 use smelt_stage::sort::{Item, Sorted, Sorter};
@@ -32,7 +33,7 @@ use crate::pairs::Verdict;
 use crate::ranks::{Keeps, Ranks};
 use crate::shingles::{ShingleFile, Shingles, Wanted};
 use crate::sketch::{Sketch, SketchFile, encode};
-use crate::{Config, Outputs, exact};
+use crate::{Config, Inputs, Outputs, address, exact};
 
 /// Documents of a range of a band, about; and of a unit of the phase `bands` at least, all its bands together.
 const RANGE: u64 = 1 << 26;
@@ -43,9 +44,11 @@ const GROUPS: usize = 256;
 pub(crate) struct Job<'a> {
     pub config: Config,
     pub minhash: MinHash,
-    inputs: &'a [Artifact<Documents>],
-    /// Artifact and file within it.
+    inputs: Vec<&'a Artifact<Documents>>,
+    /// Artifact and file within it; first those of documents that were seen before.
     pub files: Vec<(usize, usize)>,
+    /// How many files those are.
+    seen_files: usize,
     /// Number of the first document of each file, and of all documents.
     pub starts: Vec<u64>,
     pub cx: &'a Context,
@@ -60,7 +63,9 @@ pub(crate) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    pub(crate) fn new(config: Config, inputs: &'a [Artifact<Documents>], cx: &'a Context) -> Result<Self, Error> {
+    pub(crate) fn new(config: Config, inputs: &'a Inputs, cx: &'a Context) -> Result<Self, Error> {
+        let seen_files = inputs.seen.iter().map(|input| input.files().len()).sum();
+        let inputs: Vec<&Artifact<Documents>> = inputs.seen.iter().chain(&inputs.documents).collect();
         let files: Vec<(usize, usize)> =
             inputs.iter().enumerate().flat_map(|(a, input)| (0..input.files().len()).map(move |f| (a, f))).collect();
         let mut starts = vec![0];
@@ -80,7 +85,7 @@ impl<'a> Job<'a> {
         let group = files.len().div_ceil(GROUPS).max(1);
         // The other half is for what a unit reads and writes.
         let memory = cx.memory() / 2 / cx.threads();
-        Ok(Self { config, minhash, inputs, files, starts, cx, memory, width, group, ranks: None })
+        Ok(Self { config, minhash, inputs, files, seen_files, starts, cx, memory, width, group, ranks: None })
     }
 
     pub(crate) fn run(mut self, out: &Outputs) -> Result<(), Error> {
@@ -133,9 +138,26 @@ impl<'a> Job<'a> {
         self.config.keeps == Keeps::Published
     }
 
-    /// Bands of signatures; the next band is that of equal texts.
+    /// How many documents were seen before: those with the smallest numbers and ranks.
+    pub(crate) fn seen(&self) -> u64 {
+        self.starts[self.seen_files]
+    }
+
+    /// The input files whose documents are kept or dropped.
+    pub(crate) fn own_files(&self) -> Range<usize> {
+        self.seen_files..self.files.len()
+    }
+
+    /// Bands of signatures; the next band is that of equal texts, the one behind it that of equal URLs.
     fn bands(&self) -> usize {
         if self.config.near { self.config.bands } else { 0 }
+    }
+
+    /// The bands that are looked at.
+    fn used_bands(&self) -> Vec<usize> {
+        let exact = self.bands();
+        let certain = [(self.config.exact, exact), (self.config.url, exact + 1)];
+        (0..exact).chain(certain.into_iter().filter_map(|(used, band)| used.then_some(band))).collect()
     }
 
     /// Ranges that a band is cut into.
@@ -145,7 +167,7 @@ impl<'a> Job<'a> {
 
     /// Parts of the sorted bands of a file, and how many of them a unit merges.
     fn parts(&self) -> (usize, usize) {
-        let parts = (self.bands() + usize::from(self.config.exact)) * self.ranges() as usize;
+        let parts = self.used_bands().len() * self.ranges() as usize;
         let entries = self.starts[self.files.len()] / self.ranges();
         (parts, (ENTRIES / entries.max(1)).clamp(1, parts as u64) as usize)
     }
@@ -153,13 +175,13 @@ impl<'a> Job<'a> {
     /// Records of the phases `sketches` and `bands`.
     fn links<E: Entry>(&self) -> Result<(Vec<UnitRecord>, Vec<UnitRecord>), Error> {
         let sketched = self.cx.units("sketches", self.files.len(), |i, unit| self.sketch::<E>(i, unit))?;
-        let (parts, each) = self.parts();
+        let (used, (parts, each)) = (self.used_bands(), self.parts());
         let linked = self.cx.units("bands", parts.div_ceil(each), |i, unit| {
             let mut out = Links::new(self, unit)?;
             for part in i * each..parts.min((i + 1) * each) {
-                let band = part / self.ranges() as usize;
+                let band = used[part / self.ranges() as usize];
                 let runs = sketched.iter().map(|record| move || self.cx.work(record, "bands")?.part(part));
-                match band == self.bands() {
+                match band >= self.bands() {
                     true => out.add(band, Sorted::<Narrow>::merge(runs, self.cx.scratch())?)?,
                     false => out.add(band, Sorted::<E>::merge(runs, self.cx.scratch())?)?,
                 }
@@ -171,9 +193,10 @@ impl<'a> Job<'a> {
 
     fn sketch<E: Entry>(&self, i: usize, unit: &mut Unit) -> Result<(), Error> {
         let (bands, config) = (self.bands(), &self.config);
-        let memory = self.memory / (bands + 1);
+        let memory = self.memory / (bands + 2);
         let mut sorters: Vec<Sorter<E>> = (0..bands).map(|_| Sorter::new(memory, self.cx.scratch())).collect();
         let mut equals: Sorter<Narrow> = Sorter::new(memory, self.cx.scratch());
+        let mut pages: Sorter<Narrow> = Sorter::new(memory, self.cx.scratch());
         let (mut sketch, mut scratch) = (Sketch::default(), Scratch::default());
         let mut file = unit.work_file("sketches")?;
         for document in self.ranked(i)? {
@@ -195,6 +218,11 @@ impl<'a> Job<'a> {
             if config.exact {
                 equals.push(Narrow::of_digest(&sketch.traits.digest, rank))?;
             }
+            let address = document.url.as_deref().filter(|_| config.url).and_then(address::digest);
+            sketch.traits.address = address.unwrap_or_default();
+            if let Some(address) = &address {
+                pages.push(Narrow::of_digest(address, rank))?;
+            }
             sketch.id = document.id;
             sketch.write(&mut file).map_err(|e| file.error(e))?;
         }
@@ -203,8 +231,10 @@ impl<'a> Job<'a> {
         for sorter in sorters {
             write_ranges(sorter, self.ranges(), &mut file)?;
         }
-        if config.exact {
-            write_ranges(equals, self.ranges(), &mut file)?;
+        for (sorter, used) in [(equals, config.exact), (pages, config.url)] {
+            if used {
+                write_ranges(sorter, self.ranges(), &mut file)?;
+            }
         }
         file.finish(unit)
     }
@@ -239,7 +269,7 @@ impl<'a> Job<'a> {
                 let links = Sorted::<u128>::merge(open(), self.cx.scratch())?;
                 let Config { jaccard, transitive, .. } = self.config;
                 let jaccard = if asks { jaccard } else { 0.0 };
-                let joining = Joining { exact: self.bands() as u16, jaccard, transitive };
+                let joining = Joining { exact: self.bands() as u16, jaccard, transitive, seen: self.seen() };
                 let mut shingles = Shingles::open(self.cx, &shingled, memory)?;
                 let mut similarity = |a, b| shingles.similarity(a, b);
                 duplicates(links, documents, joining, &mut similarity, (memory, self.cx.scratch()), take)?;
@@ -257,7 +287,8 @@ impl<'a> Job<'a> {
     }
 
     fn filter(&self, compared: &[UnitRecord], out: &Outputs) -> Result<(), Error> {
-        self.cx.units("filter", self.files.len(), |i, unit| {
+        self.cx.units("filter", self.own_files().len(), |i, unit| {
+            let i = self.seen_files + i;
             let parts = compared.iter().map(|record| move || self.cx.work(record, "verdicts")?.part(i));
             let mut verdicts = Sorted::<Verdict>::merge(parts, self.cx.scratch())?;
             let mut next = verdicts.next().transpose()?;
@@ -267,7 +298,7 @@ impl<'a> Job<'a> {
                 match next.take_if(|verdict| verdict.document == number) {
                     None => unit.keep(&out.documents, document)?,
                     Some(verdict) => {
-                        let (rule, value) = (verdict.rule(), Some(verdict.similarity));
+                        let (rule, value) = (verdict.rule(), verdict.similarity);
                         unit.drop_row(&out.drops, &document.id, rule, value, Some(verdict.leader))?;
                         next = verdicts.next().transpose()?;
                     }
@@ -284,7 +315,7 @@ impl<'a> Job<'a> {
         for record in linked {
             for link in Sorted::<u128>::of(self.cx.work(record, "links")?.part(0)?)? {
                 let link = Link::unpack(link?);
-                if usize::from(link.band) < self.bands() {
+                if usize::from(link.band) != self.bands() {
                     wanted.insert(link.document);
                     wanted.insert(link.other);
                 }

@@ -1,12 +1,15 @@
 //! `dedup`: keeps one document of several equal or nearly equal ones.
 //!
-//! Reads `documents`, writes `documents`. Two documents are equal when their texts are after white space is folded, and
-//! nearly equal when the Jaccard similarity of their word 5-grams is high: at least one band of their MinHash
-//! signatures (Broder 1997) agrees, and the similarity reaches `jaccard`. In scripts without blanks characters stand
-//! for words.
-//! A document goes if an earlier one that stays is equal or nearly equal; a row in `drops` names that one and the
-//! similarity. It is the similarity of the shingles themselves where `jaccard` asks for one, else MinHash's estimate.
+//! Reads `documents`, writes `documents`, `drops`, and `clusters`: who went with whom. Two documents are equal when their
+//! texts are after white space is folded, and nearly equal when the Jaccard similarity of their word 5-grams is high: at
+//! least one band of their MinHash signatures (Broder 1997) agrees, and the similarity reaches `jaccard`. In scripts
+//! without blanks characters stand for words. With `url`, documents of one URL are one document too.
+//!
+//! A document goes if an earlier one that stays is equal or nearly equal; `keeps` can put them in another order, and what
+//! comes by the input `seen` is before all others. A row in `drops` names the one that stays and the similarity. It is
+//! the similarity of the shingles themselves where `jaccard` asks for one, else MinHash's estimate.
 
+mod address;
 mod bands;
 mod clusters;
 mod compare;
@@ -35,6 +38,10 @@ pub use crate::ranks::Keeps;
 pub struct Config {
     /// Drop documents whose text is equal to an earlier one's.
     pub exact: bool,
+    /// Drop documents whose URL is that of an earlier one that stays; scheme, `www.`, fragment and slashes at the end of
+    /// the path do not count. Documents without a URL are compared by their texts alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub url: bool,
     /// Drop documents whose text is nearly equal to an earlier one's.
     pub near: bool,
     /// Similarity from which candidates count as nearly equal, in [0, 1]. 0 takes every candidate, as FineWeb does.
@@ -73,6 +80,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             exact: true,
+            url: false,
             near: true,
             jaccard: 0.0,
             transitive: false,
@@ -89,7 +97,12 @@ impl Default for Config {
 }
 
 smelt_stage::inputs! {
-    pub struct Inputs { documents: Vec<Artifact<Documents>> }
+    pub struct Inputs {
+        documents: Vec<Artifact<Documents>>,
+        /// What an earlier run kept, or any other documents: what is equal or nearly equal to one of them is dropped, and
+        /// they are not written again.
+        seen: Vec<Artifact<Documents>>,
+    }
 }
 smelt_stage::outputs! {
     pub struct Outputs { documents: Port<Documents>, drops: Port<Drops>, clusters: Port<Clusters> }
@@ -123,11 +136,11 @@ impl Stage for Dedup {
                 ));
             }
         }
-        if !config.exact && !config.near {
+        if !config.exact && !config.near && !config.url {
             return Err(Error::config("/near", "neither equal nor nearly equal documents are sought")
-                .hint("set `exact` or `near` to true, or leave the job out"));
+                .hint("set `exact`, `near` or `url` to true, or leave the job out"));
         }
-        let is_published = config.transitive && !config.exact && config.near && config.jaccard == 0.0;
+        let is_published = config.transitive && !config.exact && !config.url && config.near && config.jaccard == 0.0;
         if config.keeps == Keeps::Published && !is_published {
             return Err(Error::config(
                 "/keeps",
@@ -135,10 +148,14 @@ impl Stage for Dedup {
             )
             .hint("set `transitive: true`, `exact: false` and `jaccard: 0` with it, or leave `keeps` out"));
         }
+        if config.keeps == Keeps::Published && inputs.get("seen").is_some_and(|&n| n > 0) {
+            return Err(Error::config("/keeps", "`published` may let a document go that was seen before")
+                .hint("leave `keeps` out, or the input `seen`"));
+        }
         Ok(Vec::new())
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        Job::new(config, &inputs.documents, cx)?.run(&out)
+        Job::new(config, &inputs, cx)?.run(&out)
     }
 }

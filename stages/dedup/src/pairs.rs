@@ -21,16 +21,35 @@ pub(crate) struct Verdict {
     pub document: u64,
     /// Id of the document that stays.
     pub leader: String,
-    /// Whether the two texts are equal when white space is folded.
-    pub exact: bool,
-    /// Jaccard similarity of the two: from their shingles where `jaccard` asked for one, else estimated.
-    pub similarity: f64,
+    pub alike: Alike,
+    /// Whether the one that stays is of the input `seen`.
+    pub seen: bool,
+    /// Jaccard similarity of the two: from their shingles where `jaccard` asked for one, else estimated. `None` where
+    /// one of them has no shingles.
+    pub similarity: Option<f64>,
+}
+
+/// In what two documents are alike, the strongest that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alike {
+    /// Texts are equal when white space is folded.
+    Text,
+    Url,
+    /// They agree in a band of their signatures, or a chain of such documents leads from one to the other.
+    Near,
 }
 
 impl Verdict {
     /// The rule by which it goes, as `drops` and `clusters` name it.
     pub(crate) fn rule(&self) -> &'static str {
-        if self.exact { "exact_duplicate" } else { "near_duplicate" }
+        match (self.alike, self.seen) {
+            (Alike::Text, false) => "exact_duplicate",
+            (Alike::Url, false) => "same_url",
+            (Alike::Near, false) => "near_duplicate",
+            (Alike::Text, true) => "seen_exact_duplicate",
+            (Alike::Url, true) => "seen_same_url",
+            (Alike::Near, true) => "seen_near_duplicate",
+        }
     }
 }
 
@@ -71,8 +90,7 @@ impl Item for Pair {
             return Ok(None);
         }
         let leader = u64::from_le_bytes(read_bytes(from)?);
-        let similarity = f64::from_le_bytes(read_bytes(from)?);
-        let similarity = (!similarity.is_nan()).then_some(similarity);
+        let similarity = read_similarity(from)?;
         Ok(Some(Self { document: u64::from_le_bytes(document), leader, similarity }))
     }
 }
@@ -99,8 +117,8 @@ impl Item for Verdict {
     }
     fn write(&self, to: &mut impl Write) -> io::Result<()> {
         to.write_all(&self.document.to_le_bytes())?;
-        to.write_all(&self.similarity.to_le_bytes())?;
-        to.write_all(&[u8::from(self.exact)])?;
+        to.write_all(&self.similarity.unwrap_or(f64::NAN).to_le_bytes())?;
+        to.write_all(&[self.alike as u8, u8::from(self.seen)])?;
         write_text(&self.leader, to)
     }
     fn read(from: &mut dyn BufRead) -> io::Result<Option<Self>> {
@@ -108,11 +126,18 @@ impl Item for Verdict {
         if !read_or_end(from, &mut document)? {
             return Ok(None);
         }
-        let similarity = f64::from_le_bytes(read_bytes(from)?);
-        let [exact] = read_bytes(from)?;
+        let similarity = read_similarity(from)?;
+        let [alike, seen] = read_bytes(from)?;
+        let alike = [Alike::Text, Alike::Url, Alike::Near][usize::from(alike)];
         let leader = read_text(from)?;
-        Ok(Some(Self { document: u64::from_le_bytes(document), leader, exact: exact == 1, similarity }))
+        Ok(Some(Self { document: u64::from_le_bytes(document), leader, alike, seen: seen == 1, similarity }))
     }
+}
+
+/// A similarity, or NaN for none.
+fn read_similarity(from: &mut dyn BufRead) -> io::Result<Option<f64>> {
+    let similarity = f64::from_le_bytes(read_bytes(from)?);
+    Ok((!similarity.is_nan()).then_some(similarity))
 }
 
 #[cfg(test)]
@@ -123,15 +148,24 @@ mod tests {
     #[test]
     fn items_are_read_as_they_are_written() {
         let pair = |document, similarity| Pair { document, leader: 3, similarity };
-        let traits = Traits { digest: [7; 16], simple: [1, 2], signature: vec![1, 2, 3, 4] };
+        let traits = Traits { digest: [7; 16], address: [8; 16], simple: [1, 2], signature: vec![1, 2, 3, 4] };
         let sketch = Sketch { id: "Öl".into(), traits };
         let going = [
             Going { pair: pair(9, None), sketch: Sketch::default() },
             Going { pair: pair(u64::MAX, Some(0.5)), sketch },
         ];
-        let verdict =
-            |document, leader: &str, exact| Verdict { document, leader: leader.into(), exact, similarity: 0.75 };
-        let verdicts = [verdict(1, "", true), verdict(2, "Öl", false)];
+        let verdict = |document, leader: &str, alike, seen, similarity| Verdict {
+            document,
+            leader: leader.into(),
+            alike,
+            seen,
+            similarity,
+        };
+        let verdicts = [
+            verdict(1, "", Alike::Text, true, Some(1.0)),
+            verdict(2, "Öl", Alike::Url, false, None),
+            verdict(3, "b", Alike::Near, true, Some(0.75)),
+        ];
         let mut bytes = Vec::new();
         going.iter().for_each(|item| item.write(&mut bytes).unwrap());
         let mut from = &bytes[..];

@@ -83,7 +83,8 @@ impl Job<'_> {
         if matches!(keeps, Keeps::First | Keeps::Published) {
             return Ok(None);
         }
-        let keyed = self.cx.units("keys", self.files.len(), |i, unit| {
+        let keyed = self.cx.units("keys", self.own_files().len(), |i, unit| {
+            let i = self.own_files().start + i;
             let mut sorter: Sorter<u128> = Sorter::new(self.memory, self.cx.scratch());
             let mut lacking = 0u64;
             for document in self.documents(i)? {
@@ -100,7 +101,7 @@ impl Job<'_> {
             file.finish(unit)
         })?;
         let lacking: u64 = keyed.iter().filter_map(|record| record.detail.as_u64()).sum();
-        let all = self.starts[self.files.len()];
+        let all = self.starts[self.files.len()] - self.seen();
         if let Some(what) = keeps.asks_for().filter(|_| lacking > 0) {
             if lacking == all {
                 let error = Error::config("/keeps", format!("none of {all} documents has {what}"));
@@ -113,8 +114,9 @@ impl Job<'_> {
             let memory = self.memory * self.cx.threads();
             let mut sorter: Sorter<u128> = Sorter::new(memory, self.cx.scratch());
             let mut file = unit.work_file("numbers")?;
-            for (key, rank) in Sorted::<u128>::merge(keys, self.cx.scratch())?.zip(0u64..) {
-                let number = key? as u64;
+            let own = Sorted::<u128>::merge(keys, self.cx.scratch())?.map(|key| key.map(|key| key as u64));
+            for (number, rank) in (0..self.seen()).map(Ok).chain(own).zip(0u64..) {
+                let number = number?;
                 file.write_all(&number.to_le_bytes()).map_err(|e| file.error(e))?;
                 sorter.push(u128::from(number) << 64 | u128::from(rank))?;
             }

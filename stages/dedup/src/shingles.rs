@@ -99,11 +99,11 @@ impl Shingles {
         Ok(Self { files, places, cache: HashMap::new(), cached: 0, room: memory / 8 })
     }
 
-    /// The Jaccard similarity of two documents. Those without shingles are compared only if their texts are equal.
-    pub(crate) fn similarity(&mut self, a: u64, b: u64) -> Result<f64, Error> {
+    /// The Jaccard similarity of two documents; `None` if one of them has no shingles.
+    pub(crate) fn similarity(&mut self, a: u64, b: u64) -> Result<Option<f64>, Error> {
         Ok(match (self.of(a)?, self.of(b)?) {
-            (Some(a), Some(b)) => jaccard(&a, &b),
-            _ => 1.0,
+            (Some(a), Some(b)) if !a.is_empty() && !b.is_empty() => Some(jaccard(&a, &b)),
+            _ => None,
         })
     }
 

@@ -7,7 +7,7 @@ use crate::minhash::similarity;
 /// Of a document in the file that the first phase writes of each input file, in the order of its documents.
 ///
 /// ```text
-/// bytes of the id: 4   the id   digest: 16   simple: 2 × 8   bytes of the signature: 4   the signature
+/// bytes of the id: 4   the id   digest: 16   address: 16   simple: 2 × 8   bytes of the signature: 4   the signature
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Sketch {
@@ -21,6 +21,8 @@ pub(crate) struct Sketch {
 pub(crate) struct Traits {
     /// Half of the digest of the text with white space folded: enough to tell any two apart.
     pub digest: [u8; 16],
+    /// Of its URL, as `address.rs` has it; zeros without one.
+    pub address: [u8; 16],
     /// Of the simplified text, numbers folded and as they are: equal and different where numbers alone differ.
     pub simple: [u64; 2],
     /// Empty for a text that is too short to have one, and where nobody will ask for it.
@@ -35,18 +37,19 @@ pub(crate) fn encode(signature: &[u64], width: usize, to: &mut Vec<u8>) {
     to.extend(signature.iter().flat_map(|hash| hash.to_le_bytes().into_iter().take(width)));
 }
 
-/// Share of equal hashes: the estimate of the Jaccard similarity.
-pub(crate) fn estimate(a: &[u8], b: &[u8], width: usize) -> f64 {
+/// Share of equal hashes: the estimate of the Jaccard similarity. `None` if one of the two has no signature.
+pub(crate) fn estimate(a: &[u8], b: &[u8], width: usize) -> Option<f64> {
     if a.is_empty() || b.is_empty() {
-        return 0.0;
+        return None;
     }
     let (a, b): (Vec<&[u8]>, Vec<&[u8]>) = (a.chunks_exact(width).collect(), b.chunks_exact(width).collect());
-    similarity(&a, &b)
+    Some(similarity(&a, &b))
 }
 
 impl Traits {
     pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
         to.write_all(&self.digest)?;
+        to.write_all(&self.address)?;
         self.simple.iter().try_for_each(|hash| to.write_all(&hash.to_le_bytes()))?;
         to.write_all(&(self.signature.len() as u32).to_le_bytes())?;
         to.write_all(&self.signature)
@@ -54,11 +57,17 @@ impl Traits {
 
     pub(crate) fn read(&mut self, from: &mut (impl Read + ?Sized)) -> io::Result<()> {
         from.read_exact(&mut self.digest)?;
+        from.read_exact(&mut self.address)?;
         for hash in &mut self.simple {
             *hash = u64::from_le_bytes(read_bytes(from)?);
         }
         self.signature.resize(u32::from_le_bytes(read_bytes(from)?) as usize, 0);
         from.read_exact(&mut self.signature)
+    }
+
+    /// Whether two documents have the same URL.
+    pub(crate) fn is_same_page(&self, other: &Self) -> bool {
+        self.address != [0; 16] && self.address == other.address
     }
 
     /// Whether two documents differ in their numbers and in nothing else but case, marks and accents.
@@ -129,7 +138,8 @@ mod tests {
     fn a_sketch_is_read_as_it_is_written() {
         let mut sketches = Vec::new();
         for (id, hashes) in [("a", Some([1, u64::MAX, 0x1_2345_6789])), ("", None), ("ü", Some([0; 3]))] {
-            let mut traits = Traits { digest: [id.len() as u8; 16], simple: [1, u64::MAX], signature: Vec::new() };
+            let (digest, address) = ([id.len() as u8; 16], [9; 16]);
+            let mut traits = Traits { digest, address, simple: [1, u64::MAX], signature: Vec::new() };
             if let Some(hashes) = hashes {
                 encode(&hashes, 4, &mut traits.signature);
             }
@@ -155,8 +165,8 @@ mod tests {
         let other = 1 << 32 | 1;
         for (width, share) in [(4, 0.75), (8, 0.5)] {
             let (a, b) = (encoded(&[1, 2, 3, 4], width), encoded(&[other, 2, 3, 5], width));
-            assert_eq!(estimate(&a, &b, width), share);
-            assert_eq!(estimate(&a, &[], width), 0.0);
+            assert_eq!(estimate(&a, &b, width), Some(share));
+            assert_eq!(estimate(&a, &[], width), None);
         }
     }
 }

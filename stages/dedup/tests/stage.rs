@@ -62,9 +62,9 @@ fn bytes_change_only_with_the_version() {
     assert_eq!(all[0], all[1], "threads or memory change bytes");
     assert_eq!(Dedup::VERSION, 5);
     let golden = [
-        "clusters 3bf00801ab1ed0aec5974b8f48912dbed70b3dc035e49c3e30104aef5baf3153",
         "documents 1c2eab74387458bb84d151636697acedd9a9ab7ecf9dfc248a3d58a87a086807",
         "drops dd7d76d5e5bcd446e3765882914a06b6783adc3a13a8702125a9bfd38e5eb5ce",
+        "clusters 3bf00801ab1ed0aec5974b8f48912dbed70b3dc035e49c3e30104aef5baf3153",
     ];
     assert_eq!(all[0], golden, "the bytes changed: raise VERSION and write the new digests here");
 }
@@ -211,6 +211,90 @@ fn a_rule_says_when_documents_lack_what_it_asks_for() {
 }
 
 #[test]
+fn pages_of_one_url_are_one_document() {
+    let workshop = Workshop::new("dedup-urls");
+    let input = workshop.feed_with(json!({
+        "documents": [
+            ["a", "one version of this page"], ["b", "quite another text"], ["c", "a third version of that page"],
+            ["d", "no address"], ["e", "no address either"], ["f", "quite  another text"], ["g", "the page of before"],
+        ],
+        "per_file": 2,
+        "urls": {
+            "a": "http://www.example.com/a/", "b": "https://example.com/b", "c": "https://example.com/a#top",
+            "f": "https://example.com/f", "g": "example.com/f",
+        },
+    }));
+    let inputs = [("documents", std::slice::from_ref(&input))];
+    let outcome = |config: Value| -> Vec<(String, String, Option<String>, Option<f64>)> {
+        let manifest = workshop.run::<Dedup>(config, &inputs).unwrap();
+        let drops = workshop.rows::<Drops>(&manifest, "drops");
+        drops.into_iter().map(|drop| (drop.id, drop.rule, drop.detail, drop.value)).collect()
+    };
+    let drop = |id: &str, rule: &str, leader: &str, value: Option<f64>| {
+        (id.to_owned(), rule.to_owned(), Some(leader.to_owned()), value)
+    };
+    let of_c = drop("c", "same_url", "a", None);
+    let of_f = drop("f", "exact_duplicate", "b", Some(1.0));
+    // `g` has the URL of `f`, which goes for another page: it stays, but for whom groups are transitive.
+    assert_eq!(outcome(json!({ "url": true, "near": false })), [of_c.clone(), of_f.clone()]);
+    let of_g = drop("g", "near_duplicate", "b", None);
+    assert_eq!(outcome(json!({ "url": true, "near": false, "transitive": true })), [of_c.clone(), of_f, of_g]);
+    let unlike = drop("c", "same_url", "a", Some(0.0));
+    assert_eq!(outcome(json!({ "url": true, "exact": false, "jaccard": 0.9 }))[0], unlike);
+    let pages = outcome(json!({ "url": true, "near": false, "exact": false }));
+    assert_eq!(pages, [of_c, drop("g", "same_url", "f", None)]);
+}
+
+#[test]
+fn what_was_seen_before_is_dropped_and_not_written_again() {
+    for (per_file, memory) in [(1, Some(1000)), (3, None)] {
+        let mut workshop = Workshop::new(&format!("dedup-seen-{per_file}"));
+        workshop.memory = memory;
+        let first = workshop.run::<Dedup>(json!({}), &[("documents", &[fed(&workshop, per_file)])]).unwrap();
+        let seen = workshop.port(&first, "documents");
+        let (lever, wheel, crank) = (essay("lever", Some(30)), essay("wheel", None), essay("crank", None));
+        let longer = format!("{crank}And a line.");
+        let new = [
+            ("near", lever.as_str()),
+            ("new", &crank),
+            ("same", &wheel),
+            ("newer", &longer),
+            ("newest", "a text of its own"),
+        ];
+        let new = workshop.feed(&new, per_file);
+        for (keeps, stays, goes) in [("first", "new", "newer"), ("longest", "newer", "new")] {
+            for how in [json!({}), json!({ "jaccard": 0.7 }), json!({ "transitive": true })] {
+                let mut config = how.clone();
+                config["keeps"] = keeps.into();
+                let inputs = [("documents", std::slice::from_ref(&new)), ("seen", std::slice::from_ref(&seen))];
+                let manifest = workshop.run::<Dedup>(config, &inputs).unwrap();
+                let kept = workshop.rows::<Documents>(&manifest, "documents");
+                assert_eq!(kept.into_iter().map(|d| d.id).collect::<Vec<_>>(), [stays, "newest"], "{keeps} {how}");
+                let mut told: Vec<[String; 3]> = workshop
+                    .rows::<Drops>(&manifest, "drops")
+                    .into_iter()
+                    .map(|drop| [drop.id, drop.rule, drop.detail.unwrap()])
+                    .collect();
+                told.sort();
+                let mut expected = [
+                    ["near", "seen_near_duplicate", "one"],
+                    [goes, "near_duplicate", stays],
+                    ["same", "seen_exact_duplicate", "two"],
+                ];
+                expected.sort_unstable();
+                assert_eq!(told, expected, "{keeps} {how}");
+                assert_eq!((manifest.books.read, manifest.books.written), (5, 2));
+                let clusters = workshop.rows::<Clusters>(&manifest, "clusters");
+                let leaders: Vec<(u64, &str, u64)> =
+                    clusters.iter().filter(|c| c.stays).map(|c| (c.cluster, c.document.as_str(), c.size)).collect();
+                let own = if keeps == "first" { 4 } else { 6 };
+                assert_eq!(leaders, [(0, "one", 2), (1, "two", 2), (own, stays, 2)], "{keeps} {how}");
+            }
+        }
+    }
+}
+
+#[test]
 fn near_and_exact_can_be_turned_off() {
     let workshop = Workshop::new("dedup-modes");
     let kept = |config: Value| {
@@ -245,6 +329,12 @@ fn wrong_configs_are_refused_before_anything_runs() {
         "`published` clusters are those of all candidates and of nothing else\n\
          hint: set `transitive: true`, `exact: false` and `jaccard: 0` with it, or leave `keeps` out"
     );
+    let published = json!({ "keeps": "published", "transitive": true, "exact": false });
+    let inputs = [("documents", std::slice::from_ref(&input)), ("seen", std::slice::from_ref(&input))];
+    assert_eq!(
+        told(&workshop.resolve::<Dedup>(published, &inputs).unwrap_err()),
+        "`published` may let a document go that was seen before\nhint: leave `keeps` out, or the input `seen`"
+    );
     let error = workshop.resolve::<Dedup>(json!({}), &[]).unwrap_err();
     assert_eq!(told(&error), "`dedup` reads documents, but no input is given\nhint: set `input: JOB`");
 }
@@ -263,8 +353,9 @@ fn a_job_killed_at_each_of_its_writes_ends_with_the_same_bytes() {
 fn many_workers_with_kills_end_with_the_same_bytes() {
     let workshop = Workshop::new("dedup-workers");
     let input = fed(&workshop, 1);
-    for config in [json!({}), json!({ "keeps": "longest" })] {
-        let inputs = [("documents", std::slice::from_ref(&input))];
+    let seen = workshop.feed(&[("seen", "too short"), ("also seen", &essay("wheel", Some(7)))], 1);
+    for (config, seen) in [(json!({}), &[][..]), (json!({ "keeps": "longest" }), std::slice::from_ref(&seen))] {
+        let inputs = [("documents", std::slice::from_ref(&input)), ("seen", seen)];
         let kills = workshop.spread::<Dedup>(env!("CARGO_BIN_EXE_smelt-dedup"), config, &inputs);
         assert!(kills >= 15, "killed {kills} times");
     }
