@@ -134,8 +134,8 @@ macro_rules! kind_types {
 }
 
 kind_types! {
-    Documents = documents; Drops = drops; Clusters = clusters; Tokens = tokens; Conversations = conversations; Prompts = prompts;
-    Samples = samples; Preferences = preferences; Scores = scores; Metrics = metrics;
+    Documents = documents; Drops = drops; Clusters = clusters; Tokens = tokens; Conversations = conversations;
+    Prompts = prompts; Samples = samples; Preferences = preferences; Scores = scores; Metrics = metrics;
     /// Files: `tokenizer.json`, `tokenizer_config.json`.
     Tokenizer = tokenizer;
     /// Files: `config.json`, safetensors, tokenizer and chat template.

@@ -2,8 +2,8 @@
 
 use url::Url;
 
-/// The first half of blake3 of a URL without scheme, user, `www.`, fragment and slashes at the end of its path; the host
-/// in lower case, a port only where it is not the scheme's own. The query counts. `None` for an empty one.
+/// The first half of blake3 of a URL without scheme, user, `www.`, fragment and slashes at the end of its path; the
+/// host in lower case, a port only where it is not the scheme's own. The query counts. `None` for an empty one.
 ///
 /// What is no URL with a host counts as it stands.
 pub(crate) fn digest(url: &str) -> Option<[u8; 16]> {

@@ -1,8 +1,8 @@
 //! Which documents go because an earlier one is equal or nearly equal, and which document that is.
 //!
-//! Documents have numbers in input order, or ranks by another rule (`ranks.rs`), and the first of a group stays. By default a document goes only if it is
-//! similar to one that stays. Groups can also be transitive, as FineWeb's are: then a chain of small steps joins
-//! documents that are nothing alike.
+//! Documents have numbers in input order, or ranks by another rule (`ranks.rs`), and the first of a group stays. By
+//! default a document goes only if it is similar to one that stays. Groups can also be transitive, as FineWeb's are:
+//! then a chain of small steps joins documents that are nothing alike.
 //!
 //! Documents are taken in order, and nothing is known of them but the links between those that agree in a band. What a
 //! document must know of earlier ones comes to it as messages along these links, through a queue that lies in scratch

@@ -2,15 +2,16 @@
 //!
 //! | phase | unit | reads | writes |
 //! |---|---|---|---|
-//! | `keys` | input file | its documents | what the rule for who stays looks at, sorted; only where that is not the first |
+//! | `keys` | input file | its documents | what `keeps` looks at, sorted; only where it is not the input's order |
 //! | `ranks` | all | all keys, merged | the rank of each document, and the document of each rank |
 //! | `sketches` | input file | its documents | a sketch of each document; for each band its documents, sorted |
 //! | `bands` | some bands, or a range of one | them of all files, merged | links between documents that agree, sorted |
 //! | `shingles` | input file | its documents | shingles of those with links; only where `jaccard` asks for them |
 //! | `clusters` | all | all links, merged | who goes, and for whom, in order |
 //! | `pairs` | input file | its sketches and who goes | the sketches of those that go, sorted by who stays |
-//! | `compare` | group of files | its sketches, and those that go for them, merged | similarities, sorted by who goes; clusters |
-//! | `filter` | input file | its documents and similarities | documents and drops |
+//! | `compare` | group of files | its sketches, and those that go for them, merged | verdicts, by who goes; clusters |
+//! | those of `pieces.rs` | | | what to cut, sorted by document |
+//! | `filter` | input file | its documents, verdicts and cuts | documents and drops |
 //!
 //! From `sketches` to `clusters` documents are known by their ranks, then by their numbers in the input.
 //!
@@ -29,7 +30,6 @@ use xxhash_rust::xxh64::xxh64;
 use crate::bands::{Entry, Link, NUMBER, Narrow, Wide, links};
 use crate::clusters::{Joining, Pair, Published, duplicates};
 use crate::minhash::{MinHash, Scratch};
-use crate::pairs::Verdict;
 use crate::ranks::{Keeps, Ranks};
 use crate::shingles::{ShingleFile, Shingles, Wanted};
 use crate::sketch::{Sketch, SketchFile, encode};
@@ -44,11 +44,11 @@ const GROUPS: usize = 256;
 pub(crate) struct Job<'a> {
     pub config: Config,
     pub minhash: MinHash,
-    inputs: Vec<&'a Artifact<Documents>>,
+    pub inputs: Vec<&'a Artifact<Documents>>,
     /// Artifact and file within it; first those of documents that were seen before.
     pub files: Vec<(usize, usize)>,
     /// How many files those are.
-    seen_files: usize,
+    pub seen_files: usize,
     /// Number of the first document of each file, and of all documents.
     pub starts: Vec<u64>,
     pub cx: &'a Context,
@@ -89,6 +89,18 @@ impl<'a> Job<'a> {
     }
 
     pub(crate) fn run(mut self, out: &Outputs) -> Result<(), Error> {
+        let compared = if self.seeks_documents() { self.judge(out)? } else { Vec::new() };
+        let cuts = self.cuts(&compared)?;
+        self.filter(&compared, &cuts, out)
+    }
+
+    /// Whether any document can go for another one as a whole.
+    fn seeks_documents(&self) -> bool {
+        self.config.exact || self.config.url || self.config.near
+    }
+
+    /// The records of the phase `compare`: which documents go for others.
+    fn judge(&mut self, out: &Outputs) -> Result<Vec<UnitRecord>, Error> {
         self.ranks = self.rank()?;
         let (sketched, linked) = match self.is_published() {
             false => self.links::<Narrow>()?,
@@ -96,7 +108,6 @@ impl<'a> Job<'a> {
         };
         let found = self.clusters(&linked)?;
         let compared = self.compare(&sketched, &found, out)?;
-        self.filter(&compared, out)?;
         let count = |i: usize| compared.iter().filter_map(|record| record.detail[i].as_u64()).sum::<u64>();
         let (near, by_numbers) = (count(0), count(1));
         if 2 * by_numbers > near {
@@ -105,7 +116,7 @@ impl<'a> Job<'a> {
                  `keep_numbers: true` keeps such documents"
             ));
         }
-        Ok(())
+        Ok(compared)
     }
 
     pub(crate) fn documents(
@@ -284,29 +295,6 @@ impl<'a> Job<'a> {
 
     pub(crate) fn sketches(&self, sketched: &[UnitRecord], file: usize) -> Result<SketchFile<WorkPart>, Error> {
         Ok(SketchFile::new(self.cx.work(&sketched[file], "sketches")?.part(0)?, self.starts[file]))
-    }
-
-    fn filter(&self, compared: &[UnitRecord], out: &Outputs) -> Result<(), Error> {
-        self.cx.units("filter", self.own_files().len(), |i, unit| {
-            let i = self.seen_files + i;
-            let parts = compared.iter().map(|record| move || self.cx.work(record, "verdicts")?.part(i));
-            let mut verdicts = Sorted::<Verdict>::merge(parts, self.cx.scratch())?;
-            let mut next = verdicts.next().transpose()?;
-            for document in self.documents(i)? {
-                let (number, document) = document?;
-                unit.count_read(1);
-                match next.take_if(|verdict| verdict.document == number) {
-                    None => unit.keep(&out.documents, document)?,
-                    Some(verdict) => {
-                        let (rule, value) = (verdict.rule(), verdict.similarity);
-                        unit.drop_row(&out.drops, &document.id, rule, value, Some(verdict.leader))?;
-                        next = verdicts.next().transpose()?;
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        Ok(())
     }
 
     /// The shingles of the documents that have links, by input file.

@@ -1,22 +1,28 @@
 //! `dedup`: keeps one document of several equal or nearly equal ones.
 //!
-//! Reads `documents`, writes `documents`, `drops`, and `clusters`: who went with whom. Two documents are equal when their
-//! texts are after white space is folded, and nearly equal when the Jaccard similarity of their word 5-grams is high: at
-//! least one band of their MinHash signatures (Broder 1997) agrees, and the similarity reaches `jaccard`. In scripts
-//! without blanks characters stand for words. With `url`, documents of one URL are one document too.
+//! Reads `documents`, writes `documents`, `drops`, and `clusters`: who went with whom. Two documents are equal when
+//! their texts are after white space is folded, and nearly equal when the Jaccard similarity of their word 5-grams is
+//! high: at least one band of their MinHash signatures (Broder 1997) agrees, and the similarity reaches `jaccard`. In
+//! scripts without blanks characters stand for words. With `url`, documents of one URL are one document too.
 //!
-//! A document goes if an earlier one that stays is equal or nearly equal; `keeps` can put them in another order, and what
-//! comes by the input `seen` is before all others. A row in `drops` names the one that stays and the similarity. It is
-//! the similarity of the shingles themselves where `jaccard` asks for one, else MinHash's estimate.
+//! A document goes if an earlier one that stays is equal or nearly equal; `keeps` can put them in another order, and
+//! what comes by the input `seen` is before all others. A row in `drops` names the one that stays and the similarity.
+//! It is the similarity of the shingles themselves where `jaccard` asks for one, else MinHash's estimate.
+//!
+//! From documents that stay, lines, paragraphs and passages can be cut that stand in the corpus before.
 
 mod address;
 mod bands;
 mod clusters;
 mod compare;
+mod cut;
 pub mod exact;
+mod filter;
 mod job;
 pub mod minhash;
 mod pairs;
+mod passages;
+mod pieces;
 mod ranks;
 mod shingles;
 mod sketch;
@@ -38,8 +44,8 @@ pub use crate::ranks::Keeps;
 pub struct Config {
     /// Drop documents whose text is equal to an earlier one's.
     pub exact: bool,
-    /// Drop documents whose URL is that of an earlier one that stays; scheme, `www.`, fragment and slashes at the end of
-    /// the path do not count. Documents without a URL are compared by their texts alone.
+    /// Drop documents whose URL is that of an earlier one that stays; scheme, `www.`, fragment and slashes at the end
+    /// of the path do not count. Documents without a URL are compared by their texts alone.
     #[serde(skip_serializing_if = "is_default")]
     pub url: bool,
     /// Drop documents whose text is nearly equal to an earlier one's.
@@ -70,6 +76,67 @@ pub struct Config {
     /// that datatrove keeps, which wants `transitive: true`, `exact: false` and a `jaccard` of 0.
     #[serde(skip_serializing_if = "is_default")]
     pub keeps: Keeps,
+    /// Cut lines that stood before, in the same or an earlier document that stays. Case, marks and accents do not
+    /// count, numbers only with `keep_numbers`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub lines: Option<Pieces>,
+    /// The same for paragraphs: what blank lines separate.
+    #[serde(skip_serializing_if = "is_default")]
+    pub paragraphs: Option<Pieces>,
+    /// Cut passages that stand in the corpus more than once, word for word.
+    #[serde(skip_serializing_if = "is_default")]
+    pub passages: Option<Passages>,
+    /// A document is dropped when fewer characters than this are left of what was cut.
+    #[schemars(range(min = 1))]
+    #[serde(skip_serializing_if = "is_one")]
+    pub min_left_chars: usize,
+    /// A document is dropped when a smaller share of its characters than this is left of what was cut.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    #[serde(skip_serializing_if = "is_default")]
+    pub min_left: f64,
+}
+
+impl Config {
+    /// Whether anything is cut from documents that stay.
+    pub(crate) fn cuts_pieces(&self) -> bool {
+        self.lines.is_some() || self.paragraphs.is_some() || self.passages.is_some()
+    }
+}
+
+/// Lines or paragraphs that are cut when they come again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pieces {
+    /// Shorter ones stay, in characters of the form that is compared.
+    #[schemars(range(min = 1))]
+    pub min_chars: usize,
+}
+
+impl Default for Pieces {
+    fn default() -> Self {
+        Self { min_chars: 20 }
+    }
+}
+
+/// Passages that are cut when they come again (Lee et al. 2022).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Passages {
+    /// Words and marks that a passage has at least.
+    #[schemars(range(min = 2, max = 10000))]
+    pub words: usize,
+    /// Whether the first of equal passages stays. Lee et al. cut all of them.
+    pub keep_first: bool,
+}
+
+impl Default for Passages {
+    fn default() -> Self {
+        Self { words: 50, keep_first: true }
+    }
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -92,6 +159,11 @@ impl Default for Config {
             hash_seed: 1,
             hash: ShingleHash::default(),
             keeps: Keeps::default(),
+            lines: None,
+            paragraphs: None,
+            passages: None,
+            min_left_chars: 1,
+            min_left: 0.0,
         }
     }
 }
@@ -99,8 +171,8 @@ impl Default for Config {
 smelt_stage::inputs! {
     pub struct Inputs {
         documents: Vec<Artifact<Documents>>,
-        /// What an earlier run kept, or any other documents: what is equal or nearly equal to one of them is dropped, and
-        /// they are not written again.
+        /// What an earlier run kept, or any other documents: what is equal or nearly equal to one of them is dropped,
+        /// and they are not written again.
         seen: Vec<Artifact<Documents>>,
     }
 }
@@ -136,9 +208,11 @@ impl Stage for Dedup {
                 ));
             }
         }
-        if !config.exact && !config.near && !config.url {
-            return Err(Error::config("/near", "neither equal nor nearly equal documents are sought")
-                .hint("set `exact`, `near` or `url` to true, or leave the job out"));
+        if !config.exact && !config.near && !config.url && !config.cuts_pieces() {
+            let error = Error::config("/near", "neither equal nor nearly equal documents are sought");
+            return Err(error.hint(
+                "set `exact`, `near` or `url` to true, name `lines`, `paragraphs` or `passages`, or leave the job out",
+            ));
         }
         let is_published = config.transitive && !config.exact && !config.url && config.near && config.jaccard == 0.0;
         if config.keeps == Keeps::Published && !is_published {

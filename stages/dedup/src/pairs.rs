@@ -97,7 +97,8 @@ impl Item for Pair {
 
 impl Item for Going {
     fn weight(&self) -> usize {
-        size_of::<Self>() + self.sketch.id.len() + self.sketch.traits.signature.len() + 32 // what allocations take beside
+        // 32 for what two allocations take beside
+        size_of::<Self>() + self.sketch.id.len() + self.sketch.traits.signature.len() + 32
     }
     fn write(&self, to: &mut impl Write) -> io::Result<()> {
         self.pair.write(to)?;
