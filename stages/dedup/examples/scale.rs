@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p smelt-dedup --example scale -- 1000000 2000000
+//! cargo run --release -p smelt-dedup --example scale -- '{ "near": false, "passages": {} }' 1000000
 //! ```
 //!
 //! Documents are drawn from a seed: 40 to 100 words of a vocabulary of 50,000, some common and most rare. One of ten is
@@ -194,8 +195,7 @@ fn apart(verb: &str, invocation: &Invocation, folder: &Path) -> Result<(Taken, M
     Ok((taken, manifest))
 }
 
-/// Bytes that processes have had written to disk since this machine began, by all of them.
-fn measure(documents: u64, folder: &Path, threads: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn measure(config: &Value, documents: u64, folder: &Path, threads: usize) -> Result<(), Box<dyn std::error::Error>> {
     const SEED: u64 = 7;
     std::fs::create_dir_all(folder)?;
     let feed = invocation::<Feed>(folder, threads, json!({ "documents": documents, "seed": SEED }), None);
@@ -207,8 +207,8 @@ fn measure(documents: u64, folder: &Path, threads: usize) -> Result<(), Box<dyn 
         kind: port.kind.clone(),
         digest: port.digest.clone(),
     };
-    let config = serde_json::to_value(smelt_dedup::Config::default())?;
-    let (taken, found) = apart("dedup", &invocation::<Dedup>(folder, threads, config, Some(input)), folder)?;
+    let dedup = invocation::<Dedup>(folder, threads, config.clone(), Some(input));
+    let (taken, found) = apart("dedup", &dedup, folder)?;
     let (mut copies, mut near, mut bytes) = (0, 0, 0);
     for i in 0..documents {
         match planted(SEED, i) {
@@ -224,18 +224,19 @@ fn measure(documents: u64, folder: &Path, threads: usize) -> Result<(), Box<dyn 
     let Taken { seconds, cpu_seconds, resident_bytes } = taken;
     println!(
         "{documents} documents (about {} MB of text, {copies} copies and {near} near copies planted): {seconds:.1} s, \
-         {cpu_seconds:.1} CPU s, {} MiB resident; {} dropped as equal, {} as nearly equal",
+         {cpu_seconds:.1} CPU s, {} MiB resident; {} dropped as equal, {} as nearly equal{}",
         bytes * 1000 / 1_000_000,
         resident_bytes >> 20,
         dropped("exact_duplicate"),
         dropped("near_duplicate"),
+        found.metrics.get("removed_characters").map_or(String::new(), |n| format!(", {} MB cut", n / 1e6)),
     );
     std::io::stdout().flush()?;
     Ok(())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
     if let [verb, file] = &args[..]
         && (verb == "feed" || verb == "dedup")
     {
@@ -246,11 +247,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             run_invocation::<Dedup>(&invocation)
         }?);
     }
+    let given = if args.first().is_some_and(|arg| arg.starts_with('{')) { args.remove(0) } else { "{}".into() };
+    let config: smelt_dedup::Config = serde_json::from_str(&given)?;
+    let config = serde_json::to_value(config)?;
     let threads = std::thread::available_parallelism()?.get();
     let base = std::env::var_os("SMELT_SCALE_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
     for documents in args {
         let folder = base.join(format!("smelt-scale-{}", smelt_store::unique()));
-        let measured = measure(documents.parse()?, &folder, threads);
+        let measured = measure(&config, documents.parse()?, &folder, threads);
         std::fs::remove_dir_all(&folder)?;
         measured?;
     }

@@ -31,7 +31,9 @@ pub(crate) struct Workshop {
 impl Workshop {
     /// An empty one; `test` names its folder and must be used once.
     pub(crate) fn new(test: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
+        // An example has no such folder.
+        let temporary = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = temporary.join(test);
         if folder.exists() {
             std::fs::remove_dir_all(&folder).unwrap();
         }
