@@ -110,13 +110,9 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> Result<QueryRequest> {
     for record in all.iter().filter(|r| r.pipeline == pipeline) {
         let (base, axes) = split_instance(&record.job, &record.pointer.axes);
         let mut first = true;
-        // The name of a job means the first of its ports that has rows, but never `drops` or `metrics`.
-        let mut ports: Vec<(&String, bool)> = record
-            .manifest
-            .ports
-            .iter()
-            .map(|(n, p)| (n, p.kind == kind::drops() || p.kind == kind::metrics()))
-            .collect();
+        // The name of a job means the first of its ports that has rows, but never `drops` and its like.
+        let mut ports: Vec<(&String, bool)> =
+            record.manifest.ports.iter().map(|(n, p)| (n, p.kind.is_beside())).collect();
         ports.sort_by_key(|(n, side)| (*side, record.manifest.ports[*n].files.is_empty()));
         for (port, side) in ports {
             let port_record = &record.manifest.ports[port];
@@ -191,7 +187,7 @@ fn tables_to_be(plan: &Plan) -> Vec<QueryTable> {
     for job in &plan.jobs {
         for port in job.resolved.outputs.iter().filter(|port| port.kind.schema().is_some()) {
             add(Some(&job.base), &port.name, &port.kind, &job.axes);
-            if port.kind != kind::drops() && port.kind != kind::metrics() {
+            if !port.kind.is_beside() {
                 add(None, &job.base, &port.kind, &job.axes);
             }
         }

@@ -61,7 +61,12 @@ pub(crate) fn duplicates(
                 None if asks => met.first_similar(joining, similarity)?,
                 None => met.messages.iter().map(|message| message.other).min(),
             };
-            met.pass_on(joining.exact, leader.unwrap_or(document), |_| leader.is_none());
+            // Of documents that were seen many may be alike, and all of them stay. One of them speaks for the others
+            // where no similarity is asked for, and for its copies.
+            let is_copy = document < joining.seen && met.equal(joining.exact).is_some();
+            met.pass_on(joining.exact, leader.unwrap_or(document), |band, is_first| {
+                leader.is_none() && if asks && band < joining.exact { !is_copy } else { is_first }
+            });
             let Some(leader) = leader else { return Ok(()) };
             let similarity = if asks { similarity(leader, document)? } else { None };
             take(Pair { document, leader, similarity })
@@ -89,7 +94,7 @@ pub(crate) fn duplicates(
                     None => drop(fronts.insert(band)),
                 }
             }
-            met.pass_on(joining.exact, document, |band| fronts.contains(&band));
+            met.pass_on(joining.exact, document, |band, _| fronts.contains(&band));
             Ok(())
         })?;
     } else {
@@ -143,9 +148,10 @@ impl Met {
         bands.into_iter()
     }
 
-    /// Sends what is known of each band to its next document: the leaders that have come, and this document if it leads
-    /// there. The first of equal texts tells the others who `stays`.
-    fn pass_on(&mut self, exact: u16, stays: u64, leads: impl Fn(u16) -> bool) {
+    /// Sends what is known of each band to its next document: the leaders that have come, and this document if it
+    /// `leads` there, which is asked with the band and whether no leader has come. The first of equal texts tells the
+    /// others who `stays`.
+    fn pass_on(&mut self, exact: u16, stays: u64, leads: impl Fn(u16, bool) -> bool) {
         for link in &self.links {
             let mut send = |other| self.sent.push(Link { document: link.other, band: link.band, other });
             let mut known = self.messages.iter().filter(|message| message.band == link.band).peekable();
@@ -153,7 +159,7 @@ impl Met {
             known.for_each(|message| send(message.other));
             match link.band == exact {
                 true if is_first => send(stays),
-                false if leads(link.band) => send(self.document),
+                false if leads(link.band, is_first) => send(self.document),
                 _ => {}
             }
         }
@@ -398,6 +404,19 @@ mod tests {
             assert_eq!(found(0)[1..], [Some(0), transitive.then_some(0), None, Some(3)]);
             assert_eq!(found(2), [None, None, Some(u64::from(!transitive)), None, Some(3)]);
             assert_eq!(found(5), [None; 5]);
+        }
+    }
+
+    /// With a message for each pair of them this would take 3 GB.
+    #[test]
+    fn many_copies_that_were_seen_send_few_messages() {
+        let mut texts: Vec<Text> = vec![(1, Some([1, 2, 3, 4])); 20_000];
+        texts.push((2, Some([1, 2, 3, 5])));
+        for jaccard in [0.0, 0.5] {
+            let joining = Joining { transitive: false, jaccard, seen: 20_000, ..JOINING };
+            let mut expected = vec![None; 20_000];
+            expected.push(Some(0));
+            assert_eq!(leaders(&texts, joining, true), expected);
         }
     }
 
