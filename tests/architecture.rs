@@ -26,8 +26,20 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("smelt-tests", 8),
     ]);
     for stage in [
-        "ingest", "import", "clean", "dedup", "tokenize", "mix", "problems", "pretrain", "sft", "distill", "reward",
-        "align", "evaluate",
+        "ingest",
+        "import",
+        "clean",
+        "dedup",
+        "decontaminate",
+        "tokenize",
+        "mix",
+        "problems",
+        "pretrain",
+        "sft",
+        "distill",
+        "reward",
+        "align",
+        "evaluate",
     ] {
         floors.insert(Box::leak(format!("smelt-{stage}").into_boxed_str()), 7);
     }

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 const STAGES: [(&str, &str); 12] = [
     ("clean", "{}"),
     ("dedup", "{}"),
+    ("decontaminate", "{}"),
     ("tokenize", "{}"),
     ("mix", "{}"),
     ("problems", r#"{ "prompts": 1 }"#),

@@ -89,7 +89,8 @@ impl JsonSchema for Kind {
 
 /// Every kind of this build that is a table, with its required columns.
 pub fn tables() -> Vec<(Kind, Schema)> {
-    let kinds = [documents, drops, clusters, tokens, conversations, prompts, samples, preferences, scores, metrics];
+    let kinds =
+        [documents, drops, clusters, tokens, conversations, prompts, samples, preferences, scores, hits, metrics];
     let schemas = [
         documents_schema,
         drops_schema,
@@ -100,6 +101,7 @@ pub fn tables() -> Vec<(Kind, Schema)> {
         samples_schema,
         preferences_schema,
         scores_schema,
+        hits_schema,
         metrics_schema,
     ];
     kinds.iter().zip(schemas).map(|(kind, schema)| (kind(), schema())).collect()
@@ -133,6 +135,8 @@ kinds! {
     preferences,
     /// Results of an evaluation.
     scores,
+    /// What of a benchmark's problems was found in which document.
+    hits,
     /// Curves of a training; outside every digest.
     metrics,
     /// `tokenizer.json` as Hugging Face reads it, with `tokenizer_config.json`.
@@ -255,6 +259,19 @@ fn scores_schema() -> Schema {
     ])
 }
 
+/// One row for each field of a problem that a document shares n-grams with.
+fn hits_schema() -> Schema {
+    Schema::new(vec![
+        field("document", DataType::Utf8),
+        field("benchmark", DataType::Utf8),
+        field("problem", DataType::Utf8),
+        field("field", DataType::Utf8),    // question | answer | chosen | rejected | text
+        field("ngram", DataType::Utf8),    // the first one of the problem that was found, folded
+        field("ngrams", DataType::UInt64), // of the problem, that were found
+        field("covered", DataType::Float64), // share of the problem's words that they cover
+    ])
+}
+
 fn metrics_schema() -> Schema {
     Schema::new(vec![field("step", DataType::UInt64), field("name", DataType::Utf8), field("value", DataType::Float64)])
 }
@@ -293,7 +310,7 @@ mod tests {
 
     #[test]
     fn every_table_kind_has_its_schema() {
-        assert_eq!(tables().len(), 10);
+        assert_eq!(tables().len(), 11);
         assert!(tables().iter().all(|(kind, schema)| kind.schema().as_ref() == Some(schema)));
         assert!(checkpoint().schema().is_none());
         let of_another_build = |version: &str| format!("tokens@{version}").parse::<Kind>().unwrap().schema();

@@ -135,7 +135,7 @@ macro_rules! kind_types {
 
 kind_types! {
     Documents = documents; Drops = drops; Clusters = clusters; Tokens = tokens; Conversations = conversations;
-    Prompts = prompts; Samples = samples; Preferences = preferences; Scores = scores; Metrics = metrics;
+    Prompts = prompts; Samples = samples; Preferences = preferences; Scores = scores; Hits = hits; Metrics = metrics;
     /// Files: `tokenizer.json`, `tokenizer_config.json`.
     Tokenizer = tokenizer;
     /// Files: `config.json`, safetensors, tokenizer and chat template.
@@ -254,6 +254,21 @@ tables! {
     Scores, Score {
         model: String, benchmark: String, metric: String, value: f64, standard_error: Option<f64>, n: u64,
     } weight |_| 0;
+    Hits, Hit {
+        /// Id of the document.
+        document: String,
+        benchmark: String,
+        /// Id of the problem.
+        problem: String,
+        /// `question`, `answer`, `chosen`, `rejected` or `text`.
+        field: String,
+        /// The first one of the field that was found, as folded words.
+        ngram: String,
+        /// How many n-grams of the field were found.
+        ngrams: u64,
+        /// Share of the field's words that they cover, in (0, 1].
+        covered: f64,
+    } weight |r| r.document.len() + r.problem.len() + r.ngram.len();
     Metrics, Metric { step: u64, name: String, value: f64 } weight |_| 0;
 }
 
