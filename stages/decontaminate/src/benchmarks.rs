@@ -6,16 +6,20 @@ use smelt_stage::{Artifact, Error};
 use crate::Inputs;
 
 /// A text of a problem.
-#[derive(Debug)]
-pub(crate) struct Field {
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// As in `hits`.
     pub name: &'static str,
     pub text: String,
     /// Whether it is sought as a whole when it is shorter than an n-gram; short answers stand in every document.
     pub is_question: bool,
 }
 
-#[derive(Debug)]
-pub(crate) struct Problem {
+/// What is sought of a benchmark.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Number of its benchmark.
+    pub benchmark: usize,
     pub id: String,
     pub fields: Vec<Field>,
 }
@@ -40,57 +44,59 @@ impl<'a> Benchmarks<'a> {
         Self { inputs, names: if names.is_empty() { own.collect() } else { names.to_vec() } }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.names.len()
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
     }
 
-    pub(crate) fn name(&self, benchmark: usize) -> &str {
-        &self.names[benchmark]
-    }
-
-    /// Gives every problem to `each`, with the number of its benchmark.
-    pub(crate) fn read(&self, mut each: impl FnMut(usize, Problem) -> Result<(), Error>) -> Result<(), Error> {
+    /// Gives every problem to `each`.
+    pub(crate) fn read(&self, each: &mut Each) -> Result<(), Error> {
         let Inputs { prompts, preferences, texts, .. } = self.inputs;
         let mut number = 0..;
         let mut next = || number.next().unwrap_or_default();
         for artifact in prompts {
-            of_prompts(next(), artifact, &mut each)?;
+            of_prompts(next(), artifact, each)?;
         }
         for artifact in preferences {
-            of_preferences(next(), artifact, &mut each)?;
+            of_preferences(next(), artifact, each)?;
         }
         for artifact in texts {
-            of_texts(next(), artifact, &mut each)?;
+            of_texts(next(), artifact, each)?;
         }
         Ok(())
     }
 }
 
-type Each<'a> = dyn FnMut(usize, Problem) -> Result<(), Error> + 'a;
+/// Takes a problem.
+pub type Each<'a> = dyn FnMut(Problem) -> Result<(), Error> + 'a;
 
-fn of_prompts(number: usize, artifact: &Artifact<Prompts>, each: &mut Each) -> Result<(), Error> {
+fn of_prompts(benchmark: usize, artifact: &Artifact<Prompts>, each: &mut Each) -> Result<(), Error> {
     artifact.read_all().try_for_each(|prompt| {
         let prompt = prompt?;
-        each(
-            number,
-            Problem { id: prompt.id, fields: vec![question(&prompt.messages), other("answer", prompt.answer)] },
-        )
+        each(Problem {
+            benchmark,
+            id: prompt.id,
+            fields: vec![question(&prompt.messages), other("answer", prompt.answer)],
+        })
     })
 }
 
-fn of_preferences(number: usize, artifact: &Artifact<Preferences>, each: &mut Each) -> Result<(), Error> {
+fn of_preferences(benchmark: usize, artifact: &Artifact<Preferences>, each: &mut Each) -> Result<(), Error> {
     artifact.read_all().try_for_each(|pair| {
         let pair = pair?;
         let answers = [other("chosen", pair.chosen), other("rejected", pair.rejected)];
-        each(number, Problem { id: pair.id, fields: [question(&pair.messages)].into_iter().chain(answers).collect() })
+        each(Problem {
+            benchmark,
+            id: pair.id,
+            fields: [question(&pair.messages)].into_iter().chain(answers).collect(),
+        })
     })
 }
 
-fn of_texts(number: usize, artifact: &Artifact<Documents>, each: &mut Each) -> Result<(), Error> {
+fn of_texts(benchmark: usize, artifact: &Artifact<Documents>, each: &mut Each) -> Result<(), Error> {
     artifact.read_all().try_for_each(|document| {
         let document = document?;
         let field = Field { name: "text", text: document.text, is_question: true };
-        each(number, Problem { id: document.id, fields: vec![field] })
+        each(Problem { benchmark, id: document.id, fields: vec![field] })
     })
 }
 

@@ -10,7 +10,7 @@ use smelt_stage::Error;
 use smelt_words::WORD_QUARTERS;
 
 use crate::Config;
-use crate::benchmarks::{Benchmarks, Field, Problem};
+use crate::benchmarks::{Each, Field, Problem};
 use crate::windows::{Lengths, Windows};
 
 /// Bits of the table for each n-gram: about one word in this many is looked up in vain.
@@ -18,10 +18,12 @@ const BITS: usize = 16;
 
 /// A field of a problem, folded.
 #[derive(Debug)]
-pub(crate) struct Text {
+pub struct Text {
+    /// Its number.
     pub benchmark: usize,
-    /// Number of the problem in its benchmark, and its id.
+    /// Of the problem in its benchmark.
     number: usize,
+    /// Its id.
     pub problem: String,
     pub field: &'static str,
     /// Every word with a blank behind it, and where each begins.
@@ -54,7 +56,7 @@ struct Gram {
 
 /// What is sought.
 #[derive(Debug)]
-pub(crate) struct Index {
+pub struct Index {
     lengths: Lengths,
     texts: Vec<Text>,
     /// By hash; different n-grams with one hash are neighbours.
@@ -64,8 +66,8 @@ pub(crate) struct Index {
     by_hash: FxHashMap<u64, u32>,
     bits: Vec<u64>,
     /// N-grams that too many problems share.
-    pub templates: usize,
-    pub counts: Vec<Count>,
+    pub(crate) templates: usize,
+    pub(crate) counts: Vec<Count>,
 }
 
 /// What became of a benchmark's problems.
@@ -79,15 +81,15 @@ pub(crate) struct Count {
 
 /// An n-gram that a document has.
 #[derive(Clone, Debug)]
-pub(crate) struct Hit {
-    pub gram: u32,
+pub struct Hit {
+    pub(crate) gram: u32,
     /// Bytes of the document's text.
     pub source: Range<usize>,
 }
 
 /// What a document has of a field of a problem.
 #[derive(Debug)]
-pub(crate) struct Overlap<'a> {
+pub struct Overlap<'a> {
     pub text: &'a Text,
     /// Number of `text`, for [`Index::is_of`].
     number: u32,
@@ -99,16 +101,22 @@ pub(crate) struct Overlap<'a> {
 }
 
 impl Index {
-    pub(crate) fn build(config: &Config, benchmarks: &Benchmarks) -> Result<Self, Error> {
+    /// An index of the problems that `read` gives, benchmark after benchmark; `names`: what these are called. An error
+    /// names a benchmark of which nothing can be found.
+    pub fn build(
+        config: &Config,
+        names: &[String],
+        read: impl FnOnce(&mut Each) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         let ends = (config.min_words < config.n).then_some(config.min_words);
         let lengths = Lengths { n: config.n, ends, folds_numbers: config.fold_numbers };
         let mut making = Making { windows: Windows::new(lengths), texts: Vec::new(), found: Vec::new() };
-        let mut counts = vec![Count::default(); benchmarks.len()];
+        let mut counts = vec![Count::default(); names.len()];
         let mut has_short = false;
-        benchmarks.read(|benchmark, problem| {
-            let count = &mut counts[benchmark];
+        read(&mut |problem| {
+            let count = &mut counts[problem.benchmark];
             for field in &problem.fields {
-                let (quarters, is_short) = making.add(benchmark, count.problems, &problem, field)?;
+                let (quarters, is_short) = making.add(count.problems, &problem, field)?;
                 has_short |= is_short;
                 if field.is_question {
                     count.longest = count.longest.max(quarters);
@@ -127,16 +135,18 @@ impl Index {
         }
         index.templates = before - index.grams.len();
         index.arrange();
-        index.check(config, benchmarks)?;
+        index.check(config, names)?;
         Ok(index)
     }
 
-    pub(crate) fn windows(&self) -> Windows {
+    /// What reads texts for [`Index::find`].
+    pub fn windows(&self) -> Windows {
         Windows::new(self.lengths)
     }
 
     /// How many n-grams are sought.
-    pub(crate) fn len(&self) -> usize {
+    #[expect(clippy::len_without_is_empty, reason = "an empty one is an error when it is built")]
+    pub fn len(&self) -> usize {
         self.grams.len()
     }
 
@@ -196,9 +206,8 @@ impl Index {
     }
 
     /// A benchmark of which nothing can be found is not what anybody meant.
-    fn check(&self, config: &Config, benchmarks: &Benchmarks) -> Result<(), Error> {
-        for (benchmark, count) in self.counts.iter().enumerate() {
-            let name = benchmarks.name(benchmark);
+    fn check(&self, config: &Config, names: &[String]) -> Result<(), Error> {
+        for (name, count) in names.iter().zip(&self.counts) {
             if count.problems == 0 {
                 return Err(Error::data(format!("benchmark `{name}` is empty: nothing can be found of it"))
                     .hint("look at the job that makes it, or leave it out"));
@@ -224,7 +233,7 @@ impl Index {
     }
 
     /// The n-grams of `text` that are sought, in order.
-    pub(crate) fn find(&self, windows: &mut Windows, text: &str, hits: &mut Vec<Hit>) {
+    pub fn find(&self, windows: &mut Windows, text: &str, hits: &mut Vec<Hit>) {
         hits.clear();
         let mut folder = windows.begin(text);
         while let Some(hashes) = windows.next_word(&mut folder) {
@@ -256,7 +265,7 @@ impl Index {
     }
 
     /// What the hits in a document are of, in the order of benchmarks, problems and fields.
-    pub(crate) fn overlaps(&self, hits: &[Hit]) -> Vec<Overlap<'_>> {
+    pub fn overlaps(&self, hits: &[Hit]) -> Vec<Overlap<'_>> {
         let mut grams: Vec<u32> = hits.iter().map(|hit| hit.gram).collect();
         grams.sort_unstable();
         grams.dedup();
@@ -305,7 +314,7 @@ struct Making {
 
 impl Making {
     /// Takes a field in. Gives how many quarters of a word it has, and whether it is sought as a whole.
-    fn add(&mut self, benchmark: usize, number: usize, problem: &Problem, field: &Field) -> Result<(u32, bool), Error> {
+    fn add(&mut self, number: usize, problem: &Problem, field: &Field) -> Result<(u32, bool), Error> {
         let text = u32::try_from(self.texts.len()).map_err(|_| Error::data("more than 2³² fields of problems"))?;
         let mut folder = self.windows.begin(&field.text);
         let before = self.found.len();
@@ -323,7 +332,7 @@ impl Making {
             self.found.push((hash, Place { text, first: 0 }, words.len() as u32));
         }
         let made = Text {
-            benchmark,
+            benchmark: problem.benchmark,
             number,
             problem: problem.id.clone(),
             field: field.name,

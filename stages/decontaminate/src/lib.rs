@@ -24,8 +24,10 @@ use smelt_stage::kinds::{Document, Documents, Drops, Hits, Preferences, Prompts}
 use smelt_stage::{Artifact, Context, Error, Source, Stage, Unit, UnitRecord};
 
 use crate::benchmarks::Benchmarks;
+pub use crate::benchmarks::{Each, Field, Problem};
 pub use crate::cut::Cut;
-use crate::index::{Hit, Index, Overlap};
+pub use crate::index::{Hit, Index, Overlap, Text};
+pub use crate::windows::Windows;
 
 /// What counts as a copy of a problem, and what happens to a document that has one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -137,14 +139,14 @@ impl Stage for Decontaminate {
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
         let benchmarks = Benchmarks::new(&inputs, &config.names);
-        let mut index = Index::build(&config, &benchmarks)?;
-        report(&index, &config, &benchmarks, cx);
+        let mut index = Index::build(&config, benchmarks.names(), |each| benchmarks.read(each))?;
+        report(&index, &config, benchmarks.names(), cx);
         if let Some(most) = config.max_documents {
             let before = index.len();
             index = common(index, most, &inputs.documents, cx)?;
             cx.result("common_ngrams", (before - index.len()) as f64);
         }
-        let job = Job { config: &config, benchmarks: &benchmarks, index: &index, out: &out };
+        let job = Job { config: &config, names: benchmarks.names(), index: &index, out: &out };
         let input = &inputs.documents;
         let records = cx.units("filter", input.files().len(), |i, unit| {
             let (mut windows, mut hits, mut contaminated) = (index.windows(), Vec::new(), 0u64);
@@ -167,15 +169,14 @@ impl Stage for Decontaminate {
 }
 
 /// What is known of the benchmarks before a document is read.
-fn report(index: &Index, config: &Config, benchmarks: &Benchmarks, cx: &Context) {
-    for (benchmark, count) in index.counts.iter().enumerate() {
+fn report(index: &Index, config: &Config, names: &[String], cx: &Context) {
+    for (name, count) in names.iter().zip(&index.counts) {
         let unsought = count.problems - count.sought;
         if unsought > 0 {
             cx.warn(&format!(
-                "{unsought} of {} problems of benchmark `{}` are not sought: they have fewer than `min_words: {}`, or \
+                "{unsought} of {} problems of benchmark `{name}` are not sought: they have fewer than `min_words: {}`, or \
                  more than `max_problems` share what they say",
                 count.problems,
-                benchmarks.name(benchmark),
                 config.min_words
             ));
         }
@@ -216,7 +217,8 @@ fn common(index: Index, most: u64, input: &Artifact<Documents>, cx: &Context) ->
 
 struct Job<'a> {
     config: &'a Config,
-    benchmarks: &'a Benchmarks<'a>,
+    /// Of the benchmarks.
+    names: &'a [String],
     index: &'a Index,
     out: &'a Outputs,
 }
@@ -231,7 +233,7 @@ impl Job<'_> {
         for overlap in &overlaps {
             unit.write(&self.out.hits, self.row(&document, overlap))?;
         }
-        let of = format!("{} {}", self.benchmarks.name(most.text.benchmark), most.text.problem);
+        let of = format!("{} {}", self.names[most.text.benchmark], most.text.problem);
         match self.config.action {
             Action::Report => unit.keep(&self.out.documents, document)?,
             Action::Drop => {
@@ -248,7 +250,7 @@ impl Job<'_> {
     fn row(&self, document: &Document, overlap: &Overlap) -> smelt_stage::kinds::Hit {
         smelt_stage::kinds::Hit {
             document: document.id.clone(),
-            benchmark: self.benchmarks.name(overlap.text.benchmark).to_owned(),
+            benchmark: self.names[overlap.text.benchmark].clone(),
             problem: overlap.text.problem.clone(),
             field: overlap.text.field.to_owned(),
             ngram: overlap.ngram.to_owned(),

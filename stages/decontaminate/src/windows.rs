@@ -79,13 +79,13 @@ impl Window {
 
 /// The folded words of one text after the other, as far as the windows reach.
 #[derive(Clone, Debug)]
-pub(crate) struct Windows {
+pub struct Windows {
     n: Window,
     ends: Option<Window>,
     folds_numbers: bool,
     /// The forms of the words, each with a blank behind it.
-    pub text: String,
-    pub words: Vec<Word>,
+    pub(crate) text: String,
+    pub(crate) words: Vec<Word>,
 }
 
 /// The hashes of the windows that end with a word.

@@ -252,7 +252,8 @@ mod tests {
     #[test]
     fn wrapping_case_marks_and_accents_make_no_difference() {
         let plain = "The cafe in Zurich's well known old town, and \"the dogs' bowl\" don't mix (really): 1,234 fish";
-        let changed = "THE CAFÉ\u{a0}in   Zürich’s **well-known**\r\n> old-town — and “the dogs’ bowl” don’t mix; really. 1234 fish";
+        let changed = "THE CAFÉ\u{a0}in   Zürich’s **well-known**\r\n> old-town — and “the dogs’ bowl” don’t mix; \
+                       really. 1234 fish";
         assert_eq!(joined(plain), joined(changed));
         assert_eq!(
             joined(plain),
