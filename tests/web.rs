@@ -56,6 +56,25 @@ fn pages_become_tokens_and_every_page_is_accounted_for() {
     assert!(said.contains("3 rows kept"), "{said}");
 }
 
+/// Two of three problems of a benchmark quote pages: these become no tokens, and `hits` says why.
+#[test]
+fn what_a_benchmark_asks_becomes_no_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path();
+    smelt(store, None, &["run", "pipelines/examples/decontaminate.yaml"]).ok();
+    let rows = |query: &str| smelt(store, None, &["sql", query, "--format", "csv"]).ok().out;
+    let hits = rows("select document, benchmark, problem, ngrams from apart.hits order by 1, 3");
+    let expected = ["crawl.warc.gz#6,quotes,benchmark.jsonl#1,1", "site/page0.html,quotes,benchmark.jsonl#0,10"];
+    assert_eq!(hits.lines().skip(1).collect::<Vec<_>>(), expected);
+    let dropped = rows("select job, rule, count(*) from smelt.drops where job = 'apart' group by 1, 2");
+    assert_eq!(dropped.lines().last(), Some("apart,contaminated,2"));
+    let counts = "select (select count(*) from unique) - (select count(*) from apart) as gone, \
+                  (select count(*) from apart) - (select count(*) from t) as lost, \
+                  (select count(*) from t where document in (select document from apart.hits)) as kept";
+    let counts = format!("with t as (select document from tokens union all select document from tokens.validation) {counts}");
+    assert_eq!(rows(&counts).lines().last(), Some("2,0,0"));
+}
+
 /// The README's way to choose limits.
 #[test]
 fn what_a_rule_sees_is_asked_before_anything_is_dropped() {

@@ -174,8 +174,8 @@ fn report(index: &Index, config: &Config, names: &[String], cx: &Context) {
         let unsought = count.problems - count.sought;
         if unsought > 0 {
             cx.warn(&format!(
-                "{unsought} of {} problems of benchmark `{name}` are not sought: they have fewer than `min_words: {}`, or \
-                 more than `max_problems` share what they say",
+                "{unsought} of {} problems of benchmark `{name}` are not sought: they have fewer than `min_words: {}`, \
+                 or more than `max_problems` share what they say",
                 count.problems,
                 config.min_words
             ));

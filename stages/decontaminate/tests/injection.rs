@@ -183,7 +183,7 @@ fn marked(text: &str, draw: &mut Draw) -> String {
     out
 }
 
-/// A capital for each letter, or for the first of each word, or for none; accents gone or apart; full-width letters.
+/// A capital for each letter, or for the first of each word, or for none; or full-width letters.
 fn cased(text: &str, draw: &mut Draw) -> String {
     match draw.below(4) {
         0 => text.to_uppercase(),
