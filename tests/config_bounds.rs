@@ -8,8 +8,9 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// Stages with a config that resolves without a file of the machine.
-const STAGES: [(&str, &str); 12] = [
+const STAGES: [(&str, &str); 13] = [
     ("clean", "{}"),
+    ("quality", "{}"),
     ("dedup", "{}"),
     ("decontaminate", "{}"),
     ("tokenize", "{}"),

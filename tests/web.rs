@@ -71,7 +71,8 @@ fn what_a_benchmark_asks_becomes_no_tokens() {
     let counts = "select (select count(*) from unique) - (select count(*) from apart) as gone, \
                   (select count(*) from apart) - (select count(*) from t) as lost, \
                   (select count(*) from t where document in (select document from apart.hits)) as kept";
-    let counts = format!("with t as (select document from tokens union all select document from tokens.validation) {counts}");
+    let counts =
+        format!("with t as (select document from tokens union all select document from tokens.validation) {counts}");
     assert_eq!(rows(&counts).lines().last(), Some("2,0,0"));
 }
 

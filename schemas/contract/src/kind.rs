@@ -141,6 +141,8 @@ kinds! {
     metrics,
     /// `tokenizer.json` as Hugging Face reads it, with `tokenizer_config.json`.
     tokenizer,
+    /// `classifier.json` and `weights.f32`: what tells good documents from bad ones.
+    classifier,
     /// `config.json`, safetensors, tokenizer and chat template, as `transformers` loads them.
     checkpoint,
     /// A trainer's optimizer state, to continue it to the bit; prunable.

@@ -15,6 +15,7 @@ pub mod language;
 pub mod mojibake;
 pub mod pii;
 pub mod preset;
+pub mod quality;
 pub mod repetition;
 pub mod rules;
 pub mod text;
@@ -24,13 +25,15 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Document, Documents, Drops};
+use smelt_classify::Classifier;
+use smelt_stage::kinds::{self, Document, Documents, Drops};
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 
 use crate::blocklist::{Blocklist, Lists};
 use crate::language::Language;
 use crate::pii::{Pii, mask};
 use crate::preset::{Given, Preset, Switch};
+use crate::quality::{Quality, Scorer};
 use crate::rules::{Judge, Rules};
 
 /// What is changed in every text, and which documents are dropped.
@@ -61,8 +64,11 @@ pub struct Config {
     /// URLs whose documents are dropped.
     #[serde(skip_serializing_if = "Blocklist::is_empty")]
     pub blocklist: Blocklist,
+    /// What happens by the score of the `classifier`; null for nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
     /// Keep every document, and write what each rule looks at as a column of its name, whatever its limit; `rule` names
-    /// the one that would drop it, null for none, and `language_confidence` is in [0, 1]. Of the texts only the Unicode
+    /// the one that would drop it, null for none, and `language_confidence` is in [0, 1], and so is `quality` where a classifier is given. Of the texts only the Unicode
     /// form and control characters change. So limits are chosen in SQL before anything is dropped.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub annotate: bool,
@@ -120,14 +126,21 @@ pub struct Dropped {
     pub detail: Option<String>,
 }
 
+/// What judges documents beside the rules.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    pub lists: Lists,
+    pub scorer: Option<Scorer>,
+}
+
 /// The cleaned document and how many personal data were masked in it, or why it is dropped.
 pub(crate) fn clean(
     config: &Settled,
-    lists: &Lists,
+    tools: &Tools,
     judge: &mut Judge,
     mut document: Document,
 ) -> Result<(Document, usize), Dropped> {
-    document.url.as_deref().map_or(Ok(()), |url| lists.judge(url))?;
+    document.url.as_deref().map_or(Ok(()), |url| tools.lists.judge(url))?;
     config.normalise(&mut document);
     // To tell the language takes longer than all rules together: where none is wanted, only what stays is asked.
     let wants_language = !config.languages.is_empty();
@@ -144,6 +157,9 @@ pub(crate) fn clean(
         value: Some(fault.value),
         detail: None,
     })?;
+    if let Some(scorer) = &tools.scorer {
+        scorer.judge(&document.id, &left)?;
+    }
     if !wants_language {
         found = language::identify(&document.text);
     }
@@ -158,7 +174,11 @@ pub(crate) fn clean(
 }
 
 smelt_stage::inputs! {
-    pub struct Inputs { documents: Artifact<Documents> }
+    pub struct Inputs {
+        documents: Artifact<Documents>,
+        /// What `quality` trained.
+        classifier: Option<Artifact<kinds::Classifier>>,
+    }
 }
 smelt_stage::outputs! {
     pub struct Outputs { documents: Port<Documents>, drops: Port<Drops> }
@@ -177,7 +197,7 @@ impl Stage for Clean {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn resolve(config: &mut Config, _inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
+    fn resolve(config: &mut Config, inputs: &BTreeMap<String, usize>) -> Result<Vec<Source>, Error> {
         let known = language::codes();
         for (i, wanted) in config.languages.iter().enumerate() {
             if !known.contains(&wanted.as_str()) {
@@ -190,6 +210,19 @@ impl Stage for Clean {
         if !(0.0..=1.0).contains(&config.min_language_confidence) {
             let what = format!("{} is no confidence, expected 0 to 1", config.min_language_confidence);
             return Err(Error::config("/min_language_confidence", what));
+        }
+        let has_classifier = inputs.get("classifier").is_some_and(|&n| n > 0);
+        match &config.quality {
+            Some(quality) if !(0.0..=1.0).contains(&quality.min) => {
+                return Err(Error::config("/quality/min", format!("{} is no score, expected 0 to 1", quality.min)));
+            }
+            Some(_) if !has_classifier => {
+                return Err(Error::config("/quality", "there is no classifier whose scores could be used").hint(
+                    "train one: `{ stage: quality, input: { positive: JOB, negative: JOB } }`, and connect it as \
+                           `input: { documents: JOB, classifier: JOB }`",
+                ));
+            }
+            _ => {}
         }
         let settled = config.settle()?;
         for (field, limits) in
@@ -206,12 +239,18 @@ impl Stage for Clean {
     }
 
     fn run(config: Config, inputs: Inputs, out: Outputs, cx: &Context) -> Result<(), Error> {
-        let (is_annotated, lists) = (config.annotate, config.blocklist.read(cx.sources())?);
+        let is_annotated = config.annotate;
+        let classifier = inputs.classifier.as_ref().map(Classifier::read).transpose()?;
+        let scorer = classifier.map(|classifier| Scorer { classifier, rule: config.quality.clone() });
+        if scorer.as_ref().is_some_and(|scorer| scorer.rule.is_none()) && !is_annotated {
+            cx.warn("a classifier is connected, and nothing says what its scores are for: set `quality: { min: 0.5 }`");
+        }
+        let tools = Tools { lists: config.blocklist.read(cx.sources())?, scorer };
         let config = config.settle()?;
         let input = &inputs.documents;
         if is_annotated {
             cx.units("clean", input.files().len(), |i, unit| {
-                annotate::file(&config, &lists, input.read(i)?, &out.documents, unit)
+                annotate::file(&config, &tools, input.read(i)?, &out.documents, unit)
             })?;
             return Ok(());
         }
@@ -221,7 +260,7 @@ impl Stage for Clean {
                 let document = document?;
                 unit.count_read(1);
                 let id = document.id.clone();
-                match clean(&config, &lists, &mut judge, document) {
+                match clean(&config, &tools, &mut judge, document) {
                     Ok((document, count)) => {
                         masked += count;
                         unit.keep(&out.documents, document)?;

@@ -138,6 +138,8 @@ kind_types! {
     Prompts = prompts; Samples = samples; Preferences = preferences; Scores = scores; Hits = hits; Metrics = metrics;
     /// Files: `tokenizer.json`, `tokenizer_config.json`.
     Tokenizer = tokenizer;
+    /// Files: `classifier.json`, `weights.f32`.
+    Classifier = classifier;
     /// Files: `config.json`, safetensors, tokenizer and chat template.
     Checkpoint = checkpoint;
     /// Files: a trainer's state.

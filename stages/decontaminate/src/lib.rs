@@ -176,8 +176,7 @@ fn report(index: &Index, config: &Config, names: &[String], cx: &Context) {
             cx.warn(&format!(
                 "{unsought} of {} problems of benchmark `{name}` are not sought: they have fewer than `min_words: {}`, \
                  or more than `max_problems` share what they say",
-                count.problems,
-                config.min_words
+                count.problems, config.min_words
             ));
         }
     }
