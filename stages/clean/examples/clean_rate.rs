@@ -4,6 +4,7 @@
 mod rate;
 
 use serde_json::{Value, json};
+use smelt_classify::Classifier;
 use smelt_clean::language::identify;
 use smelt_clean::pii::mask;
 use smelt_clean::rules::{Judge, Rules};
@@ -29,6 +30,8 @@ fn main() {
     rate::measure("pii", &texts, |text| mask(text, &published.pii).1);
     rate::measure("own pii", &texts, |text| mask(text, &own.pii).1);
     rate::measure("language", &texts, |text| usize::from(identify(text).is_some()));
+    let classifier = Classifier { bits: 20, weights: vec![0.5; 1 << 20], bias: -5.0, slope: 1.0, offset: 0.0 };
+    rate::measure("quality", &texts, |text| usize::from(classifier.score(text) >= 0.5));
 }
 
 /// The four filters of the chain.

@@ -68,8 +68,9 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quality: Option<Quality>,
     /// Keep every document, and write what each rule looks at as a column of its name, whatever its limit; `rule` names
-    /// the one that would drop it, null for none, and `language_confidence` is in [0, 1], and so is `quality` where a classifier is given. Of the texts only the Unicode
-    /// form and control characters change. So limits are chosen in SQL before anything is dropped.
+    /// the one that would drop it, null for none. `language_confidence` is in [0, 1], and so is `quality`, which is
+    /// there when a classifier is. Of the texts only the Unicode form and control characters change. So limits are
+    /// chosen in SQL before anything is dropped.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub annotate: bool,
 }
