@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// Stages with a config that resolves without a file of the machine.
-const STAGES: [(&str, &str); 13] = [
+const STAGES: [(&str, &str); 14] = [
     ("clean", "{}"),
     ("quality", "{}"),
     ("dedup", "{}"),

@@ -68,6 +68,19 @@ fn sections(job: &str, pointer: &Pointer, manifest: &Manifest) -> Vec<(String, S
                  from {table} group by rule order by rows desc limit {ROWS}"
             );
             sections.push(("Dropped, by rule".into(), query));
+        } else if port.kind.fits(&kind::clusters()) {
+            let stays = if only.is_empty() { " where stays" } else { " and stays" };
+            let query = format!(
+                "select cast(power(2, floor(log2(size))) as bigint) as \"from size\", count(*) as clusters, \
+                 sum(size) as documents, max(document) as example from {table}{stays} group by 1 order by 1"
+            );
+            sections.push(("Clusters of duplicates, by size".into(), query));
+        } else if port.kind.fits(&kind::hits()) {
+            let query = format!(
+                "select benchmark, count(distinct problem) as problems, count(distinct document) as documents, \
+                 round(max(covered), 3) as \"most covered\" from {table} group by 1 order by 2 desc limit {ROWS}"
+            );
+            sections.push(("Problems of benchmarks that were found".into(), query));
         } else if port.kind.fits(&kind::documents()) {
             sections.push((format!("Languages of `{name}`"), by_language(&table, "length(text)", "characters")));
             sections.push((format!("Lengths of `{name}`, in characters"), by_length(&table, "length(text)")));

@@ -35,7 +35,7 @@ impl Kind {
     }
     /// Whether a table tells about a job's work and is not what the job is for: the name of a job never means it.
     pub fn is_beside(&self) -> bool {
-        ["drops", "clusters", "metrics"].contains(&self.name.as_str())
+        ["drops", "clusters", "hits", "metrics"].contains(&self.name.as_str())
     }
     /// The columns that this build knows, if this kind is a table; those that came with a later minor version are
     /// optional.

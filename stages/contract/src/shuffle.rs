@@ -178,7 +178,7 @@ mod tests {
         TokenRow {
             document: format!("document {i}"),
             source: "ß".into(),
-            language: (i % 2 == 0).then(|| "de".into()),
+            language: i.is_multiple_of(2).then(|| "de".into()),
             bytes: 7,
             ids: (0..i).collect(),
         }
