@@ -6,7 +6,7 @@
 //!
 //! It begins with small whole files of each format and packing, and the pages of `tests/parity/pages`. Each round takes one, changes
 //! some bytes, before or after it is packed, and reads it as a job would. Prints a line of JSON for each format. A file
-//! that made a reader panic, or took it more than ten seconds, stays in the folder `fuzz` beside the built programs.
+//! that made a reader panic, or took it more than ten seconds, stays in the folder `fuzz-files` beside the built programs.
 
 use smelt_ingest::read::{Fields, Item, Reading, open};
 use std::collections::BTreeMap;
@@ -210,7 +210,7 @@ fn main() {
     };
     let (seconds, seed) = (number(60), number(1));
     let program = std::env::current_exe().expect("this program has a path");
-    let folder: PathBuf = program.with_file_name("fuzz");
+    let folder: PathBuf = program.with_file_name("fuzz-files");
     std::fs::create_dir_all(&folder).expect("the folder of built programs can be written to");
     let (seeds, mut draws) = (seeds(), Draws(seed));
     let (began, mut round) = (Instant::now(), 0u64);

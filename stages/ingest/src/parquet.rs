@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
 use serde_json::{Map, Value};
 
 use crate::cell;
@@ -50,11 +51,14 @@ impl<'a> ParquetRows<'a> {
         reading: Reading<'a>,
         part: Option<&Part>,
     ) -> Result<(Self, Vec<String>), IngestError> {
-        let damaged = |e: parquet::errors::ParquetError| {
+        let damaged = |e: ParquetError| {
             IngestError::data(name, format!("`{name}` is no whole Parquet file: {e}"))
                 .with_hint("fetch the file again, or leave it out of `paths`")
         };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+        // The reader panics where the schema of Arrow in the file's footer names a type that there is not.
+        let opened = std::panic::catch_unwind(|| ParquetRecordBatchReaderBuilder::try_new(file));
+        let panicked = |_| Err(ParquetError::General("its schema cannot be read".into()));
+        let builder = opened.unwrap_or_else(panicked).map_err(damaged)?;
         let schema = builder.schema().clone();
         let known =
             || schema.fields().iter().map(|column| format!("`{}`", column.name())).collect::<Vec<_>>().join(", ");

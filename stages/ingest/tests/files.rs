@@ -537,6 +537,17 @@ fn text_columns_of_every_type_are_read() {
 }
 
 /// Parquet has no one way to pack its pages.
+/// Found by the example `fuzz`: a byte of the Arrow schema in the footer names a whole number of no bits.
+#[test]
+fn a_parquet_file_with_a_damaged_schema_is_an_error() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/damaged-schema.parquet");
+    assert_eq!(
+        error(&path),
+        "`damaged-schema.parquet` is no whole Parquet file: Parquet error: its schema cannot be read\n\
+         hint: fetch the file again, or leave it out of `paths`"
+    );
+}
+
 #[test]
 fn parquet_is_read_in_every_packing_that_others_write() {
     use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
