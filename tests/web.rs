@@ -53,7 +53,7 @@ fn pages_become_tokens_and_every_page_is_accounted_for() {
     // Others' pages, as the file's first lines say.
     let own = "tests/parity/pages/site/*.html";
     let said = smelt(store, Some(own), &["run", "pipelines/web.yaml"]).ok().out;
-    assert!(said.contains("3 rows kept"), "{said}");
+    assert!(said.contains("pages  ingest    3 rows, "), "{said}");
 }
 
 /// Two of three problems of a benchmark quote pages: these become no tokens, and `hits` says why.

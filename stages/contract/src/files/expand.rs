@@ -11,7 +11,7 @@ pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Resul
     while let Some(at) = rest.find("${") {
         out.push_str(&rest[..at]);
         let inner = &rest[at + 2..];
-        let end = inner.find('}').ok_or_else(|| FileError::Unclosed { pattern: pattern.into() })?;
+        let end = closing(inner).ok_or_else(|| FileError::Unclosed { pattern: pattern.into() })?;
         let (name, default) = match inner[..end].split_once(":-") {
             Some((name, default)) => (name, Some(default)),
             None => (&inner[..end], None),
@@ -27,6 +27,20 @@ pub fn expand(pattern: &str, variable: impl Fn(&str) -> Option<String>) -> Resul
     }
     own_store::refuse(pattern, &out)?;
     Ok(out)
+}
+
+/// Where the brace closes that was opened before `text`; a default may hold braces itself: `${DATA:-*.{md,txt}}`.
+fn closing(text: &str) -> Option<usize> {
+    let mut open = 0;
+    for (i, c) in text.char_indices() {
+        match c {
+            '{' => open += 1,
+            '}' if open == 0 => return Some(i),
+            '}' => open -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -46,6 +60,8 @@ mod tests {
         assert_eq!(expand("${CARGO_HOME:-~/.cargo}/registry"), "/home/ada/.cargo/registry");
         assert_eq!(expand("${EMPTY:-e}"), "e");
         assert_eq!(expand("plain/*.md"), "plain/*.md");
+        assert_eq!(expand("${DATA:-x/*.{md,txt}}/y"), "/data/y");
+        assert_eq!(expand("${EMPTY:-x/*.{md,txt}}/{a,b}"), "x/*.{md,txt}/{a,b}");
     }
 
     #[test]
