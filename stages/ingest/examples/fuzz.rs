@@ -4,9 +4,10 @@
 //! cargo run --release -p smelt-ingest --example fuzz -- SECONDS [SEED]
 //! ```
 //!
-//! It begins with small whole files of each format and packing, and the pages of `tests/parity/pages`. Each round takes one, changes
-//! some bytes, before or after it is packed, and reads it as a job would. Prints a line of JSON for each format. A file
-//! that made a reader panic, or took it more than ten seconds, stays in the folder `fuzz-files` beside the built programs.
+//! It begins with small whole files of each format and packing, and the pages of `tests/parity/pages`. Each round takes
+//! one, changes some bytes, before or after it is packed, and reads it as a job would. Prints a line of JSON for each
+//! format. A file that made a reader panic, or took it more than ten seconds, stays in the folder `fuzz-files` beside
+//! the built programs.
 
 use smelt_ingest::read::{Fields, Item, Reading, open};
 use std::collections::BTreeMap;

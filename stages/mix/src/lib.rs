@@ -2,8 +2,8 @@
 //!
 //! Reads `tokens`, writes `tokens`, in a random order. The config names parts of the corpus by input, source and
 //! language; a document belongs to the first part that fits. A part is written so many times (`epochs`), or takes its
-//! share of what is left of the budget (`weight`). Whole passes write every document; of the last, broken pass a hash of
-//! the document's id chooses, so what is written is what was asked for up to the sizes of single documents.
+//! share of what is left of the budget (`weight`). Whole passes write every document; of the last, broken pass a hash
+//! of the document's id chooses, so what is written is what was asked for up to the sizes of single documents.
 //! Documents that are not written at all are rows of `drops`.
 
 mod plan;
@@ -54,8 +54,8 @@ pub struct Part {
     #[schemars(range(min = 0.0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
-    /// Times that a part with a weight is written at most. Up to 4 times, repeated tokens are worth about as much as new
-    /// ones (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", §6). The part that reaches its limit
+    /// Times that a part with a weight is written at most. Up to 4 times, repeated tokens are worth about as much as
+    /// new ones (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", §6). The part that reaches its limit
     /// first limits all that have weights, so that their shares hold.
     #[schemars(range(min = 0.0, max = 1000.0))]
     #[serde(default = "once", skip_serializing_if = "is_once")]

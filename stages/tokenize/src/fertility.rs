@@ -1,7 +1,7 @@
 //! How many tokens a text takes, by language: what a vocabulary costs those who write in it.
 //!
-//! Fertility is tokens per word (Rust et al. 2021, "How Good is Your Tokenizer?", §3.2). In scripts without blanks words
-//! are estimated from characters: there figures compare vocabularies, not languages.
+//! Fertility is tokens per word (Rust et al. 2021, "How Good is Your Tokenizer?", §3.2). In scripts without blanks
+//! words are estimated from characters: there figures compare vocabularies, not languages.
 
 use serde_json::{Value, json};
 use smelt_stage::Error;
