@@ -103,8 +103,8 @@ fn by_language(table: &str, length: &str, unit: &str) -> String {
 fn by_length(table: &str, length: &str) -> String {
     format!(
         "select \"from\", rows, repeat('█', cast(ceil({BAR}.0 * rows / max(rows) over ()) as bigint)) as share from \
-         (select cast(power(2, floor(log2(greatest({length}, 1)))) as bigint) as \"from\", count(*) as rows from {table} \
-         group by 1) order by \"from\""
+         (select cast(power(2, floor(log2(greatest({length}, 1)))) as bigint) as \"from\", count(*) as rows \
+         from {table} group by 1) order by \"from\""
     )
 }
 

@@ -12,8 +12,8 @@ use crate::Dropped;
 pub struct Quality {
     /// Smallest score, in [0, 1].
     pub min: f64,
-    /// A document stays with probability (2 − score)^−pareto, by a hash of its id; null for all. GPT-3 took 9 (Brown et
-    /// al. 2020, appendix A): a score of 1 always stays, of 0.9 in 42 of 100 cases, of 0 in one of 512.
+    /// A document stays with probability (2 − score)^−pareto, by a hash of its id; null for all. GPT-3 took 9 (Brown
+    /// et al. 2020, appendix A): a score of 1 always stays, of 0.9 in 42 of 100 cases, of 0 in one of 512.
     pub pareto: Option<u32>,
 }
 

@@ -8,7 +8,8 @@
 //! lower-case word without punctuation), so a copy that was wrapped anew or marked otherwise is found. Numbers count as
 //! they are, as there; datatrove folds them. In scripts without blanks between words a character counts as a part of a
 //! word: a half in Chinese and Japanese, so that an n-gram has 26 characters there. A name such as
-//! 中华人民共和国全国人民代表大会常务委员会 has 20 and is no evidence, which 13 characters would make it.
+//! 中华人民共和国全国人民代表大会常务委员会 has 20 and is no evidence, which 13
+//! characters would make it.
 
 mod benchmarks;
 mod cut;

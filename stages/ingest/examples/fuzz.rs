@@ -136,8 +136,9 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     let list = format!("[{}]", lines.trim_end().replace('\n', ","));
     let csv: String = (0..20).map(|i| format!("{i},\"a \"\"quoted\"\" text,\n{i}\",x\n")).collect();
     let wide: Vec<u8> = "ein Text\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let page = "<!doctype html><html lang=de><head><meta charset=latin1><title>T</title></head><body><nav><a>x</a></nav>\
-        <article><h1>T</h1><p>Some words &amp; more of them.</p><ul><li>a<li>b</ul><pre> x\n  y</pre><table><tr><td>1<td>2</table></article>";
+    let page = "<!doctype html><html lang=de><head><meta charset=latin1><title>T</title></head><body>\
+        <nav><a>x</a></nav><article><h1>T</h1><p>Some words &amp; more of them.</p><ul><li>a<li>b</ul>\
+        <pre> x\n  y</pre><table><tr><td>1<td>2</table></article>";
     let response = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n{page}");
     let record = |kind: &str, block: &str| {
         format!(

@@ -55,8 +55,8 @@ pub struct Part {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
     /// Times that a part with a weight is written at most. Up to 4 times, repeated tokens are worth about as much as
-    /// new ones (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", §6). The part that reaches its limit
-    /// first limits all that have weights, so that their shares hold.
+    /// new ones (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", §6). The part that reaches its
+    /// limit first limits all that have weights, so that their shares hold.
     #[schemars(range(min = 0.0, max = 1000.0))]
     #[serde(default = "once", skip_serializing_if = "is_once")]
     pub max_epochs: f64,
@@ -306,8 +306,8 @@ impl<'a> Corpus<'a> {
         })?;
         if let (Some(i), Some(budget)) = (limited, config.budget) {
             cx.warn(&format!(
-                "{:.0} of the {budget} tokens of the budget are there: part `{}` is written {} times, its `max_epochs`, \
-                 and the shares of the others go by it",
+                "{:.0} of the {budget} tokens of the budget are there: part `{}` is written {} times, its \
+                 `max_epochs`, and the shares of the others go by it",
                 plan.tokens,
                 name(i),
                 plan.epochs[i]

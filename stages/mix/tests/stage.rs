@@ -200,7 +200,8 @@ fn configs_that_cannot_work_say_why() {
     for (config, says) in [
         (
             part(json!({})),
-            "part `web` must have either `epochs` or `weight`\nhint: `epochs: 1` writes it whole, `weight: 1` gives it its share",
+            "part `web` must have either `epochs` or `weight`\n\
+             hint: `epochs: 1` writes it whole, `weight: 1` gives it its share",
         ),
         (part(json!({ "epochs": 0 })), "0 is no number of times, expected more than 0"),
         (part(json!({ "weight": -1 })), "-1 is no share, expected more than 0"),

@@ -29,7 +29,8 @@ fn what_a_published_filter_keeps_can_be_told_by_its_words() {
             let manifest = workshop.run::<Quality>(json!({}), inputs).unwrap();
             let metric = |name: &str| manifest.metrics[name];
             data::say(&format!(
-                "{}: {filter}: {up} kept, {down} not; of {} unseen ones accuracy {:.3}, AUC {:.3}, calibration error {:.3}",
+                "{}: {filter}: {up} kept, {down} not; of {} unseen ones accuracy {:.3}, AUC {:.3}, \
+                 calibration error {:.3}",
                 set.name(),
                 metric("test_documents"),
                 metric("test_accuracy"),

@@ -17,10 +17,10 @@ fn draws(seed: u64) -> impl FnMut(usize) -> usize {
 
 /// Texts of every kind: random characters of all planes, and runs of those that the expressions tell apart.
 fn texts(count: usize) -> Vec<String> {
-    let apart: Vec<char> =
-        " \n\t\r'sSreRvVemMlLdDaz.,!=+-12٣²Ⅷéſ漢カ・゛ー\u{3097}\u{301}\u{85}\u{a0}\u{3000}\u{200b}\0\u{feff}🦀<|>"
-            .chars()
-            .collect();
+    let apart: Vec<char> = " \n\t\r'sSreRvVemMlLdDaz.,!=+-12\
+         ٣²Ⅷéſ漢カ・゛ー\u{3097}\u{301}\u{85}\u{a0}\u{3000}\u{200b}\0\u{feff}🦀<|>"
+        .chars()
+        .collect();
     let mut draw = draws(7);
     (0..count)
         .map(|i| {
