@@ -2,7 +2,9 @@
 
 use crate::smoke::repository;
 use crate::support::{Bench, Said};
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 /// `smelt` in the repository's folder, where the pipeline finds its pages.
 fn smelt(store: &Path, pages: Option<&str>, args: &[&str]) -> Said {
@@ -95,4 +97,33 @@ fn what_a_rule_sees_is_asked_before_anything_is_dropped() {
     let rest = "count(*) filter (where letter_words < 0.6) as looser, count(*) from clean";
     assert!(readme.contains(query) && readme.contains(rest), "the README has this query");
     assert_eq!(rows(&format!("{query} {rest}")).lines().last(), Some("4,0,16"));
+}
+
+/// Standard input is a source like a file: the same bytes are not read again, others are.
+#[test]
+fn documents_come_from_standard_input() {
+    let bench = Bench::new();
+    let raw = r#"raw: { stage: ingest, config: { paths: ["-"] } }"#;
+    bench.pipeline("p.yaml", &format!("name: p\nstore: artifacts\njobs:\n  {raw}\n"));
+    let lines = |n: usize| (0..n).map(|i| format!("{{\"text\":\"text {i}\"}}\n")).collect::<String>();
+    let temporary = tempfile::tempdir().unwrap();
+    let smelt = |args: &[&str], input: &str| -> Said {
+        let mut command = bench.command(args);
+        command.env("TMPDIR", temporary.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A command that does not read its input closes it.
+        drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
+        child.wait_with_output().unwrap().into()
+    };
+    let said = smelt(&["run", "p.yaml", "--stdin"], &lines(3)).ok().out;
+    assert!(said.contains("raw  ingest    3 rows, "), "{said}");
+    let count = smelt(&["sql", "select id, text from raw order by id", "--format", "csv"], "").ok().out;
+    assert_eq!(count, "id,text\nstdin:1,text 0\nstdin:2,text 1\nstdin:3,text 2\n");
+    assert!(smelt(&["plan", "p.yaml", "--stdin"], &lines(3)).ok().out.contains("raw  cached"));
+    let plan = smelt(&["plan", "p.yaml", "--stdin"], &lines(4)).ok().out;
+    assert!(plan.contains("raw  new      sources: 1 changed, 0 added, 0 removed, first stdin"), "{plan}");
+    let said = smelt(&["run", "p.yaml"], &lines(3)).fails(2).err;
+    assert!(said.contains("`-` is standard input, and none was given"), "{said}");
+    assert!(said.contains("add `--stdin`: `zcat data.jsonl.gz | smelt run --stdin`"), "{said}");
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "no copy is left");
 }

@@ -38,6 +38,9 @@ pub(crate) struct PipelineArgs {
     /// Change a value of the file: `job.config.field=value`, `seed=3`, `vars.name=value`
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Read standard input: what `paths: ["-"]` of an `ingest` job stands for
+    #[arg(long)]
+    pub(crate) stdin: bool,
 }
 
 #[derive(Args, Clone)]

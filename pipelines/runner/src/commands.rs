@@ -6,12 +6,14 @@ use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
 use crate::programs::{self, Program};
 use crate::run::{self, summarise};
+use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
 use crate::{job, live, query, report};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{RunState, Store};
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -22,16 +24,23 @@ use std::time::Instant;
 pub(crate) struct Target {
     file: Option<PathBuf>,
     options: load::Options,
+    stdin: bool,
+    /// Lives as long as this, for the jobs that read it.
+    spool: OnceCell<Spool>,
 }
 
 impl From<PipelineArgs> for Target {
     fn from(p: PipelineArgs) -> Self {
-        Self { file: p.pipeline, options: load::Options { store: p.store.store, set: p.set } }
+        let options = load::Options { store: p.store.store, set: p.set };
+        Self { file: p.pipeline, options, stdin: p.stdin, spool: OnceCell::new() }
     }
 }
 
 impl Target {
     pub(crate) fn load(&self) -> Result<(Plan, Store)> {
+        if self.stdin && self.spool.get().is_none() {
+            drop(self.spool.set(Spool::of_stdin()?)); // just seen to be empty
+        }
         let plan = load::load(&load::pipeline_file(self.file.as_deref())?, &self.options)?;
         let store = load::open_store(&plan.store, plan.store_by, None)?;
         Ok((plan, store))

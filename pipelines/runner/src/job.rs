@@ -285,13 +285,13 @@ fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
 }
 
 /// A local folder that is deleted with this value; if the process is killed, `sweep` of a later run deletes it.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub PathBuf);
 
 impl Scratch {
     const PREFIX: &str = "smelt-";
     const OWNER: &str = "owner.json";
 
-    fn new(run: &str, job: &str, rank: u32) -> Result<Self> {
+    pub(crate) fn new(run: &str, job: &str, rank: u32) -> Result<Self> {
         let name = format!("{}{run}-{}-{rank}-{}", Self::PREFIX, safe_name(job), std::process::id());
         let folder = std::env::temp_dir().join(name);
         let owner = serde_json::to_vec(&Owner::this_process()).expect("an owner is plain data");

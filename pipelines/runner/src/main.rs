@@ -16,6 +16,7 @@ mod query;
 mod report;
 mod run;
 mod shim;
+mod stdin;
 mod table;
 mod team;
 mod view;

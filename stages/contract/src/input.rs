@@ -2,7 +2,9 @@
 
 use crate::Mapped;
 use crate::error::Error;
-use crate::kinds::{KindType, Table};
+use crate::kinds::{KindType, Table, View};
+use arrow::array::RecordBatch;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
 use smelt_schemas::{Arity, Digest, FileRecord, InputPort, InputRef, Manifest, PortRecord};
@@ -179,48 +181,75 @@ impl<K: Table> Artifact<K> {
     }
 
     /// The rows of file number `i`, in order.
-    pub fn read(&self, i: usize) -> Result<Rows<K>, Error> {
-        Rows::open(self.fetch(i)?, &format!("`{}` of input `{}`", self.record.files[i].path, self.name))
+    pub fn read(&self, i: usize) -> Result<Rows<K::Row>, Error> {
+        Rows::open(self.fetch(i)?, self.what(i), None, K::rows)
+    }
+
+    /// The same with some columns alone; the others are not decoded.
+    pub fn view<V: View<Of = K>>(&self, i: usize) -> Result<Rows<V>, Error> {
+        Rows::open(self.fetch(i)?, self.what(i), Some(V::COLUMNS), V::rows)
+    }
+
+    fn what(&self, i: usize) -> String {
+        format!("`{}` of input `{}`", self.record.files[i].path, self.name)
     }
 
     /// The rows of all files, in order.
     pub fn read_all(&self) -> impl Iterator<Item = Result<K::Row, Error>> + '_ {
-        (0..self.record.files.len()).flat_map(|i| {
-            let (rows, error) = match self.read(i) {
-                Ok(rows) => (Some(rows), None),
-                Err(e) => (None, Some(Err(e))),
-            };
-            rows.into_iter().flatten().chain(error)
-        })
+        (0..self.record.files.len()).flat_map(|i| unless_failed(self.read(i)))
+    }
+
+    /// The same with some columns alone.
+    pub fn view_all<V: View<Of = K>>(&self) -> impl Iterator<Item = Result<V, Error>> + '_ {
+        (0..self.record.files.len()).flat_map(|i| unless_failed(self.view(i)))
     }
 }
 
+/// Rows, or why there are none as the only item.
+fn unless_failed<R>(rows: Result<Rows<R>, Error>) -> impl Iterator<Item = Result<R, Error>> {
+    let (rows, error) = match rows {
+        Ok(rows) => (Some(rows), None),
+        Err(e) => (None, Some(Err(e))),
+    };
+    rows.into_iter().flatten().chain(error)
+}
+
 /// Rows of one Parquet file.
-pub struct Rows<K: Table> {
+pub struct Rows<R> {
     batches: ParquetRecordBatchReader,
-    rows: std::vec::IntoIter<K::Row>,
+    decode: fn(&RecordBatch) -> Result<Vec<R>, String>,
+    rows: std::vec::IntoIter<R>,
     what: String,
     _file: LocalFile,
 }
 
-impl<K: Table> fmt::Debug for Rows<K> {
+impl<R> fmt::Debug for Rows<R> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "Rows of {}", self.what)
     }
 }
 
-impl<K: Table> Rows<K> {
-    fn open(file: LocalFile, what: &str) -> Result<Self, Error> {
+impl<R> Rows<R> {
+    fn open(
+        file: LocalFile,
+        what: String,
+        columns: Option<&[&str]>,
+        decode: fn(&RecordBatch) -> Result<Vec<R>, String>,
+    ) -> Result<Self, Error> {
         let opened = std::fs::File::open(file.path()).map_err(|e| Error::machine(format!("{what}: {e}")))?;
         let unreadable = |e: ParquetError| Error::of_table(&format!("{what} is no readable Parquet"), &e);
         let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(unreadable)?;
-        let batches = builder.with_batch_size(1024).build().map_err(unreadable)?;
-        Ok(Self { batches, rows: Vec::new().into_iter(), what: what.into(), _file: file })
+        let mask = match columns {
+            Some(columns) => ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied()),
+            None => ProjectionMask::all(),
+        };
+        let batches = builder.with_projection(mask).with_batch_size(1024).build().map_err(unreadable)?;
+        Ok(Self { batches, decode, rows: Vec::new().into_iter(), what, _file: file })
     }
 }
 
-impl<K: Table> Iterator for Rows<K> {
-    type Item = Result<K::Row, Error>;
+impl<R> Iterator for Rows<R> {
+    type Item = Result<R, Error>;
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(row) = self.rows.next() {
@@ -228,7 +257,7 @@ impl<K: Table> Iterator for Rows<K> {
             }
             match self.batches.next()? {
                 Err(e) => return Some(Err(Error::of_table(&format!("{} is no readable Parquet", self.what), &e))),
-                Ok(batch) => match K::rows(&batch) {
+                Ok(batch) => match (self.decode)(&batch) {
                     Ok(rows) => self.rows = rows.into_iter(),
                     Err(e) => return Some(Err(Error::data(format!("{}: {e}", self.what)))),
                 },

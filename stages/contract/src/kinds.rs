@@ -33,6 +33,15 @@ pub trait Table: KindType {
     }
 }
 
+/// Some columns of a table as rows of their own: who reads these decodes no others.
+pub trait View: Send + 'static + Sized {
+    type Of: Table;
+    /// Names of the columns.
+    const COLUMNS: &'static [&'static str];
+    /// As `Table::rows`, of a batch that has these columns alone.
+    fn rows(batch: &RecordBatch) -> Result<Vec<Self>, String>;
+}
+
 /// The columns that a reader does not know, carried to the writer: one row of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Extra(Option<(Arc<RecordBatch>, usize)>);
@@ -274,6 +283,30 @@ tables! {
     Metrics, Metric { step: u64, name: String, value: f64 } weight |_| 0;
 }
 
+macro_rules! views {
+    ($($(#[$doc:meta])* $view:ident of $kind:ident { $($field:ident : $ty:ty),* $(,)? })*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $view { $(pub $field: $ty),* }
+        impl View for $view {
+            type Of = $kind;
+            const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),*];
+            fn rows(batch: &RecordBatch) -> Result<Vec<Self>, String> {
+                $(let mut $field = column::<$ty>(batch, stringify!($field), &$kind::schema())?.into_iter();)*
+                let row = |_| Some($view { $($field: $field.next()?),* });
+                (0..batch.num_rows()).map(row).collect::<Option<_>>().ok_or_else(|| "columns differ in length".into())
+            }
+        }
+    )* };
+}
+
+views! {
+    /// A document without what is only passed on: time, metadata, columns of other stages.
+    DocumentText of Documents { id: String, text: String, source: String, url: Option<String>, language: Option<String> }
+    /// Where the tokens of a document come from, and the tokens.
+    SourceTokens of Tokens { source: String, language: Option<String>, ids: Vec<u32> }
+}
+
 impl Document {
     /// A document with nothing but a text and where it comes from.
     pub fn new(id: impl Into<String>, text: impl Into<String>, source: impl Into<String>) -> Self {
@@ -323,6 +356,20 @@ mod tests {
         let nulls = Arc::new(StringArray::from(vec![None::<&str>])) as ArrayRef;
         let batch = RecordBatch::try_from_iter([("id", ids), ("text", nulls)]).unwrap();
         assert_eq!(Documents::rows(&batch).unwrap_err(), "column `text` has 1 nulls, expected none");
+    }
+
+    #[test]
+    fn a_view_reads_its_columns_alone() {
+        let text = |s: &str| Arc::new(StringArray::from(vec![s])) as ArrayRef;
+        let wrong = Arc::new(Int32Array::from(vec![1])) as ArrayRef;
+        let columns = [("id", text("a")), ("text", text("b")), ("source", text("c")), ("metadata", wrong.clone())];
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        assert_eq!(Documents::rows(&batch).unwrap_err(), "column `metadata` has type Int32, expected Utf8");
+        let expected =
+            DocumentText { id: "a".into(), text: "b".into(), source: "c".into(), url: None, language: None };
+        assert_eq!(DocumentText::rows(&batch).unwrap(), [expected]);
+        let batch = RecordBatch::try_from_iter([("id", text("a")), ("text", wrong)]).unwrap();
+        assert_eq!(DocumentText::rows(&batch).unwrap_err(), "column `text` has type Int32, expected Utf8");
     }
 
     /// What reinforcement needs to replay what a sampler did.

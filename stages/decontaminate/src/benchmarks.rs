@@ -1,6 +1,6 @@
 //! The problems of benchmarks, whatever kind of artifact holds them.
 
-use smelt_stage::kinds::{Documents, Message, Preferences, Prompts};
+use smelt_stage::kinds::{DocumentText, Documents, Message, Preferences, Prompts};
 use smelt_stage::{Artifact, Error};
 
 use crate::Inputs;
@@ -93,8 +93,8 @@ fn of_preferences(benchmark: usize, artifact: &Artifact<Preferences>, each: &mut
 }
 
 fn of_texts(benchmark: usize, artifact: &Artifact<Documents>, each: &mut Each) -> Result<(), Error> {
-    artifact.read_all().try_for_each(|document| {
-        let document = document?;
+    artifact.view_all().try_for_each(|document| {
+        let document: DocumentText = document?;
         let field = Field { name: "text", text: document.text, is_question: true };
         each(Problem { benchmark, id: document.id, fields: vec![field] })
     })

@@ -21,7 +21,7 @@ use std::io::{Read, Write};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Document, Documents, Drops, Hits, Preferences, Prompts};
+use smelt_stage::kinds::{Document, DocumentText, Documents, Drops, Hits, Preferences, Prompts};
 use smelt_stage::{Artifact, Context, Error, Source, Stage, Unit, UnitRecord};
 
 use crate::benchmarks::Benchmarks;
@@ -192,7 +192,7 @@ fn common(index: Index, most: u64, input: &Artifact<Documents>, cx: &Context) ->
     let counted = cx.units("count", input.files().len(), |i, unit| {
         let (mut windows, mut hits) = (index.windows(), Vec::new());
         let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
-        for document in input.read(i)? {
+        for document in input.view::<DocumentText>(i)? {
             index.find(&mut windows, &document?.text, &mut hits);
             let grams: BTreeSet<u32> = hits.iter().map(|hit| hit.gram).collect();
             grams.into_iter().for_each(|gram| *counts.entry(gram).or_default() += 1);

@@ -21,7 +21,7 @@
 use std::io::Write;
 use std::ops::Range;
 
-use smelt_stage::kinds::{Document, Documents};
+use smelt_stage::kinds::{Document, DocumentText, Documents};
 use smelt_stage::sort::{Item, Sorted, Sorter};
 use smelt_stage::{Artifact, Context, Error, Unit, UnitRecord, WorkFile, WorkPart};
 use smelt_words::{is_digit, simplify, simplify_keeping_numbers};
@@ -130,18 +130,19 @@ impl<'a> Job<'a> {
     }
 
     /// The documents of an input file with their ranks.
-    fn ranked(&self, file: usize) -> Result<impl Iterator<Item = Result<(u64, Document), Error>>, Error> {
+    fn ranked(&self, file: usize) -> Result<impl Iterator<Item = Result<(u64, DocumentText), Error>>, Error> {
         let mut ranks = match &self.ranks {
             Some(ranks) => Some(ranks.of_file(self.cx, file)?),
             None => None,
         };
-        Ok(self.documents(file)?.map(move |document| {
-            let (number, document) = document?;
+        let (artifact, number) = self.files[file];
+        let texts = self.inputs[artifact].view(number)?.zip(self.starts[file]..);
+        Ok(texts.map(move |(text, number)| {
             let rank = match &mut ranks {
                 Some(ranks) => ranks.next().ok_or_else(|| Error::bug("a document has no rank"))??,
                 None => number,
             };
-            Ok((rank, document))
+            Ok((rank, text?))
         }))
     }
 

@@ -9,7 +9,7 @@
 //! matches one component; its own walk follows links in a circle and cannot hold a name that is not UTF-8.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -42,10 +42,25 @@ pub(crate) fn alternatives(pattern: &str) -> Result<Vec<String>, IngestError> {
     Ok(inside.split(',').flat_map(|one| after.iter().map(move |after| format!("{before}{one}{after}"))).collect())
 }
 
+/// The file that holds what came on standard input, where the runner was asked to read it; it is called `stdin`.
+fn standard_input(variable: Option<OsString>) -> Result<Matches, IngestError> {
+    let none = || {
+        IngestError::config("-", "`-` is standard input, and none was given")
+            .with_hint("add `--stdin`: `zcat data.jsonl.gz | smelt run --stdin`; a later call needs the same data again")
+    };
+    let path = variable.map(PathBuf::from).ok_or_else(none)?;
+    let cannot = |source| IngestError::Read { name: "stdin".into(), source };
+    let bytes = fs::metadata(&path).map_err(cannot)?.len();
+    Ok(Matches { files: vec![Found { name: "stdin".into(), path, bytes }], ..Matches::default() })
+}
+
 /// The files that one expanded pattern matches. Hidden ones are matched by a pattern that begins with a dot alone.
 ///
 /// Below `**` every folder is entered once, by its own name rather than by a link, so a circle of links ends.
 pub fn matches(pattern: &str) -> Result<Matches, IngestError> {
+    if pattern == "-" {
+        return standard_input(std::env::var_os("SMELT_STDIN"));
+    }
     if let Some((scheme, rest)) = pattern.split_once("://") {
         return Err(address(pattern, scheme, rest));
     }
@@ -269,6 +284,18 @@ pub(crate) fn name_of(path: &Path, root: Root) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hyphen_is_standard_input() {
+        let error = standard_input(None).unwrap_err();
+        assert_eq!(error.to_string(), "`-` is standard input, and none was given");
+        let hint = "add `--stdin`: `zcat data.jsonl.gz | smelt run --stdin`; a later call needs the same data again";
+        assert_eq!(error.hint().unwrap(), hint);
+        let this = std::env::current_exe().unwrap();
+        let found = standard_input(Some(this.clone().into())).unwrap().files;
+        let bytes = fs::metadata(&this).unwrap().len();
+        assert_eq!(found, [Found { name: "stdin".into(), path: this, bytes }]);
+    }
 
     #[test]
     fn names_begin_after_the_marker_or_the_last_plain_folder() {

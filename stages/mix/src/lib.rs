@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Drops, TokenRow, Tokens};
+use smelt_stage::kinds::{Drops, SourceTokens, TokenRow, Tokens};
 use smelt_stage::shuffle::Shuffle;
 use smelt_stage::{Artifact, Context, Cores, Error, Source, Stage};
 
@@ -171,12 +171,13 @@ impl Stage for Mix {
         let corpus = Corpus::new(&config, &inputs.tokens)?;
         let counted = cx.units("count", corpus.files.len(), |i, unit| {
             let mut tokens = vec![0u64; corpus.parts.len()];
-            corpus.each(i, |row, part| {
-                if let Some(part) = part {
-                    tokens[part] += row.ids.len() as u64;
+            let (input, file) = corpus.files[i];
+            for row in inputs.tokens[input].view(file)? {
+                let SourceTokens { source, language, ids } = row?;
+                if let Some(part) = corpus.part(input, &source, language.as_deref()) {
+                    tokens[part] += ids.len() as u64;
                 }
-                Ok(())
-            })?;
+            }
             unit.set_detail(tokens.into());
             Ok(())
         })?;
@@ -248,11 +249,11 @@ struct Matcher {
 }
 
 impl Matcher {
-    fn fits(&self, input: usize, row: &TokenRow) -> bool {
+    fn fits(&self, input: usize, source: &str, language: Option<&str>) -> bool {
         let Part { input: wanted, languages, .. } = &self.part;
         wanted.is_none_or(|wanted| wanted == input)
-            && self.source.as_ref().is_none_or(|source| source.matches(&row.source))
-            && (languages.is_empty() || row.language.as_ref().is_some_and(|language| languages.contains(language)))
+            && self.source.as_ref().is_none_or(|pattern| pattern.matches(source))
+            && (languages.is_empty() || language.is_some_and(|language| languages.iter().any(|each| each == language)))
     }
 }
 
@@ -275,6 +276,11 @@ impl<'a> Corpus<'a> {
         Ok(Self { inputs, files: files.collect(), parts })
     }
 
+    /// The first part that takes documents like this.
+    fn part(&self, input: usize, source: &str, language: Option<&str>) -> Option<usize> {
+        self.parts.iter().position(|part| part.fits(input, source, language))
+    }
+
     /// Calls `take` with every row of file `i` and the part that it belongs to.
     fn each<F>(&self, i: usize, mut take: F) -> Result<(), Error>
     where
@@ -283,7 +289,7 @@ impl<'a> Corpus<'a> {
         let (input, file) = self.files[i];
         for row in self.inputs[input].read(file)? {
             let row = row?;
-            let part = self.parts.iter().position(|part| part.fits(input, &row));
+            let part = self.part(input, &row.source, row.language.as_deref());
             take(row, part)?;
         }
         Ok(())

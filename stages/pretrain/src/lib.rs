@@ -478,7 +478,7 @@ impl Training for Pretraining<'_> {
         let sequences = batches.before(report.step) - batches.before(first);
         let rate = sequences as f64 * config.context as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let note = format!("loss {:.3}, {rate:.0} tokens/s", report.loss);
-        Ok(Figures { values: values(&report, self.cx), note })
+        Ok(Figures { values: values(&report, config.steps, self.cx), note })
     }
 
     fn evaluate(&self, trainer: &Trainer) -> Result<Vec<(&'static str, f64)>, Error> {
@@ -496,8 +496,13 @@ impl Training for Pretraining<'_> {
     }
 }
 
-/// A step's figures as points of curves; per layer of experts the largest and the least load, as shares of the mean.
-fn values(report: &Report, cx: &Context) -> Vec<(String, f64)> {
+/// Steps of a training at which the load of every expert is noted: they tell which ones are used, and cost little where
+/// layers and experts are many.
+const LOAD_POINTS: u64 = 64;
+
+/// A step's figures as points of curves; per layer of experts the largest and the least load, as shares of the mean,
+/// and at some of the `steps` the load of each: `expert_load.LAYER.EXPERT`.
+fn values(report: &Report, steps: u64, cx: &Context) -> Vec<(String, f64)> {
     let mut values = vec![
         ("loss".to_owned(), report.loss),
         ("gradient_norm".into(), report.gradient_norm),
@@ -510,6 +515,10 @@ fn values(report: &Report, cx: &Context) -> Vec<(String, f64)> {
         let share = |load: Option<&u64>| load.map_or(0.0, |&load| load as f64 / mean.max(1.0));
         values.push((format!("load_max.{layer}"), share(loads.iter().max())));
         values.push((format!("load_min.{layer}"), share(loads.iter().min())));
+        if report.step.is_multiple_of((steps / LOAD_POINTS).max(1)) || report.step == steps {
+            let of_expert = |(expert, load)| (format!("expert_load.{layer}.{expert}"), share(Some(load)));
+            values.extend(loads.iter().enumerate().map(of_expert));
+        }
     }
     if report.is_skipped {
         values.push(("skipped".into(), 1.0));

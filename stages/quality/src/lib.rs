@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smelt_classify::{Example, Features, Training, calibrate, features, judge, train};
-use smelt_stage::kinds::{self, Documents};
+use smelt_stage::kinds::{self, DocumentText, Documents};
 use smelt_stage::{Artifact, Context, Error, Source, Stage, Unit};
 
 /// Documents of a kind that a classifier needs at least.
@@ -146,7 +146,7 @@ fn sample(
     unit: &mut Unit,
 ) -> Result<Vec<Drawn>, Error> {
     let mut sample: BinaryHeap<Drawn> = BinaryHeap::new();
-    for (number, document) in (0..).zip(inputs.iter().flat_map(Artifact::read_all)) {
+    for (number, document) in (0..).zip(inputs.iter().flat_map(Artifact::view_all::<DocumentText>)) {
         let text = document?.text;
         unit.count_read(1);
         let hash = blake3::hash(text.as_bytes());

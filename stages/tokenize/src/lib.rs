@@ -19,7 +19,7 @@ use std::sync::Mutex;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_stage::kinds::{Document, Documents, Drops, TokenRow, Tokenizer, Tokens};
+use smelt_stage::kinds::{DocumentText, Documents, Drops, TokenRow, Tokenizer, Tokens};
 use smelt_stage::shuffle::Shuffle;
 use smelt_stage::{Artifact, Context, Error, Source, Stage};
 use smelt_text::encoder::Pattern;
@@ -320,7 +320,7 @@ impl<'a> Corpus<'a> {
         let measured = cx.units("measure", self.files.len(), |i, unit| {
             let (input, file) = self.files[i];
             let mut bytes = 0;
-            for document in self.inputs[input].read(file)? {
+            for document in self.inputs[input].view::<DocumentText>(file)? {
                 let document = document?;
                 if !plan::is_validation(&document.id, self.config.validation) {
                     bytes += document.text.len() as u64;
@@ -341,7 +341,7 @@ impl<'a> Corpus<'a> {
         // The trainer takes texts, not results: the first error ends the texts and is returned afterwards.
         let error = Mutex::new(None);
         let texts = self.files.iter().filter(|&&(input, _)| shares[input] > 0.0).flat_map(|&(input, file)| {
-            let (rows, failed) = match self.inputs[input].read(file) {
+            let (rows, failed) = match self.inputs[input].view::<DocumentText>(file) {
                 Ok(rows) => (Some(rows), None),
                 Err(e) => (None, Some(Err(e))),
             };
@@ -404,8 +404,8 @@ impl<'a> Corpus<'a> {
         F: FnMut(TokenRow, &str) -> Result<(), Error>,
     {
         let (input, file) = self.files[i];
-        for document in self.inputs[input].read(file)? {
-            let Document { id, text, source, language, .. } = document?;
+        for document in self.inputs[input].view(file)? {
+            let DocumentText { id, text, source, language, .. } = document?;
             let (ids, bytes) = (bpe.encode_one(&text)?, text.len() as u64);
             take(TokenRow { document: id, source, language, bytes, ids }, &text)?;
         }
