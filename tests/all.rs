@@ -9,10 +9,12 @@ mod contract;
 mod exit_codes;
 mod gpu;
 mod import;
+mod page;
 mod queries;
 mod quickstart;
 mod s3;
 mod schemas;
+mod seeing;
 #[path = "../kernels/sim/simulator.rs"]
 mod simulator;
 mod smoke;

@@ -222,3 +222,73 @@ fn the_address_of_a_store_begins_where_it_says() {
         "{said}"
     );
 }
+
+const VIEWS: &str = "name: p\njobs: { a: { stage: STAGE(count), config: { rows: 12 } }, b: { stage: STAGE(count), \
+    each: { x: [1, 2] }, config: { rows: '${x}' } } }\n";
+
+#[test]
+fn views_are_tables_for_the_report_and_for_sql() {
+    let bench = Bench::new();
+    let views = "views:\n  few: select id from a where cast(id as bigint) < 3\n  one: select * from few limit 1\n\
+        report: select count(*) n from few\n";
+    let said = bench.pipeline("p.yaml", &format!("{VIEWS}{views}")).smelt(&["run", "p.yaml"]).ok().out;
+    assert!(said.contains("| 3 |"), "{said}");
+    assert_eq!(csv(&bench, "select count(*) n from one").ok().out, "n\n1\n");
+    assert_eq!(csv(&bench, "select f.id from few f join a on a.id = f.id order by 1 limit 1").ok().out, "id\n0\n");
+    let said = csv(&bench, "select * from fewer").fails(2).err;
+    assert!(said.contains("there is no table `fewer`") && said.contains("few, one, smelt.artifacts"), "{said}");
+    // A view that is changed is another one at the next run, without a job to do.
+    let other = views.replace("< 3", "< 5");
+    bench.pipeline("p.yaml", &format!("{VIEWS}{other}")).smelt(&["run", "p.yaml"]).ok();
+    assert_eq!(csv(&bench, "select count(*) n from few").ok().out, "n\n5\n");
+
+    for (views, words) in [
+        ("views: { few: select idd from a }\n", "error: view `few`: "),
+        ("views: { few: select from from }\n", "error: view `few`: "),
+        ("views: { few: select * from nowhere }\n", "error: view `few`: there is no table `nowhere`"),
+        ("views: { x: select * from y, y: select * from x }\n", "error: view `x` reads itself, by way of `x`, `y`"),
+        ("views: { a: select 1 }\n", "error: `a` is a job and a view"),
+        ("views: { smelt: select 1 }\n", "error: `smelt` is no name for a view"),
+    ] {
+        let said = bench.pipeline("q.yaml", &format!("{VIEWS}{views}")).smelt(&["check", "q.yaml"]).fails(2).err;
+        assert!(said.contains(words) && said.contains("--> q.yaml:"), "{views}: {said}");
+    }
+}
+
+#[test]
+fn a_query_reads_the_records_that_it_needs_and_no_others() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", VIEWS).smelt(&["run", "p.yaml"]).ok();
+    let jobs = "select base, axes, state, progress, written from smelt.jobs order by job";
+    let rows = "base,axes,state,progress,written\na,,done,1.0,12\nb,\"{\"\"x\"\":1}\",done,1.0,1\n\
+        b,\"{\"\"x\"\":2}\",done,1.0,2\n";
+    assert_eq!(csv(&bench, jobs).ok().out, rows);
+    let said = csv(&bench, "explain select id from a where id = '3'").ok().out;
+    assert!(said.contains("predicate=") && said.contains("projection=[id]"), "{said}");
+    let tables = "select table_name from information_schema.tables where table_schema = 'public' order by 1";
+    assert_eq!(csv(&bench, tables).ok().out, "table_name\na\nb\n");
+
+    // Records that are no JSON: who reads one of them says so.
+    let damage = |key: &str| std::fs::write(bench.path(&format!("artifacts/{key}")), "no JSON").unwrap();
+    damage("pipelines/p/b!5Bx=1!5D.json");
+    assert_eq!(csv(&bench, "select count(*) n from a").ok().out, "n\n12\n");
+    assert_eq!(csv(&bench, "select count(*) n from smelt.runs").ok().out, "n\n1\n");
+    for query in ["select * from b", "select * from smelt.jobs", "select * from smelt.drops"] {
+        let said = csv(&bench, query).fails(3).err;
+        assert!(said.contains("pipelines/p/b!5Bx=1!5D.json"), "{query}: {said}");
+    }
+}
+
+#[test]
+fn lineage_says_what_was_made_of_what() {
+    let bench = Bench::new();
+    let text = "name: p\njobs:\n  raw: { stage: STAGE(count), config: { rows: 30 } }\n  even: { stage: STAGE(merge), \
+        input: raw }\n";
+    bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
+    let query = "select l.stage, l.input, l.from_stage, l.from_port, j.job from smelt.lineage l \
+        join smelt.jobs j on j.fingerprint = l.from_fingerprint and j.edition = l.from_edition";
+    let said = csv(&bench, query).ok().out;
+    let line = said.lines().nth(1).unwrap();
+    assert!(line.contains("merge,") && line.ends_with("count,documents,raw"), "{said}");
+    assert_eq!(said.lines().count(), 2);
+}

@@ -1,7 +1,7 @@
 //! One query, answered as a table, JSON, CSV or Parquet.
 
-use crate::failure::Failure;
-use crate::tables::{Session, failed, overflow};
+use crate::failure::{Failure, failed, overflow};
+use crate::session::{Session, only_reads};
 use crate::{csv, files};
 use arrow::json::WriterBuilder;
 use arrow::json::writer::JsonArray;
@@ -12,7 +12,7 @@ use datafusion::arrow::datatypes::Field;
 use datafusion::common::Column;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::Expr;
-use datafusion::prelude::{DataFrame, SQLOptions};
+use datafusion::prelude::DataFrame;
 use datafusion_functions_json::JSON_UNION_DATA_TYPE;
 use datafusion_functions_json::functions::json_union_to_text;
 use futures::StreamExt;
@@ -23,16 +23,14 @@ use smelt_schemas::{ExitCode, Fault, QueryFormat, QueryRequest};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-pub(crate) async fn give(session: &Session<'_>, request: &QueryRequest) -> Result<(), Failure> {
-    // A query only reads: artifacts are immutable, and there is nothing else to change.
-    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    let planned = session.context.sql_with_options(&request.sql, options).await;
-    let frame = planned.and_then(json_as_text).map_err(|e| explain(&e, request))?;
-    if request.check {
-        frame.create_physical_plan().await.map_err(|e| explain(&e, request))?;
+pub(crate) async fn give(session: &Session, request: &QueryRequest) -> Result<(), Failure> {
+    let planned = session.context.sql_with_options(&request.sql, only_reads()).await;
+    let frame = planned.and_then(json_as_text).map_err(|e| explain(&e, session))?;
+    if request.planned.is_some() {
+        frame.create_physical_plan().await.map_err(|e| explain(&e, session))?;
         return Ok(());
     }
-    write(frame, request).await.map_err(|e| match e.exit_code() {
+    write(frame, session, request).await.map_err(|e| match e.exit_code() {
         ExitCode::Data => files::explain(&session.store, &session.read, e),
         _ => e,
     })
@@ -55,9 +53,9 @@ fn json_as_text(frame: DataFrame) -> Result<DataFrame, DataFusionError> {
     frame.select(columns)
 }
 
-async fn write(frame: DataFrame, request: &QueryRequest) -> Result<(), Failure> {
+async fn write(frame: DataFrame, session: &Session, request: &QueryRequest) -> Result<(), Failure> {
     let schema = frame.schema().as_arrow().clone();
-    let mut rows = frame.execute_stream().await.map_err(|e| explain(&e, request))?;
+    let mut rows = frame.execute_stream().await.map_err(|e| explain(&e, session))?;
     let machine = |e: String| Failure::new(ExitCode::Machine, format!("the answer cannot be written: {e}"));
     let mut out = BufWriter::new(std::io::stdout().lock());
     match request.format {
@@ -117,7 +115,7 @@ async fn write(frame: DataFrame, request: &QueryRequest) -> Result<(), Failure> 
 }
 
 /// Says what a person can do about it: an unknown table lists the known ones.
-fn explain(error: &DataFusionError, request: &QueryRequest) -> Failure {
+pub(crate) fn explain(error: &DataFusionError, session: &Session) -> Failure {
     let text = error.strip_backtrace();
     if let Some(failure) = overflow(&text) {
         return failure;
@@ -125,16 +123,13 @@ fn explain(error: &DataFusionError, request: &QueryRequest) -> Failure {
     let unknown = text.split_once("table '").and_then(|(_, rest)| rest.split_once("' not found")).map(|(name, _)| name);
     if let Some(name) = unknown {
         let name = name.trim_start_matches("datafusion.").trim_start_matches("public.");
-        let mut known: Vec<String> = request
-            .tables
-            .iter()
-            .map(|t| t.schema.as_ref().map_or_else(|| t.name.clone(), |s| format!("{s}.{}", t.name)))
-            .chain(request.records.iter().map(|r| format!("{}.{}", r.schema, r.name)))
-            .collect();
-        known.sort();
-        known.dedup();
-        return Failure::new(ExitCode::Pipeline, format!("there is no table `{name}`"))
-            .hint(format!("tables: {}", known.join(", ")));
+        let failure = Failure::new(ExitCode::Pipeline, format!("there is no table `{name}`"));
+        // A thread of its own: it waits for the store.
+        let known = std::thread::scope(|scope| scope.spawn(|| session.known()).join());
+        return match known {
+            Ok(Ok(known)) => failure.hint(format!("tables: {}", known.join(", "))),
+            _ => failure,
+        };
     }
     Failure { place: place(&text), ..Failure::new(ExitCode::Pipeline, plain(&text)) }
 }

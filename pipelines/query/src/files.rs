@@ -2,24 +2,20 @@
 //! read.
 
 use crate::failure::Failure;
-use smelt_schemas::{ExitCode, Fault, FileRecord, QueryFile, QueryPart, QueryTable};
+use crate::ports::{File, Part, Table};
+use smelt_schemas::{ExitCode, Fault, FileRecord};
 use smelt_store::{Error, Store};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Questions to a store at the same time.
-const PARALLEL: usize = 16;
 
 /// What is wrong with one file.
 struct Damage<'a> {
-    table: &'a QueryTable,
-    part: &'a QueryPart,
+    table: &'a Table,
+    part: &'a Part,
     /// Says what is wrong with it, and begins with its key.
     what: String,
 }
 
 /// Refuses tables with a file that is missing or has another size.
-pub(crate) fn check_sizes(store: &Store, tables: &[&QueryTable]) -> Result<(), Failure> {
+pub(crate) fn check_sizes(store: &Store, tables: &[&Table]) -> Result<(), Failure> {
     let damaged = look(tables, |_, file| {
         let key = &file.key;
         Ok(match store.size(key)? {
@@ -32,7 +28,7 @@ pub(crate) fn check_sizes(store: &Store, tables: &[&QueryTable]) -> Result<(), F
 }
 
 /// After a failed read: finds the files whose bytes are not those that were written. `said`: the error of the reader.
-pub(crate) fn check_bytes(store: &Store, tables: &[&QueryTable], said: &str) -> Result<(), Failure> {
+pub(crate) fn check_bytes(store: &Store, tables: &[&Table], said: &str) -> Result<(), Failure> {
     let scratch = std::env::temp_dir();
     let damaged = look(tables, |_, file| {
         let (path, blake3) = (file.key.clone(), file.blake3.clone());
@@ -49,31 +45,19 @@ pub(crate) fn check_bytes(store: &Store, tables: &[&QueryTable], said: &str) -> 
 
 /// Asks about every file, and gives what is wrong in the order of the tables.
 fn look<'a>(
-    tables: &[&'a QueryTable],
-    wrong: impl Fn(&QueryPart, &QueryFile) -> Result<Option<String>, Error> + Sync,
+    tables: &[&'a Table],
+    wrong: impl Fn(&Part, &File) -> Result<Option<String>, Error> + Sync,
 ) -> Result<Vec<Damage<'a>>, Failure> {
-    let all: Vec<(&QueryTable, &QueryPart, &QueryFile)> = tables
+    let all: Vec<(&Table, &Part, &File)> = tables
         .iter()
         .flat_map(|table| table.parts.iter().map(move |part| (*table, part)))
         .flat_map(|(table, part)| part.files.iter().map(move |file| (table, part, file)))
         .collect();
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let worker = || {
-        while let Some((table, part, file)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Some(wrong) = wrong(part, file).transpose() {
-                let at = (table.name.clone(), file.key.clone());
-                let damage = wrong.map(|what| Damage { table, part, what });
-                found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, damage));
-            }
-        }
-    };
-    // Threads of their own: a store waits for its answers, and may not do that on the threads of a runtime.
-    std::thread::scope(|scope| {
-        for _ in 0..PARALLEL.min(all.len()) {
-            scope.spawn(worker);
-        }
+    let asked = crate::at_once(all, |(table, part, file)| {
+        let at = (table.name.clone(), file.key.clone());
+        wrong(part, file).transpose().map(|wrong| (at, wrong.map(|what| Damage { table, part, what })))
     });
-    let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut found: Vec<_> = asked.into_iter().flatten().collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found.dedup_by(|a, b| a.0.1 == b.0.1); // instances with one recipe share their files
     found.into_iter().map(|(_, damage)| damage.map_err(|e| Failure::of(&e))).collect()
@@ -92,7 +76,7 @@ fn tell(damaged: Vec<Damage>, said: &str) -> Result<(), Failure> {
 }
 
 /// As a query names it.
-pub(crate) fn name(table: &QueryTable) -> String {
+pub(crate) fn name(table: &Table) -> String {
     table.schema.as_ref().map_or_else(|| table.name.clone(), |schema| format!("{schema}.{}", table.name))
 }
 
@@ -105,8 +89,8 @@ pub(crate) fn remedy(job: &str) -> String {
 }
 
 /// What went wrong while rows were read: a damaged file if there is one.
-pub(crate) fn explain(store: &Store, tables: &[&QueryTable], failure: Failure) -> Failure {
-    match check_bytes(store, tables, &failure.message) {
+pub(crate) fn explain(store: &Store, tables: &[Table], failure: Failure) -> Failure {
+    match check_bytes(store, &tables.iter().collect::<Vec<_>>(), &failure.message) {
         Err(damage) if damage.exit_code() == ExitCode::Data => damage,
         _ => failure,
     }

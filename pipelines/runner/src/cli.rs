@@ -4,6 +4,7 @@ use crate::artifacts;
 use crate::estimate;
 use crate::table::Format;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -118,6 +119,29 @@ pub(crate) enum Command {
         /// Print the events too: progress and metrics as JSON lines
         #[arg(long)]
         events: bool,
+        /// Go on as the job says more, until its run has ended
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// List the runs in a store, newest last
+    Runs {
+        #[command(flatten)]
+        store: StoreArg,
+        /// Only those of this pipeline, by file or name
+        #[arg(long)]
+        pipeline: Option<String>,
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
+    /// What differs between two runs: artifacts, configs, results
+    Compare {
+        /// A run as `smelt runs` names it, or the beginning of its name
+        first: String,
+        second: String,
+        #[command(flatten)]
+        store: StoreArg,
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
     },
     /// Query jobs' ports as tables: `clean`, `clean.drops`, `smelt.jobs`; without a query, a shell
     Sql {
@@ -141,7 +165,20 @@ pub(crate) enum Command {
         /// The job, or an instance such as `train[seed=1]`; may be given more than once
         #[arg(long, value_name = "JOB")]
         job: Vec<String>,
+        /// Write one HTML file that needs nothing else: jobs, times, drops, curves, load of experts, scores, lineage
+        #[arg(long, value_name = "FILE", conflicts_with = "job")]
+        html: Option<PathBuf>,
     },
+    /// Write a pipeline for your own text, with comments
+    Init {
+        /// Globs of text, JSON lines, CSV, Parquet, HTML or WARC files: `notes/**/*.md`
+        #[arg(required = true)]
+        paths: Vec<String>,
+        #[arg(long, short, default_value = "pipeline.yaml")]
+        output: PathBuf,
+    },
+    /// Print what makes a shell complete `smelt`: `source <(smelt completions bash)`
+    Completions { shell: Shell },
     /// What a store holds
     Artifacts {
         #[command(subcommand)]

@@ -9,7 +9,7 @@ use crate::run::{self, summarise};
 use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{job, live, query, report};
+use crate::{html, live, query, report, runs};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{RunState, Store};
@@ -147,8 +147,13 @@ pub(crate) fn run(
 }
 
 /// The report of the pipeline, or of each of `jobs`.
-pub(crate) fn report(target: Target, jobs: &[String]) -> Result<()> {
+pub(crate) fn report(target: Target, jobs: &[String], page: Option<&Path>) -> Result<()> {
     let (plan, store) = target.load_last()?;
+    if let Some(page) = page {
+        html::write(&store, &plan, page)?;
+        println!("{}", page.display());
+        return Ok(());
+    }
     for (i, job) in jobs.iter().enumerate() {
         if i > 0 {
             println!();
@@ -177,7 +182,7 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
         ("took", Measure::Seconds),
         ("holds", Measure::Plain),
     ]);
-    let running = live::jobs(&store, &plan.name)?;
+    let running = store.live(Some(&plan.name))?;
     for (job, state) in plan.jobs.iter().zip(&states) {
         let stage = json!(job.program.description.name);
         if let Some(live) = running.iter().find(|live| live.running.job == job.name) {
@@ -189,7 +194,7 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
                 Value::Null,
                 since,
                 seconds,
-                json!(live.words()),
+                json!(live::words(&live.told)),
             ]);
             continue;
         }
@@ -225,39 +230,77 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn logs(
-    store: Option<&str>,
-    pipeline: Option<&str>,
-    name: &str,
-    run: Option<&str>,
-    events: bool,
-) -> Result<()> {
+/// What `logs` prints.
+pub(crate) struct Said<'a> {
+    pub job: &'a str,
+    pub run: Option<&'a str>,
+    /// Progress and metrics too.
+    pub events: bool,
+    /// As the job says more.
+    pub follow: bool,
+}
+
+pub(crate) fn logs(store: Option<&str>, pipeline: Option<&str>, what: &Said) -> Result<()> {
     let store = query::store_of(store, pipeline)?;
     let of = pipeline.map(|given| query::pipeline_name(&store, Some(given))).transpose()?;
-    let runs: Vec<String> = match (run, of) {
+    let runs: Vec<String> = match (what.run, of) {
         (Some(run), _) => vec![run.to_owned()],
         (None, None) => store.list_here("runs")?.1.into_iter().rev().collect(),
         (None, Some(of)) => store.runs()?.into_iter().rev().filter(|r| r.pipeline == of).map(|r| r.run).collect(),
     };
     for run in &runs {
-        let said = job::read_logs(&store, run, name, "log")?;
-        let happened = job::read_logs(&store, run, name, "events")?;
-        if said.is_none() && happened.is_none() {
+        let said = store.read_logs(run, what.job, "log")?;
+        let happened = store.read_logs(run, what.job, "events")?;
+        let is_now = what.follow && store.run(run)?.is_some_and(|record| record.state == RunState::Running);
+        if said.is_none() && happened.is_none() && !is_now {
             continue;
         }
         eprintln!("run {run}");
-        if events {
-            print!("{}", happened.unwrap_or_default());
+        let (said, happened) = (said.unwrap_or_default(), happened.unwrap_or_default());
+        if what.events {
+            print!("{happened}");
         }
-        let said = said.unwrap_or_default();
-        if said.is_empty() && !events {
-            eprintln!("job `{name}` said nothing; `--events` prints its progress and metrics");
+        if said.is_empty() && !what.events && !is_now {
+            eprintln!("job `{}` said nothing; `--events` prints its progress and metrics", what.job);
         }
         print!("{said}");
-        return Ok(());
+        return match is_now {
+            true => follow(&store, run, what, said.len(), happened.len()),
+            false => Ok(()),
+        };
     }
-    Err(Diagnostic::pipeline(format!("no run in {} has a log of job `{name}`", store.address()))
+    Err(Diagnostic::pipeline(format!("no run in {} has a log of job `{}`", store.address(), what.job))
         .hint("a cached job runs, and speaks, only once; `--run` names a run"))
+}
+
+/// Prints what comes behind the bytes that were printed, until the run has ended.
+fn follow(store: &Store, run: &str, what: &Said, mut said: usize, mut happened: usize) -> Result<()> {
+    loop {
+        // What was said before the end is in the store when the record says that the run has ended.
+        let goes_on = store.run(run)?.is_some_and(|record| record.state == RunState::Running);
+        for (kind, printed) in [("events", &mut happened), ("log", &mut said)] {
+            if kind == "log" || what.events {
+                let text = store.read_logs(run, what.job, kind)?.unwrap_or_default();
+                print!("{}", text.get(*printed..).unwrap_or_default());
+                *printed = text.len();
+            }
+        }
+        drop(std::io::Write::flush(&mut std::io::stdout())); // a closed pipe ends the program by a signal
+        if !goes_on {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+}
+
+pub(crate) fn runs(store: Option<&str>, pipeline: Option<&str>, format: Format) -> Result<()> {
+    let store = query::store_of(store, pipeline)?;
+    let of = pipeline.map(|given| query::pipeline_name(&store, Some(given))).transpose()?;
+    runs::list(&store, of.as_deref(), format)
+}
+
+pub(crate) fn compare(store: Option<&str>, names: [&str; 2], format: Format) -> Result<()> {
+    runs::compare(&query::store_of(store, None)?, names, format)
 }
 
 pub(crate) fn sql(

@@ -6,7 +6,6 @@ use crate::plan::Recipe;
 use crate::team::Team;
 use crate::view::{Progress, View};
 use crate::{child, programs};
-use serde_json::Value;
 use smelt_schemas::{ArtifactRef, Event, EventBody, ExitCode, Invocation, Io, Manifest, PROTOCOL, Problem};
 use smelt_store::{Owner, Store, safe_name};
 use std::os::unix::process::CommandExt;
@@ -399,24 +398,4 @@ impl Logs {
         }
         Ok(())
     }
-}
-
-/// Everything a job said in a run: its log, or its events.
-pub(crate) fn read_logs(store: &Store, run: &str, job: &str, kind: &str) -> Result<Option<String>> {
-    let folder = format!("runs/{run}/jobs/{}", safe_name(job));
-    let mut text = String::new();
-    let mut found = false;
-    for file in store.list_here(&folder)?.0.iter().filter(|f| f.starts_with(kind)) {
-        found = true;
-        text += &String::from_utf8_lossy(&store.get(&format!("{folder}/{file}"))?);
-    }
-    Ok(found.then_some(text))
-}
-
-/// The facts of a finished job for the record of its run.
-pub(crate) fn facts(manifest: &Manifest) -> Value {
-    serde_json::json!({
-        "stage": manifest.stage, "fingerprint": manifest.fingerprint, "edition": manifest.edition,
-        "seconds": manifest.provenance.seconds, "peak_memory_bytes": manifest.provenance.peak_memory_bytes,
-    })
 }

@@ -30,6 +30,7 @@ pub(crate) struct Plan {
     pub store_by: StoreBy,
     /// What `--set` changed.
     pub set: Vec<String>,
+    pub views: Views,
     pub report: Option<Report>,
     pub jobs: Vec<Instance>,
 }
@@ -42,6 +43,12 @@ impl Plan {
             _ => String::new(),
         }
     }
+}
+
+/// Names for queries, and their place in the file.
+pub(crate) struct Views {
+    pub sql: BTreeMap<String, String>,
+    pub place: Option<Place>,
 }
 
 /// SQL whose answer is printed last, and its place in the file.
@@ -196,6 +203,7 @@ pub(crate) fn load(file: &Path, options: &Options) -> Result<Plan> {
     let (address, store_by) = store_address(options.store.as_deref(), pipeline.store.as_deref());
     let store = open_store(&address, store_by, tree.place("/store"))?;
     let jobs = connect(&tree, &pipeline, drafts, &programs, &store)?;
+    let views = Views { sql: pipeline.views.into_iter().collect(), place: tree.place("/views") };
     let report = pipeline.report.map(|sql| Report { sql, place: tree.place("/report"), text });
     Ok(Plan {
         name: pipeline.name,
@@ -203,9 +211,24 @@ pub(crate) fn load(file: &Path, options: &Options) -> Result<Plan> {
         store: address,
         store_by,
         set: options.set.clone(),
+        views,
         report,
         jobs,
     })
+}
+
+/// What is called so is a name in SQL, where jobs are schemas.
+fn check_name(kind: &str, name: &str, place: Option<Place>) -> Result<()> {
+    let good = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let taken = ["smelt", "public", "information_schema"].contains(&name);
+    if good && !taken {
+        return Ok(());
+    }
+    Err(Diagnostic::pipeline(format!("`{name}` is no name for a {kind}")).at(place).hint(match taken {
+        true => "SQL has another use for it",
+        false => "begin with a lower-case letter, go on with lower-case letters, digits and `_`",
+    }))
 }
 
 fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
@@ -233,22 +256,20 @@ fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
             .at(tree.place("/name"))
             .hint("begin with a letter or digit, go on with letters, digits, `-`, `_` and `.`"));
     }
+    for name in pipeline.views.keys() {
+        let place = tree.key_place(&format!("/views/{name}"));
+        if pipeline.jobs.contains_key(name) {
+            return Err(Diagnostic::pipeline(format!("`{name}` is a job and a view"))
+                .at(place)
+                .hint("give the view another name"));
+        }
+        check_name("view", name, place)?;
+    }
     for (name, job) in &pipeline.jobs {
         for (kind, name, pointer) in std::iter::once(("job", name, format!("/jobs/{name}")))
             .chain(job.each.keys().map(|a| ("axis", a, format!("/jobs/{name}/each/{a}"))))
         {
-            let good = name.starts_with(|c: char| c.is_ascii_lowercase())
-                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-            // These names have a meaning in SQL, where jobs are schemas.
-            let taken = ["smelt", "public", "information_schema"].contains(&name.as_str());
-            if !good || taken {
-                return Err(Diagnostic::pipeline(format!("`{name}` is no name for a {kind}"))
-                    .at(tree.key_place(&pointer))
-                    .hint(match taken {
-                        true => "SQL has another use for it",
-                        false => "begin with a lower-case letter, go on with lower-case letters, digits and `_`",
-                    }));
-            }
+            check_name(kind, name, tree.key_place(&pointer))?;
         }
         let refuse = |field: &str, what: &str, hint: &str| {
             let place = tree.place(&format!("/jobs/{name}/run/{field}"));

@@ -7,6 +7,8 @@ mod commands;
 mod diagnostic;
 mod digests;
 mod estimate;
+mod html;
+mod init;
 mod job;
 mod live;
 mod load;
@@ -15,6 +17,7 @@ mod programs;
 mod query;
 mod report;
 mod run;
+mod runs;
 mod shim;
 mod stdin;
 mod table;
@@ -22,7 +25,7 @@ mod team;
 mod view;
 mod yaml;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -39,13 +42,25 @@ fn main() -> ExitCode {
         Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
         Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),
         Command::Status { pipeline, format } => commands::status(pipeline.into(), format),
-        Command::Logs { job, store, pipeline, run, events } => {
-            commands::logs(store.store.as_deref(), pipeline.as_deref(), &job, run.as_deref(), events)
+        Command::Logs { job, store, pipeline, run, events, follow } => {
+            let what = commands::Said { job: &job, run: run.as_deref(), events, follow };
+            commands::logs(store.store.as_deref(), pipeline.as_deref(), &what)
+        }
+        Command::Runs { store, pipeline, format } => {
+            commands::runs(store.store.as_deref(), pipeline.as_deref(), format)
+        }
+        Command::Compare { first, second, store, format } => {
+            commands::compare(store.store.as_deref(), [&first, &second], format)
         }
         Command::Sql { query, store, pipeline, format, output } => {
             commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), format, output)
         }
-        Command::Report { pipeline, job } => commands::report(pipeline.into(), &job),
+        Command::Report { pipeline, job, html } => commands::report(pipeline.into(), &job, html.as_deref()),
+        Command::Init { paths, output } => init::run(&paths, &output),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "smelt", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Artifacts { command } => artifacts::run(command),
         Command::Schema { name } => commands::schema(name.as_deref()),
         Command::Doctor { store } => commands::doctor(store.store.as_deref()),

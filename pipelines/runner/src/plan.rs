@@ -118,7 +118,9 @@ fn difference(before: &Manifest, job: &Instance, now: &Recipe) -> String {
     if before.version != d.version {
         found.push(format!("stage version: {} -> {}", before.version, d.version));
     }
-    fields("config", &before.config, &job.resolved.config, &mut found);
+    let mut changed = Vec::new();
+    fields("config", &before.config, &job.resolved.config, &mut changed);
+    found.extend(changed.into_iter().map(|(field, before, now)| format!("{field}: {before} -> {now}")));
     for (port, refs) in &now.inputs {
         let digests = |refs: &[InputRef]| refs.iter().map(|r| r.digest.clone()).collect::<Vec<_>>();
         let old = before.inputs.get(port).map(|r| digests(r));
@@ -131,7 +133,8 @@ fn difference(before: &Manifest, job: &Instance, now: &Recipe) -> String {
     if found.is_empty() { "its recipe changed".into() } else { found.join(", ") }
 }
 
-fn fields(path: &str, before: &Value, now: &Value, found: &mut Vec<String>) {
+/// Fields that differ, each with its value before and now.
+pub(crate) fn fields(path: &str, before: &Value, now: &Value, found: &mut Vec<(String, String, String)>) {
     match (before, now) {
         (Value::Object(a), Value::Object(b)) => {
             for (key, value) in b {
@@ -147,7 +150,7 @@ fn fields(path: &str, before: &Value, now: &Value, found: &mut Vec<String>) {
                 Value::Null => "default".to_owned(),
                 v => v.to_string(),
             };
-            found.push(format!("{path}: {} -> {}", show(a), show(b)));
+            found.push((path.to_owned(), show(a), show(b)));
         }
     }
 }

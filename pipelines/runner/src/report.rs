@@ -3,7 +3,7 @@
 //! Everything below the books is SQL over the job's ports, as `smelt sql` would answer it.
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::query;
+use crate::query::{self, quoted};
 use serde_json::Value;
 use smelt_schemas::{Manifest, PortRecord, QueryFormat, kind};
 use smelt_store::{Pointer, Store};
@@ -53,14 +53,15 @@ fn books(job: &str, manifest: &Manifest) -> String {
 
 /// Titles and queries.
 fn sections(job: &str, pointer: &Pointer, manifest: &Manifest) -> Vec<(String, String)> {
-    let (base, axes) = query::split_instance(job, &pointer.axes);
-    let only: Vec<String> = axes.iter().map(|(axis, value)| format!("{} = {}", quoted(axis), literal(value))).collect();
+    let base = job.split('[').next().unwrap_or(job);
+    let only: Vec<String> =
+        pointer.axes.iter().map(|(axis, value)| format!("{} = {}", quoted(axis), literal(value))).collect();
     let only = if only.is_empty() { String::new() } else { format!(" where {}", only.join(" and ")) };
     let read = (manifest.books.read + manifest.books.derived).max(1);
     let mut sections = Vec::new();
     let filled = |port: &&PortRecord| port.files.iter().any(|file| file.rows != Some(0));
     for (name, port) in manifest.ports.iter().filter(|(_, port)| filled(port)) {
-        let table = format!("{}.{}{only}", quoted(&base), quoted(name));
+        let table = format!("{}.{}{only}", quoted(base), quoted(name));
         if port.kind.fits(&kind::drops()) {
             let query = format!(
                 "select rule, count(*) as rows, round(100.0 * count(*) / {read}, 2) as \"% of read\", \
@@ -106,10 +107,6 @@ fn by_length(table: &str, length: &str) -> String {
          (select cast(power(2, floor(log2(greatest({length}, 1)))) as bigint) as \"from\", count(*) as rows \
          from {table} group by 1) order by \"from\""
     )
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn literal(value: &Value) -> String {

@@ -116,6 +116,9 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
         summary: Summary::default(),
     };
     let result = runner.work();
+    if runner.began || !plan.views.sql.is_empty() {
+        store.set_views(&plan.name, &plan.views.sql)?;
+    }
     if runner.began {
         let state = match &result {
             Ok(()) => RunState::Done,
@@ -236,6 +239,7 @@ impl Runner<'_> {
                             self.settled[i] = true;
                             settled_one = true;
                             self.summary.cached += 1;
+                            self.facts.push(facts(&job.name, "cached", &manifest));
                             if self.began {
                                 self.view.cached(&job.name, stage, &manifest.books.summary("rows"));
                             }
@@ -280,6 +284,7 @@ impl Runner<'_> {
                     stage: stage.clone(),
                     fingerprint: recipe.fingerprint.clone(),
                     started: smelt_store::now(),
+                    axes: job.axes.clone(),
                 });
                 spawn(i, recipe, edition, claim, self.options.retries);
             }
@@ -331,10 +336,7 @@ impl Runner<'_> {
         }
         self.view.done(&job.name, &job.program.description.name, &summary, manifest.provenance.seconds);
         self.point(i, &manifest)?;
-        let mut facts = job::facts(&manifest);
-        facts["job"] = json!(job.name);
-        facts["state"] = json!("done");
-        self.facts.push(facts);
+        self.facts.push(facts(&job.name, "done", &manifest));
         self.summary.ran += 1;
         self.done[i] = Some(manifest);
         Ok(())
@@ -379,6 +381,15 @@ impl Runner<'_> {
             running: if state == RunState::Running { self.running.clone() } else { Vec::new() },
         })?)
     }
+}
+
+/// What the record of a run says of a job that has an artifact.
+fn facts(job: &str, state: &str, manifest: &Manifest) -> Value {
+    let p = &manifest.provenance;
+    json!({
+        "job": job, "state": state, "stage": manifest.stage, "fingerprint": manifest.fingerprint,
+        "edition": manifest.edition, "seconds": p.seconds, "peak_memory_bytes": p.peak_memory_bytes,
+    })
 }
 
 /// One line about what a job made.

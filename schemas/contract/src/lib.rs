@@ -25,10 +25,7 @@ pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, Resolve
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
 pub use pipeline::{Each, Inputs, Job, Pipeline, RunOptions, SavePolicy};
-pub use query::{
-    InspectAnswer, InspectRequest, LostJob, QueryFile, QueryFormat, QueryPart, QueryRequest, QueryTable, RecordTable,
-    RecordType,
-};
+pub use query::{InspectAnswer, InspectRequest, PlannedPort, QueryFormat, QueryRequest};
 pub use stage::{
     Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, ResolveAnswer, Resolved, Source,
 };

@@ -22,6 +22,9 @@ pub struct Pipeline {
     #[serde(default)]
     pub vars: IndexMap<String, Value>,
     pub jobs: IndexMap<String, Job>,
+    /// Names for SQL queries over the jobs' tables, and over other views: `report` and `smelt sql` read them as tables.
+    #[serde(default)]
+    pub views: IndexMap<String, String>,
     /// SQL that is run and printed last.
     #[serde(default)]
     pub report: Option<String>,

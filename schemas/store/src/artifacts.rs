@@ -5,6 +5,7 @@ use crate::store::Store;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smelt_schemas::{ArtifactRef, Digest, FileRecord, Manifest};
+use std::collections::BTreeMap;
 
 /// The result of a commit.
 #[derive(Debug)]
@@ -194,6 +195,33 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// Pipelines of which a job has an artifact.
+    pub fn pipelines(&self) -> Result<Vec<String>> {
+        Ok(self.list_here("pipelines")?.1.iter().map(|name| unsafe_name(name)).collect())
+    }
+
+    /// Jobs of a pipeline that have an artifact.
+    pub fn jobs_of(&self, pipeline: &str) -> Result<Vec<String>> {
+        let (files, _) = self.list_here(&format!("pipelines/{}", safe_name(pipeline)))?;
+        Ok(files.iter().filter_map(|file| file.strip_suffix(".json")).map(unsafe_name).collect())
+    }
+
+    fn views_key(pipeline: &str) -> String {
+        format!("views/{}.json", safe_name(pipeline))
+    }
+
+    /// The queries that a pipeline's file gives names, as its last run had them.
+    pub fn views(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        Ok(self.get_json(&Self::views_key(pipeline))?.unwrap_or_default())
+    }
+
+    pub fn set_views(&self, pipeline: &str, views: &BTreeMap<String, String>) -> Result<()> {
+        if self.views(pipeline)? == *views {
+            return Ok(());
+        }
+        self.put(&Self::views_key(pipeline), &to_json(views))
     }
 
     pub fn point(&self, pipeline: &str, job: &str, pointer: &Pointer) -> Result<()> {

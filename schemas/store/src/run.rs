@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::owner::Owner;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use smelt_schemas::{ArtifactRef, Digest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +77,9 @@ pub struct Running {
     pub stage: String,
     pub fingerprint: Digest,
     pub started: f64,
+    /// Of an instance: its axes and their values, in order.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub axes: Map<String, Value>,
 }
 
 impl RunRecord {
@@ -94,6 +97,26 @@ impl RunRecord {
 impl Store {
     pub fn record_run(&self, record: &RunRecord) -> Result<()> {
         self.put(&RunRecord::key(&record.run), &to_json(record))
+    }
+
+    pub fn run(&self, run: &str) -> Result<Option<RunRecord>> {
+        let Some(mut record) = self.get_json::<RunRecord>(&RunRecord::key(run))? else { return Ok(None) };
+        if record.state == RunState::Running && !record.is_live(now(), &Owner::this_process()) {
+            record.state = RunState::Interrupted;
+        }
+        Ok(Some(record))
+    }
+
+    /// The newest run of which `is_meant` holds.
+    pub fn last_run(&self, is_meant: impl Fn(&RunRecord) -> bool) -> Result<Option<RunRecord>> {
+        for run in self.list_here("runs")?.1.into_iter().rev() {
+            let Some(bytes) = self.get_opt(&RunRecord::key(&run))? else { continue };
+            let record = serde_json::from_slice::<RunRecord>(&bytes).ok();
+            if let Some(record) = record.filter(|record| is_meant(record)) {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
     }
 
     /// The record of each run, newest last. Unreadable records are left out.

@@ -365,8 +365,7 @@ mod tests {
         let columns = [("id", text("a")), ("text", text("b")), ("source", text("c")), ("metadata", wrong.clone())];
         let batch = RecordBatch::try_from_iter(columns).unwrap();
         assert_eq!(Documents::rows(&batch).unwrap_err(), "column `metadata` has type Int32, expected Utf8");
-        let expected =
-            DocumentText { id: "a".into(), text: "b".into(), source: "c".into(), url: None, language: None };
+        let expected = DocumentText { id: "a".into(), text: "b".into(), source: "c".into(), url: None, language: None };
         assert_eq!(DocumentText::rows(&batch).unwrap(), [expected]);
         let batch = RecordBatch::try_from_iter([("id", text("a")), ("text", wrong)]).unwrap();
         assert_eq!(DocumentText::rows(&batch).unwrap_err(), "column `text` has type Int32, expected Utf8");

@@ -60,9 +60,9 @@ pub(crate) fn main_text(bytes: &[u8], charset: Option<&str>) -> Result<Page, NoT
         return Err(NoText::too_large(bytes.len() as u64));
     }
     let (html, encoding) = decode(bytes, charset);
-    let depth = depth(&html);
-    if depth > MAX_DEPTH {
-        return Err(NoText::new("not_extracted", Some(depth as f64), format!("{depth} elements inside each other")));
+    if depth(&html) > MAX_DEPTH {
+        let note = format!("more than {MAX_DEPTH} elements inside each other");
+        return Err(NoText::new("not_extracted", None, note));
     }
     // The crate keeps notes of a page in its thread, which the next page would see: each has a thread of its own.
     let taken_apart = std::thread::scope(|scope| {
@@ -107,15 +107,12 @@ fn take_apart(html: &str) -> Result<Page, String> {
     Ok(Page { text, url: filled(said.url), published, metadata: metadata.collect() })
 }
 
-/// Elements inside each other, at most, without parsing the page: its tags are counted. Elements that end where the
-/// next one of their kind begins are left out, for pages do not close them; none of them holds another of its kind.
+/// Elements inside each other, at most, without parsing the page: its tags are counted, as a browser pairs them (HTML,
+/// 13.2.6.4.7). Elements that end where the next one of their kind begins are left out, for pages do not close them; none
+/// of them holds another of its kind. Counting ends above `MAX_DEPTH`.
 fn depth(html: &str) -> usize {
-    const UNCLOSED: [&str; 28] = [
-        "p", "li", "dd", "dt", "td", "th", "tr", "option", "tbody", "thead", "tfoot", "colgroup", "br", "hr", "img",
-        "input", "meta", "link", "area", "base", "col", "embed", "source", "track", "wbr", "param", "rp", "rt",
-    ];
     let bytes = html.as_bytes();
-    let (mut depth, mut most, mut at) = (0usize, 0, 0);
+    let (mut open, mut most, mut at): (Vec<Element>, _, _) = (Vec::new(), 0, 0);
     while let Some(found) = memchr::memchr(b'<', &bytes[at..]) {
         at += found + 1;
         let rest = &bytes[at..];
@@ -136,10 +133,53 @@ fn depth(html: &str) -> usize {
             at += end.map_or(rest.len(), |end| end + 2);
             continue;
         }
-        depth = if is_end { depth.saturating_sub(1) } else { depth + 1 };
-        most = most.max(depth);
+        let element = Element { name, is_block: BLOCKS.into_iter().any(is), is_border: BORDERS.into_iter().any(is) };
+        match is_end {
+            true => element.end(&mut open),
+            false => open.push(element),
+        }
+        most = most.max(open.len());
+        if most > MAX_DEPTH {
+            break;
+        }
     }
     most
+}
+
+const UNCLOSED: [&str; 28] = [
+    "p", "li", "dd", "dt", "td", "th", "tr", "option", "tbody", "thead", "tfoot", "colgroup", "br", "hr", "img",
+    "input", "meta", "link", "area", "base", "col", "embed", "source", "track", "wbr", "param", "rp", "rt",
+];
+/// The end of another element does not end these ("special" in HTML, 13.2.4.2), of those that are counted.
+const BLOCKS: [&str; 52] = [
+    "address", "applet", "article", "aside", "blockquote", "body", "button", "caption", "center", "details", "dir",
+    "div", "dl", "fieldset", "figcaption", "figure", "footer", "form", "frameset", "h1", "h2", "h3", "h4", "h5", "h6",
+    "head", "header", "hgroup", "html", "iframe", "listing", "main", "marquee", "menu", "nav", "noembed", "noframes",
+    "noscript", "object", "ol", "plaintext", "pre", "search", "section", "select", "summary", "table", "template",
+    "title", "ul", "xmp", "svg",
+];
+/// No end tag inside these ends an element outside ("scope" in HTML, 13.2.4.2).
+const BORDERS: [&str; 8] = ["applet", "caption", "html", "table", "marquee", "object", "template", "select"];
+
+/// An element, or what its end tag names.
+struct Element<'a> {
+    name: &'a [u8],
+    is_block: bool,
+    is_border: bool,
+}
+
+impl Element<'_> {
+    /// Ends the innermost open element of this name and what is open in it; nothing where none can be ended.
+    fn end(&self, open: &mut Vec<Self>) {
+        for i in (0..open.len()).rev() {
+            if open[i].name.eq_ignore_ascii_case(self.name) {
+                return open.truncate(i);
+            }
+            if open[i].is_border || open[i].is_block && !self.is_block {
+                return;
+            }
+        }
+    }
 }
 
 /// The text of a page in any character set: that of its byte order mark; UTF-8 where it is that and not ASCII alone;
@@ -256,6 +296,13 @@ mod tests {
         assert_eq!(depth(&format!("<!-- {} --><b>", "<div>".repeat(2000))), 1);
         assert_eq!(depth("<script>endless"), 0);
         assert_eq!(depth("a < b <"), 0);
+        // End tags that end nothing, or more than one element.
+        assert_eq!(depth(&"<article></nav>".repeat(400)), 400);
+        assert_eq!(depth(&"<b><div></b>".repeat(200)), 400);
+        assert_eq!(depth(&"<div><table></div>".repeat(200)), 400);
+        assert_eq!(depth(&"<div><b><span></div>".repeat(2000)), 3);
+        assert_eq!(depth(&"<b><i></b>".repeat(2000)), 2);
+        assert_eq!(depth(&"<div>".repeat(2000)), MAX_DEPTH + 1);
     }
 
     /// The deepest page that is read does not exhaust the stack.

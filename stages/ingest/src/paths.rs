@@ -45,8 +45,9 @@ pub(crate) fn alternatives(pattern: &str) -> Result<Vec<String>, IngestError> {
 /// The file that holds what came on standard input, where the runner was asked to read it; it is called `stdin`.
 fn standard_input(variable: Option<OsString>) -> Result<Matches, IngestError> {
     let none = || {
-        IngestError::config("-", "`-` is standard input, and none was given")
-            .with_hint("add `--stdin`: `zcat data.jsonl.gz | smelt run --stdin`; a later call needs the same data again")
+        IngestError::config("-", "`-` is standard input, and none was given").with_hint(
+            "add `--stdin`: `zcat data.jsonl.gz | smelt run --stdin`; a later call needs the same data again",
+        )
     };
     let path = variable.map(PathBuf::from).ok_or_else(none)?;
     let cannot = |source| IngestError::Read { name: "stdin".into(), source };

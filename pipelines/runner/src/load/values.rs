@@ -16,7 +16,7 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) fn parse(words: &str, tree: &Tree) -> Result<Self> {
-        const TOP: [&str; 5] = ["name", "store", "seed", "vars", "report"];
+        const TOP: [&str; 6] = ["name", "store", "seed", "vars", "views", "report"];
         let at = |e: Diagnostic| e.at(Some(Place::named(format!("--set {words}"))));
         // The `=` inside the brackets of an instance does not end the path.
         let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
