@@ -7,14 +7,18 @@ mod cli;
 mod config_bounds;
 mod contract;
 mod exit_codes;
+mod faults;
 mod gpu;
 mod import;
 mod page;
+mod kills;
 mod queries;
 mod quickstart;
 mod s3;
+mod s3_server;
 mod schemas;
 mod seeing;
+mod sharing;
 #[path = "../kernels/sim/simulator.rs"]
 mod simulator;
 mod smoke;

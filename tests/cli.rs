@@ -260,9 +260,12 @@ fn artifacts_are_listed_shown_traced_verified_tagged_and_collected() {
         .smelt(&["run", "t.yaml"])
         .ok();
     bench.smelt(&["run", "tiny.yaml", "--set", "vars.rows=20", "--set", "beside.config.seed=10"]).ok();
-    let gone = bench.smelt(&["artifacts", "gc", "--older-than", "0"]).ok().out;
+    let would = bench.smelt(&["artifacts", "gc", "--older-than", "0"]).ok().out;
+    assert!(would.contains("would go; `--delete` deletes them"), "{would}");
+    assert!(bench.smelt(&["artifacts", "verify"]).ok().out.starts_with("7 artifacts, "), "nothing was deleted");
+    let gone = bench.smelt(&["artifacts", "gc", "--older-than", "0", "--delete"]).ok().out;
     assert!(gone.contains("1 artifacts and 0 attempts"), "only `beside` with seed 9 is unreachable: {gone}");
-    assert!(bench.smelt(&["artifacts", "verify"]).ok().out.starts_with("6 artifacts, "));
+    assert!(bench.smelt(&["artifacts", "verify", "--deep"]).ok().out.starts_with("6 artifacts, "));
     // Damage is found, named, and repaired by a rerun.
     let store = bench.store();
     let m = store.manifest(&store.pointer("tiny", "even").unwrap().unwrap().artifact).unwrap().unwrap();

@@ -119,15 +119,15 @@ fn a_saved_progress_is_taken_up_and_the_curve_is_whole() {
         std::fs::write(folder.join(left), [7; 2000]).unwrap();
     }
     std::fs::create_dir_all(folder.join("saves/20")).unwrap();
-    let gc = |dry: &[&str]| bench.smelt(&[&["artifacts", "gc", "--older-than", "0"][..], dry].concat()).ok().out;
+    let gc = |flags: &[&str]| bench.smelt(&[&["artifacts", "gc", "--older-than", "0"][..], flags].concat()).ok().out;
     let words = "0 artifacts and 0 attempts, and 4 leftovers inside others, 6.0 kB,";
-    assert!(gc(&["--dry-run"]).contains(&format!("{words} would go")), "{}", gc(&["--dry-run"]));
+    assert!(gc(&[]).contains(&format!("{words} would go; `--delete` deletes them")), "{}", gc(&[]));
     assert!(folder.join("saves/15/state").exists());
-    assert!(gc(&[]).contains(&format!("{words} deleted")));
-    assert!(gc(&[]).contains("0 artifacts and 0 attempts, 0 B, deleted"));
+    assert!(gc(&["--delete"]).contains(&format!("{words} deleted")));
+    assert!(gc(&["--delete"]).contains("0 artifacts and 0 attempts, 0 B, deleted"));
     assert_eq!(store.list(&key).unwrap(), before);
     assert!(std::fs::read_dir(folder.join("saves")).unwrap().next().is_none(), "no empty folder stays");
-    bench.smelt(&["artifacts", "verify"]).ok();
+    bench.smelt(&["artifacts", "verify", "--deep"]).ok();
 }
 
 /// The folder of the attempt that made an artifact, and its key.

@@ -1,89 +1,10 @@
 //! The store over a real S3 protocol: a server in this process, on a free port of 127.0.0.1.
 
+use crate::s3_server::{KEY, SECRET, Server};
 use crate::support::{Bench, Said, digests};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use s3s::auth::SimpleAuth;
-use s3s::service::{S3Service, S3ServiceBuilder};
-use std::sync::{Arc, OnceLock};
-use tempfile::TempDir;
+use std::sync::OnceLock;
 
-const KEY: &str = "smelt-test-key";
-const SECRET: &str = "smelt-test-secret";
-
-/// Ends with the value that holds it: its runtime is dropped, and its port closed.
-struct Server {
-    address: String,
-    folder: TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Server {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("bucket")).unwrap();
-        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
-        let service = {
-            let mut builder = S3ServiceBuilder::new(files);
-            builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
-            builder.build()
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        runtime.spawn(async move {
-            // s3s-fs tests for a file and then renames onto it: one request with a condition at a time makes the
-            // create-only put what S3 promises.
-            let turn = Arc::new(tokio::sync::Mutex::new(()));
-            while let Ok((stream, _)) = listener.accept().await {
-                let (service, turn): (S3Service, _) = (service.clone(), turn.clone());
-                tokio::spawn(async move {
-                    let answer = Turns { service, turn };
-                    // A client that disconnects is not an error of the server.
-                    drop(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await);
-                });
-            }
-        });
-        Self { address, folder, _runtime: runtime }
-    }
-
-    fn environment(&self, secret: &str) -> Vec<(&'static str, String)> {
-        vec![
-            ("AWS_ENDPOINT_URL", self.address.clone()),
-            ("AWS_ACCESS_KEY_ID", KEY.into()),
-            ("AWS_SECRET_ACCESS_KEY", secret.into()),
-            ("AWS_REGION", "us-east-1".into()),
-        ]
-    }
-
-    fn smelt(&self, bench: &Bench, secret: &str, args: &[&str]) -> Said {
-        bench.command(args).envs(self.environment(secret)).output().unwrap().into()
-    }
-}
-
-#[derive(Clone)]
-struct Turns {
-    service: S3Service,
-    turn: Arc<tokio::sync::Mutex<()>>,
-}
-
-impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Turns {
-    type Response = s3s::HttpResponse;
-    type Error = s3s::HttpError;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn call(&self, request: hyper::Request<hyper::body::Incoming>) -> Self::Future {
-        let (service, turn) = (self.service.clone(), self.turn.clone());
-        Box::pin(async move {
-            let conditional =
-                request.headers().contains_key("if-none-match") || request.headers().contains_key("if-match");
-            let _held = if conditional { Some(turn.lock().await) } else { None };
-            hyper::service::Service::call(&service, request).await
-        })
-    }
-}
-
-/// In this process the variables of one server hold for all, so all tests share it.
+/// One that does nothing wrong, for all tests.
 fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(Server::start)

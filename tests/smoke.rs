@@ -230,7 +230,7 @@ fn the_runner_killed_at_twenty_moments_ends_with_the_digests_of_an_undisturbed_r
         smelt(folder.path(), &["run", "pipelines/smoke.yaml"]).ok();
         assert_eq!(digests(&open(folder.path()), "smoke"), expected);
         assert!(smelt(folder.path(), &["run", "pipelines/smoke.yaml"]).ok().out.contains("nothing to do"));
-        let verified = smelt(folder.path(), &["artifacts", "verify"]).ok().out;
+        let verified = smelt(folder.path(), &["artifacts", "verify", "--deep"]).ok().out;
         assert!(verified.contains("every byte is as its manifest says"), "{verified}");
     }
     assert!(killed >= 15, "only {killed} of 20 kills met a running runner");

@@ -1,4 +1,4 @@
-//! `smelt artifacts`: what a store holds, where it came from, whether it is whole.
+//! `smelt artifacts`: what a store holds, where it came from, whether it is whole, what of it may go.
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::table::{Format, Listing, Measure, bytes, duration, time};
@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 
 #[derive(clap::Args, Clone)]
 pub(crate) struct Where {
-    /// A directory or s3://bucket/prefix; overrides SMELT_STORE
+    /// A directory or a bucket, such as s3://bucket/prefix; overrides SMELT_STORE
     #[arg(long, value_name = "ADDRESS")]
-    store: Option<String>,
+    pub(crate) store: Option<String>,
     /// The pipeline whose job names are meant; the one that ran last if not said
     #[arg(long)]
-    pipeline: Option<String>,
+    pub(crate) pipeline: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -44,22 +44,29 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: Where,
     },
-    /// Read every byte and compare it with the manifests; all artifacts if none is named
+    /// Look whether all files are there, as long as their manifests say; all artifacts if none is named
     Verify {
         artifact: Vec<String>,
         #[command(flatten)]
         at: Where,
+        /// Read every byte and compare it with the digests
+        #[arg(long)]
+        deep: bool,
     },
-    /// Delete what no tag and no pipeline reaches any more, abandoned attempts, and what killed processes left
+    /// Say what no tag and no pipeline reaches any more, which attempts were abandoned, and what killed processes left;
+    /// with --delete, delete it
     Gc {
         #[command(flatten)]
         at: Where,
-        /// Only say what would go
+        /// Delete it; without this, nothing is changed
         #[arg(long)]
-        dry_run: bool,
+        delete: bool,
         /// Keep what is younger than this many hours
         #[arg(long, default_value_t = 24.0)]
         older_than: f64,
+        /// Keep this many of the newest artifacts of each job, beside what tags and pipelines point at
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        keep: usize,
     },
     /// Give an artifact a name that keeps it: `smelt artifacts tag best aligned`
     Tag {
@@ -84,19 +91,22 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let store = open(&at)?;
             lineage(&store, &find(&store, &at, &artifact)?, 0)
         }
-        Command::Verify { artifact, at } => verify(&open(&at)?, &at, &artifact),
-        Command::Gc { at, dry_run, older_than } => gc(&open(&at)?, dry_run, older_than * 3600.0),
+        Command::Verify { artifact, at, deep } => verify(&open(&at)?, &at, &artifact, deep),
+        Command::Gc { at, delete, older_than, keep } => {
+            let age = older_than * 3600.0;
+            gc(&open(&at)?, delete, &GcRules { attempt_age: age, artifact_age: age, newest: keep })
+        }
         Command::Tag { name: None, at, format, .. } => tags(&open(&at)?, format),
         Command::Tag { name: Some(name), artifact, at, delete, .. } => tag(&open(&at)?, &at, &name, artifact, delete),
     }
 }
 
-fn open(at: &Where) -> Result<Store> {
+pub(crate) fn open(at: &Where) -> Result<Store> {
     query::store_of(at.store.as_deref(), at.pipeline.as_deref())
 }
 
 /// The artifact that a person means by a job's name, a tag, or the beginning of a digest.
-fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> {
+pub(crate) fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> {
     let gone = || Diagnostic::new(ExitCode::Data, format!("what `{wanted}` names is gone from {}", store.address()));
     if let Some(tag) = store.tag(wanted)? {
         return store.manifest(&tag.artifact)?.ok_or_else(gone);
@@ -114,12 +124,9 @@ fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> {
 }
 
 fn list(store: &Store, format: Format) -> Result<()> {
-    let mut names: BTreeMap<ArtifactRef, Vec<String>> = BTreeMap::new();
-    for (pipeline, job, pointer) in store.pointers()? {
-        names.entry(pointer.artifact).or_default().push(format!("{pipeline}.{job}"));
-    }
-    for (tag, t) in store.tags()? {
-        names.entry(t.artifact).or_default().push(format!("tag:{tag}"));
+    let mut named: BTreeMap<ArtifactRef, Vec<String>> = BTreeMap::new();
+    for (name, artifact) in names(store)? {
+        named.entry(artifact).or_default().push(name);
     }
     let mut listing = Listing::new(&[
         ("stage", Measure::Plain),
@@ -135,7 +142,7 @@ fn list(store: &Store, format: Format) -> Result<()> {
     }
     found.sort_by(|a, b| a.provenance.started.total_cmp(&b.provenance.started));
     for m in &found {
-        let named = names.get(&m.artifact()).map_or_else(String::new, |n| n.join(" "));
+        let named = named.get(&m.artifact()).map_or_else(String::new, |n| n.join(" "));
         listing.row(vec![
             json!(m.stage),
             json!(format!("{}/{}", m.fingerprint.short(), m.edition)),
@@ -243,7 +250,7 @@ fn lineage(store: &Store, m: &Manifest, depth: usize) -> Result<()> {
     Ok(())
 }
 
-fn verify(store: &Store, at: &Where, wanted: &[String]) -> Result<()> {
+fn verify(store: &Store, at: &Where, wanted: &[String], deep: bool) -> Result<()> {
     let (manifests, damaged) = match wanted {
         [] => store.manifests()?,
         wanted => (wanted.iter().map(|w| find(store, at, w)).collect::<Result<_>>()?, Vec::new()),
@@ -254,40 +261,67 @@ fn verify(store: &Store, at: &Where, wanted: &[String]) -> Result<()> {
         println!("{} {}/{}: {error}", artifact.stage, artifact.fingerprint.short(), artifact.edition);
     }
     for m in &manifests {
-        for trouble in store.verify(m, &scratch)? {
+        let troubles = if deep { store.verify(m, &scratch)? } else { store.look_over(m)? };
+        for trouble in troubles {
             bad += 1;
             println!("{} {}/{}: {trouble}", m.stage, m.fingerprint.short(), m.edition);
         }
     }
-    let total: u64 = manifests.iter().map(Manifest::bytes).sum();
-    match bad {
-        0 => {
-            println!("{} artifacts, {}: every byte is as its manifest says", manifests.len(), bytes(total));
-            Ok(())
+    if wanted.is_empty() {
+        // A name that leads nowhere is damage too: a run that reads it would stop.
+        for (name, artifact) in names(store)? {
+            if !manifests.iter().any(|m| m.artifact() == artifact) && !damaged.iter().any(|(a, _)| *a == artifact) {
+                bad += 1;
+                let (stage, short) = (&artifact.stage, artifact.fingerprint.short());
+                println!("{stage} {short}/{}: {name} names it, and it is gone", artifact.edition);
+            }
         }
-        n => Err(Diagnostic::new(ExitCode::Data, format!("{n} files are damaged"))
-            .hint("`smelt rerun JOB` makes a new edition")),
     }
+    let total: u64 = manifests.iter().map(Manifest::bytes).sum();
+    match (bad, deep) {
+        (0, true) => println!("{} artifacts, {}: every byte is as its manifest says", manifests.len(), bytes(total)),
+        (0, false) => println!(
+            "{} artifacts, {}: every file is there, as long as its manifest says; `--deep` reads their bytes",
+            manifests.len(),
+            bytes(total)
+        ),
+        (n, _) => {
+            return Err(Diagnostic::new(ExitCode::Data, format!("{n} files are damaged"))
+                .hint("`smelt rerun JOB` makes a new edition"));
+        }
+    }
+    Ok(())
 }
 
-fn gc(store: &Store, dry_run: bool, age: f64) -> Result<()> {
-    let plan = store.plan_gc(&GcRules { attempt_age: age, artifact_age: age })?;
+/// Every name of an artifact: `pipeline.job`, `tag:NAME`.
+fn names(store: &Store) -> Result<Vec<(String, ArtifactRef)>> {
+    let jobs = store.pointers()?.into_iter().map(|(pipeline, job, p)| (format!("{pipeline}.{job}"), p.artifact));
+    let tags = store.tags()?.into_iter().map(|(tag, t)| (format!("tag:{tag}"), t.artifact));
+    Ok(jobs.chain(tags).collect())
+}
+
+fn gc(store: &Store, delete: bool, rules: &GcRules) -> Result<()> {
+    let plan = store.plan_gc(rules)?;
     for a in &plan.artifacts {
         println!("artifact {} {}/{}", a.stage, a.fingerprint.short(), a.edition);
     }
     for a in &plan.attempts {
         println!("attempt  {a}");
     }
-    if !dry_run {
-        store.gc(&plan)?;
-    }
     for key in plan.leftovers.folders.iter().chain(&plan.leftovers.files) {
         println!("leftover {key}");
     }
-    let verb = if dry_run { "would go" } else { "deleted" };
+    if delete {
+        store.gc(&plan)?;
+    }
     let (artifacts, attempts) = (plan.artifacts.len(), plan.attempts.len());
     let leftovers = plan.leftovers.folders.len() + plan.leftovers.files.len();
     let more = if leftovers > 0 { format!(", and {leftovers} leftovers inside others") } else { String::new() };
+    let verb = match (delete, artifacts + attempts + leftovers) {
+        (true, _) => "deleted",
+        (false, 0) => "would go",
+        (false, _) => "would go; `--delete` deletes them",
+    };
     println!("{artifacts} artifacts and {attempts} attempts{more}, {}, {verb}", bytes(plan.bytes));
     Ok(())
 }

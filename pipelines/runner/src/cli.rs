@@ -2,6 +2,7 @@
 
 use crate::artifacts;
 use crate::estimate;
+use crate::sharing;
 use crate::table::Format;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -24,7 +25,8 @@ pub(crate) struct Cli {
 
 #[derive(Args, Clone)]
 pub(crate) struct StoreArg {
-    /// A directory or s3://bucket/prefix; overrides SMELT_STORE and the pipeline's own
+    /// A directory, or a bucket and a prefix in it, such as s3://bucket/prefix; overrides SMELT_STORE and the
+    /// pipeline's own
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) store: Option<String>,
 }
@@ -54,6 +56,9 @@ pub(crate) struct RunArgs {
     /// Cores to use; all of the machine's if not said
     #[arg(long)]
     pub(crate) cores: Option<usize>,
+    /// Accept a store that knows no create-only put: you start one run at a time
+    #[arg(long)]
+    pub(crate) single_writer: bool,
     /// Print errors only
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -184,6 +189,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: artifacts::Command,
     },
+    /// Copy artifacts into another store, with what they were made from: there, `smelt run` finds them
+    Push(sharing::Copy),
+    /// Copy artifacts from another store into this one, with what they were made from: then `smelt run` does nothing
+    Pull(sharing::Copy),
+    /// Write the files of an artifact, such as a checkpoint or a dataset, into a plain folder
+    Export(sharing::Export),
     /// Print a schema: `pipeline`, `manifest`, `event`, …, a kind such as `documents`, or a stage's config
     Schema { name: Option<String> },
     /// Measure how fast training and generation are on this machine, and where the time goes
@@ -197,6 +208,9 @@ pub(crate) enum Command {
     Doctor {
         #[command(flatten)]
         store: StoreArg,
+        /// Accept a store that knows no create-only put
+        #[arg(long)]
+        single_writer: bool,
     },
     #[command(hide = true)]
     Shim { program: PathBuf, verb: String, invocation: PathBuf },

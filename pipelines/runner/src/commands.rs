@@ -43,6 +43,10 @@ impl Target {
         }
         let plan = load::load(&load::pipeline_file(self.file.as_deref())?, &self.options)?;
         let store = load::open_store(&plan.store, plan.store_by, None)?;
+        let store = match plan.cache.clone() {
+            Some(cache) => store.with_cache(cache),
+            None => store,
+        };
         Ok((plan, store))
     }
 
@@ -132,7 +136,8 @@ pub(crate) fn run(
         _ => return Err(Diagnostic::pipeline("`--only` and `--from` exclude each other")),
     };
     let whole = only.is_empty() && from.is_empty();
-    let options = run::Options { wanted, again, retries: args.retries, mode, cores: args.cores, begun };
+    let single_writer = plan.single_writer || args.single_writer;
+    let options = run::Options { wanted, again, retries: args.retries, mode, cores: args.cores, single_writer, begun };
     let summary = run::run(&plan, &store, &options)?;
     if let (Some(sql), true, Mode::Auto) = (&plan.report, whole && summary.ran > 0, mode) {
         println!();
@@ -362,7 +367,7 @@ pub(crate) fn schema(name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn doctor(store: Option<&str>) -> Result<()> {
+pub(crate) fn doctor(store: Option<&str>, single_writer: bool) -> Result<()> {
     let mut failed = 0;
     let mut line = |ok: bool, name: &str, found: &str, hint: Option<&str>| {
         println!("  {}  {name:<22} {found}", if ok { "ok  " } else { "FAIL" });
@@ -396,9 +401,10 @@ pub(crate) fn doctor(store: Option<&str>) -> Result<()> {
     if by == StoreBy::Nobody && !Path::new(&address).exists() {
         line(true, "store", &format!("{address}: not there yet, the first run makes it"), None);
     } else {
-        match load::open_store(&address, by, None).and_then(|store| Ok(store.probe().map(|()| store)?)) {
+        match load::open_store(&address, by, None).and_then(|store| Ok(store.probe(single_writer).map(|()| store)?)) {
             Ok(store) => {
-                line(true, "store", &format!("{}: can be written, create-only puts hold", store.address()), None)
+                let how = if single_writer { "by one run at a time" } else { "create-only puts hold" };
+                line(true, "store", &format!("{}: can be written, {how}", store.address()), None)
             }
             Err(e) => line(false, "store", &e.message, e.hint.as_deref()),
         }

@@ -7,7 +7,7 @@ use crate::team::Team;
 use crate::view::{Progress, View};
 use crate::{child, programs};
 use smelt_schemas::{ArtifactRef, Event, EventBody, ExitCode, Invocation, Io, Manifest, PROTOCOL, Problem};
-use smelt_store::{Owner, Store, safe_name};
+use smelt_store::{Cache, Owner, Store, safe_name};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -174,6 +174,7 @@ impl Work<'_> {
         command.arg("run").arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         programs::environment(&mut command, &self.job.run.env);
         command.env("SMELT_RUNNER_PID", std::process::id().to_string());
+        command.envs(self.store.cache().map(Cache::variables).into_iter().flatten());
         child::end_with_me(&mut command);
         // A separate process group: Ctrl-C reaches only the runner, which then ends its jobs in order.
         command.process_group(0);

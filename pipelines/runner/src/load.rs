@@ -16,8 +16,11 @@ use crate::programs::{Answer, Program};
 use crate::yaml::{self, Tree};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use smelt_schemas::{Arity, Device, Each, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions};
-use smelt_store::Store;
+use smelt_schemas::{
+    Arity, CommitMode, Device, Each, ExitCode, Job, Pipeline, Problem, ResolveRequest, Resolved, RunOptions,
+    StoreConfig, parse_bytes,
+};
+use smelt_store::{CACHE_BYTES, Cache, Store};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +31,10 @@ pub(crate) struct Plan {
     pub store: String,
     /// Who named the store.
     pub store_by: StoreBy,
+    /// Whether the file says that its store has no create-only puts.
+    pub single_writer: bool,
+    /// The cache that the file names for its store.
+    pub cache: Option<Cache>,
     /// What `--set` changed.
     pub set: Vec<String>,
     pub views: Views,
@@ -110,6 +117,25 @@ pub(crate) fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Re
     })
 }
 
+/// The cache of a pipeline's store. SMELT_CACHE overrides it.
+fn cache(store: &StoreConfig) -> Result<Option<Cache>> {
+    let Some(config) = store.cache.as_ref().filter(|_| std::env::var_os("SMELT_CACHE").is_none()) else {
+        return Ok(None);
+    };
+    let bytes = match &config.size {
+        None => CACHE_BYTES,
+        Some(size) => parse_bytes(size).ok_or_else(|| {
+            Diagnostic::pipeline(format!("`{size}` is no size of a cache")).hint("write `500MiB` or `50GiB`")
+        })?,
+    };
+    let path = from_environment(&config.path)?;
+    let folder = match path.strip_prefix("~/") {
+        Some(rest) => Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(rest),
+        None => PathBuf::from(path),
+    };
+    Ok(Some(Cache::new(&folder, bytes)?))
+}
+
 /// One instance of a job.
 pub(crate) struct Instance {
     /// `score`, or `score[seed=1]`.
@@ -155,8 +181,10 @@ pub(crate) fn head(file: &Path) -> Result<Head> {
     let (mut tree, _) = read(file)?;
     let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
     substitute(&mut tree.value, &|name| vars.get(name).cloned());
-    let text = |key: &str| tree.value.get(key).and_then(Value::as_str).map(str::to_owned);
-    Ok(Head { name: text("name").unwrap_or_default(), store: text("store") })
+    let text = |of: Option<&Value>| of.and_then(Value::as_str).map(str::to_owned);
+    let store = tree.value.get("store");
+    let store = text(store).or_else(|| text(store?.get("url")));
+    Ok(Head { name: text(tree.value.get("name")).unwrap_or_default(), store })
 }
 
 /// A file as a tree, and its text.
@@ -200,16 +228,22 @@ pub(crate) fn load(file: &Path, options: &Options) -> Result<Plan> {
         }
         check_axes(&tree, draft, &programs[&draft.text.stage])?;
     }
-    let (address, store_by) = store_address(options.store.as_deref(), pipeline.store.as_deref());
+    let in_file = pipeline.store.as_ref().map(|store| store.url.as_str());
+    let (address, store_by) = store_address(options.store.as_deref(), in_file);
     let store = open_store(&address, store_by, tree.place("/store"))?;
     let jobs = connect(&tree, &pipeline, drafts, &programs, &store)?;
     let views = Views { sql: pipeline.views.into_iter().collect(), place: tree.place("/views") };
     let report = pipeline.report.map(|sql| Report { sql, place: tree.place("/report"), text });
+    // What the file says of its own store says nothing of another one.
+    let own_store = pipeline.store.filter(|_| store_by == StoreBy::File).unwrap_or_default();
+    let cache = cache(&own_store).map_err(|e| e.at(tree.place("/store/cache")))?;
     Ok(Plan {
         name: pipeline.name,
         file: file.display().to_string(),
         store: address,
         store_by,
+        single_writer: own_store.commit == CommitMode::SingleWriter,
+        cache,
         set: options.set.clone(),
         views,
         report,
@@ -464,7 +498,7 @@ fn connect(
         let memory = draft.text.run.memory.as_deref().map(|m| {
             let what = || format!("`{m}` is no memory to work in, expected {} or more", LEAST_MEMORY.0);
             let least = |bytes: &u64| *bytes >= LEAST_MEMORY.1;
-            bytes(m).filter(least).ok_or_else(|| refused(what(), "memory", "write `512MiB` or `4GiB`"))
+            parse_bytes(m).filter(least).ok_or_else(|| refused(what(), "memory", "write `512MiB` or `4GiB`"))
         });
         jobs.push(Instance {
             place: tree.key_place(&format!("/jobs/{}", draft.base)),
@@ -492,18 +526,6 @@ fn seconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     number.trim().parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n * factor)
-}
-
-/// `4GiB`
-fn bytes(text: &str) -> Option<u64> {
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
-    let shift = match unit {
-        "MiB" => 20,
-        "GiB" => 30,
-        "TiB" => 40,
-        _ => return None,
-    };
-    number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn sort(tree: &Tree, drafts: &[Draft], inputs: &[BTreeMap<String, Vec<Input>>]) -> Result<Vec<usize>> {

@@ -18,6 +18,7 @@ mod query;
 mod report;
 mod run;
 mod runs;
+mod sharing;
 mod shim;
 mod stdin;
 mod table;
@@ -62,8 +63,11 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Artifacts { command } => artifacts::run(command),
+        Command::Push(args) => sharing::copy(&args, sharing::Way::Push),
+        Command::Pull(args) => sharing::copy(&args, sharing::Way::Pull),
+        Command::Export(args) => sharing::export(&args),
         Command::Schema { name } => commands::schema(name.as_deref()),
-        Command::Doctor { store } => commands::doctor(store.store.as_deref()),
+        Command::Doctor { store, single_writer } => commands::doctor(store.store.as_deref(), single_writer),
         Command::Bench { args } => commands::bench(&args),
         Command::Shim { program, verb: _, invocation } => shim::run(&program, &invocation),
     };

@@ -74,7 +74,7 @@ pub(crate) fn known() -> BTreeSet<String> {
 /// Gives a stage's process the variables that it may see. They are the same for every verb, so that `run` finds the
 /// files that `resolve` found. Other secrets do not reach it. `named`: the job's `run.env`.
 pub(crate) fn environment(command: &mut Command, named: &[String]) {
-    const NAMES: [&str; 22] = [
+    const NAMES: [&str; 24] = [
         "PATH",
         "HOME",
         "USER",
@@ -85,7 +85,9 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
         "LD_LIBRARY_PATH",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
-        "LD_LIBRARY_PATH",
+        "GCE_METADATA_HOST",
+        "IDENTITY_ENDPOINT",
+        "IDENTITY_HEADER",
         "VIRTUAL_ENV",
         "XDG_CACHE_HOME",
         "XDG_CONFIG_HOME",
@@ -98,7 +100,8 @@ pub(crate) fn environment(command: &mut Command, named: &[String]) {
         "ALL_PROXY",
         "NO_PROXY",
     ];
-    const PREFIXES: [&str; 8] = ["AWS_", "SMELT_", "CARGO_", "LC_", "PYTHON", "CUDA_", "NVIDIA_", "NCCL_"];
+    const PREFIXES: [&str; 10] =
+        ["AWS_", "GOOGLE_", "AZURE_", "SMELT_", "CARGO_", "LC_", "PYTHON", "CUDA_", "NVIDIA_", "NCCL_"];
     command.env_clear();
     for (name, value) in std::env::vars_os() {
         let Some(text) = name.to_str() else { continue };

@@ -25,6 +25,8 @@ pub(crate) struct Options {
     pub retries: Option<u32>,
     pub mode: Mode,
     pub cores: Option<usize>,
+    /// The store has no create-only puts, and the user starts one run at a time.
+    pub single_writer: bool,
     /// When this program started: what a user waits for begins there.
     pub begun: Instant,
 }
@@ -306,7 +308,7 @@ impl Runner<'_> {
     fn begin(&mut self) -> Result<()> {
         query::check_report(self.store, self.plan)?;
         job::sweep();
-        self.store.probe()?;
+        self.store.probe(self.options.single_writer)?;
         self.began = true;
         let cached = self.summary.cached;
         let note = if cached > 0 { format!(", {cached} cached") } else { String::new() };

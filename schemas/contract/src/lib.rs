@@ -24,7 +24,9 @@ pub use fingerprint::{canonical_json, fingerprint};
 pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, ResolveRequest};
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
-pub use pipeline::{Each, Inputs, Job, Pipeline, RunOptions, SavePolicy};
+pub use pipeline::{
+    CacheConfig, CommitMode, Each, Inputs, Job, Pipeline, RunOptions, SavePolicy, StoreConfig, parse_bytes,
+};
 pub use query::{InspectAnswer, InspectRequest, PlannedPort, QueryFormat, QueryRequest};
 pub use stage::{
     Arity, Check, Cores, Description, Doctor, Estimate, InputPort, Io, OutputPort, ResolveAnswer, Resolved, Source,

@@ -3,18 +3,22 @@
 use crate::device::Device;
 use indexmap::IndexMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::fmt;
 
 /// A YAML file of jobs. Job names match `[a-z][a-z0-9_]*`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
     pub name: String,
-    /// A directory, or `s3://bucket/prefix`; `--store` and `SMELT_STORE` override it.
+    /// A directory, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, or a map that says more of
+    /// it; `--store` and `SMELT_STORE` override it.
     #[serde(default)]
-    pub store: Option<String>,
+    pub store: Option<StoreConfig>,
     /// Fills the `seed` of every stage that draws random numbers and is given none.
     #[serde(default)]
     pub seed: u64,
@@ -28,6 +32,93 @@ pub struct Pipeline {
     /// SQL that is run and printed last.
     #[serde(default)]
     pub report: Option<String>,
+}
+
+/// Where artifacts are kept, and how. An address alone means the defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StoreConfig {
+    /// A directory, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+    pub url: String,
+    pub commit: CommitMode,
+    /// A folder of this machine that keeps what was read from a bucket. SMELT_CACHE names one for all pipelines.
+    pub cache: Option<CacheConfig>,
+}
+
+/// How two runs at once are kept from overwriting each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CommitMode {
+    /// By create-only puts. A server that accepts two of them for one key is refused.
+    #[default]
+    CreateOnly,
+    /// By the user, who starts one run at a time. For servers that know no create-only put.
+    SingleWriter,
+}
+
+/// A read cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CacheConfig {
+    /// A folder; `~/` is the user's.
+    pub path: String,
+    /// What it may hold, such as `50GiB`; 20GiB by default.
+    #[serde(default)]
+    pub size: Option<String>,
+}
+
+impl JsonSchema for StoreConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "StoreConfig".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let commit = generator.subschema_for::<CommitMode>();
+        let cache = generator.subschema_for::<Option<CacheConfig>>();
+        json_schema!({ "oneOf": [
+            { "type": "string" },
+            {
+                "type": "object",
+                "properties": { "url": { "type": "string" }, "commit": commit, "cache": cache },
+                "required": ["url"],
+                "additionalProperties": false,
+            },
+        ] })
+    }
+}
+
+impl From<&str> for StoreConfig {
+    fn from(url: &str) -> Self {
+        Self { url: url.into(), ..Self::default() }
+    }
+}
+
+impl<'de> Deserialize<'de> for StoreConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Map {
+            url: String,
+            #[serde(default)]
+            commit: CommitMode,
+            #[serde(default)]
+            cache: Option<CacheConfig>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = StoreConfig;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an address, or `{ url: … }`")
+            }
+            fn visit_str<E>(self, url: &str) -> Result<StoreConfig, E> {
+                Ok(url.into())
+            }
+            // Not by an untagged enum: its errors do not say which field is wrong.
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<StoreConfig, A::Error> {
+                let Map { url, commit, cache } = Map::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(StoreConfig { url, commit, cache })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// One use of a stage.
@@ -161,5 +252,50 @@ impl JsonSchema for Inputs {
             { "type": "array", "items": { "type": "string" } },
             { "type": "object", "additionalProperties": one },
         ] })
+    }
+}
+
+/// `512MiB`, `4GiB`, `1TiB`; `None` if it is no such size.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
+    let shift = match unit {
+        "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return None,
+    };
+    number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_store_is_an_address_or_a_map() {
+        let read = |value: Value| serde_json::from_value::<StoreConfig>(value).map_err(|e| e.to_string());
+        assert_eq!(read(json!("s3://b/p")), Ok("s3://b/p".into()));
+        let cache = CacheConfig { path: "~/.cache/smelt".into(), size: Some("50GiB".into()) };
+        let full = json!({ "url": "s3://b", "commit": "single_writer", "cache": cache });
+        let expected = StoreConfig { url: "s3://b".into(), commit: CommitMode::SingleWriter, cache: Some(cache) };
+        assert_eq!(read(full), Ok(expected.clone()));
+        assert_eq!(read(json!(expected)), Ok(expected));
+        assert_eq!(
+            read(json!({ "url": "x", "comit": 1 })).unwrap_err(),
+            "unknown field `comit`, expected one of `url`, `commit`, `cache`"
+        );
+        assert_eq!(read(json!({ "commit": "single_writer" })).unwrap_err(), "missing field `url`");
+        assert_eq!(read(json!(7)).unwrap_err(), "invalid type: integer `7`, expected an address, or `{ url: … }`");
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("512MiB", Some(512 << 20)), ("1 GiB", Some(1 << 30)), ("7B", Some(7)), ("3", None)] {
+            assert_eq!(parse_bytes(text), bytes, "{text}");
+        }
+        assert_eq!([parse_bytes("GiB"), parse_bytes("99999999TiB"), parse_bytes("1GB")], [None; 3]);
     }
 }

@@ -251,6 +251,25 @@ impl Store {
         Ok(found)
     }
 
+    /// Looks whether every file of an artifact is there, as long as its record says. Returns one text per difference.
+    pub fn look_over(&self, manifest: &Manifest) -> Result<Vec<String>> {
+        let mut troubles = Vec::new();
+        for (name, port) in &manifest.ports {
+            for file in &port.files {
+                let key = self.file_key(manifest, name, file);
+                match self.size(&key)? {
+                    Some(bytes) if bytes == file.bytes => {}
+                    Some(bytes) => {
+                        let what = format!("has {bytes} bytes, its manifest says {}", file.bytes);
+                        troubles.push(self.corrupt(&key, what).to_string());
+                    }
+                    None => troubles.push(self.missing(&key).to_string()),
+                }
+            }
+        }
+        Ok(troubles)
+    }
+
     /// Reads every file of an artifact and compares it with its record. Returns one text per difference.
     pub fn verify(&self, manifest: &Manifest, scratch: &std::path::Path) -> Result<Vec<String>> {
         let mut troubles = Vec::new();

@@ -4,19 +4,25 @@
 //! survive a power cut, so a file is written here in four steps: to a temporary name, sync, link or rename, sync of the
 //! folder.
 
+use crate::backing::{Backing, Result, Sink};
 use crate::entry::{Entry, Version};
 use crate::unique::unique;
+use bytes::Bytes;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+#[derive(Clone, Debug)]
 pub(crate) struct Directory {
     pub root: PathBuf,
 }
 
-/// How often a write begins anew because its folder was deleted, or a deletion because something was written.
-const TRIES: usize = 20;
+/// For how long a write begins anew because its folder was deleted, or a deletion because something was written.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The ending of files that are still being written. No listing shows them.
 pub(crate) const TEMPORARY: &str = ".smelt-tmp";
@@ -167,16 +173,133 @@ impl Directory {
     }
 }
 
+/// `None` where there is no such file.
+fn found<T>(result: io::Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl Backing for Directory {
+    fn get(&self, key: &str) -> Result<Option<(Bytes, Version)>> {
+        let Some(bytes) = found(fs::read(self.path(key)))? else { return Ok(None) };
+        let version = Version::of_bytes(&bytes);
+        Ok(Some((bytes.into(), version)))
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        let Some(file) = found(File::open(self.path(key)))? else { return Ok(None) };
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
+        file.read_exact_at(&mut bytes, range.start)?;
+        Ok(Some(bytes.into()))
+    }
+
+    fn read(&self, key: &str, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<bool> {
+        let Some(mut file) = found(File::open(self.path(key)))? else { return Ok(false) };
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(true),
+                Ok(n) => take(&buffer[..n])?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
+        Ok(self.put(key, bytes)?)
+    }
+
+    fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
+        Ok(self.create(key, bytes)?)
+    }
+
+    fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
+        Ok(self.swap(key, expected, bytes)?)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>> {
+        Ok(found(fs::metadata(self.path(key)))?.filter(fs::Metadata::is_file).map(|meta| meta.len()))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
+        Ok(self.list(prefix)?)
+    }
+
+    fn list_with_temporary(&self, prefix: &str) -> Result<Vec<Entry>> {
+        Ok(self.list_with_temporary(prefix)?)
+    }
+
+    fn list_here(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>)> {
+        Ok(self.list_here(prefix)?)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        Ok(self.delete(key)?)
+    }
+
+    fn delete_all(&self, prefix: &str) -> Result<()> {
+        Ok(self.delete_all(prefix)?)
+    }
+
+    fn upload(&self, key: &str) -> Result<Box<dyn Sink>> {
+        let (file, temporary) = self.temporary(key)?;
+        let file = BufWriter::with_capacity(1 << 18, file);
+        Ok(Box::new(Incoming { directory: self.clone(), key: key.into(), file, temporary }))
+    }
+
+    fn local(&self, key: &str) -> Option<PathBuf> {
+        Some(self.path(key))
+    }
+}
+
+/// A file under a name that no listing shows.
+struct Incoming {
+    directory: Directory,
+    key: String,
+    file: BufWriter<File>,
+    /// Empty once it is published.
+    temporary: PathBuf,
+}
+
+impl Sink for Incoming {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.file.write_all(bytes)?)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.file.flush()?;
+        Ok(self.file.get_ref().sync_all()?)
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        self.directory.publish(&self.temporary, &self.key)?;
+        self.temporary = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.temporary.as_os_str().is_empty() {
+            remove_quietly(&self.temporary);
+        }
+    }
+}
+
 /// Does it again while it fails in this way: one process may delete a folder, after a commit for example, while
 /// another one writes into it.
 fn anew<T>(failure: io::ErrorKind, mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 1..TRIES {
+    let since = Instant::now();
+    loop {
         match step() {
-            Err(e) if e.kind() == failure => {}
+            Err(e) if e.kind() == failure && since.elapsed() < PATIENCE => {}
             done => return done,
         }
     }
-    step()
 }
 
 fn folder(path: &Path) -> &Path {
@@ -217,7 +340,7 @@ mod tests {
         });
         while !writer.is_finished() {
             directory.delete_all("a").unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         writer.join().unwrap();
         fs::remove_dir_all(root).unwrap();

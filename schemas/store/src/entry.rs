@@ -18,6 +18,11 @@ pub struct Version {
 }
 
 impl Version {
+    /// Of a backing that names what it holds by tags.
+    pub fn of_tag(tag: impl Into<String>) -> Self {
+        Self { etag: Some(tag.into()), version: None }
+    }
+
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         Self { etag: Some(Digest::of(bytes).into()), version: None }
     }

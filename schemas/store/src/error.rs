@@ -1,5 +1,6 @@
 //! The errors of a store, sorted by who has to act.
 
+use crate::backing::BackingError;
 use smelt_schemas::{ExitCode, Fault};
 use std::io;
 
@@ -27,8 +28,14 @@ pub enum Error {
     Failed { store: String, what: String, source: BoxError },
     #[error("`{key}` in store {store} {what}")]
     Corrupt { store: String, key: String, what: String },
+    #[error("`{what}` is no cache: {why}")]
+    Cache { what: String, why: String },
     #[error("store {store} accepts the same create-only put twice, so two runs could overwrite each other")]
     Overwrites { store: String },
+    #[error("{artifact} has other bytes in store {store}")]
+    Differs { store: String, artifact: String },
+    #[error("`{folder}` is there already, and holds files")]
+    Occupied { folder: String },
     #[error("attempt {attempt} lost its lease to {holder}")]
     LeaseLost { attempt: String, holder: String },
 }
@@ -38,9 +45,10 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl Fault for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Address { .. } | Self::NoBucket { .. } => ExitCode::Pipeline,
-            Self::NotFound { .. } | Self::Corrupt { .. } => ExitCode::Data,
+            Self::Address { .. } | Self::NoBucket { .. } | Self::Occupied { .. } => ExitCode::Pipeline,
+            Self::NotFound { .. } | Self::Corrupt { .. } | Self::Differs { .. } => ExitCode::Data,
             Self::Endpoint { .. }
+            | Self::Cache { .. }
             | Self::NoCredentials { .. }
             | Self::Denied { .. }
             | Self::Full { .. }
@@ -52,7 +60,20 @@ impl Fault for Error {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Address { .. } => "name a directory, or `s3://bucket/prefix`".into(),
+            Self::Address { .. } => {
+                "name a directory, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`".into()
+            }
+            Self::NoCredentials { store, .. } if store.starts_with("gs:") => {
+                "set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account, or call `gcloud auth \
+                 application-default login`; GOOGLE_SKIP_SIGNATURE=true reads a public bucket, \
+                 GCE_METADATA_HOST=metadata.google.internal asks the machine's own account"
+                    .into()
+            }
+            Self::NoCredentials { store, .. } if store.starts_with("az:") => {
+                "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_USE_AZURE_CLI=true after `az \
+                 login`; AZURE_SKIP_SIGNATURE=true reads a public container"
+                    .into()
+            }
             Self::NoCredentials { .. } => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile with keys in \
                  ~/.aws/credentials (`aws configure export-credentials --format env` prints those of a login or a \
@@ -65,13 +86,18 @@ impl Fault for Error {
                 "create it, or check the name, AWS_REGION and AWS_ENDPOINT_URL; `--store` names another".into()
             }
             Self::Denied { store, .. } if store.starts_with("s3:") => {
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what the bucket allows them".into()
+                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what the bucket allows them; finished work is kept"
+                    .into()
+            }
+            Self::Denied { store, .. } if store.contains("://") => {
+                "check the credentials and what the bucket allows them; finished work is kept".into()
             }
             Self::Denied { store, .. } => {
                 format!("make {store} writable for this user, or choose another with `--store`")
             }
             Self::Full { .. } => {
-                "free some space, perhaps with `smelt artifacts gc`, and run again: finished work is kept".into()
+                "free some space, perhaps with `smelt artifacts gc --delete`, and run again: finished work is kept"
+                    .into()
             }
             Self::Unreachable { store, .. } if store.starts_with("s3:") => {
                 "check AWS_ENDPOINT_URL and the network".into()
@@ -80,9 +106,17 @@ impl Fault for Error {
                 "`smelt artifacts verify` lists what is damaged; `smelt rerun` recomputes it".into()
             }
             Self::Overwrites { .. } => {
-                "use a server that honours If-None-Match, or set SMELT_SINGLE_WRITER=1 and start one run at a time"
+                "use a server that honours If-None-Match, or say `store: { url: …, commit: single_writer }` (or \
+                 `--single-writer`) and start one run at a time"
                     .into()
             }
+            Self::Differs { .. } => {
+                "the same recipe gave other bytes there, as it may on another kind of machine: take it from there, or \
+                 `smelt rerun` the job here, which makes another edition"
+                    .into()
+            }
+            Self::Occupied { .. } => "name a new folder".into(),
+            Self::Cache { .. } => "SMELT_CACHE names a folder, SMELT_CACHE_SIZE what it may hold, such as 50GiB".into(),
             _ => return None,
         })
     }
@@ -98,6 +132,14 @@ pub(crate) fn of_io(store: &str, what: String, error: io::Error) -> Error {
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::Denied { store, what, source },
         _ => Error::Failed { store, what, source },
+    }
+}
+
+/// Turns an error of a backing into ours.
+pub(crate) fn of_backing(store: &str, what: String, error: BackingError) -> Error {
+    match error {
+        BackingError::Io(e) => of_io(store, what, e),
+        BackingError::Objects(e) => of_objects(store, what, e),
     }
 }
 
@@ -130,7 +172,7 @@ pub(crate) fn is_missing_bucket(error: &object_store::Error) -> bool {
     code(&innermost(error)) == Some("NoSuchBucket")
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(next) = last.source() {
         last = next;
@@ -159,8 +201,14 @@ fn inside<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once(&format!("</{name}>"))?.0)
 }
 
-fn code(text: &str) -> Option<&str> {
+pub(crate) fn code(text: &str) -> Option<&str> {
     inside(text, "Code")
+}
+
+/// The status of a server's answer, if this is the text of one.
+pub(crate) fn status(text: &str) -> Option<u16> {
+    let (_, rest) = text.split_once("non-2xx status code: ")?;
+    rest.get(..3)?.parse().ok()
 }
 
 /// What the server said, in words: `AccessDenied: Access Denied`, not the XML around it.

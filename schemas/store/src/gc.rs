@@ -19,11 +19,13 @@ pub struct GcRules {
     pub attempt_age: f64,
     /// Artifacts younger than this stay, in seconds: a run that is under way may need them.
     pub artifact_age: f64,
+    /// How many artifacts of each job of each pipeline stay, the newest: its pointer may have moved to an older one.
+    pub newest: usize,
 }
 
 impl Default for GcRules {
     fn default() -> Self {
-        Self { attempt_age: 86_400.0, artifact_age: 86_400.0 }
+        Self { attempt_age: 86_400.0, artifact_age: 86_400.0, newest: 1 }
     }
 }
 
@@ -33,7 +35,7 @@ pub struct GcPlan {
     pub artifacts: Vec<ArtifactRef>,
     /// Folders of attempts that committed nothing.
     pub attempts: Vec<String>,
-    /// Inside the attempts of artifacts that stay.
+    /// Inside the attempts of artifacts that stay, and outside of attempts.
     pub leftovers: Leftovers,
     /// Of all three.
     pub bytes: u64,
@@ -59,12 +61,13 @@ impl AddAssign for Leftovers {
 
 impl Store {
     /// An artifact is deleted when no tag, no pointer and no live run reaches it, directly or as an input of what they
-    /// reach; an attempt when it has lapsed and is a day old. If a manifest is damaged, nobody can say which files
-    /// belong to it, so it and the attempts of its recipe stay.
+    /// reach, and it is not among the newest of its job; an attempt when it has lapsed and is a day old. If a manifest
+    /// is damaged, nobody can say which files belong to it, so it and the attempts of its recipe stay.
     pub fn plan_gc(&self, rules: &GcRules) -> Result<GcPlan> {
         let now = now();
         // The runs first: what a run commits from now on is too young to be deleted, or held by its record.
-        let running: Vec<RunRecord> = self.runs()?.into_iter().filter(|r| r.state == RunState::Running).collect();
+        let (running, ended_runs): (Vec<RunRecord>, Vec<_>) =
+            self.runs()?.into_iter().partition(|r| r.state == RunState::Running);
         let (found, damaged) = self.manifests()?;
         let manifests: BTreeMap<ArtifactRef, Manifest> = found.into_iter().map(|m| (m.artifact(), m)).collect();
         let tags = self.tags()?.into_iter().map(|(_, t)| t.artifact);
@@ -73,6 +76,19 @@ impl Store {
         open.extend(running.iter().flat_map(|r| r.holds.iter().cloned()));
         let began = running.iter().map(|r| r.started).fold(f64::INFINITY, f64::min);
         open.extend(manifests.iter().filter(|(_, m)| ended(m) >= began).map(|(a, _)| a.clone()));
+        let pipelines: BTreeMap<&str, &str> =
+            running.iter().chain(&ended_runs).map(|r| (r.run.as_str(), r.pipeline.as_str())).collect();
+        let mut jobs: BTreeMap<(&str, &str), Vec<&Manifest>> = BTreeMap::new();
+        for manifest in manifests.values() {
+            let made = &manifest.provenance;
+            // Of a run whose record is gone, or that was made in another store, only the job is known.
+            let pipeline = pipelines.get(made.run.as_str()).copied().unwrap_or_default();
+            jobs.entry((pipeline, made.job.as_str())).or_default().push(manifest);
+        }
+        for made in jobs.values_mut() {
+            made.sort_by(|a, b| b.provenance.started.total_cmp(&a.provenance.started));
+            open.extend(made.iter().take(rules.newest).map(|m| m.artifact()));
+        }
         let mut reached = BTreeSet::new();
         while let Some(artifact) = open.pop() {
             if let Some(manifest) = manifests.get(&artifact)
@@ -95,7 +111,6 @@ impl Store {
                 plan.leftovers += self.leftovers(manifest)?;
             }
         }
-        plan.bytes += plan.leftovers.bytes;
         let unsure: BTreeSet<String> =
             damaged.iter().map(|(a, _)| format!("{}/attempts", artifact_key(&a.stage, &a.fingerprint))).collect();
         let me = Owner::this_process();
@@ -111,14 +126,41 @@ impl Store {
                         continue;
                     }
                     let is_over = |l: &Lease| l.has_lapsed(now, &me) && now - l.renewed >= rules.attempt_age;
-                    if self.leases(&attempt)?.iter().all(is_over) {
-                        plan.bytes += self.list(&attempt)?.iter().map(|e| e.bytes).sum::<u64>();
+                    let leases = self.leases(&attempt)?;
+                    if !leases.iter().all(is_over) {
+                        continue;
+                    }
+                    let files = self.list_with_temporary(&attempt)?;
+                    // One without a lease is a copy from another store: it may be under way.
+                    let newest = files.iter().map(|file| file.modified).fold(0.0, f64::max);
+                    if !leases.is_empty() || now - newest >= rules.attempt_age {
+                        plan.bytes += files.iter().map(|file| file.bytes).sum::<u64>();
                         plan.attempts.push(attempt);
                     }
                 }
             }
         }
+        plan.leftovers += self.beside(now - rules.attempt_age)?;
+        plan.bytes += plan.leftovers.bytes;
         Ok(plan)
+    }
+
+    /// What killed processes left outside of attempts before `then`: probes of the store, and temporary files, which
+    /// only a directory has.
+    fn beside(&self, then: f64) -> Result<Leftovers> {
+        let mut entries = self.list("probes")?;
+        if self.directory().is_some() {
+            let all = self.list_with_temporary("")?;
+            // Those of an attempt go with it, or are leftovers in it, or are being written.
+            let is_beside = |key: &str| is_temporary(key) && !key.contains("/attempts/");
+            entries.extend(all.into_iter().filter(|entry| is_beside(&entry.key)));
+        }
+        let mut found = Leftovers::default();
+        for entry in entries.into_iter().filter(|entry| entry.modified <= then) {
+            found.bytes += entry.bytes;
+            found.files.push(entry.key);
+        }
+        Ok(found)
     }
 
     /// The lease of an attempt and those of its workers. One that cannot be read is left out: nobody can renew it any
@@ -212,4 +254,73 @@ impl Store {
 /// Seconds since 1970 when the work of an artifact ended.
 fn ended(manifest: &Manifest) -> f64 {
     manifest.provenance.started + manifest.provenance.seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::{Pointer, Tag};
+    use crate::unique;
+    use smelt_schemas::{Digest, InputRef, kind};
+
+    /// An old artifact of a job, made from `inputs`.
+    fn made(store: &Store, job: &str, started: f64, inputs: &[&Manifest]) -> Manifest {
+        let fingerprint = Digest::of(format!("{job} {started}").as_bytes());
+        let mut manifest = crate::artifacts::tests::manifest("train", &fingerprint, "a");
+        (manifest.provenance.job, manifest.provenance.started) = (job.into(), started);
+        let input = |of: &&Manifest| InputRef {
+            artifact: of.artifact(),
+            port: "model".into(),
+            kind: kind::documents(),
+            digest: Digest::of(b"model"),
+        };
+        manifest.inputs.insert("init".into(), inputs.iter().map(input).collect());
+        store.commit(&manifest).unwrap();
+        store.put(&format!("{}/attempts/a/files/model/x", artifact_key("train", &fingerprint)), b"x").unwrap();
+        manifest
+    }
+
+    #[test]
+    fn what_is_tagged_pointed_at_or_newest_stays_with_what_it_was_made_from() {
+        let store = Store::open(&format!("memory:{}", unique())).unwrap();
+        let base: Vec<Manifest> = (1..=4).map(|time| made(&store, "base", f64::from(time), &[])).collect();
+        let tuned: Vec<Manifest> = (0..4).map(|i| made(&store, "tuned", 10.0 + i as f64, &[&base[i]])).collect();
+        store.set_tag("best", &Tag { artifact: tuned[0].artifact(), time: 0.0 }).unwrap();
+        let pointer = Pointer { artifact: tuned[1].artifact(), time: 0.0, run: "r".into(), axes: Default::default() };
+        store.point("p", "tuned", &pointer).unwrap();
+        let plan = |newest| {
+            let plan = store.plan_gc(&GcRules { attempt_age: 0.0, artifact_age: 100.0, newest }).unwrap();
+            assert_eq!(plan.attempts, Vec::<String>::new(), "{plan:?}");
+            plan.artifacts
+        };
+        let refs = |of: &[&Manifest]| {
+            let mut refs: Vec<ArtifactRef> = of.iter().map(|m| m.artifact()).collect();
+            refs.sort();
+            refs
+        };
+        assert_eq!(plan(0), refs(&[&base[2], &base[3], &tuned[2], &tuned[3]]));
+        assert_eq!(plan(1), refs(&[&base[2], &tuned[2]]));
+        assert_eq!(plan(2), []);
+        store.gc(&store.plan_gc(&GcRules { attempt_age: 0.0, artifact_age: 100.0, newest: 1 }).unwrap()).unwrap();
+        assert_eq!(store.artifacts().unwrap().len(), 6);
+        assert_eq!(store.list("artifacts").unwrap().len(), 12);
+    }
+
+    #[test]
+    fn a_copy_that_is_under_way_is_no_abandoned_attempt() {
+        let folder = std::env::temp_dir().join(format!("smelt-gc-{}", unique()));
+        let store = Store::open(folder.to_str().unwrap()).unwrap();
+        let key = format!("{}/attempts/a/files/model/x", artifact_key("train", &Digest::of(b"recipe")));
+        store.put(&key, b"x").unwrap();
+        store.put("probes/a.json", b"1").unwrap();
+        std::fs::write(folder.join("probes/.b.json.smelt-tmp"), b"22").unwrap();
+        let plan = |age| store.plan_gc(&GcRules { attempt_age: age, ..GcRules::default() }).unwrap();
+        let young = plan(100.0);
+        assert_eq!((young.attempts.len(), young.leftovers, young.bytes), (0, Leftovers::default(), 0));
+        let old = plan(-1.0);
+        assert_eq!((old.attempts.len(), old.leftovers.files.len(), old.bytes), (1, 2, 4));
+        store.gc(&old).unwrap();
+        assert_eq!(store.list_with_temporary("").unwrap(), []);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

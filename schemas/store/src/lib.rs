@@ -1,4 +1,5 @@
-//! Artifacts in object storage: a directory, S3, or memory, with one layout and one commit protocol.
+//! Artifacts in object storage: a directory, S3, Google Cloud Storage, Azure, or memory, with one layout and one commit
+//! protocol over any [`Backing`].
 //!
 //! ```text
 //! artifacts/<stage>/<fingerprint>/<n>.json            manifest of edition n: created last, create-only: the commit
@@ -13,19 +14,28 @@
 
 mod artifacts;
 mod attempt;
+mod backing;
+mod cache;
 mod clock;
+mod clouds;
+pub mod conformance;
 mod directory;
 mod entry;
 mod error;
+mod export;
+mod faults;
 mod gc;
 mod kill;
 mod live;
+mod memory;
 mod objects;
 mod owner;
 mod profile;
 mod remote;
+mod retry;
 mod run;
 mod store;
+mod transfer;
 mod unique;
 mod upload;
 mod work;
@@ -33,15 +43,20 @@ mod workers;
 
 pub use artifacts::{Commit, Damaged, Pointer, Tag, artifact_key, safe_name};
 pub use attempt::{Attempt, Begun, Kept, Lease, Progress, RENEW, UnitRecord, has_lapsed};
+pub use backing::{Backing, BackingError, Sink};
+pub use cache::{CACHE_BYTES, Cache};
 pub use clock::now;
 pub use entry::{Entry, Version};
 pub use error::{Error, Result};
+pub use faults::{Faults, Faulty};
 pub use gc::{GcPlan, GcRules, Leftovers};
 pub use live::{Live, Point};
 pub use owner::Owner;
 pub use remote::{Remote, RemoteFile};
+pub use retry::Client;
 pub use run::{RunRecord, RunState, Running};
 pub use store::{LocalFile, Store};
+pub use transfer::Copied;
 pub use unique::unique;
 pub use upload::Upload;
 pub use work::{WorkRecord, nameless};

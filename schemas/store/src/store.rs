@@ -1,32 +1,31 @@
 //! One store: keys to bytes, with create-only puts, compare and swap, and digests on the way in and out.
 
+use crate::backing::{Backing, BackingError};
+use crate::cache::Cache;
+use crate::clouds;
 use crate::directory::Directory;
 use crate::entry::{Entry, Version};
-use crate::error::{Error, Result, is_missing_bucket, of_io, of_objects, without_secrets};
+use crate::error::{Error, Result, of_backing, of_io};
 use crate::kill::before_write;
-use crate::objects::{self, Objects};
-use crate::profile::Profile;
+use crate::memory::Memory;
+use crate::objects::Objects;
+use crate::retry::Client;
 use crate::unique::unique;
 use bytes::Bytes;
 use object_store::ObjectStore;
 use smelt_schemas::{Digest, FileRecord};
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 
 /// A handle; clones talk to the same store.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) backing: Arc<Backing>,
+    pub(crate) backing: Arc<dyn Backing>,
     address: Arc<str>,
-}
-
-/// Where the bytes are.
-pub(crate) enum Backing {
-    Directory(Directory),
-    Objects(Objects),
+    cache: Option<Arc<Cache>>,
 }
 
 /// A verified file on this machine: the store's own, or a copy that vanishes with this value.
@@ -34,11 +33,13 @@ pub(crate) enum Backing {
 pub struct LocalFile {
     path: PathBuf,
     copy: bool,
+    /// Of a file in the cache, which is not evicted meanwhile.
+    _lock: Option<std::fs::File>,
 }
 
 impl LocalFile {
     pub(crate) fn copy(path: PathBuf) -> Self {
-        Self { path, copy: true }
+        Self { path, copy: true, _lock: None }
     }
 
     pub fn path(&self) -> &Path {
@@ -61,53 +62,32 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens a directory (`~/` is the user's), `s3://bucket/prefix`, or `memory:NAME`, which lives as long as the
-    /// process. Connects to nothing yet. Credentials come from the AWS_* variables or the user's AWS profile, never
-    /// from the address.
+    /// Opens a directory (`~/` is the user's), `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, or
+    /// `memory:NAME`, which lives as long as the process. Connects to nothing yet. Credentials come from the variables
+    /// and files of each cloud's own tools, never from the address. A bucket's files are read through the cache that
+    /// SMELT_CACHE names.
     pub fn open(address: &str) -> Result<Self> {
         let bad = |why: &str| Error::Address { address: redact(address), why: why.into() };
-        if let Some(rest) = address.strip_prefix("s3://") {
-            if rest.contains(['@', '?']) {
-                return Err(bad("it holds a user or a query; credentials come from the AWS_* variables"));
-            }
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            if bucket.is_empty() {
-                return Err(bad("it names no bucket"));
-            }
-            if !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-                return Err(bad("the name of a bucket has letters, digits, `-` and `.` only"));
-            }
-            let prefix = prefix.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
-            let variable = |name: &str| std::env::var(name).ok();
-            let profile = Profile::of_user(variable);
-            if let Some(missing) = objects::missing_credentials(variable, &profile) {
-                return Err(Error::NoCredentials { store: redact(address), missing });
-            }
-            let endpoint = objects::endpoint(variable, &profile);
-            if let Some((named_by, endpoint)) = &endpoint
-                && let Some(why) = objects::wrong_endpoint(endpoint)
-            {
-                let (address, named_by) = (without_secrets(endpoint), named_by.clone());
-                return Err(Error::Endpoint { address, named_by, why: why.into() });
-            }
-            let objects = objects::s3(bucket, endpoint.map(|(_, address)| address), &profile)
-                .map_err(|e| of_objects(&redact(address), "opening it".into(), e))?;
-            let shown = format!("s3://{bucket}/{prefix}");
-            return Ok(Self::of_objects(objects, &prefix, shown.trim_end_matches('/')));
+        if clouds::is_bucket(address) {
+            let (client, prefix) = clouds::open(address, &redact(address))?;
+            let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+            let bucket = rest.split('/').next().unwrap_or_default();
+            let shown = format!("{scheme}://{bucket}/{prefix}");
+            let store = Self::over_objects(client, &prefix, shown.trim_end_matches('/'));
+            return Ok(Self { cache: Cache::of_environment()?.map(Arc::new), ..store });
         }
         if let Some(name) = address.strip_prefix("memory:") {
-            static STORES: LazyLock<Mutex<HashMap<String, Arc<dyn ObjectStore>>>> = LazyLock::new(Default::default);
+            static STORES: LazyLock<Mutex<HashMap<String, Memory>>> = LazyLock::new(Default::default);
             let mut stores = STORES.lock().expect("no thread panics while it holds this lock");
-            let fresh = || Arc::new(object_store::memory::InMemory::new()) as Arc<dyn ObjectStore>;
-            let objects = stores.entry(name.into()).or_insert_with(fresh).clone();
-            return Ok(Self::of_objects(objects, "", address));
+            let objects = stores.entry(name.into()).or_default().clone();
+            return Ok(Self::over_objects(Arc::new(objects), "", address));
         }
         let path = address.strip_prefix("file://").unwrap_or(address);
         if path.is_empty() {
             return Err(bad("it is empty"));
         }
         if path.contains("://") {
-            return Err(bad("only directories and s3:// are known"));
+            return Err(bad("only directories, s3://, gs:// and az:// are known"));
         }
         let path = match path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
             Some(rest) => {
@@ -125,12 +105,28 @@ impl Store {
         if root.exists() && !root.is_dir() {
             return Err(bad("it is a file, not a directory"));
         }
-        Ok(Self { backing: Arc::new(Backing::Directory(Directory { root })), address: path.into() })
+        Ok(Self::over(Arc::new(Directory { root }), path))
     }
 
-    fn of_objects(objects: Arc<dyn ObjectStore>, prefix: &str, address: &str) -> Self {
-        let backing = Backing::Objects(Objects { objects, prefix: prefix.into() });
-        Self { backing: Arc::new(backing), address: address.into() }
+    /// A store over any backing. `address` names it in messages, and holds no secret.
+    pub fn over(backing: Arc<dyn Backing>, address: &str) -> Self {
+        Self { backing, address: address.into(), cache: None }
+    }
+
+    /// A store over a client of an object store, whose requests are tried again. `prefix`: of all keys.
+    pub fn over_objects(client: Arc<dyn Client>, prefix: &str, address: &str) -> Self {
+        Self::over(Arc::new(Objects::new(client, prefix)), address)
+    }
+
+    /// The same store, its files read through a cache.
+    pub fn with_cache(mut self, cache: Cache) -> Self {
+        self.cache = self.backing.local("").is_none().then(|| Arc::new(cache));
+        self
+    }
+
+    /// What its files are read through.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_deref()
     }
 
     /// As given, less user and query.
@@ -139,27 +135,17 @@ impl Store {
     }
 
     /// The directory, if the store is one.
-    pub fn directory(&self) -> Option<&Path> {
-        match &*self.backing {
-            Backing::Directory(d) => Some(&d.root),
-            Backing::Objects(_) => None,
-        }
+    pub fn directory(&self) -> Option<PathBuf> {
+        self.backing.local("").map(|root| root.components().collect())
     }
 
     /// The client and the prefix of all keys, if the store is not a directory: for readers with their own runtime.
     pub fn objects(&self) -> Option<(Arc<dyn ObjectStore>, &str)> {
-        match &*self.backing {
-            Backing::Directory(_) => None,
-            Backing::Objects(o) => Some((o.objects.clone(), &o.prefix)),
-        }
+        self.backing.objects()
     }
 
-    fn io(&self, what: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> Error {
-        move |e| of_io(&self.address, what(), e)
-    }
-
-    fn remote(&self, what: impl FnOnce() -> String) -> impl FnOnce(object_store::Error) -> Error {
-        move |e| of_objects(&self.address, what(), e)
+    pub(crate) fn failed(&self, what: String) -> impl FnOnce(BackingError) -> Error {
+        move |e| of_backing(&self.address, what, e)
     }
 
     pub(crate) fn missing(&self, key: &str) -> Error {
@@ -180,185 +166,121 @@ impl Store {
     }
 
     pub fn get_versioned(&self, key: &str) -> Result<Option<(Bytes, Version)>> {
-        let what = || format!("reading `{key}`");
-        match &*self.backing {
-            Backing::Directory(d) => match std::fs::read(d.path(key)) {
-                Ok(bytes) => {
-                    let version = Version::of_bytes(&bytes);
-                    Ok(Some((bytes.into(), version)))
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(self.io(what)(e)),
-            },
-            Backing::Objects(o) => match o.get(key) {
-                Ok(found) => Ok(Some(found)),
-                Err(e @ object_store::Error::NotFound { .. }) if !is_missing_bucket(&e) => Ok(None),
-                Err(e) => Err(self.remote(what)(e)),
-            },
-        }
+        self.backing.get(key).map_err(self.failed(format!("reading `{key}`")))
     }
 
     pub fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
-        let what = || format!("reading bytes {} to {} of `{key}`", range.start, range.end);
-        match &*self.backing {
-            Backing::Directory(d) => {
-                let read = || {
-                    use std::os::unix::fs::FileExt;
-                    let file = std::fs::File::open(d.path(key))?;
-                    let mut bytes = vec![0; (range.end - range.start) as usize];
-                    file.read_exact_at(&mut bytes, range.start)?;
-                    Ok(bytes.into())
-                };
-                match read() {
-                    Err(e) if io::Error::kind(&e) == io::ErrorKind::NotFound => Err(self.missing(key)),
-                    other => other.map_err(self.io(what)),
-                }
-            }
-            Backing::Objects(o) => o.get_range(key, range.clone()).map_err(self.remote(what)),
-        }
+        let what = format!("reading bytes {} to {} of `{key}`", range.start, range.end);
+        self.backing.get_range(key, range).map_err(self.failed(what))?.ok_or_else(|| self.missing(key))
     }
 
     /// Writes `key`, replacing what was there in one step.
     pub fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
         before_write();
-        let what = || format!("writing `{key}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.put(key, bytes).map_err(self.io(what)),
-            Backing::Objects(o) => o.put(key, bytes).map_err(self.remote(what)),
-        }
+        self.backing.put(key, bytes).map_err(self.failed(format!("writing `{key}`")))
     }
 
-    /// Writes `key` if it does not exist; false if it does. After an error the key may exist all the same, for a
-    /// reply can be lost: read it, and look whose it is.
+    /// Writes `key` if it does not exist; false if it does and holds other bytes. After an error the key may exist all
+    /// the same, for a reply can be lost: read it, and look whose it is.
     pub fn create(&self, key: &str, bytes: &[u8]) -> Result<bool> {
         before_write();
-        let what = || format!("creating `{key}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.create(key, bytes).map_err(self.io(what)),
-            Backing::Objects(o) => o.create(key, bytes).map_err(self.remote(what)),
-        }
+        self.backing.create(key, bytes).map_err(self.failed(format!("creating `{key}`")))
     }
 
     /// Replaces `key` if it still is what was read as `expected`; false if not.
     pub fn swap(&self, key: &str, expected: &Version, bytes: &[u8]) -> Result<bool> {
         before_write();
-        let what = || format!("replacing `{key}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.swap(key, expected, bytes).map_err(self.io(what)),
-            Backing::Objects(o) => o.swap(key, expected, bytes).map_err(self.remote(what)),
-        }
+        self.backing.swap(key, expected, bytes).map_err(self.failed(format!("replacing `{key}`")))
     }
 
     /// Bytes of `key`; `None` if it does not exist.
     pub fn size(&self, key: &str) -> Result<Option<u64>> {
-        let what = || format!("looking at `{key}`");
-        match &*self.backing {
-            Backing::Directory(d) => match std::fs::metadata(d.path(key)) {
-                Ok(meta) if meta.is_file() => Ok(Some(meta.len())),
-                Ok(_) => Ok(None),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(self.io(what)(e)),
-            },
-            Backing::Objects(o) => match o.size(key) {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(e @ object_store::Error::NotFound { .. }) if !is_missing_bucket(&e) => Ok(None),
-                Err(e) => Err(self.remote(what)(e)),
-            },
-        }
+        self.backing.size(key).map_err(self.failed(format!("looking at `{key}`")))
     }
 
     /// Everything below `prefix`, at any depth, sorted by key.
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
-        let what = || format!("listing `{prefix}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.list(prefix).map_err(self.io(what)),
-            Backing::Objects(o) => o.list(prefix).map_err(self.remote(what)),
-        }
+        self.backing.list(prefix).map_err(self.failed(format!("listing `{prefix}`")))
     }
 
     /// The same, with the files that are being written, or were when a process was killed: only a directory has those.
     pub(crate) fn list_with_temporary(&self, prefix: &str) -> Result<Vec<Entry>> {
-        match &*self.backing {
-            Backing::Directory(d) => d.list_with_temporary(prefix).map_err(self.io(|| format!("listing `{prefix}`"))),
-            Backing::Objects(_) => self.list(prefix),
-        }
+        self.backing.list_with_temporary(prefix).map_err(self.failed(format!("listing `{prefix}`")))
     }
 
     /// Names of the files and of the folders right below `prefix`, each sorted.
     pub fn list_here(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>)> {
-        let what = || format!("listing `{prefix}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.list_here(prefix).map_err(self.io(what)),
-            Backing::Objects(o) => o.list_here(prefix).map_err(self.remote(what)),
-        }
+        self.backing.list_here(prefix).map_err(self.failed(format!("listing `{prefix}`")))
     }
 
     pub fn delete(&self, key: &str) -> Result<()> {
         before_write();
-        let what = || format!("deleting `{key}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.delete(key).map_err(self.io(what)),
-            Backing::Objects(o) => o.delete(key).map_err(self.remote(what)),
-        }
+        self.backing.delete(key).map_err(self.failed(format!("deleting `{key}`")))
     }
 
     /// Removes everything below `prefix`.
     pub fn delete_all(&self, prefix: &str) -> Result<()> {
         before_write();
-        let what = || format!("deleting `{prefix}`");
-        match &*self.backing {
-            Backing::Directory(d) => d.delete_all(prefix).map_err(self.io(what)),
-            Backing::Objects(o) => o.delete_all(prefix).map_err(self.remote(what)),
-        }
+        self.backing.delete_all(prefix).map_err(self.failed(format!("deleting `{prefix}`")))
     }
 
     /// The file at `key` on this machine, its length and blake3 compared with the record: in place if the store is a
-    /// directory, else a copy in `scratch` that vanishes with the result.
+    /// directory, else from the cache, or a copy in `scratch` that vanishes with the result.
     pub fn fetch(&self, key: &str, record: &FileRecord, scratch: &Path) -> Result<LocalFile> {
-        let mut hasher = blake3::Hasher::new();
-        let mut bytes = 0u64;
-        let file = match &*self.backing {
-            Backing::Directory(d) => {
-                let path = d.path(key);
-                let mut source = match std::fs::File::open(&path) {
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(self.missing(key)),
-                    other => other.map_err(self.io(|| format!("reading `{key}`")))?,
-                };
-                let mut buffer = vec![0; 1 << 18];
-                loop {
-                    match source.read(&mut buffer).map_err(self.io(|| format!("reading `{key}`")))? {
-                        0 => break,
-                        n => {
-                            hasher.update(&buffer[..n]);
-                            bytes += n as u64;
-                        }
+        if let Some(path) = self.backing.local(key) {
+            self.read_verified(key, record, |_| Ok(()))?;
+            return Ok(LocalFile { path, copy: false, _lock: None });
+        }
+        if let Some(cache) = &self.cache {
+            if let Some((path, lock)) = cache.find(record) {
+                return Ok(LocalFile { path, copy: false, _lock: Some(lock) });
+            }
+            // A cache that cannot be written is passed by, and a file that is larger than it.
+            if let Some((mut file, incoming)) = cache.begin(record) {
+                let mut written = Ok(());
+                self.read_verified(key, record, |piece| {
+                    if written.is_ok() {
+                        written = file.write_all(piece);
                     }
+                    Ok(())
+                })?;
+                let kept = written.ok().and_then(|()| cache.keep(file, incoming, record));
+                if let Some((path, lock)) = kept {
+                    return Ok(LocalFile { path, copy: false, _lock: Some(lock) });
                 }
-                LocalFile { path, copy: false }
             }
-            Backing::Objects(o) => {
-                let local = |e| of_io(&scratch.display().to_string(), format!("copying `{key}` to it"), e);
-                std::fs::create_dir_all(scratch).map_err(local)?;
-                let path = scratch.join(format!("{}{}", unique(), crate::directory::TEMPORARY));
-                let mut copy = std::fs::File::create_new(&path).map_err(local)?;
-                let file = LocalFile { path, copy: true };
-                let mut trouble = None;
-                let streamed = o.stream(key, |piece| {
-                    hasher.update(piece);
-                    bytes += piece.len() as u64;
-                    copy.write_all(piece).map_err(|e| {
-                        let kind = e.kind();
-                        trouble = Some(e);
-                        kind.into()
-                    })
-                });
-                if let Some(e) = trouble {
-                    return Err(local(e));
-                }
-                streamed.map_err(self.remote(|| format!("reading `{key}`")))?;
-                file
-            }
-        };
+        }
+        let local = |e| of_io(&scratch.display().to_string(), format!("copying `{key}` to it"), e);
+        std::fs::create_dir_all(scratch).map_err(local)?;
+        let path = scratch.join(format!("{}{}", unique(), crate::directory::TEMPORARY));
+        let mut copy = std::fs::File::create_new(&path).map_err(local)?;
+        let file = LocalFile::copy(path);
+        self.read_verified(key, record, |piece| copy.write_all(piece).map_err(local))?;
+        Ok(file)
+    }
+
+    /// Reads a file from its first byte to its last, and fails at the end if it is not what its record says.
+    pub(crate) fn read_verified(
+        &self,
+        key: &str,
+        record: &FileRecord,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (mut hasher, mut bytes, mut trouble) = (blake3::Hasher::new(), 0u64, None);
+        let read = self.backing.read(key, &mut |piece| {
+            hasher.update(piece);
+            bytes += piece.len() as u64;
+            take(piece).map_err(|e| {
+                trouble = Some(e);
+                io::Error::other("what was read could not be used")
+            })
+        });
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
+        if !read.map_err(self.failed(format!("reading `{key}`")))? {
+            return Err(self.missing(key));
+        }
         if bytes != record.bytes {
             return Err(self.corrupt(key, format!("has {bytes} bytes, its manifest says {}", record.bytes)));
         }
@@ -367,28 +289,23 @@ impl Store {
             let what = format!("has digest {}, its manifest says {}", found.short(), record.blake3.short());
             return Err(self.corrupt(key, what));
         }
-        Ok(file)
+        Ok(())
     }
 
-    /// Refuses a store that would let two writers overwrite each other: a probe key is created twice, and the second
-    /// put must fail. `SMELT_SINGLE_WRITER=1` accepts such a store.
-    pub fn probe(&self) -> Result<()> {
+    /// Refuses a store that cannot be written, or that would let two writers overwrite each other: a probe key is
+    /// created twice, and the second put must fail. `single_writer`: the user promises to start one run at a time.
+    pub fn probe(&self, single_writer: bool) -> Result<()> {
         const PROBE: &str = "probe.json";
-        if self.directory().is_none() && self.get_opt(PROBE)?.is_some() {
-            return Ok(()); // an earlier run has seen the second put refused: the key is written last
-        }
-        if let Backing::Directory(d) = &*self.backing {
+        if self.backing.local("").is_some() {
             // A directory's own create-new needs no probe; that it can be written does.
-            let probe = d.temporary("probe").and_then(|(file, path)| {
-                drop(file);
-                std::fs::remove_file(path)
-            });
-            return probe.map_err(self.io(|| "writing to it".into()));
+            return self.backing.upload("probe").map(drop).map_err(self.failed("writing to it".into()));
+        }
+        if self.get_opt(PROBE)?.is_some() {
+            return Ok(()); // an earlier run has seen the second put refused: the key is written last
         }
         let key = format!("probes/{}.json", unique());
         let (first, second) = (self.create(&key, b"1")?, self.create(&key, b"2")?);
         self.delete(&key)?;
-        let single_writer = std::env::var("SMELT_SINGLE_WRITER").is_ok_and(|v| v == "1");
         match (first, second) {
             (true, false) => self.put(PROBE, b"{\"create_only\":true}\n"),
             _ if single_writer => Ok(()),
@@ -429,10 +346,10 @@ mod tests {
         let address = folder.to_str().unwrap();
         for written in [format!("{address}/"), format!("{address}//"), format!("file://{address}/")] {
             let store = Store::open(&written).unwrap();
-            assert_eq!((store.address(), store.directory()), (address, Some(folder.as_path())), "{written}");
+            assert_eq!((store.address(), store.directory()), (address, Some(folder.clone())), "{written}");
         }
         let home = std::env::var("HOME").unwrap();
-        assert_eq!(Store::open("~/st/").unwrap().directory(), Some(Path::new(&home).join("st").as_path()));
+        assert_eq!(Store::open("~/st/").unwrap().directory(), Some(Path::new(&home).join("st")));
         assert_eq!(Store::open("~").unwrap().address(), home.trim_end_matches('/'));
         assert!(Store::open("~st").unwrap().directory().unwrap().ends_with("~st"));
         let error = Store::open("s3://my bucket/x").err().unwrap().to_string();
@@ -461,7 +378,7 @@ mod tests {
                 ["a/b.json", "a/d/e"]
             );
             assert_eq!(store.list_here("a").unwrap(), (vec!["b.json".to_owned()], vec!["d".to_owned()]));
-            store.probe().unwrap();
+            store.probe(false).unwrap();
             store.delete_all("a").unwrap();
             assert_eq!(store.list("a").unwrap(), []);
         }

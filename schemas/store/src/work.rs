@@ -3,7 +3,7 @@
 
 use crate::attempt::{Attempt, WORK};
 use crate::error::{Result, of_io};
-use crate::store::{Backing, Store};
+use crate::store::Store;
 use crate::unique::unique;
 use crate::upload::Upload;
 use serde::{Deserialize, Serialize};
@@ -43,13 +43,13 @@ impl Store {
     /// file if it is a directory, else a copy in `scratch` that has no name and vanishes when it is closed. Nothing is
     /// verified.
     pub fn fetch_range(&self, key: &str, range: Range<u64>, scratch: &Path) -> Result<(File, u64)> {
-        match &*self.backing {
-            Backing::Directory(d) => match File::open(d.path(key)) {
+        match self.backing.local(key) {
+            Some(path) => match File::open(path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Err(self.missing(key)),
                 Err(e) => Err(of_io(self.address(), format!("reading `{key}`"), e)),
                 Ok(file) => Ok((file, range.start)),
             },
-            Backing::Objects(_) => {
+            None => {
                 let local = |e| of_io(&scratch.display().to_string(), format!("copying `{key}` to it"), e);
                 let mut copy = nameless(scratch).map_err(local)?;
                 let mut at = range.start;

@@ -332,7 +332,7 @@ mod tests {
     fn gc_spares_an_attempt_while_one_of_its_workers_lives() {
         both("gc-workers", |store| {
             let (a, b) = (join(store), join(store));
-            let rules = crate::gc::GcRules { attempt_age: 100.0, artifact_age: 100.0 };
+            let rules = crate::gc::GcRules { attempt_age: 100.0, artifact_age: 100.0, newest: 1 };
             let lease: Lease = store.get_json(&a.key("lease.json")).unwrap().unwrap();
             store.put(&a.key("lease.json"), &to_json(&Lease { renewed: lease.renewed - 1000.0, ..lease })).unwrap();
             sleep(&a);

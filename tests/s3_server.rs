@@ -1,0 +1,200 @@
+//! An S3 server in this process, on a free port of 127.0.0.1. On demand it is late, refuses, throttles, loses requests
+//! and answers, cuts bodies off, or finds every credential expired.
+
+use crate::support::{Bench, Said};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, HttpError, HttpResponse};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+
+pub(crate) const KEY: &str = "smelt-test-key";
+pub(crate) const SECRET: &str = "smelt-test-secret";
+
+/// What the server does wrong.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
+    /// Of a hundred requests, so many fail; each way of failing has a fifth of them.
+    pub percent: AtomicU64,
+    /// Each request waits for up to this long.
+    pub milliseconds: AtomicU64,
+    /// So many requests are answered; then every credential is expired. 0 for ever.
+    pub expires_after: AtomicU64,
+    /// A create-only put replaces what is there, as on servers that do not know it.
+    pub overwrites: AtomicBool,
+    requests: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+/// Ends with the value that holds it: its runtime is dropped, and its port closed.
+pub(crate) struct Server {
+    pub address: String,
+    pub folder: TempDir,
+    pub trouble: Arc<Trouble>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("bucket")).unwrap();
+        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
+        let service = {
+            let mut builder = S3ServiceBuilder::new(files);
+            builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
+            builder.build()
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let trouble = Arc::new(Trouble::default());
+        let answer = Answer { service, turn: Arc::default(), trouble: trouble.clone(), folder: folder.path().into() };
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    // A client that disconnects is not an error of the server.
+                    drop(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await);
+                });
+            }
+        });
+        Self { address, folder, trouble, _runtime: runtime }
+    }
+
+    pub(crate) fn environment(&self, secret: &str) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", self.address.clone()),
+            ("AWS_ACCESS_KEY_ID", KEY.into()),
+            ("AWS_SECRET_ACCESS_KEY", secret.into()),
+            ("AWS_REGION", "us-east-1".into()),
+        ]
+    }
+
+    pub(crate) fn smelt(&self, bench: &Bench, secret: &str, args: &[&str]) -> Said {
+        bench.command(args).envs(self.environment(secret)).output().unwrap().into()
+    }
+
+    /// From now on so many of a hundred requests fail, and each is up to so many milliseconds late.
+    pub(crate) fn fail(&self, percent: u64, milliseconds: u64) {
+        self.trouble.percent.store(percent, Ordering::SeqCst);
+        self.trouble.milliseconds.store(milliseconds, Ordering::SeqCst);
+    }
+
+    /// Requests so far, and how many of them failed on purpose.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.trouble.requests.load(Ordering::SeqCst), self.trouble.failed.load(Ordering::SeqCst))
+    }
+
+    /// After so many more requests every credential is expired; 0 ends that.
+    pub(crate) fn expire_after(&self, requests: u64) {
+        let at = if requests == 0 { 0 } else { self.counts().0 + requests };
+        self.trouble.expires_after.store(at, Ordering::SeqCst);
+    }
+}
+
+#[derive(Clone)]
+struct Answer {
+    service: S3Service,
+    /// s3s-fs tests for a file and then renames onto it: one request with a condition at a time makes the create-only
+    /// put what S3 promises.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    trouble: Arc<Trouble>,
+    folder: Arc<Path>,
+}
+
+fn refusal(status: u16, code: &str) -> HttpResponse {
+    let said = format!("<Error><Code>{code}</Code><Message>on purpose</Message></Error>");
+    let response = hyper::Response::builder().status(status).body(Body::from(said));
+    response.expect("a status and a body make a response")
+}
+
+impl Trouble {
+    /// A number below `n` that follows from the number of the request alone.
+    fn draw(request: u64, n: u64) -> u64 {
+        let hash = blake3::hash(&request.to_le_bytes());
+        u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash is longer than that")) % n.max(1)
+    }
+}
+
+impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
+    type Response = HttpResponse;
+    type Error = HttpError;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn call(&self, request: hyper::Request<hyper::body::Incoming>) -> Self::Future {
+        let Self { service, turn, trouble, folder } = self.clone();
+        Box::pin(async move {
+            let n = trouble.requests.fetch_add(1, Ordering::SeqCst) + 1;
+            let late = trouble.milliseconds.load(Ordering::SeqCst);
+            if late > 0 {
+                tokio::time::sleep(Duration::from_millis(Trouble::draw(n, late))).await;
+            }
+            let expires = trouble.expires_after.load(Ordering::SeqCst);
+            if expires > 0 && n > expires {
+                return Ok(refusal(400, "ExpiredToken"));
+            }
+            // Of a thousand numbers as many as the percentage says, times ten; the last digit says in which way.
+            let drawn = Trouble::draw(n, 1000);
+            let way = (drawn < 10 * trouble.percent.load(Ordering::SeqCst)).then_some(drawn % 5);
+            trouble.failed.fetch_add(u64::from(way.is_some()), Ordering::SeqCst);
+            match way {
+                Some(0) => return Ok(refusal(500, "InternalError")),
+                Some(1) => return Ok(refusal(503, "SlowDown")),
+                // The connection is closed, and nothing was done.
+                Some(2) => return Err(HttpError::new("on purpose".into())),
+                _ => {}
+            }
+            if trouble.overwrites.load(Ordering::SeqCst) && request.headers().contains_key("if-none-match") {
+                // The signature covers the header, so what lies there goes instead.
+                drop(std::fs::remove_file(folder.join(request.uri().path().trim_start_matches('/'))));
+            }
+            let conditional =
+                request.headers().contains_key("if-none-match") || request.headers().contains_key("if-match");
+            let held = if conditional { Some(turn.lock().await) } else { None };
+            let mut answer = hyper::service::Service::call(&service, request).await?;
+            drop(held);
+            match way {
+                // It was done, and the answer is lost.
+                Some(3) => Err(HttpError::new("on purpose".into())),
+                Some(4) => {
+                    let body = answer.body_mut().store_all_limited(1 << 30).await.map_err(HttpError::new)?;
+                    if body.is_empty() {
+                        return Err(HttpError::new("on purpose".into()));
+                    }
+                    // The connection is closed before the length that the head promises.
+                    let length = hyper::header::HeaderValue::from(body.len());
+                    answer.headers_mut().insert(hyper::header::CONTENT_LENGTH, length);
+                    answer.headers_mut().remove(hyper::header::TRANSFER_ENCODING);
+                    *answer.body_mut() = Body::http_body(Half { rest: Some(body.slice(..body.len() / 2)) });
+                    Ok(answer)
+                }
+                _ => Ok(answer),
+            }
+        })
+    }
+}
+
+/// A body that breaks off.
+struct Half {
+    rest: Option<hyper::body::Bytes>,
+}
+
+impl hyper::body::Body for Half {
+    type Data = hyper::body::Bytes;
+    type Error = s3s::StdError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        std::task::Poll::Ready(Some(match self.rest.take() {
+            Some(bytes) => Ok(hyper::body::Frame::data(bytes)),
+            None => Err("on purpose".into()),
+        }))
+    }
+}
