@@ -7,7 +7,8 @@ fn a_pipeline_for_ones_own_text_is_written_and_can_be_run() {
     let bench = Bench::new();
     std::fs::create_dir(bench.path("notes")).unwrap();
     for i in 0..40 {
-        let text = format!("Note {i} says what I did on day {i}, and why it was worth writing down. ").repeat(3 + i % 5);
+        let text =
+            format!("Note {i} says what I did on day {i}, and why it was worth writing down. ").repeat(3 + i % 5);
         std::fs::write(bench.path(&format!("notes/{i}.md")), text).unwrap();
     }
     let said = bench.smelt(&["init", "notes/**/*.md", "--output", "my notes.yaml"]).ok().out;
@@ -40,7 +41,10 @@ fn runs_are_listed_and_compared() {
     let row = said.lines().find(|line| line.contains("config.rows")).unwrap_or_default();
     assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["a", "config.rows", "12", "20"], "{said}");
     assert!(said.lines().any(|line| line.contains("port documents")), "{said}");
-    assert_eq!(bench.smelt(&["compare", &run(1), &run(1)]).ok().out, "the same artifact in both: a, b, c\nnothing differs\n");
+    assert_eq!(
+        bench.smelt(&["compare", &run(1), &run(1)]).ok().out,
+        "the same artifact in both: a, b, c\nnothing differs\n"
+    );
     let said = bench.smelt(&["compare", &run(0), "nowhere"]).fails(2).err;
     assert!(said.contains("there is no run `nowhere`"), "{said}");
     let said = bench.smelt(&["compare", &run(0), "20"]).fails(2).err;

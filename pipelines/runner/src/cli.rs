@@ -6,6 +6,7 @@ use crate::sharing;
 use crate::table::Format;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use smelt_schemas::parse_bytes;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -59,12 +60,23 @@ pub(crate) struct RunArgs {
     /// Accept a store that knows no create-only put: you start one run at a time
     #[arg(long)]
     pub(crate) single_writer: bool,
+    /// Memory that jobs which say how much they need may take together, such as `64GiB`; all of the machine's if not
+    /// said
+    #[arg(long, value_parser = memory)]
+    pub(crate) memory: Option<u64>,
+    /// GPUs to use; all that the machine shows if not said
+    #[arg(long)]
+    pub(crate) gpus: Option<usize>,
     /// Print errors only
     #[arg(long, short)]
     pub(crate) quiet: bool,
     /// `json` prints the same facts, one object a line
     #[arg(long, value_enum, default_value = "table")]
     pub(crate) format: Format,
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    parse_bytes(text).ok_or_else(|| format!("`{text}` is no amount of memory: write `512MiB` or `64GiB`"))
 }
 
 #[derive(Subcommand)]
@@ -102,6 +114,26 @@ pub(crate) enum Command {
         job: String,
         #[command(flatten)]
         run: RunArgs,
+    },
+    /// Do one job of a recorded run here: what a node of a cluster starts
+    Exec {
+        /// The run, as `smelt status` names it
+        run: String,
+        /// The job, or an instance such as `train[seed=1]`
+        job: String,
+        #[command(flatten)]
+        store: StoreArg,
+        /// How often a cluster was given the job
+        #[arg(long, hide = true)]
+        number: Option<u32>,
+        /// Print errors only
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Cancel what a run has on Slurm; what is saved is kept
+    Cancel {
+        /// The run; the only one that has jobs there if not said
+        run: Option<String>,
     },
     /// Jobs of a pipeline, what they made and when; and the last run
     Status {
@@ -213,7 +245,13 @@ pub(crate) enum Command {
         single_writer: bool,
     },
     #[command(hide = true)]
-    Shim { program: PathBuf, verb: String, invocation: PathBuf },
+    Shim {
+        program: PathBuf,
+        verb: String,
+        invocation: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        ranks: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

@@ -2,9 +2,11 @@
 
 use crate::cli::{PipelineArgs, RunArgs, SqlFormat};
 use crate::diagnostic::{Diagnostic, Result, nearest};
+use crate::executor::slurm;
 use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
 use crate::programs::{self, Program};
+use crate::resources::Given;
 use crate::run::{self, summarise};
 use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
@@ -12,7 +14,7 @@ use crate::view::Mode;
 use crate::{html, live, query, report, runs};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
-use smelt_store::{RunState, Store};
+use smelt_store::{Live, RunState, Store};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -76,15 +78,16 @@ pub(crate) fn check(target: &Target) -> Result<()> {
 
 pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
     let (plan, store) = target.load()?;
-    let (states, _) = plan::states(&store, &plan)?;
+    let (mut states, _) = plan::states(&store, &plan)?;
+    slurm::look_after(&store, &plan, &mut states)?;
     let width = plan.jobs.iter().map(|j| j.name.chars().count()).max().unwrap_or(0);
     let columns = ["job", "stage", "state", "why", "seconds"].map(|name| (name, Measure::Plain));
     let mut listing = Listing::new(&columns);
-    let mut counts = [0usize; 3];
+    let mut counts = [0usize; 5];
     let mut text = String::new();
     for (job, state) in plan.jobs.iter().zip(&states) {
         let last = match state {
-            State::Cached(_) => None,
+            State::Cached(_) | State::Skipped(_) => None,
             _ => plan::last_seconds(&store, &plan, job),
         };
         let (word, why) = state.words();
@@ -92,12 +95,14 @@ pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
             State::New(_) | State::Damaged => 0,
             State::Cached(_) => 1,
             State::After(_) => 2,
+            State::Skipped(_) => 3,
+            State::Submitted(_) | State::Unknown(_) => 4,
         }] += 1;
         let about = last.filter(|s| *s >= 1.0).map_or_else(String::new, |s| format!(", about {}", duration(s)));
         let line = match state {
-            State::New(_) | State::Damaged => format!("  {:width$}  new      {why}{about}", job.name),
             State::Cached(_) => format!("  {:width$}  cached", job.name),
             State::After(_) => format!("  {:width$}  after {why}{about}", job.name),
+            _ => format!("  {:width$}  {word:<7}  {why}{about}", job.name),
         };
         text += &(line + "\n");
         listing.row(vec![json!(job.name), json!(job.program.description.name), json!(word), json!(why), json!(last)]);
@@ -107,7 +112,9 @@ pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
         return Ok(());
     }
     print!("{text}");
-    println!("  {} new, {} cached, {} after them; nothing was run", counts[0], counts[1], counts[2]);
+    let some = |count: usize, what: &str| if count > 0 { format!(", {count} {what}") } else { String::new() };
+    let more = some(counts[3], "skipped") + &some(counts[4], "on Slurm");
+    println!("  {} new, {} cached, {} after them{more}; nothing was run", counts[0], counts[1], counts[2]);
     Ok(())
 }
 
@@ -137,11 +144,16 @@ pub(crate) fn run(
     };
     let whole = only.is_empty() && from.is_empty();
     let single_writer = plan.single_writer || args.single_writer;
-    let options = run::Options { wanted, again, retries: args.retries, mode, cores: args.cores, single_writer, begun };
+    let budget = Given { cores: args.cores, memory: args.memory, gpus: args.gpus };
+    let options = run::Options { wanted, again, retries: args.retries, mode, budget, single_writer, begun };
     let summary = run::run(&plan, &store, &options)?;
     if let (Some(sql), true, Mode::Auto) = (&plan.report, whole && summary.ran > 0, mode) {
         println!();
-        query::ask(&store, &plan.name, &sql.sql, QueryFormat::Table, None)?;
+        match query::ask(&store, &plan.name, &sql.sql, QueryFormat::Table, None) {
+            // It may ask for what a skipped job would have made.
+            Err(e) if summary.skipped > 0 => println!("no report: {}", e.message),
+            done => done?,
+        }
         let store = plan.store_flag();
         println!(
             "\nNext: `smelt report{store}`, `smelt status{store}`, `smelt sql{store}`, `smelt artifacts show \
@@ -177,7 +189,8 @@ pub(crate) fn report(target: Target, jobs: &[String], page: Option<&Path>) -> Re
 
 pub(crate) fn status(target: Target, format: Format) -> Result<()> {
     let (plan, store) = target.load_last()?;
-    let (states, _) = plan::states(&store, &plan)?;
+    let (mut states, _) = plan::states(&store, &plan)?;
+    slurm::look_after(&store, &plan, &mut states)?;
     let mut listing = Listing::new(&[
         ("job", Measure::Plain),
         ("stage", Measure::Plain),
@@ -190,7 +203,9 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
     let running = store.live(Some(&plan.name))?;
     for (job, state) in plan.jobs.iter().zip(&states) {
         let stage = json!(job.program.description.name);
-        if let Some(live) = running.iter().find(|live| live.running.job == job.name) {
+        // One that a cluster has and that tells nothing yet may still wait there.
+        let is_told = |live: &&Live| !live.told.is_empty() || !matches!(state, State::Submitted(_) | State::Unknown(_));
+        if let Some(live) = running.iter().find(|live| live.running.job == job.name).filter(is_told) {
             let (since, seconds) = (json!(live.running.started), json!(live.seconds()));
             listing.row(vec![
                 json!(job.name),

@@ -1,12 +1,16 @@
 //! `smelt`: the command people type. It knows stages through their five verbs and their manifests, never through Rust.
 
 mod artifacts;
+mod asked;
+mod cancel;
 mod child;
 mod cli;
 mod commands;
 mod diagnostic;
 mod digests;
 mod estimate;
+mod exec;
+mod executor;
 mod html;
 mod init;
 mod job;
@@ -16,8 +20,10 @@ mod plan;
 mod programs;
 mod query;
 mod report;
+mod resources;
 mod run;
 mod runs;
+mod schedule;
 mod sharing;
 mod shim;
 mod stdin;
@@ -42,6 +48,10 @@ fn main() -> ExitCode {
         Command::Estimate { pipeline, args } => estimate::run(&pipeline.into(), &args),
         Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
         Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),
+        Command::Exec { run, job, store, number, quiet } => {
+            exec::exec(&exec::Options { store: store.store, run, job, number, quiet })
+        }
+        Command::Cancel { run } => cancel::cancel(run.as_deref()),
         Command::Status { pipeline, format } => commands::status(pipeline.into(), format),
         Command::Logs { job, store, pipeline, run, events, follow } => {
             let what = commands::Said { job: &job, run: run.as_deref(), events, follow };
@@ -69,7 +79,7 @@ fn main() -> ExitCode {
         Command::Schema { name } => commands::schema(name.as_deref()),
         Command::Doctor { store, single_writer } => commands::doctor(store.store.as_deref(), single_writer),
         Command::Bench { args } => commands::bench(&args),
-        Command::Shim { program, verb: _, invocation } => shim::run(&program, &invocation),
+        Command::Shim { program, verb: _, invocation, ranks } => shim::run(&program, &invocation, ranks),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

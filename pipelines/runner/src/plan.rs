@@ -1,4 +1,4 @@
-//! What would run, and why: each job is cached, new, or after another.
+//! What would run, and why: each job is cached, new, after another, or skipped.
 
 use crate::diagnostic::Result;
 use crate::load::{Input, Instance, Plan};
@@ -17,6 +17,12 @@ pub(crate) enum State {
     Damaged,
     /// Not known before this job has run.
     After(String),
+    /// Must not run; says why.
+    Skipped(String),
+    /// A cluster has it, in these words.
+    Submitted(String),
+    /// A cluster had it, and does not answer; says how.
+    Unknown(String),
 }
 
 impl State {
@@ -27,6 +33,9 @@ impl State {
             Self::New(why) => ("new", why),
             Self::Damaged => ("new", "its manifest is damaged"),
             Self::After(input) => ("after", input),
+            Self::Skipped(why) => ("skipped", why),
+            Self::Submitted(how) => ("submitted", how),
+            Self::Unknown(why) => ("unknown", why),
         }
     }
 }
@@ -66,6 +75,35 @@ pub(crate) fn recipe(plan: &Plan, job: &Instance, done: &Done) -> std::result::R
     let d = &job.program.description;
     let fingerprint = fingerprint(&d.name, d.version, &job.resolved.config, &inputs, &job.resolved.sources);
     Ok(Recipe { inputs, fingerprint })
+}
+
+/// Whether a job may run, once all that it needs is settled.
+pub(crate) enum Gate {
+    Open,
+    /// This job is not done yet.
+    Waits(String),
+    /// It is to be skipped; says why.
+    Closed(String),
+}
+
+/// `lost`: jobs that never will be done.
+pub(crate) fn gate(plan: &Plan, job: &Instance, done: &Done, lost: &[bool]) -> Result<Gate> {
+    if let Some(need) = job.needs().find(|&need| lost[need]) {
+        return Ok(Gate::Closed(format!("after {}", plan.jobs[need].name)));
+    }
+    if let Some(need) = job.needs().find(|&need| done[need].is_none()) {
+        return Ok(Gate::Waits(plan.jobs[need].name.clone()));
+    }
+    for condition in &job.when {
+        for &of in &condition.jobs {
+            let manifest = done[of].as_ref().expect("every need is done");
+            let closed = condition.closed_by(&plan.jobs[of].name, manifest);
+            if let Some(why) = closed.map_err(|e| e.at(job.place.clone()))? {
+                return Ok(Gate::Closed(why));
+            }
+        }
+    }
+    Ok(Gate::Open)
 }
 
 /// There is a manifest, and it cannot be read.
@@ -168,13 +206,29 @@ fn sources(before: &[Source], now: &[Source]) -> Option<String> {
 
 /// The state of every job as things are now.
 pub(crate) fn states(store: &Store, plan: &Plan) -> Result<(Vec<State>, Done)> {
+    let every = vec![true; plan.jobs.len()];
+    states_of(store, plan, &every)
+}
+
+/// The states of some jobs, which include all that they need; the others are after nothing.
+pub(crate) fn states_of(store: &Store, plan: &Plan, wanted: &[bool]) -> Result<(Vec<State>, Done)> {
     let mut done: Done = vec![None; plan.jobs.len()];
+    let mut skipped = vec![false; plan.jobs.len()];
     let mut states = Vec::new();
     for (i, job) in plan.jobs.iter().enumerate() {
-        let state = match recipe(plan, job, &done) {
-            Ok(recipe) => look_up(store, plan, job, &recipe)?.0,
-            Err(input) => State::After(input),
+        if !wanted[i] {
+            states.push(State::After(String::new()));
+            continue;
+        }
+        let state = match gate(plan, job, &done, &skipped)? {
+            Gate::Closed(why) => State::Skipped(why),
+            Gate::Waits(need) => State::After(need),
+            Gate::Open => match recipe(plan, job, &done) {
+                Ok(recipe) => look_up(store, plan, job, &recipe)?.0,
+                Err(input) => State::After(input),
+            },
         };
+        skipped[i] = matches!(state, State::Skipped(_));
         if let State::Cached(manifest) = &state {
             done[i] = Some((**manifest).clone());
         }
@@ -195,7 +249,7 @@ pub(crate) fn needed(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
     let mut open: Vec<usize> = named(plan, wanted)?;
     while let Some(i) = open.pop() {
         if !std::mem::replace(&mut keep[i], true) {
-            open.extend(inputs_of(&plan.jobs[i]));
+            open.extend(plan.jobs[i].needs());
         }
     }
     Ok(keep)
@@ -208,7 +262,7 @@ pub(crate) fn redone(store: &Store, plan: &Plan, again: &[usize]) -> Result<Vec<
     let mut below = vec![false; plan.jobs.len()];
     again.iter().for_each(|&i| below[i] = true);
     for i in 0..plan.jobs.len() {
-        below[i] |= matches!(states[i], State::Cached(_)) && inputs_of(&plan.jobs[i]).any(|n| below[n]);
+        below[i] |= matches!(states[i], State::Cached(_)) && plan.jobs[i].needs().any(|n| below[n]);
     }
     let names: Vec<String> = (0..below.len()).filter(|&i| below[i]).map(|i| plan.jobs[i].name.clone()).collect();
     needed(plan, &names)
@@ -221,14 +275,10 @@ pub(crate) fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
         keep[i] = true;
     }
     for i in 0..plan.jobs.len() {
-        keep[i] |= inputs_of(&plan.jobs[i]).any(|n| keep[n]);
+        keep[i] |= plan.jobs[i].needs().any(|n| keep[n]);
     }
     let names: Vec<String> = (0..keep.len()).filter(|&i| keep[i]).map(|i| plan.jobs[i].name.clone()).collect();
     needed(plan, &names)
-}
-
-fn inputs_of(job: &Instance) -> impl Iterator<Item = usize> + '_ {
-    job.inputs.values().flatten().filter_map(|i| if let Input::Job { job, .. } = i { Some(*job) } else { None })
 }
 
 /// Places of the jobs that `wanted` names: an instance, or all instances of a job.

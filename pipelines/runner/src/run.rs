@@ -1,17 +1,23 @@
-//! Runs what must run: ready jobs in parallel within the machine's cores, until all are done or one fails.
+//! Runs what must run: ready jobs in parallel within a budget of cores, memory and GPUs, until all are done or one
+//! fails.
 
-use crate::diagnostic::Result;
+use crate::asked::{Asked, next_edition};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::executor::Executors;
+use crate::executor::local::Local;
+use crate::executor::slurm::{self, Slurm, Submissions};
 use crate::job::{self, STOP, Work};
 use crate::load::{Input, Instance, Plan};
-use crate::plan::{self, Done, State};
+use crate::plan::{self, Done, Gate, State};
 use crate::query;
+use crate::resources::{Budget, Free, Given, Granted};
+use crate::schedule::Schedule;
 use crate::table::duration;
 use crate::view::{Mode, View};
 use serde_json::{Value, json};
-use smelt_schemas::{ArtifactRef, Cores, Device, Manifest};
+use smelt_schemas::{ArtifactRef, Executor as Where, ExitCode, Manifest, OnFailure};
 use smelt_store::{Error, Owner, Pointer, RENEW, RunRecord, RunState, Running, Store};
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -24,7 +30,7 @@ pub(crate) struct Options {
     pub again: Vec<usize>,
     pub retries: Option<u32>,
     pub mode: Mode,
-    pub cores: Option<usize>,
+    pub budget: Given,
     /// The store has no create-only puts, and the user starts one run at a time.
     pub single_writer: bool,
     /// When this program started: what a user waits for begins there.
@@ -36,7 +42,14 @@ pub(crate) struct Options {
 pub(crate) struct Summary {
     pub ran: usize,
     pub cached: usize,
+    pub skipped: usize,
     pub reproduced: Vec<String>,
+}
+
+impl Summary {
+    fn skipped_words(&self) -> String {
+        if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() }
+    }
 }
 
 /// Ctrl-C and SIGTERM end the jobs and keep their work; a second Ctrl-C ends the runner at once.
@@ -61,6 +74,43 @@ fn new_run() -> String {
     format!("{}-{}.{milliseconds:03}-{}", &stamp[..8], &stamp[8..], &smelt_store::unique()[..4])
 }
 
+/// An earlier run of the same pipeline, text and settings, whose runner is gone and of which a cluster still has jobs:
+/// this runner goes on with it.
+struct Adopted {
+    run: String,
+    started: f64,
+    facts: Vec<Value>,
+    submissions: Submissions,
+}
+
+fn adopt(plan: &Plan, store: &Store, asked: &Asked) -> Result<Option<Adopted>> {
+    let tasks = slurm::queue::queued().map_err(|why| {
+        let what = format!("Slurm does not answer, and may have jobs of an earlier run: {why}");
+        Diagnostic::new(ExitCode::Again, what).hint("start again when `squeue --me` answers")
+    })?;
+    for record in store.runs()?.into_iter().rev().filter(|record| record.pipeline == plan.name) {
+        let submissions = slurm::submissions(&tasks, &record.run, plan);
+        if submissions.is_empty() || record.state == RunState::Running {
+            continue;
+        }
+        let Ok(before) = Asked::read(store, &record.run) else { continue };
+        if (&before.text, &before.set, &before.again) == (&asked.text, &asked.set, &asked.again) {
+            let done = |fact: &Value| fact["state"] == json!("done");
+            return Ok(Some(Adopted {
+                run: record.run,
+                started: record.started,
+                facts: record.jobs.into_iter().filter(done).collect(),
+                submissions,
+            }));
+        }
+        let ids: Vec<String> = slurm::ids(&tasks, &record.run).iter().map(u64::to_string).collect();
+        let (ids, run) = (ids.join(", "), record.run);
+        eprintln!("warning: Slurm still has jobs of another version of this pipeline: {ids}");
+        eprintln!("hint: `smelt cancel {run}` ends them");
+    }
+    Ok(None)
+}
+
 /// A job that must run: why, and as which edition.
 struct Ready {
     recipe: plan::Recipe,
@@ -68,26 +118,26 @@ struct Ready {
     edition: u32,
 }
 
-/// The GPU that a job computes on.
-fn gpu_of(job: &Instance) -> Option<u32> {
-    match job.run.device {
-        Device::Cuda(number) => Some(number),
-        Device::Auto if Path::new("/dev/nvidiactl").exists() => Some(0),
-        Device::Auto | Device::Cpu => None,
-    }
-}
-
 struct Runner<'a> {
     plan: &'a Plan,
     store: &'a Store,
     options: &'a Options,
     view: &'a View,
+    executors: &'a Executors<'a>,
+    /// Why it is not known whether a cluster has jobs of an earlier run.
+    silent: Option<Diagnostic>,
+    /// How many jobs of an earlier run a cluster has.
+    taken_over: usize,
+    asked: Asked,
     run: String,
     done: Done,
-    /// Jobs that were started, are cached, or are not wanted.
-    settled: Vec<bool>,
-    /// Jobs that must run and wait for free cores.
-    ready: HashMap<usize, Ready>,
+    /// Jobs that never will be done: they failed, or were skipped.
+    lost: Vec<bool>,
+    schedule: Schedule,
+    /// Jobs that must run and wait for what they claim.
+    ready: BTreeMap<usize, Ready>,
+    budget: Budget,
+    free: Free,
     running: Vec<Running>,
     began: bool,
     started: f64,
@@ -101,20 +151,44 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
         View::new(options.mode, plan.jobs.iter().map(|j| (j.name.chars().count(), j.program.description.name.len())));
     let n = plan.jobs.len();
     let wanted = options.wanted.clone().unwrap_or_else(|| vec![true; n]);
+    let budget = Budget::of_machine(options.budget);
+    let here = plan.jobs.iter().zip(&wanted).filter(|(job, wanted)| **wanted && job.run.executor == Where::Local);
+    here.map(|(job, _)| budget.check(job)).collect::<Result<()>>()?;
+    slurm::check(plan, &wanted)?;
+    let asked = Asked::new(plan, &options.again, options.retries);
+    let (adopted, silent) = match slurm::is_wanted(plan, &wanted) {
+        true => adopt(plan, store, &asked).map_or_else(|e| (None, Some(e)), |adopted| (adopted, None)),
+        false => (None, None),
+    };
+    let Adopted { run, started, facts, submissions } = adopted.unwrap_or_else(|| Adopted {
+        run: new_run(),
+        started: smelt_store::now(),
+        facts: Vec::new(),
+        submissions: Submissions::new(),
+    });
+    let taken_over = submissions.len();
+    let executors = Executors { local: Local::whole(), slurm: Slurm::new(plan, store, &view, &run, submissions) };
     let mut runner = Runner {
         plan,
         store,
         options,
         view: &view,
-        run: new_run(),
+        executors: &executors,
+        silent,
+        taken_over,
+        asked,
+        run,
         done: vec![None; n],
-        settled: wanted.iter().map(|w| !w).collect(),
-        ready: HashMap::new(),
+        lost: vec![false; n],
+        schedule: Schedule::new(plan.jobs.iter().map(Instance::needs), &wanted),
+        ready: BTreeMap::new(),
+        free: Free::all_of(budget.clone()),
+        budget,
         running: Vec::new(),
         began: false,
-        started: smelt_store::now(),
+        started,
         owner: Owner::this_process(),
-        facts: Vec::new(),
+        facts,
         summary: Summary::default(),
     };
     let result = runner.work();
@@ -132,63 +206,59 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
         recorded?;
         let s = &runner.summary;
         view.note(&format!(
-            "{} jobs in {}, {} cached; store {}, run {}",
+            "{} jobs in {}, {} cached{}; store {}, run {}",
             s.ran,
             duration(options.begun.elapsed().as_secs_f64()),
             s.cached,
+            s.skipped_words(),
             store.address(),
             runner.run
         ));
     } else {
         result?;
         view.note(&format!(
-            "{}: nothing to do, {} jobs cached ({:.2} s)",
+            "{}: nothing to do, {} jobs cached{} ({:.2} s)",
             plan.name,
             runner.summary.cached,
+            runner.summary.skipped_words(),
             options.begun.elapsed().as_secs_f64()
         ));
     }
     Ok(runner.summary)
 }
 
+/// What a thread reports of its job: its place, what it held, what came of it.
+type Report = (usize, Granted, Result<Manifest>);
+
 impl Runner<'_> {
     fn work(&mut self) -> Result<()> {
-        let cores =
-            self.options.cores.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-        let (send, receive) = mpsc::channel::<(usize, usize, Result<Manifest>)>();
+        let (send, receive) = mpsc::channel::<Report>();
         let (plan, store, view, run) = (self.plan, self.store, self.view, self.run.clone());
-        let store_flag = plan.store_flag();
-        let store_flag = store_flag.as_str();
+        let (store_flag, retries) = (plan.store_flag(), self.options.retries);
+        let (run, store_flag) = (run.as_str(), store_flag.as_str());
+        let executors = self.executors;
         std::thread::scope(|scope| {
-            let (mut free, mut running, mut failure) = (cores, 0usize, None);
+            let (mut running, mut failures) = (0usize, Vec::new());
+            let keeps_on = plan.on_failure == OnFailure::Continue;
             loop {
-                if failure.is_none() && !STOP.load(Ordering::SeqCst) {
-                    match self.start_ready(cores, &mut free, &mut running, |i, recipe, edition, threads, retries| {
-                        let (send, run) = (send.clone(), run.clone());
+                if (failures.is_empty() || keeps_on) && !STOP.load(Ordering::SeqCst) {
+                    let started = self.start_ready(|place, Ready { recipe, edition, .. }, granted| {
+                        let send = send.clone();
+                        running += 1;
                         scope.spawn(move || {
-                            let work = Work {
-                                job: &plan.jobs[i],
-                                recipe: &recipe,
-                                store,
-                                run: &run,
-                                edition,
-                                threads,
-                                retries,
-                                store_flag,
-                                view,
-                            };
+                            let (job, recipe) = (&plan.jobs[place], &recipe);
+                            let work = Work { job, place, recipe, store, run, edition, retries, store_flag, view };
+                            let done = executors.of(job).run(&work, &granted);
                             // The receiver lives until every job has reported.
-                            drop(send.send((i, threads, work.run())));
+                            drop(send.send((place, granted, done)));
                         });
-                    }) {
-                        Ok(()) => {}
-                        Err(e) => failure = Some(e),
-                    }
+                    });
+                    failures.extend(started.err());
                 }
                 if running == 0 {
                     break;
                 }
-                let (i, threads, result) = match receive.recv_timeout(RENEW) {
+                let (place, granted, result) = match receive.recv_timeout(RENEW) {
                     Ok(ended) => ended,
                     Err(mpsc::RecvTimeoutError::Timeout) => {
                         // Shows that the runner is alive. If the store does not answer now, the next record does it.
@@ -197,99 +267,75 @@ impl Runner<'_> {
                     }
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 };
-                (free, running) = (free + threads, running - 1);
-                self.running.retain(|r| r.job != plan.jobs[i].name);
-                match result.and_then(|manifest| self.finish(i, manifest)) {
-                    Ok(()) => {}
-                    Err(e) => {
-                        self.facts.push(json!({ "job": plan.jobs[i].name, "state": "failed", "error": e.message }));
-                        failure.get_or_insert(e);
+                running -= 1;
+                self.free.give_back(&granted);
+                self.running.retain(|r| r.job != plan.jobs[place].name);
+                if let Err(e) = result.and_then(|manifest| self.finish(place, manifest)) {
+                    self.facts.push(json!({ "job": plan.jobs[place].name, "state": "failed", "error": e.message }));
+                    self.lost[place] = true;
+                    self.schedule.settle(place);
+                    failures.push(e);
+                    if !keeps_on && !STOP.load(Ordering::SeqCst) {
+                        let waiting = self.schedule.waiting();
+                        waiting.into_iter().for_each(|i| executors.of(&plan.jobs[i]).withdraw(i));
                     }
                 }
             }
-            match failure {
+            // The first one is returned, and told last.
+            failures.iter().skip(1).filter(|_| keeps_on).for_each(Diagnostic::print);
+            match failures.into_iter().next() {
+                Some(e) if e == job::stopped() => Err(self.stopped()),
                 Some(e) => Err(e),
-                None if STOP.load(Ordering::SeqCst) && self.settled.iter().any(|s| !s) => Err(job::stopped()),
+                None if STOP.load(Ordering::SeqCst) && !self.schedule.is_over() => Err(self.stopped()),
                 None => Ok(()),
             }
         })
     }
 
-    /// Starts every job whose inputs are there, as long as cores are free; settles those that are cached.
-    fn start_ready(
-        &mut self,
-        cores: usize,
-        free: &mut usize,
-        running: &mut usize,
-        mut spawn: impl FnMut(usize, plan::Recipe, u32, usize, Option<u32>),
-    ) -> Result<()> {
-        let (mut settled_one, mut started_one) = (true, false);
-        while std::mem::take(&mut settled_one) {
-            for i in 0..self.plan.jobs.len() {
-                let job = &self.plan.jobs[i];
-                if self.settled[i] {
-                    continue;
-                }
-                let stage = &job.program.description.name;
-                if !self.ready.contains_key(&i) {
-                    let Ok(recipe) = plan::recipe(self.plan, job, &self.done) else { continue };
-                    let (state, is_pointed_at) = plan::look_up(self.store, self.plan, job, &recipe)?;
-                    let again = self.options.again.contains(&i);
-                    let taken = again || matches!(state, State::Damaged);
-                    let why = match state {
-                        State::Cached(manifest) if !again => {
-                            self.settled[i] = true;
-                            settled_one = true;
-                            self.summary.cached += 1;
-                            self.facts.push(facts(&job.name, "cached", &manifest));
-                            if self.began {
-                                self.view.cached(&job.name, stage, &manifest.books.summary("rows"));
-                            }
-                            if !is_pointed_at {
-                                self.point(i, &manifest)?;
-                            }
-                            self.done[i] = Some(*manifest);
-                            continue;
-                        }
-                        State::Cached(_) => "again".to_owned(),
-                        State::New(_) | State::Damaged => state.words().1.to_owned(),
-                        State::After(_) => continue,
-                    };
-                    let edition = match taken {
-                        true => self.store.editions(stage, &recipe.fingerprint)?.last().map_or(0, |e| e + 1),
-                        false => 0,
-                    };
-                    self.ready.insert(i, Ready { recipe, why, edition });
-                }
-                let claim = job.run.threads.unwrap_or(match job.program.description.cores {
-                    Cores::One => 1,
-                    Cores::All => cores,
-                });
-                let claim = claim.max(job.run.workers.unwrap_or(1)).clamp(1, cores);
-                if claim > *free {
-                    continue;
-                }
-                if gpu_of(job).is_some_and(|gpu| self.is_taken(gpu)) {
-                    continue;
-                }
-                if !self.began {
-                    self.begin()?;
-                }
-                let Some(Ready { recipe, why, edition }) = self.ready.remove(&i) else { continue };
-                self.settled[i] = true;
-                *free -= claim;
-                *running += 1;
-                started_one = true;
-                self.view.started(&job.name, stage, &why);
-                self.running.push(Running {
-                    job: job.name.clone(),
-                    stage: stage.clone(),
-                    fingerprint: recipe.fingerprint.clone(),
-                    started: smelt_store::now(),
-                    axes: job.axes.clone(),
-                });
-                spawn(i, recipe, edition, claim, self.options.retries);
+    /// What is told after Ctrl-C.
+    fn stopped(&self) -> Diagnostic {
+        let left = self.executors.slurm.left();
+        if left == 0 {
+            return job::stopped();
+        }
+        let jobs = if left == 1 { "1 job".to_owned() } else { format!("{left} jobs") };
+        Diagnostic::new(ExitCode::Again, format!("stopped here; Slurm goes on with {jobs}"))
+            .hint(format!("the same command goes on with them, `smelt cancel {}` ends them", self.run))
+    }
+
+    /// Looks at every job that is due, once, and starts every one that must run, as far as the budget lasts.
+    fn start_ready(&mut self, mut spawn: impl FnMut(usize, Ready, Granted)) -> Result<()> {
+        let (mut place, mut started_one) = (0, false);
+        // What becomes due comes after what it needs, so one pass finds all.
+        loop {
+            let ready = self.ready.range(place..).next().map(|(&ready, _)| ready);
+            let Some(next) = self.schedule.due_from(place).into_iter().chain(ready).min() else { break };
+            place = next + 1;
+            if !self.ready.contains_key(&next) && !self.look_up(next)? {
+                continue;
             }
+            let job = &self.plan.jobs[next];
+            let Some(granted) = self.free.take(&self.executors.of(job).claim(job, &self.budget)) else { continue };
+            if !self.began {
+                self.begin()?;
+            }
+            let Some(ready) = self.ready.remove(&next) else { continue };
+            started_one = true;
+            let stage = &job.program.description.name;
+            self.view.started(&job.name, stage, &ready.why);
+            self.running.push(Running {
+                job: job.name.clone(),
+                stage: stage.clone(),
+                fingerprint: ready.recipe.fingerprint.clone(),
+                started: smelt_store::now(),
+                axes: job.axes.clone(),
+            });
+            spawn(next, ready, granted);
+        }
+        if self.began {
+            let is_done = |place: usize| self.done[place].is_some();
+            let waiting = self.schedule.waiting();
+            waiting.into_iter().try_for_each(|i| self.executors.of(&self.plan.jobs[i]).queue(i, &is_done))?;
         }
         if started_one {
             // So that `status` shows it. If the store does not answer now, the next record does it.
@@ -298,18 +344,67 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Whether a running job computes on this GPU, whose memory is enough for one.
-    fn is_taken(&self, gpu: u32) -> bool {
-        let is_running = |job: &Instance| self.running.iter().any(|running| running.job == job.name);
-        self.plan.jobs.iter().any(|job| gpu_of(job) == Some(gpu) && is_running(job))
+    /// Looks a job up whose needs are settled: true if it must run.
+    fn look_up(&mut self, place: usize) -> Result<bool> {
+        let job = &self.plan.jobs[place];
+        let stage = &job.program.description.name;
+        // Whatever comes of it, it is not looked at again.
+        self.schedule.start(place);
+        let executor = self.executors.of(job);
+        if let Gate::Closed(why) = plan::gate(self.plan, job, &self.done, &self.lost)? {
+            self.view.skipped(&job.name, stage, &why);
+            self.facts.push(json!({ "job": job.name, "stage": stage, "state": "skipped", "why": why }));
+            self.summary.skipped += 1;
+            executor.withdraw(place);
+            self.lost[place] = true;
+            self.schedule.settle(place);
+            return Ok(false);
+        }
+        let Ok(recipe) = plan::recipe(self.plan, job, &self.done) else { return Ok(false) };
+        let (state, is_pointed_at) = plan::look_up(self.store, self.plan, job, &recipe)?;
+        let again = self.options.again.contains(&place);
+        let taken = again || matches!(state, State::Damaged);
+        let why = match state {
+            // A cluster was faster than this look.
+            State::Cached(manifest) if executor.has(place) && manifest.provenance.run == self.run => {
+                executor.withdraw(place);
+                return self.finish(place, *manifest).map(|()| false);
+            }
+            State::Cached(manifest) if !again => {
+                executor.withdraw(place);
+                self.schedule.settle(place);
+                self.summary.cached += 1;
+                self.facts.push(facts(&job.name, "cached", &manifest));
+                if self.began {
+                    self.view.cached(&job.name, stage, &manifest.books.summary("rows"));
+                }
+                if !is_pointed_at {
+                    self.point(place, &manifest)?;
+                }
+                self.done[place] = Some(*manifest);
+                return Ok(false);
+            }
+            State::Cached(_) => "again".to_owned(),
+            state => state.words().1.to_owned(),
+        };
+        let edition = match taken {
+            true => next_edition(self.store, &self.run, &job.name, stage, &recipe.fingerprint)?,
+            false => 0,
+        };
+        self.ready.insert(place, Ready { recipe, why, edition });
+        Ok(true)
     }
 
     /// Before the first job: the store must be writable, and safe for two runs at once.
     fn begin(&mut self) -> Result<()> {
         query::check_report(self.store, self.plan)?;
+        if let Some(error) = self.silent.take() {
+            return Err(error);
+        }
         job::sweep();
         self.store.probe(self.options.single_writer)?;
         self.began = true;
+        self.asked.write(self.store, &self.run)?;
         let cached = self.summary.cached;
         let note = if cached > 0 { format!(", {cached} cached") } else { String::new() };
         self.view.note(&format!(
@@ -319,6 +414,9 @@ impl Runner<'_> {
             self.store.address(),
             self.run
         ));
+        if self.taken_over > 0 {
+            self.view.note(&format!("goes on with what Slurm has of this run: {}", self.taken_over));
+        }
         self.record(RunState::Running)
     }
 
@@ -341,6 +439,7 @@ impl Runner<'_> {
         self.facts.push(facts(&job.name, "done", &manifest));
         self.summary.ran += 1;
         self.done[i] = Some(manifest);
+        self.schedule.settle(i);
         Ok(())
     }
 

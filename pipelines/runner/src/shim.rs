@@ -4,24 +4,26 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::{child, query};
 use indexmap::IndexMap;
 use smelt_schemas::{
-    Books, Description, Event, EventBody, ExitCode, FileRecord, FilesInvocation, Invocation, Manifest, PROTOCOL,
-    PortRecord, Problem, Provenance,
+    ArtifactRef, Books, Description, Event, EventBody, ExitCode, FileRecord, FilesInvocation, Invocation, Manifest,
+    PROTOCOL, PortRecord, Problem, Provenance,
 };
-use smelt_store::{Attempt, Begun, Commit, Store};
+use smelt_store::{Attempt, Begun, Commit, LocalFile, Store};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-/// `smelt shim PROGRAM run INVOCATION.json`: what the runner starts in place of the program.
-pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
+/// `smelt shim PROGRAM run INVOCATION.json`: what the runner starts in place of the program. Of several `ranks` that
+/// compute together the first one commits.
+pub(crate) fn run(program: &Path, invocation: &Path, ranks: u32) -> Result<()> {
     let unreadable =
         |e: String| Diagnostic::new(ExitCode::Bug, format!("`{}` cannot be read: {e}", invocation.display()));
     let text = std::fs::read(invocation).map_err(|e| unreadable(e.to_string()))?;
     let invocation: Invocation = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
-    let mut seq = 0;
+    let (mut seq, rank) = (0, invocation.rank);
     let mut emit = |body| {
-        let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank: 0, body };
+        let event = Event { v: PROTOCOL, time: smelt_store::now(), seq, rank, body };
         seq += 1;
         println!("{}", serde_json::to_string(&event).expect("events are plain data"));
     };
@@ -31,16 +33,13 @@ pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
     let description: Description = serde_json::from_slice(&answer.stdout).map_err(|e| unable(e.to_string()))?;
     let started = smelt_store::now();
     let store = Store::open(&invocation.store)?;
+    if ranks > 1 && rank > 0 {
+        return beside(program, &invocation, &description, &store, emit);
+    }
     let begun = Attempt::begin(&store, &invocation.stage, &invocation.fingerprint, invocation.edition, |owner| {
         let who = format!("process {} on {}", owner.pid, owner.host);
         emit(EventBody::Warning { message: format!("{who} does the same work: waiting for what it commits") });
     })?;
-    let committed = |manifest: &Manifest, adopted| EventBody::Committed {
-        fingerprint: manifest.fingerprint.clone(),
-        edition: manifest.edition,
-        adopted,
-        summary: manifest.books.summary("rows"),
-    };
     let attempt = match begun {
         Begun::Held(attempt) => *attempt,
         Begun::Committed(manifest) => {
@@ -103,48 +102,110 @@ pub(crate) fn run(program: &Path, invocation: &Path) -> Result<()> {
     Ok(())
 }
 
-fn work(
+fn committed(manifest: &Manifest, adopted: bool) -> EventBody {
+    EventBody::Committed {
+        fingerprint: manifest.fingerprint.clone(),
+        edition: manifest.edition,
+        adopted,
+        summary: manifest.books.summary("rows"),
+    }
+}
+
+/// A rank that is not the first: runs the program, leaves what it wrote, and waits for the first one's commit.
+fn beside(
     program: &Path,
     invocation: &Invocation,
     description: &Description,
     store: &Store,
-    attempt: &Attempt,
-) -> Result<(BTreeMap<String, Vec<FileRecord>>, Books)> {
-    let machine = |what: &str, e: std::io::Error| Diagnostic::new(ExitCode::Machine, format!("{what}: {e}"));
-    let mut kept = Vec::new(); // copies live until the program has ended
-    let mut inputs: BTreeMap<String, Vec<Vec<PathBuf>>> = BTreeMap::new();
-    for (port, list) in &invocation.inputs {
-        for input in list {
-            let missing = || Diagnostic::new(ExitCode::Data, format!("input `{port}` is not in {}", store.address()));
-            let manifest = store.manifest(&input.artifact)?.ok_or_else(missing)?;
-            let mut paths = Vec::new();
-            for file in &manifest.ports.get(&input.port).ok_or_else(missing)?.files {
-                let local = store.fetch(&store.file_key(&manifest, &input.port, file), file, &invocation.scratch)?;
-                paths.push(local.path().to_path_buf());
-                kept.push(local);
-            }
-            inputs.entry(port.clone()).or_default().push(paths);
+    mut emit: impl FnMut(EventBody),
+) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(600);
+    let tell = |e: Diagnostic, emit: &mut dyn FnMut(EventBody)| {
+        emit(EventBody::Error {
+            code: e.code,
+            problem: Problem { message: e.message, hint: e.hint, ..Problem::default() },
+        });
+        Diagnostic::new(e.code, String::new())
+    };
+    let inputs = Inputs::fetch(invocation, store).map_err(|e| tell(e, &mut emit))?;
+    start(program, invocation, description, &inputs).map_err(|e| tell(e, &mut emit))?;
+    let artifact = ArtifactRef {
+        stage: invocation.stage.clone(),
+        fingerprint: invocation.fingerprint.clone(),
+        edition: invocation.edition,
+    };
+    let since = Instant::now();
+    loop {
+        if let Some(manifest) = store.manifest(&artifact)? {
+            emit(committed(&manifest, true));
+            return Ok(());
         }
+        if since.elapsed() > PATIENCE {
+            let late = Diagnostic::new(ExitCode::Again, "rank 0 has not committed ten minutes after this rank ended");
+            return Err(tell(late, &mut emit));
+        }
+        std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Inputs as local files; copies live as long as this value.
+struct Inputs {
+    _kept: Vec<LocalFile>,
+    ports: BTreeMap<String, Vec<Vec<PathBuf>>>,
+}
+
+fn machine(what: &str, e: &std::io::Error) -> Diagnostic {
+    Diagnostic::new(ExitCode::Machine, format!("{what}: {e}"))
+}
+
+impl Inputs {
+    fn fetch(invocation: &Invocation, store: &Store) -> Result<Self> {
+        let (mut kept, mut ports) = (Vec::new(), BTreeMap::<String, Vec<Vec<PathBuf>>>::new());
+        for (port, list) in &invocation.inputs {
+            for input in list {
+                let missing =
+                    || Diagnostic::new(ExitCode::Data, format!("input `{port}` is not in {}", store.address()));
+                let manifest = store.manifest(&input.artifact)?.ok_or_else(missing)?;
+                let mut paths = Vec::new();
+                for file in &manifest.ports.get(&input.port).ok_or_else(missing)?.files {
+                    let local =
+                        store.fetch(&store.file_key(&manifest, &input.port, file), file, &invocation.scratch)?;
+                    paths.push(local.path().to_path_buf());
+                    kept.push(local);
+                }
+                ports.entry(port.clone()).or_default().push(paths);
+            }
+        }
+        Ok(Self { _kept: kept, ports })
+    }
+}
+
+/// Runs the program to its end. Gives its books, and the folder of each port.
+fn start(
+    program: &Path,
+    invocation: &Invocation,
+    description: &Description,
+    inputs: &Inputs,
+) -> Result<(Books, BTreeMap<String, PathBuf>)> {
     let mut outputs = BTreeMap::new();
     for port in &description.outputs {
         let folder = invocation.scratch.join("out").join(&port.name);
-        std::fs::create_dir_all(&folder).map_err(|e| machine("making an output folder", e))?;
+        std::fs::create_dir_all(&folder).map_err(|e| machine("making an output folder", &e))?;
         outputs.insert(port.name.clone(), folder);
     }
     let files = FilesInvocation {
         config: invocation.config.clone(),
-        inputs,
+        inputs: inputs.ports.clone(),
         outputs: outputs.clone(),
         threads: invocation.threads,
     };
     let path = invocation.scratch.join("files.json");
     let text = serde_json::to_vec_pretty(&files).expect("an invocation is plain data");
-    std::fs::write(&path, text).map_err(|e| machine("writing the invocation", e))?;
+    std::fs::write(&path, text).map_err(|e| machine("writing the invocation", &e))?;
     let mut command = Command::new(program);
     command.arg("run").arg(&path).stdin(Stdio::null()).stdout(Stdio::piped());
     child::end_with_me(&mut command);
-    let mut child = command.spawn().map_err(|e| machine("starting the program", e))?;
+    let mut child = command.spawn().map_err(|e| machine("starting the program", &e))?;
     let mut books = Books::default();
     let mut told = None;
     let hear = |line: &str| match serde_json::from_str::<EventBody>(line) {
@@ -154,7 +215,7 @@ fn work(
         _ => println!("{line}"),
     };
     let status = child::listen(&mut child, hear, |_| {}, |child| child.wait());
-    let status = status.map_err(|e| machine("waiting for the program", e))?;
+    let status = status.map_err(|e| machine("waiting for the program", &e))?;
     if !status.success() {
         let code = match status.code() {
             Some(1) => ExitCode::Bug, // what an interpreter says of an exception
@@ -169,10 +230,23 @@ fn work(
         };
         return Err(Diagnostic::of(code, problem));
     }
+    Ok((books, outputs))
+}
+
+fn work(
+    program: &Path,
+    invocation: &Invocation,
+    description: &Description,
+    store: &Store,
+    attempt: &Attempt,
+) -> Result<(BTreeMap<String, Vec<FileRecord>>, Books)> {
+    let inputs = Inputs::fetch(invocation, store)?;
+    let (books, outputs) = start(program, invocation, description, &inputs)?;
     let mut written: BTreeMap<String, Vec<FileRecord>> = BTreeMap::new();
     for port in &description.outputs {
         let mut found = Vec::new();
-        collect(&outputs[&port.name], String::new(), &mut found).map_err(|e| machine("reading an output folder", e))?;
+        collect(&outputs[&port.name], String::new(), &mut found)
+            .map_err(|e| machine("reading an output folder", &e))?;
         found.sort();
         let paths = || found.iter().map(|(_, path)| path.clone()).collect();
         let rows = match port.kind.schema().is_some() && !found.is_empty() {
@@ -183,11 +257,11 @@ fn work(
             false => Vec::new(),
         };
         for (i, (name, path)) in found.into_iter().enumerate() {
-            let mut source = std::fs::File::open(&path).map_err(|e| machine("reading an output", e))?;
+            let mut source = std::fs::File::open(&path).map_err(|e| machine("reading an output", &e))?;
             let mut upload = attempt.upload(&port.name, &name)?;
             let mut buffer = vec![0; 1 << 18];
             loop {
-                let n = source.read(&mut buffer).map_err(|e| machine("reading an output", e))?;
+                let n = source.read(&mut buffer).map_err(|e| machine("reading an output", &e))?;
                 if n == 0 {
                     break;
                 }

@@ -177,6 +177,17 @@ impl View {
         self.say(&line, json!({ "event": "cached", "job": name, "stage": stage, "summary": summary }));
     }
 
+    /// A cluster has it, and it does not run yet.
+    pub(crate) fn queued(&self, name: &str, stage: &str, how: &str) {
+        let line = format!("{}  {how}", self.columns("queued", name, stage));
+        self.say(&line, json!({ "event": "queued", "job": name, "stage": stage, "how": how }));
+    }
+
+    pub(crate) fn skipped(&self, name: &str, stage: &str, why: &str) {
+        let line = format!("{}  {why}", self.columns("skipped", name, stage));
+        self.say(&line, json!({ "event": "skipped", "job": name, "stage": stage, "why": why }));
+    }
+
     pub(crate) fn failed(&self, name: &str, stage: &str, why: &str) {
         self.end(name);
         let line = format!("{}  {why}", self.columns("failed", name, stage));

@@ -67,6 +67,23 @@ impl Tree {
         }
         *target = value;
     }
+    /// Puts a copy of the value at `from` at `to`, where nothing is yet; it keeps its place in the file.
+    pub(crate) fn copy(&mut self, from: &str, to: &str) {
+        let Some(value) = self.value.pointer(from).cloned() else { return };
+        let Some((above, name)) = to.rsplit_once('/') else { return };
+        let Some(target) = self.value.pointer_mut(above).and_then(Value::as_object_mut) else { return };
+        target.insert(name.replace("~1", "/").replace("~0", "~"), value);
+        for places in [&mut self.values, &mut self.keys] {
+            let copies: Vec<_> = places
+                .iter()
+                .filter_map(|(pointer, place)| {
+                    let rest = pointer.strip_prefix(from).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+                    Some((format!("{to}{rest}"), *place))
+                })
+                .collect();
+            places.extend(copies);
+        }
+    }
 }
 
 /// The line of a value that `--set` gave; its column counts what was given.

@@ -25,7 +25,8 @@ pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, Resolve
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
 pub use pipeline::{
-    CacheConfig, CommitMode, Each, Inputs, Job, Pipeline, RunOptions, SavePolicy, StoreConfig, parse_bytes,
+    CacheConfig, CommitMode, Conditions, Each, Executor, Inputs, Job, OnFailure, Pipeline, RunOptions, SavePolicy,
+    StoreConfig, parse_bytes,
 };
 pub use query::{InspectAnswer, InspectRequest, PlannedPort, QueryFormat, QueryRequest};
 pub use stage::{

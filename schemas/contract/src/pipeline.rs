@@ -25,6 +25,12 @@ pub struct Pipeline {
     /// Values for `${name}` anywhere below. Names in capitals, `${HOME}`, are left to the stages.
     #[serde(default)]
     pub vars: IndexMap<String, Value>,
+    /// How to run jobs that do not say otherwise themselves.
+    #[serde(default)]
+    pub run: RunOptions,
+    /// What a job that fails does to the jobs that do not hang on it.
+    #[serde(default)]
+    pub on_failure: OnFailure,
     pub jobs: IndexMap<String, Job>,
     /// Names for SQL queries over the jobs' tables, and over other views: `report` and `smelt sql` read them as tables.
     #[serde(default)]
@@ -131,6 +137,9 @@ pub struct Job {
     pub input: Inputs,
     #[serde(default)]
     pub config: Map<String, Value>,
+    /// The job runs only if all of this holds of what earlier jobs measured; else it, and what reads from it, is skipped.
+    #[serde(default)]
+    pub when: Conditions,
     #[serde(default)]
     pub run: RunOptions,
     /// Axes: the job is made once for each combination, as `job[axis=value]`.
@@ -145,17 +154,24 @@ pub type Each = IndexMap<String, Vec<Value>>;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunOptions {
-    /// Cores this job may use; by default all or one, as its stage declares.
+    /// Where the job runs.
     #[serde(default)]
-    pub threads: Option<usize>,
+    pub executor: Executor,
+    /// Cores this job may use; by default all or one, as its stage declares. `threads` is its name in older files.
+    #[serde(default, alias = "threads")]
+    pub cores: Option<usize>,
     /// Processes that do this job together, 1 by default; they share its cores. Another machine helps when it runs the
     /// same pipeline on the same store.
     #[serde(default)]
     pub workers: Option<usize>,
-    /// What all its processes together may hold of a corpus, 1GiB by default: what is larger is sorted on disk. For
-    /// stages that sort; such as `512MiB`, `64GiB`.
+    /// Memory that all its processes together may take, such as `512MiB` or `64GiB`: jobs run at the same time only as
+    /// far as it lasts, and a stage that sorts works on disk beyond half of it. A job that does not say is given none of
+    /// the budget, and sorts in 1GiB.
     #[serde(default)]
     pub memory: Option<String>,
+    /// GPUs this job needs, which no other job then has; by default 1 if its `device` is one, else 0.
+    #[serde(default)]
+    pub gpus: Option<usize>,
     /// What it computes on: `cpu`, `auto` (the first GPU, where there is one) or `cuda:0`. For stages with a model.
     #[serde(default)]
     pub device: Device,
@@ -172,6 +188,85 @@ pub struct RunOptions {
     /// How often a training saves its state, and how many saves are kept.
     #[serde(default)]
     pub save: SavePolicy,
+    /// Ranks, each on a machine of its own, that do this job together; for stages that say `ranks`. Only with Slurm.
+    #[serde(default)]
+    pub nodes: Option<usize>,
+    /// Slurm's partition; the cluster's default if not said.
+    #[serde(default)]
+    pub partition: Option<String>,
+    /// Slurm's time limit, such as `30m` or `24h`. Before it ends the job saves its progress, and is queued again.
+    #[serde(default)]
+    pub time: Option<String>,
+    /// How long before its time limit a job on Slurm is told to save; `2m` by default.
+    #[serde(default)]
+    pub grace: Option<String>,
+    /// A command that runs another one in a container, such as `apptainer exec --nv smelt.sif`: on Slurm the job is
+    /// started by it.
+    #[serde(default)]
+    pub container: Option<String>,
+    /// Lines of shell that prepare a node of Slurm, such as `module load cuda`.
+    #[serde(default)]
+    pub setup: Option<String>,
+    /// More options for `sbatch`, such as `--account=lab`.
+    #[serde(default)]
+    pub sbatch: Vec<String>,
+}
+
+/// Where a job runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Executor {
+    /// On the machine where `smelt run` was started.
+    #[default]
+    Local,
+    /// On a Slurm cluster whose nodes see the same store and programs.
+    Slurm,
+}
+
+/// What a job that fails does to the jobs that do not hang on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// Those that run are finished, and no other is started.
+    #[default]
+    Stop,
+    /// They run, too.
+    Continue,
+}
+
+/// `base.loss < 2.5`, or a list of such conditions: a job, what it measured, a comparison, a number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct Conditions(pub Vec<String>);
+
+impl TryFrom<Value> for Conditions {
+    type Error = String;
+    fn try_from(value: Value) -> Result<Self, String> {
+        let one = |value: Value| match value {
+            Value::String(text) => Ok(text),
+            other => Err(format!("`{other}` is no condition: write `JOB.METRIC < NUMBER`")),
+        };
+        match value {
+            Value::Null => Ok(Self::default()),
+            Value::Array(items) => items.into_iter().map(one).collect::<Result<_, _>>().map(Self),
+            other => Ok(Self(vec![one(other)?])),
+        }
+    }
+}
+
+impl From<Conditions> for Value {
+    fn from(conditions: Conditions) -> Value {
+        conditions.0.into()
+    }
+}
+
+impl JsonSchema for Conditions {
+    fn schema_name() -> Cow<'static, str> {
+        "Conditions".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] })
+    }
 }
 
 /// Saves of a running training. They change no byte of its output.

@@ -27,6 +27,10 @@ pub struct Description {
     /// Whether many processes may do a job together.
     #[serde(default)]
     pub spreads: bool,
+    /// Whether a job can be done by several ranks that compute together and find each other by `MASTER_ADDR`,
+    /// `MASTER_PORT`, `RANK` and `WORLD_SIZE`. What rank 0 leaves is committed. For programs with `io: files`.
+    #[serde(default)]
+    pub ranks: bool,
     /// `resolve` also takes a list of requests, and then prints a list of [`ResolveAnswer`]s.
     #[serde(default)]
     pub resolves_lists: bool,

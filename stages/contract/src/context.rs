@@ -3,6 +3,7 @@
 use crate::Mapped;
 use crate::Port;
 use crate::board::{Board, Next};
+use crate::ending;
 use crate::error::Error;
 use crate::kinds::{KindType, Metric};
 use crate::lock::lock;
@@ -138,7 +139,7 @@ impl Context {
 
     /// Does units `0..count` of a phase, in parallel, each once: those that another process has committed, or works on,
     /// are left to it. Returns the record of each, in order, when all are committed. After the first error every thread
-    /// stops when its unit is done.
+    /// stops when its unit is done; so it does when the process is asked to end (SIGUSR1).
     pub fn units<F>(&self, phase: &str, count: usize, work: F) -> Result<Vec<UnitRecord>, Error>
     where
         F: Fn(usize, &mut Unit) -> Result<(), Error> + Sync,
@@ -166,6 +167,8 @@ impl Context {
         let worker = || {
             while !failed.load(Ordering::SeqCst) {
                 let done = match board.next() {
+                    // A unit that it has claimed is given back with its lease.
+                    Ok(Next::Unit(..) | Next::Wait(_)) if ending::is_asked() => Err(ending::error()),
                     Ok(Next::Unit(index, turn)) => one(index, turn),
                     Ok(Next::Wait(pause)) => {
                         std::thread::sleep(pause);
@@ -228,12 +231,13 @@ impl Context {
     }
 
     /// Saves the progress of a running job: first the files, then the progress that names them; then it deletes older
-    /// saves.
+    /// saves. An error if the process is asked to end: this was its last save.
     pub fn save(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
         self.saves_alone()?;
         let curve = self.curve_so_far()?;
         let files: Vec<(&str, &[u8])> = files.iter().copied().chain([(CURVE, curve.as_slice())]).collect();
-        self.saves.write(cursor, detail, &files)
+        self.saves.write(cursor, detail, &files)?;
+        if ending::is_asked() { Err(ending::error()) } else { Ok(()) }
     }
 
     /// Workers of one attempt would save over each other.
@@ -251,14 +255,21 @@ impl Context {
 
     /// Saves a training before step `next`, if the last save is long enough ago and completely written. A background
     /// thread writes it while the training continues. `detail`: what the stage itself has to remember beside the
-    /// trainer's state, such as what a guard counts.
+    /// trainer's state, such as what a guard counts. A process that is asked to end saves at once, waits for the save
+    /// and returns the error to end with.
     pub fn save_when_due(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
         self.still_ours()?;
         self.saves_alone()?;
-        if !self.saves.are_due(next) {
+        let is_last = ending::is_asked();
+        if !is_last && !self.saves.are_due(next) {
             return Ok(());
         }
-        self.saves.begin(next, detail, vec![(STATE.into(), state()), (CURVE.into(), self.curve_so_far()?)])
+        self.saves.begin(next, detail, vec![(STATE.into(), state()), (CURVE.into(), self.curve_so_far()?)])?;
+        if !is_last {
+            return Ok(());
+        }
+        self.saves.wait()?;
+        Err(ending::error())
     }
 
     /// Where an earlier process left a training: the next step, the detail, and the state it saved.

@@ -60,6 +60,7 @@ mod board;
 pub mod checks;
 mod config;
 mod context;
+mod ending;
 mod error;
 pub mod estimates;
 pub mod files;

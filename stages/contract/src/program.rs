@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::context::{Context, emit};
+use crate::ending;
 use crate::error::Error;
 use crate::files::set_own_store;
 use crate::help;
@@ -88,6 +89,7 @@ pub(crate) fn describe<S: Stage>() -> Description {
         cores: S::CORES,
         devices: S::DEVICES,
         spreads: S::SPREADS,
+        ranks: false,
         resolves_lists: true,
         inputs: S::Inputs::specs(),
         outputs: S::Outputs::specs(),
@@ -191,13 +193,13 @@ pub fn main<S: Stage>() -> ProcessExit {
             print(&S::doctor());
             Ok(())
         }
-        Some("run") => read_json(file).and_then(|invocation| run_invocation::<S>(&invocation)).inspect_err(|e| {
-            emit(
-                u64::MAX,
-                RANK.load(Ordering::Relaxed),
-                EventBody::Error { code: e.exit_code(), problem: e.problem().clone() },
-            );
-        }),
+        Some("run") => {
+            ending::listen();
+            read_json(file).and_then(|invocation| run_invocation::<S>(&invocation)).inspect_err(|e| {
+                let (code, problem) = (e.exit_code(), e.problem().clone());
+                emit(u64::MAX, RANK.load(Ordering::Relaxed), EventBody::Error { code, problem });
+            })
+        }
         Some("--version" | "-V") => {
             println!("{} {} (smelt {})", S::NAME, S::VERSION, env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -46,49 +46,7 @@ pub(super) fn resolve_reference(
         return by_digest(store, digest, port, spec, reference).map(|i| vec![i]);
     }
     let (base, axes, port) = split_reference(reference)?;
-    let named: Vec<usize> = (0..drafts.len()).filter(|&i| drafts[i].base == base).collect();
-    if named.is_empty() {
-        let mut known: Vec<&str> = drafts.iter().map(|d| d.base.as_str()).collect();
-        known.dedup();
-        let error = Diagnostic::pipeline(format!("job `{}` reads `{base}`, and there is no such job", draft.name));
-        return Err(match nearest(base, known.iter().copied()) {
-            Some(near) => error.hint(format!("is `{near}` meant?")),
-            None => error.hint(format!("jobs: {}", known.join(", "))),
-        });
-    }
-    let chosen: Vec<usize> = match axes {
-        Some("*") => named,
-        Some(wanted) => {
-            let full = format!("{base}[{wanted}]");
-            let found: Vec<usize> = named.iter().copied().filter(|&i| drafts[i].name == full).collect();
-            if found.is_empty() {
-                let names: Vec<&str> = named.iter().map(|&i| drafts[i].name.as_str()).collect();
-                return Err(Diagnostic::pipeline(format!(
-                    "job `{}` reads `{full}`, and there is no such instance",
-                    draft.name
-                ))
-                .hint(format!("instances: {}", names.join(", "))));
-            }
-            found
-        }
-        // Axes that both jobs have are joined; an axis that only the producer has must be chosen explicitly.
-        None => {
-            if let Some(missing) = drafts[named[0]].axes.keys().find(|a| !draft.axes.contains_key(*a)) {
-                return Err(Diagnostic::pipeline(format!(
-                    "job `{}` reads `{base}`, which is made for each `{missing}`",
-                    draft.name
-                ))
-                .hint(format!("read all with `{base}[*]`, or give `{}` the same axis", draft.base)));
-            }
-            let joined = |i: &usize| drafts[*i].axes.iter().all(|(a, v)| draft.axes.get(a) == Some(v));
-            let found: Vec<usize> = named.iter().copied().filter(joined).collect();
-            if found.is_empty() {
-                return Err(Diagnostic::pipeline(format!("`{}` has no matching instance of `{base}`", draft.name))
-                    .hint("give both jobs the same values"));
-            }
-            found
-        }
-    };
+    let chosen = choose(base, axes, draft, drafts)?;
     chosen
         .into_iter()
         .map(|job| {
@@ -120,6 +78,53 @@ pub(super) fn resolve_reference(
             Ok(Input::Job { job, port: output.name.clone() })
         })
         .collect()
+}
+
+/// The instances of `base` that a job means: those that it names, else the one with its own axes.
+pub(super) fn choose(base: &str, axes: Option<&str>, draft: &Draft, drafts: &[Draft]) -> Result<Vec<usize>> {
+    let named: Vec<usize> = (0..drafts.len()).filter(|&i| drafts[i].base == base).collect();
+    if named.is_empty() {
+        let mut known: Vec<&str> = drafts.iter().map(|d| d.base.as_str()).collect();
+        known.dedup();
+        let error = Diagnostic::pipeline(format!("job `{}` reads `{base}`, and there is no such job", draft.name));
+        return Err(match nearest(base, known.iter().copied()) {
+            Some(near) => error.hint(format!("is `{near}` meant?")),
+            None => error.hint(format!("jobs: {}", known.join(", "))),
+        });
+    }
+    Ok(match axes {
+        Some("*") => named,
+        Some(wanted) => {
+            let full = format!("{base}[{wanted}]");
+            let found: Vec<usize> = named.iter().copied().filter(|&i| drafts[i].name == full).collect();
+            if found.is_empty() {
+                let names: Vec<&str> = named.iter().map(|&i| drafts[i].name.as_str()).collect();
+                return Err(Diagnostic::pipeline(format!(
+                    "job `{}` reads `{full}`, and there is no such instance",
+                    draft.name
+                ))
+                .hint(format!("instances: {}", names.join(", "))));
+            }
+            found
+        }
+        // Axes that both jobs have are joined; an axis that only the producer has must be chosen explicitly.
+        None => {
+            if let Some(missing) = drafts[named[0]].axes.keys().find(|a| !draft.axes.contains_key(*a)) {
+                return Err(Diagnostic::pipeline(format!(
+                    "job `{}` reads `{base}`, which is made for each `{missing}`",
+                    draft.name
+                ))
+                .hint(format!("read all with `{base}[*]`, or give `{}` the same axis", draft.base)));
+            }
+            let joined = |i: &usize| drafts[*i].axes.iter().all(|(a, v)| draft.axes.get(a) == Some(v));
+            let found: Vec<usize> = named.iter().copied().filter(joined).collect();
+            if found.is_empty() {
+                return Err(Diagnostic::pipeline(format!("`{}` has no matching instance of `{base}`", draft.name))
+                    .hint("give both jobs the same values"));
+            }
+            found
+        }
+    })
 }
 
 /// `base`, `base.port`, `base[axes]`, `base[axes].port`

@@ -16,7 +16,7 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) fn parse(words: &str, tree: &Tree) -> Result<Self> {
-        const TOP: [&str; 6] = ["name", "store", "seed", "vars", "views", "report"];
+        const TOP: [&str; 8] = ["name", "store", "seed", "vars", "run", "on_failure", "views", "report"];
         let at = |e: Diagnostic| e.at(Some(Place::named(format!("--set {words}"))));
         // The `=` inside the brackets of an instance does not end the path.
         let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
@@ -46,7 +46,10 @@ impl Set {
                 });
             }
         }
-        if below.is_empty() && (!is_top || base == "vars") || rest.ends_with('.') || rest.contains("..") {
+        if below.is_empty() && (!is_top || base == "vars" || base == "run")
+            || rest.ends_with('.')
+            || rest.contains("..")
+        {
             return Err(at(Diagnostic::pipeline(format!("`{path}` names no value"))
                 .hint("write `--set job.config.field=value`, `--set vars.name=value` or `--set seed=3`")));
         }

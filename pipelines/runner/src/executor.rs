@@ -1,0 +1,49 @@
+//! Where jobs run.
+
+pub(crate) mod local;
+pub(crate) mod slurm;
+
+use self::local::Local;
+use self::slurm::Slurm;
+use crate::diagnostic::Result;
+use crate::job::Work;
+use crate::load::Instance;
+use crate::resources::{Budget, Claim, Granted};
+use smelt_schemas::{Executor as Where, Manifest};
+
+pub(crate) trait Executor: Sync {
+    /// What a job takes of the runner's machine while it runs.
+    fn claim(&self, job: &Instance, budget: &Budget) -> Claim;
+
+    /// Does a job. Returns when its manifest is committed, or it has failed for good, or the run is stopped.
+    fn run(&self, work: &Work, granted: &Granted) -> Result<Manifest>;
+
+    /// A job will come whose inputs are not there yet: it may be put in a queue behind the jobs that make them.
+    fn queue(&self, _place: usize, _is_done: &dyn Fn(usize) -> bool) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it has a job in its queue, or at work.
+    fn has(&self, _place: usize) -> bool {
+        false
+    }
+
+    /// A job that was put in the queue need not run.
+    fn withdraw(&self, _place: usize) {}
+}
+
+/// All there are.
+pub(crate) struct Executors<'a> {
+    pub local: Local,
+    pub slurm: Slurm<'a>,
+}
+
+impl Executors<'_> {
+    /// The one that does a job.
+    pub(crate) fn of(&self, job: &Instance) -> &dyn Executor {
+        match job.run.executor {
+            Where::Local => &self.local,
+            Where::Slurm => &self.slurm,
+        }
+    }
+}

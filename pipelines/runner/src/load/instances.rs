@@ -1,0 +1,99 @@
+//! The instances of a job: one for each combination of the values of its axes.
+
+use super::draft::Draft;
+use super::shape::wrong_type;
+use super::values::{Set, substitute, unfilled};
+use crate::diagnostic::{Diagnostic, Place, Result};
+use crate::programs::Program;
+use crate::yaml::Tree;
+use indexmap::IndexMap;
+use serde_json::Value;
+use smelt_schemas::{Each, Job, Pipeline};
+
+/// Every combination of a job's axes, the last axis fastest.
+pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft>> {
+    let mut drafts: Vec<Draft> = Vec::new();
+    for (base, text) in &pipeline.jobs {
+        let mut combinations = vec![IndexMap::new()];
+        for (axis, values) in &text.each {
+            if values.is_empty() {
+                let place = tree.place(&format!("/jobs/{base}/each/{axis}"));
+                return Err(Diagnostic::pipeline(format!("axis `{axis}` of job `{base}` has no values")).at(place));
+            }
+            combinations = combinations
+                .into_iter()
+                .flat_map(|c: IndexMap<String, Value>| {
+                    values.iter().map(move |v| {
+                        let mut c = c.clone();
+                        c.insert(axis.clone(), v.clone());
+                        c
+                    })
+                })
+                .collect();
+        }
+        // An instance has its own values; the lists of all would make a thousand instances a million values.
+        let plain = serde_json::to_value(Job { each: Each::default(), ..text.clone() }).expect("a job is plain data");
+        for axes in combinations {
+            let name = instance_name(base, &axes);
+            let mut value = plain.clone();
+            substitute(&mut value, &|name| axes.get(name).cloned());
+            let mut own = Tree::of(value);
+            let mut set = Vec::new();
+            for s in sets.iter().filter(|s| s.instance.as_ref() == Some(&name)) {
+                s.apply(&mut own);
+                set.push((s.pointer.clone(), s.words.clone()));
+            }
+            let value = own.value;
+            if let Some((pointer, name)) = unfilled(&value, &format!("/jobs/{base}")) {
+                let error =
+                    Diagnostic::pipeline(format!("`${{{name}}}` is neither in `vars` nor an axis of job `{base}`"));
+                return Err(error
+                    .at(tree.place(&pointer))
+                    .hint("add it under `vars:`, or write an environment variable in capitals"));
+            }
+            let text: Job = serde_path_to_error::deserialize(value).map_err(|e| {
+                let given = set.last().map(|(_, words)| Place::named(format!("--set {words}")));
+                wrong_type(&format!("{name}.{}", e.path()), &e.inner().to_string())
+                    .at(given)
+                    .at(tree.place(&format!("/jobs/{base}")))
+            })?;
+            drafts.push(Draft { name, base: base.clone(), axes, text, set });
+        }
+    }
+    for s in sets {
+        let (Some(job), Some(instance)) = (&s.job, &s.instance) else { continue };
+        if !drafts.iter().any(|d| d.name == *instance) {
+            let known: Vec<&str> = drafts.iter().filter(|d| d.base == *job).map(|d| d.name.as_str()).collect();
+            return Err(Diagnostic::pipeline(format!("there is no instance `{instance}`"))
+                .at(Some(Place::named(format!("--set {}", s.words))))
+                .hint(format!("instances: {}", known.join(", "))));
+        }
+    }
+    Ok(drafts)
+}
+
+fn instance_name(base: &str, axes: &IndexMap<String, Value>) -> String {
+    if axes.is_empty() {
+        return base.into();
+    }
+    let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let parts: Vec<String> = axes.iter().map(|(k, v)| format!("{k}={}", show(v))).collect();
+    format!("{base}[{}]", parts.join(","))
+}
+
+/// An axis is a column of the job's tables, so it must not hide one of theirs.
+pub(super) fn check_axes(tree: &Tree, draft: &Draft, program: &Program) -> Result<()> {
+    for port in &program.description.outputs {
+        let Some(schema) = port.kind.schema() else { continue };
+        if let Some(axis) = draft.axes.keys().find(|a| schema.field_with_name(a).is_ok()) {
+            let (port, kind) = (&port.name, &port.kind.name);
+            return Err(Diagnostic::pipeline(format!(
+                "axis `{axis}` of job `{}` would hide the column `{axis}` of its {kind} (port `{port}`)",
+                draft.base
+            ))
+            .at(tree.key_place(&format!("/jobs/{}/each/{axis}", draft.base)))
+            .hint("give the axis another name"));
+        }
+    }
+    Ok(())
+}
