@@ -63,3 +63,31 @@ fn a_log_is_followed_until_its_run_ends() {
     assert!(followed.lines().last().unwrap_or_default().contains("committed"), "{followed}");
     assert_eq!(followed, bench.smelt(&["logs", "a", "--events"]).ok().out);
 }
+
+#[test]
+fn curves_are_written_as_event_files() {
+    let bench = Bench::new();
+    let text = "name: p\njobs: { a: { stage: STAGE(train), config: { seed: 3, steps: 40 } }, b: { stage: STAGE(count), \
+        config: { rows: 3 } } }\n";
+    bench.pipeline("p.yaml", text);
+    bench.smelt(&["run", "p.yaml", "--only", "b"]).ok();
+    let said = bench.smelt(&["report", "p.yaml", "--tensorboard", "logs"]).fails(2).err;
+    assert!(said.contains("no job of pipeline `p` has a curve in artifacts"), "{said}");
+    bench.smelt(&["run", "p.yaml"]).ok();
+    for _ in 0..2 {
+        let said = bench.smelt(&["report", "p.yaml", "--tensorboard", "logs"]).ok().out;
+        assert_eq!(said, "logs/a/events.out.tfevents.smelt\n");
+    }
+    // One record for the file's version and one per point, each with its length in front and two checksums.
+    let file = std::fs::read(bench.path("logs/a/events.out.tfevents.smelt")).unwrap();
+    let (mut at, mut records) = (0, 0);
+    while at < file.len() {
+        at += 16 + u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
+        records += 1;
+    }
+    let points =
+        bench.smelt(&["sql", "select count(*) from smelt.metrics where job = 'a'", "--format", "csv"]).ok().out;
+    assert_eq!(at, file.len());
+    assert_eq!(points.lines().nth(1).unwrap().parse::<usize>().unwrap() + 1, records);
+    assert_eq!(std::fs::read_dir(bench.path("logs/a")).unwrap().count(), 1);
+}

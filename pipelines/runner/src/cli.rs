@@ -205,6 +205,9 @@ pub(crate) enum Command {
         /// Write one HTML file that needs nothing else: jobs, times, drops, curves, load of experts, scores, lineage
         #[arg(long, value_name = "FILE", conflicts_with = "job")]
         html: Option<PathBuf>,
+        /// Write the curves as TensorBoard's event files, a folder per job: `tensorboard --logdir FOLDER`
+        #[arg(long, value_name = "FOLDER", conflicts_with = "job")]
+        tensorboard: Option<PathBuf>,
     },
     /// Write a pipeline for your own text, with comments
     Init {

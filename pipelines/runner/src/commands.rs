@@ -11,7 +11,7 @@ use crate::run::{self, summarise};
 use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{html, live, query, report, runs};
+use crate::{html, live, query, report, runs, tensorboard};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{Live, RunState, Store};
@@ -164,11 +164,23 @@ pub(crate) fn run(
 }
 
 /// The report of the pipeline, or of each of `jobs`.
-pub(crate) fn report(target: Target, jobs: &[String], page: Option<&Path>) -> Result<()> {
+/// Files that a report is written to, instead of the terminal.
+pub(crate) struct Files {
+    pub html: Option<PathBuf>,
+    /// A folder.
+    pub tensorboard: Option<PathBuf>,
+}
+
+pub(crate) fn report(target: Target, jobs: &[String], files: &Files) -> Result<()> {
     let (plan, store) = target.load_last()?;
-    if let Some(page) = page {
+    if let Some(page) = &files.html {
         html::write(&store, &plan, page)?;
         println!("{}", page.display());
+    }
+    if let Some(folder) = &files.tensorboard {
+        tensorboard::write(&store, &plan.name, folder)?;
+    }
+    if files.html.is_some() || files.tensorboard.is_some() {
         return Ok(());
     }
     for (i, job) in jobs.iter().enumerate() {

@@ -47,8 +47,10 @@ fn page(data: &Value) -> String {
 fn data(store: &Store, plan: &Plan) -> Result<Value> {
     let mut runs: Vec<RunRecord> = store.runs()?.into_iter().filter(|run| run.pipeline == plan.name).collect();
     let last = runs.pop();
-    let failed = |job: &str| {
-        last.iter().flat_map(|run| &run.jobs).any(|facts| facts["job"] == job && facts["state"] == "failed")
+    // Of the last run: `failed`, or `skipped` by a gate.
+    let ended = |job: &str| {
+        let of_job = last.iter().flat_map(|run| &run.jobs).filter(|facts| facts["job"] == job);
+        of_job.filter_map(|facts| facts["state"].as_str()).find(|state| ["failed", "skipped"].contains(state))
     };
     let running = |job: &str| {
         let live = last.iter().filter(|run| run.state == RunState::Running);
@@ -62,11 +64,11 @@ fn data(store: &Store, plan: &Plan) -> Result<Value> {
             Some(found) => found?,
         };
         is_done |= manifest.is_some();
-        let state = match &manifest {
+        let state = match (&manifest, ended(&job.name)) {
             _ if running(&job.name) => "running",
-            _ if failed(&job.name) => "failed",
-            Some(_) => "done",
-            None => "waiting",
+            (_, Some(state)) => state,
+            (Some(_), None) => "done",
+            (None, None) => "waiting",
         };
         for (port, record) in manifest.iter().flat_map(|manifest| &manifest.ports) {
             if record.kind.fits(&kind::scores()) {

@@ -29,6 +29,7 @@ mod shim;
 mod stdin;
 mod table;
 mod team;
+mod tensorboard;
 mod view;
 mod yaml;
 
@@ -66,7 +67,10 @@ fn main() -> ExitCode {
         Command::Sql { query, store, pipeline, format, output } => {
             commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), format, output)
         }
-        Command::Report { pipeline, job, html } => commands::report(pipeline.into(), &job, html.as_deref()),
+        Command::Report { pipeline, job, html, tensorboard } => {
+            let files = commands::Files { html, tensorboard };
+            commands::report(pipeline.into(), &job, &files)
+        }
         Command::Init { paths, output } => init::run(&paths, &output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "smelt", &mut std::io::stdout());

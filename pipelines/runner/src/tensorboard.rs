@@ -5,7 +5,6 @@
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::query;
-use serde_json::Value;
 use smelt_schemas::ExitCode;
 use smelt_store::{Store, safe_name};
 use std::path::Path;
@@ -17,8 +16,11 @@ pub(crate) fn write(store: &Store, pipeline: &str, folder: &Path) -> Result<()> 
     let rows = query::rows(store, pipeline, sql)?;
     let jobs = query::rows(store, pipeline, "select job, cast(started as bigint) as started from smelt.jobs")?;
     if rows.is_empty() {
-        return Err(Diagnostic::pipeline(format!("no job of pipeline `{pipeline}` has a curve in {}", store.address()))
-            .hint("trainers have: `smelt status` says what has run"));
+        return Err(Diagnostic::pipeline(format!(
+            "no job of pipeline `{pipeline}` has a curve in {}",
+            store.address()
+        ))
+        .hint("trainers have: `smelt status` says what has run"));
     }
     for of_job in rows.chunk_by(|a, b| a["job"] == b["job"]) {
         let job = of_job[0]["job"].as_str().unwrap_or_default();
@@ -28,7 +30,8 @@ pub(crate) fn write(store: &Store, pipeline: &str, folder: &Path) -> Result<()> 
         let mut file = record(&version(time));
         for row in of_job {
             let number = |field: &str| row[field].as_f64();
-            if let (Some(step), Some(name), Some(value)) = (row["step"].as_u64(), row["name"].as_str(), number("value")) {
+            if let (Some(step), Some(name), Some(value)) = (row["step"].as_u64(), row["name"].as_str(), number("value"))
+            {
                 file.extend(record(&scalar(time, step, name, value as f32)));
             }
         }
@@ -113,7 +116,10 @@ mod tests {
 
     #[test]
     fn values_of_any_size_are_varints() {
-        assert_eq!([varint(0), varint(127), varint(128), varint(300)], [vec![0], vec![127], vec![128, 1], vec![172, 2]]);
+        assert_eq!(
+            [varint(0), varint(127), varint(128), varint(300)],
+            [vec![0], vec![127], vec![128, 1], vec![172, 2]]
+        );
         assert_eq!(varint(u64::MAX).len(), 10);
     }
 }

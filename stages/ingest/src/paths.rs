@@ -221,7 +221,7 @@ impl Walk {
 const ELOOP: i32 = 40;
 
 /// The names in a folder, sorted, and whether each is a link. What is no folder has none.
-fn entries(folder: &Path) -> Result<Vec<(std::ffi::OsString, bool)>, IngestError> {
+fn entries(folder: &Path) -> Result<Vec<(OsString, bool)>, IngestError> {
     let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let cannot = |source| IngestError::Read { name: here.display().to_string(), source };
     let list = match fs::read_dir(here) {

@@ -1,6 +1,5 @@
 //! What jobs say, in the store.
 
-use crate::diagnostic::Result;
 use smelt_store::{Store, safe_name};
 use std::sync::{Mutex, MutexGuard, mpsc};
 use std::time::Duration;

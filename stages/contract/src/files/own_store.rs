@@ -12,7 +12,7 @@ static OWN: Mutex<Option<PathBuf>> = Mutex::new(None);
 /// Says what the store is, before a config is resolved.
 pub(crate) fn set(address: Option<&str>) {
     let store = address.and_then(|address| smelt_store::Store::open(address).ok());
-    *lock(&OWN) = store.and_then(|store| store.directory().map(real));
+    *lock(&OWN) = store.and_then(|store| store.directory().map(|folder| real(&folder)));
 }
 
 /// Refuses the glob `expanded`, written as `pattern`, if it would find files of the store.
