@@ -234,7 +234,7 @@ fn views_are_tables_for_the_report_and_for_sql() {
     let said = bench.pipeline("p.yaml", &format!("{VIEWS}{views}")).smelt(&["run", "p.yaml"]).ok().out;
     assert!(said.contains("| 3 |"), "{said}");
     assert_eq!(csv(&bench, "select count(*) n from one").ok().out, "n\n1\n");
-    assert_eq!(csv(&bench, "select f.id from few f join a on a.id = f.id order by 1 limit 1").ok().out, "id\n0\n");
+    assert_eq!(csv(&bench, "select f.id from few f join a on a.id = f.id order by 1 limit 1").ok().out, "id\n0000\n");
     let said = csv(&bench, "select * from fewer").fails(2).err;
     assert!(said.contains("there is no table `fewer`") && said.contains("few, one, smelt.artifacts"), "{said}");
     // A view that is changed is another one at the next run, without a job to do.

@@ -116,9 +116,9 @@ fn documents_come_from_standard_input() {
         child.wait_with_output().unwrap().into()
     };
     let said = smelt(&["run", "p.yaml", "--stdin"], &lines(3)).ok().out;
-    assert!(said.contains("raw  ingest    3 rows, "), "{said}");
+    assert!(said.contains("raw  ingest  3 rows, "), "{said}");
     let count = smelt(&["sql", "select id, text from raw order by id", "--format", "csv"], "").ok().out;
-    assert_eq!(count, "id,text\nstdin:1,text 0\nstdin:2,text 1\nstdin:3,text 2\n");
+    assert_eq!(count, "id,text\nstdin#0,text 0\nstdin#1,text 1\nstdin#2,text 2\n");
     assert!(smelt(&["plan", "p.yaml", "--stdin"], &lines(3)).ok().out.contains("raw  cached"));
     let plan = smelt(&["plan", "p.yaml", "--stdin"], &lines(4)).ok().out;
     assert!(plan.contains("raw  new      sources: 1 changed, 0 added, 0 removed, first stdin"), "{plan}");
