@@ -339,6 +339,12 @@ fn trainings_are_evaluated_on_the_way_and_their_bytes_do_not_depend_on_it() {
         assert_eq!(steps, expected, "{job}: {said}");
     }
     assert_eq!(jobs.map(model), before);
+
+    // Of 2 layers with 4 experts each, at 6 steps: the mean of a layer is 1.
+    let query = "select job, count(*) n, count(distinct layer) l, count(distinct expert) e, round(avg(load), 6) m \
+        from smelt.expert_load group by job";
+    let said = smelt(folder.path(), &["sql", query, "--format", "csv"]).ok().out;
+    assert_eq!(said, "job,n,l,e,m\nbase,48,2,4,1.0\n");
 }
 
 #[test]

@@ -30,7 +30,7 @@ const ROOT: &str = "smelt://store";
 /// `smelt.expert_load`: how many tokens each expert of a layer took, as a share of the mean.
 const EXPERT_LOAD: &str = "select job, step, cast(split_part(name, '.', 2) as bigint) as layer, \
     cast(split_part(name, '.', 3) as bigint) as expert, value as load \
-    from smelt.metrics where name like 'expert\\_load.%'";
+    from smelt.metrics where starts_with(name, 'expert_load.')";
 
 /// What a query may read.
 pub(crate) struct Session {

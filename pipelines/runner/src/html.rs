@@ -83,7 +83,7 @@ fn data(store: &Store, plan: &Plan) -> Result<Value> {
     };
     let curves = rows(&format!(
         "select job, name, step, value from (select *, row_number() over (partition by job, name order by step) as i, \
-         count(*) over (partition by job, name) as n from smelt.metrics where name not like 'expert\\_load.%') \
+         count(*) over (partition by job, name) as n from smelt.metrics where not starts_with(name, 'expert_load.')) \
          where i = n or (i - 1) % greatest(1, n / {POINTS}) = 0 order by job, name, step"
     ))?;
     let loads = rows("select job, layer, step, expert, load from smelt.expert_load order by job, layer, step, expert")?;

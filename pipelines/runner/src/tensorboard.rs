@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// Writes the curves of a pipeline's jobs below `folder`, each job's in a file that replaces the one before.
 pub(crate) fn write(store: &Store, pipeline: &str, folder: &Path) -> Result<()> {
-    let sql = "select job, step, name, value from smelt.metrics where name not like 'expert\\_load.%' \
+    let sql = "select job, step, name, value from smelt.metrics where not starts_with(name, 'expert_load.') \
         order by job, step, name";
     let rows = query::rows(store, pipeline, sql)?;
     let jobs = query::rows(store, pipeline, "select job, cast(started as bigint) as started from smelt.jobs")?;

@@ -226,6 +226,14 @@ for (const [value, what] of [
 // Scores, with their standard errors.
 (function scores() {
   if (data.scores.length === 0) return;
+  /** An axis that shows every value with its error; from 0 where that is not far. */
+  const range = (rows) => {
+    const low = Math.min(...rows.map((score) => score.value - (score.standard_error || 0)));
+    const high = Math.max(...rows.map((score) => score.value + (score.standard_error || 0)));
+    const margin = 0.05 * (high - low || Math.abs(high) || 1);
+    const short = (value) => Number(value.toPrecision(4));
+    return { min: low >= 0 && low < high / 2 ? 0 : short(low - margin), max: short(high + margin) };
+  };
   const key = (score) => `${score.benchmark}: ${score.metric}`;
   const charts = [...new Set(data.scores.map(key))].map((name) => {
     const rows = data.scores.filter((score) => key(score) === name);
@@ -233,11 +241,11 @@ for (const [value, what] of [
     return element("figure", {}, element("figcaption", {}, name), chart(80 + 26 * rows.length, {
       grid: { left: 10, right: 30, top: 8, bottom: 26, containLabel: true },
       tooltip: { formatter: (item) => `${models[item.dataIndex]}: ${number(rows[item.dataIndex].value)}`.replace(/[<&]/g, " ") },
-      xAxis: { ...plain, scale: true }, yAxis: { type: "category", data: models, inverse: true, axisTick: { show: false } },
+      xAxis: { ...plain, ...range(rows) }, yAxis: { type: "category", data: models, inverse: true, axisTick: { show: false } },
       series: [
         { type: "bar", data: rows.map((score) => score.value), barMaxWidth: 12 },
         {
-          type: "custom", silent: true, z: 5, data: rows.map((score, i) => [i, score.value, score.standard_error || 0]),
+          type: "custom", silent: true, z: 5, clip: true, data: rows.map((score, i) => [i, score.value, score.standard_error || 0]),
           renderItem: (_, api) => {
             const [value, error] = [api.value(1), api.value(2)];
             const [x0, y] = api.coord([value - error, api.value(0)]);
