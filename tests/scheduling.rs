@@ -49,11 +49,11 @@ fn a_job_that_can_never_fit_is_refused_before_anything_runs() {
         bench.pipeline("p.yaml", &text.replace("RUN", run));
         bench.smelt(&[&["run", "p.yaml"][..], args].concat()).fails(2).err
     };
-    let memory = "error: job `b` needs 2.1 GB of memory, and this run has 1.1 GB\n  --> p.yaml:4:3\nhint: say less in its \
-        `run: { memory: … }`, or give the run more with `--memory`\n";
+    let memory = "error: job `b` needs 2.1 GB of memory, and this run has 1.1 GB\n  --> p.yaml:4:3\nhint: say less in \
+        its `run: { memory: … }`, or give the run more with `--memory`\n";
     assert_eq!(refused("{ memory: 2GiB }", &["--memory", "1GiB"]), memory);
-    let gpus = "error: job `b` needs 3 GPUs, and this run has 2\n  --> p.yaml:4:3\nhint: `--gpus N` says how many there \
-        are; `run: { executor: slurm }` runs it on a cluster\n";
+    let gpus = "error: job `b` needs 3 GPUs, and this run has 2\n  --> p.yaml:4:3\nhint: `--gpus N` says how many \
+        there are; `run: { executor: slurm }` runs it on a cluster\n";
     assert_eq!(refused("{ gpus: 3 }", &["--gpus", "2"]), gpus);
     assert!(bench.smelt(&["run", "p.yaml", "--memory", "much"]).fails(2).err.contains("`much` is no amount of memory"));
     assert!(!bench.path("artifacts").exists(), "nothing was run");
@@ -115,8 +115,8 @@ fn a_gate_that_is_closed_skips_its_job_and_what_hangs_on_it_with_the_reason() {
     assert!(said.contains("3 jobs in ") && said.contains(", 0 cached, 2 skipped; store"), "{said}");
     let plan = bench.smelt(&["plan", "p.yaml"]).ok().out;
     let expected = format!(
-        "  raw     cached\n  tuned   cached\n  next    skipped  {why}\n  last    skipped  after next\n  beside  cached\n  \
-         0 new, 3 cached, 0 after them, 2 skipped; nothing was run\n"
+        "  raw     cached\n  tuned   cached\n  next    skipped  {why}\n  last    skipped  after next\n  beside  \
+         cached\n  0 new, 3 cached, 0 after them, 2 skipped; nothing was run\n"
     );
     assert_eq!(plan, expected);
     let status = bench.smelt(&["status", "p.yaml"]).ok().out;

@@ -115,11 +115,12 @@ fn store(bench: &Bench) -> Store {
     bench.store()
 }
 
-/// Waits until the last run of a job has saved or told of progress so often.
+/// Waits until a job has made so many steps of a training in the newest run.
 #[track_caller]
 fn wait_for_steps(bench: &Bench, job: &str, steps: u64) {
     wait_until(&format!("{job} has made {steps} steps"), || {
-        let events = bench.smelt(&["logs", job, "--events"]).out;
+        let Some(run) = store(bench).runs().unwrap().pop() else { return false };
+        let events = bench.smelt(&["logs", job, "--events", "--run", &run.run]).out;
         let done = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["done"].as_u64();
         events.lines().filter_map(done).any(|done| done >= steps)
     });
@@ -208,9 +209,17 @@ const TRAIN: &str = "
 name: stops
 run: { executor: slurm }
 jobs:
-  train: { stage: STAGE(train), config: { steps: 100, save_every: 1, delay_ms: 100 } }
+  train: { stage: STAGE(train), config: { steps: 150, save_every: 1, delay_ms: 100 } }
   after: { stage: STAGE(count), when: train.state >= 0, config: { rows: 3 } }
 ";
+
+/// Whether the test's trainer has made all its steps, each once.
+fn is_trained(bench: &Bench, pipeline: &str) -> bool {
+    let state = (0..150).fold(0u64, |state, _| state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    let (store, made) = (bench.store(), manifest(bench, pipeline, "train"));
+    let found = store.get(&store.file_key(&made, "model", &made.ports["model"].files[0])).unwrap();
+    found == state.to_string().as_bytes()
+}
 
 #[test]
 fn ctrl_c_leaves_jobs_to_slurm_and_cancel_takes_them_away() {
@@ -237,10 +246,8 @@ fn ctrl_c_leaves_jobs_to_slurm_and_cancel_takes_them_away() {
     assert_eq!(nothing.err, "error: Slurm has no job of any run\n");
     // A runner that waits for a job is told, and another run goes on from the last save.
     let run = cluster.begin(&bench, &["run", "p.yaml"]);
-    wait_until("the job runs again", || {
-        !cluster.slurm("squeue", &["--noheader", "--states=RUNNING", "--format=%A"]).is_empty()
-    });
-    wait_for_steps(&bench, "train", 10);
+    wait_until("a second run has begun", || store(&bench).runs().unwrap().len() == 2);
+    wait_for_steps(&bench, "train", 3);
     cluster.said(&bench, &["cancel"]).ok();
     let said = ended(run).fails(4);
     assert!(said.err.contains("error: job `train` failed: it was cancelled on Slurm (job "), "{said:#?}");
@@ -248,7 +255,7 @@ fn ctrl_c_leaves_jobs_to_slurm_and_cancel_takes_them_away() {
     assert!(said.out.contains("2 jobs in"), "{said:#?}");
     let resumed = manifest(&bench, "stops", "train").provenance.resumed;
     assert_eq!(resumed, 2);
-    assert_eq!(digests(&store(&bench), "stops"), local(TRAIN, "stops"));
+    assert!(is_trained(&bench, "stops"));
 }
 
 #[test]
@@ -272,10 +279,10 @@ fn before_its_time_is_over_a_job_saves_and_is_queued_again() {
     let said = cluster.hurried(run).ok();
     assert!(said.out.contains("2 jobs in"), "{said:#?}");
     assert_eq!(manifest(&bench, "limit", "train").provenance.resumed, 1);
-    assert_eq!(digests(&store(&bench), "limit"), local(&text, "limit"));
+    assert!(is_trained(&bench, "limit"));
     let log = cluster.said(&bench, &["logs", "train"]).ok().out;
     let steps = |step: usize| log.lines().filter(|line| *line == format!("step {step}")).count();
-    assert!((0..100).all(|step| steps(step) == 1), "no step was done twice: {log}");
+    assert!((0..150).all(|step| steps(step) == 1), "no step was done twice: {log}");
 }
 
 #[test]

@@ -9,8 +9,8 @@
 #   slurm.sh stop DIR           cancels jobs, and ends only what start began, by pid file
 #   . DIR/env                   puts the cluster into this shell (SLURM_CONF)
 #
-# From the environment: NODES (2), CPUS (2) and MEM (4000 MiB) per node, GPUS per node (1; an empty file stands for each),
-# PORT (slurmctld; slurmd of node i listens on PORT + i).
+# From the environment: NODES (2), CPUS (2) and MEM (4000 MiB) per node, GPUS per node (1; an empty file stands for
+# each), PORT (slurmctld; slurmd of node i listens on PORT + i).
 set -euo pipefail
 command=${1:?install, start, lose, revive or stop}
 mkdir -p "${2:?a folder}"

@@ -1,5 +1,5 @@
-//! What a run was asked to do, in the store: enough for another machine to do one of its jobs, and for another runner to
-//! take it over.
+//! What a run was asked to do, in the store: enough for another machine to do one of its jobs, and for another runner
+//! to take it over.
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::job_folder;

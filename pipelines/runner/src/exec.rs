@@ -1,4 +1,5 @@
-//! `smelt exec RUN JOB`: does one job of a recorded run on the machine where it is started, as a node of a cluster does.
+//! `smelt exec RUN JOB`: does one job of a recorded run on the machine where it is started, as a node of a cluster
+//! does.
 
 use crate::asked::{Asked, next_edition};
 use crate::diagnostic::{Diagnostic, Result, nearest};

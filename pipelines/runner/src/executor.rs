@@ -18,7 +18,8 @@ pub(crate) trait Executor: Sync {
     /// Does a job. Returns when its manifest is committed, or it has failed for good, or the run is stopped.
     fn run(&self, work: &Work, granted: &Granted) -> Result<Manifest>;
 
-    /// A job will come whose inputs are not there yet: it may be put in a queue behind the jobs that make them.
+    /// Puts a job in a queue, if there is one, behind those that it needs and that are not done yet. Where one of these
+    /// is not in the queue itself, nothing happens yet.
     fn queue(&self, _place: usize, _is_done: &dyn Fn(usize) -> bool) -> Result<()> {
         Ok(())
     }

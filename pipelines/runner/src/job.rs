@@ -53,8 +53,8 @@ impl Work<'_> {
         }
     }
 
-    /// Tells that it failed. `of`: names the worker that did, or nothing; `hint`: what to do, if the job itself does not
-    /// say better.
+    /// Tells that it failed. `of`: names the worker that did, or nothing; `hint`: what to do, if the job itself does
+    /// not say better.
     pub(crate) fn failed(&self, code: ExitCode, of: &str, problem: Problem, hint: Option<String>) -> Diagnostic {
         let (name, description) = (&self.job.name, &self.job.program.description);
         let field = problem.field.filter(|f| !f.is_empty()).map(|f| format!("`config{}`: ", f.replace('/', ".")));

@@ -271,9 +271,7 @@ impl Runner<'_> {
                 self.free.give_back(&granted);
                 self.running.retain(|r| r.job != plan.jobs[place].name);
                 if let Err(e) = result.and_then(|manifest| self.finish(place, manifest)) {
-                    self.facts.push(json!({ "job": plan.jobs[place].name, "state": "failed", "error": e.message }));
-                    self.lost[place] = true;
-                    self.schedule.settle(place);
+                    self.lose(place, &e);
                     failures.push(e);
                     if !keeps_on && !STOP.load(Ordering::SeqCst) {
                         let waiting = self.schedule.waiting();
@@ -290,6 +288,13 @@ impl Runner<'_> {
                 None => Ok(()),
             }
         })
+    }
+
+    /// This job has failed for good.
+    fn lose(&mut self, place: usize, e: &Diagnostic) {
+        self.facts.push(json!({ "job": self.plan.jobs[place].name, "state": "failed", "error": e.message }));
+        self.lost[place] = true;
+        self.schedule.settle(place);
     }
 
     /// What is told after Ctrl-C.
@@ -323,6 +328,11 @@ impl Runner<'_> {
             started_one = true;
             let stage = &job.program.description.name;
             self.view.started(&job.name, stage, &ready.why);
+            if let Err(e) = self.executors.of(job).queue(next, &|need| self.done[need].is_some()) {
+                self.free.give_back(&granted);
+                self.lose(next, &e);
+                return Err(e);
+            }
             self.running.push(Running {
                 job: job.name.clone(),
                 stage: stage.clone(),

@@ -13,8 +13,8 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// `needs`: for each job, those before it in this order that must be settled first. Jobs that are not `wanted` count
-    /// as settled.
+    /// `needs`: for each job, those before it in this order that must be settled first. Jobs that are not `wanted`
+    /// count as settled.
     pub(crate) fn new(needs: impl Iterator<Item = impl Iterator<Item = usize>>, wanted: &[bool]) -> Self {
         let mut schedule = Self {
             open: vec![0; wanted.len()],
@@ -36,11 +36,12 @@ impl Schedule {
         self.due.range(place..).next().copied()
     }
 
-    /// This job is started, cached, skipped or failed; `ended`: those that need it may be looked at.
+    /// This job is looked at, and will not be again.
     pub(crate) fn start(&mut self, job: usize) {
         self.due.remove(&job);
     }
 
+    /// This job is done, skipped or failed: those that need only it may be looked at.
     pub(crate) fn settle(&mut self, job: usize) {
         self.due.remove(&job);
         if std::mem::replace(&mut self.settled[job], true) {

@@ -137,7 +137,8 @@ pub struct Job {
     pub input: Inputs,
     #[serde(default)]
     pub config: Map<String, Value>,
-    /// The job runs only if all of this holds of what earlier jobs measured; else it, and what reads from it, is skipped.
+    /// The job runs only if all of this holds of what earlier jobs measured; else it, and what reads from it, is
+    /// skipped.
     #[serde(default)]
     pub when: Conditions,
     #[serde(default)]
@@ -165,8 +166,8 @@ pub struct RunOptions {
     #[serde(default)]
     pub workers: Option<usize>,
     /// Memory that all its processes together may take, such as `512MiB` or `64GiB`: jobs run at the same time only as
-    /// far as it lasts, and a stage that sorts works on disk beyond half of it. A job that does not say is given none of
-    /// the budget, and sorts in 1GiB.
+    /// far as it lasts, and a stage that sorts works on disk beyond half of it. A job that does not say is given none
+    /// of the budget, and sorts in 1GiB.
     #[serde(default)]
     pub memory: Option<String>,
     /// GPUs this job needs, which no other job then has; by default 1 if its `device` is one, else 0.

@@ -1,5 +1,5 @@
-//! SIGUSR1: this process is about to be ended from outside, as by the time limit of a cluster. It saves its progress and
-//! ends with exit code 4, so that the next process goes on from there. SIGTERM ends it at once.
+//! SIGUSR1: this process is about to be ended from outside, as by the time limit of a cluster. It saves its progress
+//! and ends with exit code 4, so that the next process goes on from there. SIGTERM ends it at once.
 
 use crate::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -107,6 +107,14 @@ impl<'a> Slurm<'a> {
         (self.began.elapsed() / 20).clamp(Duration::from_millis(300), Duration::from_secs(10))
     }
 
+    /// Waits that time, or until the run is stopped.
+    fn rest(&self) {
+        let until = Instant::now() + self.pause();
+        while Instant::now() < until && !STOP.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// What waits and runs; asked anew if the last answer is old.
     fn queue(&self, may_be_old: bool) -> std::result::Result<Vec<Task>, String> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -315,10 +323,7 @@ impl Executor for Slurm<'_> {
         }
         after.sort_unstable();
         after.dedup();
-        if !after.is_empty() {
-            self.submit(place, self.next_number(&job.name)?, &after)?;
-        }
-        Ok(())
+        self.submit(place, self.next_number(&job.name)?, &after).map(drop)
     }
 
     fn has(&self, place: usize) -> bool {
@@ -388,7 +393,7 @@ impl Slurm<'_> {
                 (Some(failure), _) => Verdict::Fail(failure.code, failure.problem),
                 (None, Seen::Runs) => {
                     over_since = None;
-                    std::thread::sleep(self.pause());
+                    self.rest();
                     continue;
                 }
                 (None, Seen::Waits(reason)) => {
@@ -396,7 +401,7 @@ impl Slurm<'_> {
                     if tell(reason.clone()) && !matches!(reason.as_str(), "None" | "Priority" | "") {
                         self.view.queued(name, stage, &format!("Slurm job {}: {reason}", current.id));
                     }
-                    std::thread::sleep(self.pause());
+                    self.rest();
                     continue;
                 }
                 (None, Seen::Unknown(why)) => {
@@ -404,7 +409,7 @@ impl Slurm<'_> {
                         let what = format!("nobody knows how it is, Slurm does not answer: {why}");
                         self.view.warning(name, stage, &what);
                     }
-                    std::thread::sleep(self.pause());
+                    self.rest();
                     continue;
                 }
                 (None, over) => {
@@ -414,7 +419,7 @@ impl Slurm<'_> {
                     };
                     let patience = if end.state == "COMPLETED" { ARRIVES_SURELY } else { ARRIVES };
                     if over_since.get_or_insert_with(Instant::now).elapsed() < patience {
-                        std::thread::sleep(self.pause());
+                        self.rest();
                         continue;
                     }
                     self.verdict(work, current, &end)
