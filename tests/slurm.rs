@@ -153,7 +153,7 @@ jobs:
     stage: pretrain
     input: { tokens: tokens, tokenizer: tokens.tokenizer }
     config:
-      steps: 150
+      steps: 50
       sequences: 2
       context: 32
       warmup: 1
@@ -167,7 +167,7 @@ fn a_node_that_is_lost_in_the_middle_of_a_pretraining_changes_no_byte() {
     let bench = Bench::new();
     bench.pipeline("p.yaml", PRETRAINING);
     let run = cluster.begin(&bench, &["run", "p.yaml"]);
-    wait_for_steps(&bench, "base", 20);
+    wait_for_steps(&bench, "base", 10);
     let node = cluster.slurm("squeue", &["--noheader", "--states=RUNNING", "--format=%N"]).trim().to_owned();
     cluster.script("lose", &[&node]).ok();
     wait_until("Slurm has noticed, and queued the job again", || {

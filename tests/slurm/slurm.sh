@@ -69,7 +69,8 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=50000,sched_interval=
 MinJobAge=600
 KillWait=3
 CompleteWait=0
-SlurmdTimeout=6
+SlurmdTimeout=5
+MessageTimeout=5
 GresTypes=gpu
 NodeName=n[1-$NODES] NodeHostname=$HOST NodeAddr=127.0.0.1 Port=[$((PORT + 1))-$((PORT + NODES))] CPUs=$CPUS \\
   RealMemory=$MEM Gres=gpu:$GPUS

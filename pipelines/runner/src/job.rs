@@ -63,7 +63,12 @@ impl Work<'_> {
             (code, _) => code.remedy(),
         };
         self.view.failed(name, &description.name, remedy);
-        let message = format!("job `{name}` failed{of}: {}{}", field.unwrap_or_default(), problem.message);
+        let failed = format!("job `{name}` failed");
+        // What a node tells says so already.
+        let message = match problem.message.starts_with(&failed) {
+            true => problem.message,
+            false => format!("{failed}{of}: {}{}", field.unwrap_or_default(), problem.message),
+        };
         let mut error = Diagnostic::new(code, message).at(self.job.place.clone());
         let logs = || Some(format!("`smelt logs {name}{}` shows what it said", self.store_flag));
         error.hint = problem.hint.or(hint).or_else(logs);
