@@ -66,10 +66,10 @@ fn what_the_pipeline_says_under_run_holds_for_every_job_that_can_and_says_nothin
     let bench = Bench::new();
     let text = "name: p\nrun: { executor: slurm, partition: cpu, time: soon }\njobs:\n  a: { stage: STAGE(count) }\n";
     let said = bench.pipeline("p.yaml", text).smelt(&["check", "p.yaml"]).fails(2).err;
-    assert_eq!(said, "error: `soon` is no time\n  --> p.yaml:2:48\nhint: write `90s`, `30m` or `2h`\n");
+    assert_eq!(said, "error: `soon` is no time\n  --> p.yaml:2:47\nhint: write `90s`, `30m` or `2h`\n");
     let text = text.replace("soon", "1h");
     let said = bench.pipeline("p.yaml", &text.replace("time:", "tme:")).smelt(&["check", "p.yaml"]).fails(2).err;
-    assert!(said.contains("unknown key `tme`\n  --> p.yaml:2:42\nhint: is `time` meant?"), "{said}");
+    assert!(said.contains("unknown key `tme`\n  --> p.yaml:2:41\nhint: is `time` meant?"), "{said}");
     // Without Slurm the error names the first job, and a way out.
     let mut run = bench.pipeline("p.yaml", &text).command(&["run", "p.yaml"]);
     let said = crate::support::Said::from(run.env("PATH", "/nowhere").output().unwrap()).fails(6).err;
