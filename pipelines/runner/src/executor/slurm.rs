@@ -398,7 +398,7 @@ impl Slurm<'_> {
                 }
                 (None, Seen::Waits(reason)) => {
                     over_since = None;
-                    if tell(reason.clone()) && !matches!(reason.as_str(), "None" | "Priority" | "") {
+                    if tell(reason.clone()) && !matches!(reason.as_str(), "None" | "Priority" | "Dependency" | "") {
                         self.view.queued(name, stage, &format!("Slurm job {}: {reason}", current.id));
                     }
                     self.rest();
