@@ -57,7 +57,8 @@ pub(crate) fn ask(command: &mut Command) -> Result<String, String> {
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it failed and does not say why");
-    Err(last.trim().trim_start_matches(&format!("{program}: ")).trim_start_matches("error: ").to_owned())
+    // `slurm_load_jobs error: Unable to …`
+    Err(last.rsplit("error: ").next().unwrap_or(last).trim().to_owned())
 }
 
 /// Everything of this user that waits or runs.
