@@ -96,11 +96,14 @@ start() {
   # its own key and socket: an installed munge stays untouched
   (umask 077 && head -c 1024 /dev/urandom >"$DIR/munge/key")
   chown -R munge: "$DIR/munge" && chmod 711 "$DIR/munge"
+  # a daemon that kept this script's output open would keep whoever reads it waiting
+  exec 3>&1 >>"$DIR/log/start.log" 2>&1
   runuser -u munge -- munged --force --socket="$DIR/munge/socket" --key-file="$DIR/munge/key" \
-    --pid-file="$DIR/munge/pid" --log-file="$DIR/munge/log" --seed-file="$DIR/munge/seed"
-  slurmctld </dev/null
-  for i in $(seq "$NODES"); do slurmd -N "n$i" </dev/null; done
+    --pid-file="$DIR/munge/pid" --log-file="$DIR/munge/log" --seed-file="$DIR/munge/seed" 3>&-
+  slurmctld </dev/null 3>&-
+  for i in $(seq "$NODES"); do slurmd -N "n$i" </dev/null 3>&-; done
   wait_for idle
+  exec >&3 3>&-
   sinfo
   [ -z "${1:-}" ] || setsid "$0" watch "$DIR" "$1" >/dev/null 2>&1 </dev/null &
 }
@@ -122,7 +125,7 @@ lose() {
   rm -f "$DIR/run/slurmd.$1.pid"
 }
 
-revive() { slurmd -N "$1" </dev/null; }
+revive() { slurmd -N "$1" </dev/null >>"$DIR/log/start.log" 2>&1; }
 
 stop() {
   local pids=() file
