@@ -189,15 +189,15 @@ fn secrets_of_the_environment_are_written_nowhere() {
         done
     };
     let at = ["--store", "s3://bucket/s"];
-    smelt("not-the-secret-of-the-bucket", &[&["run", "p.yaml"], &at[..]].concat()).fails(6);
-    smelt(SECRET, &[&["run", "p.yaml"], &at[..]].concat()).ok();
-    smelt(SECRET, &[&["run", "p.yaml", "--format", "json", "--set", "a.config.rows=30"], &at[..]].concat()).ok();
+    smelt("not-the-secret-of-the-bucket", &[&["run", "p.yaml"][..], &at].concat()).fails(6);
+    smelt(SECRET, &[&["run", "p.yaml"][..], &at].concat()).ok();
+    smelt(SECRET, &[&["run", "p.yaml", "--format", "json", "--set", "a.config.rows=30"][..], &at].concat()).ok();
     smelt(SECRET, &["run", "p.yaml"]).ok();
     for job in ["a", "model"] {
-        smelt(SECRET, &[&["logs", job, "--events"], &at[..]].concat()).ok();
+        smelt(SECRET, &[&["logs", job, "--events"][..], &at].concat()).ok();
     }
-    smelt(SECRET, &[&["doctor"], &at[..]].concat());
-    smelt(SECRET, &[&["artifacts", "show", "model", "--format", "json"], &at[..]].concat()).ok();
+    smelt(SECRET, &[&["doctor"][..], &at].concat());
+    smelt(SECRET, &[&["artifacts", "show", "model", "--format", "json"][..], &at].concat()).ok();
     let secrets = [SECRET, "not-the-secret-of-the-bucket", TOKEN, KEY];
     let found = |bytes: &[u8]| secrets.into_iter().find(|s| bytes.windows(s.len()).any(|w| w == s.as_bytes()));
     assert_eq!(found(said.as_bytes()), None, "{said}");

@@ -27,6 +27,8 @@ pub(crate) struct Trouble {
     pub expires_after: AtomicU64,
     /// A create-only put replaces what is there, as on servers that do not know it.
     pub overwrites: AtomicBool,
+    /// Requests that asked for encryption with a key of this server's KMS.
+    pub encrypted: AtomicU64,
     requests: AtomicU64,
     pub failed: AtomicU64,
 }
@@ -113,6 +115,20 @@ fn refusal(status: u16, code: &str) -> HttpResponse {
     response.expect("a status and a body make a response")
 }
 
+/// What the metadata service of a machine in the cloud answers: a token, the name of its role, and the role's keys.
+fn metadata(path: &str) -> Option<HttpResponse> {
+    let said = match path.strip_prefix("/latest/")? {
+        "api/token" => "a-token".to_owned(),
+        "meta-data/iam/security-credentials/" => "the-role".to_owned(),
+        _ => format!(
+            "{{\"AccessKeyId\":\"{KEY}\",\"SecretAccessKey\":\"{SECRET}\",\"Token\":\"t\",\
+             \"Code\":\"Success\",\"Type\":\"AWS-HMAC\",\"LastUpdated\":\"2026-01-01T00:00:00Z\",\
+             \"Expiration\":\"2099-01-01T00:00:00Z\"}}"
+        ),
+    };
+    Some(hyper::Response::new(Body::from(said)))
+}
+
 impl Trouble {
     /// A number below `n` that follows from the number of the request alone.
     fn draw(request: u64, n: u64) -> u64 {
@@ -134,6 +150,13 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
             if late > 0 {
                 tokio::time::sleep(Duration::from_millis(Trouble::draw(n, late))).await;
             }
+            if let Some(answer) = metadata(request.uri().path()) {
+                return Ok(answer);
+            }
+            let asks = |name: &str, value: &str| request.headers().get(name).is_some_and(|found| found == value);
+            let by_key = asks("x-amz-server-side-encryption-aws-kms-key-id", "the-key");
+            let is_encrypted = asks("x-amz-server-side-encryption", "aws:kms") && by_key;
+            trouble.encrypted.fetch_add(u64::from(is_encrypted), Ordering::SeqCst);
             let expires = trouble.expires_after.load(Ordering::SeqCst);
             if expires > 0 && n > expires {
                 return Ok(refusal(400, "ExpiredToken"));
@@ -152,6 +175,11 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
             if trouble.overwrites.load(Ordering::SeqCst) && request.headers().contains_key("if-none-match") {
                 // The signature covers the header, so what lies there goes instead.
                 drop(std::fs::remove_file(folder.join(request.uri().path().trim_start_matches('/'))));
+            }
+            // s3s-fs answers 500 for a key that is a folder of its own.
+            let is_folder = folder.join(request.uri().path().trim_start_matches('/')).is_dir();
+            if request.method() == hyper::Method::HEAD && is_folder {
+                return Ok(refusal(404, "NoSuchKey"));
             }
             let conditional =
                 request.headers().contains_key("if-none-match") || request.headers().contains_key("if-match");

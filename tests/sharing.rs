@@ -197,3 +197,18 @@ fn a_cache_spares_what_was_read_before() {
     let said = smelt(&["run", "p.yaml"], "much").fails(6).err;
     assert!(said.contains("SMELT_CACHE_SIZE is `much`, expected a size such as `50GiB`"), "{said}");
 }
+
+#[test]
+fn the_role_of_a_machine_signs_and_a_key_of_kms_encrypts() {
+    let (server, bench) = (Server::start(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE).smelt(&["run", "p.yaml"]).ok();
+    let mut push = bench.command(&["push", "s3://bucket/role"]);
+    push.env("HOME", bench.folder.path()).env("AWS_ENDPOINT_URL", &server.address).env("AWS_REGION", "us-east-1");
+    push.env("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms").env("AWS_SSE_KMS_KEY_ID", "the-key");
+    let said = crate::support::Said::from(push.output().unwrap()).fails(6).err;
+    assert!(said.contains("AWS_METADATA_ENDPOINT=http://169.254.169.254 asks the machine's own role"), "{said}");
+    push.env("AWS_METADATA_ENDPOINT", &server.address);
+    crate::support::Said::from(push.output().unwrap()).ok();
+    let encrypted = server.trouble.encrypted.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(encrypted > 10, "{encrypted} requests asked for encryption");
+}

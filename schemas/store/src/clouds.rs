@@ -280,4 +280,11 @@ mod tests {
         let why = "it holds a user or a query; credentials come from the GOOGLE_* variables";
         assert_eq!(bucket_and_prefix("gs", "lab/a?token=secret").unwrap_err(), why);
     }
+
+    #[test]
+    fn certificates_that_cannot_be_read_are_named() {
+        let error = trusting("/nowhere/ca.pem", false).unwrap_err().to_string();
+        let what = "reading the file that AWS_CA_BUNDLE names: No such file or directory (os error 2)";
+        assert_eq!(error, format!("store /nowhere/ca.pem failed: {what}"));
+    }
 }

@@ -319,3 +319,33 @@ impl MultipartStore for Persistent {
         persist!(self, self.client.abort_multipart(path, id))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let generic = |said: &str| Error::Generic { store: "S3", source: said.into() };
+        let answered = |status: &str| generic(&format!("Server returned non-2xx status code: {status}: <Error/>"));
+        for error in [
+            answered("500 Internal Server Error"),
+            answered("503 Service Unavailable"),
+            answered("429 Too Many Requests"),
+            answered("408 Request Timeout"),
+            generic("connection reset by peer"),
+            generic("error reading a body from connection"),
+        ] {
+            assert!(is_transient(&error), "{error}");
+        }
+        let of = |said: &str| ("a".to_owned(), said.to_owned().into());
+        let ((path, source), (other, conflict)) =
+            (of("exists"), of("<Error><Code>ConditionalRequestConflict</Code></Error>"));
+        assert!(!is_transient(&Error::AlreadyExists { path, source }));
+        assert!(is_transient(&Error::AlreadyExists { path: other, source: conflict }));
+        let (path, source) = of("gone");
+        for error in [answered("400 Bad Request"), answered("403 Forbidden"), Error::NotFound { path, source }] {
+            assert!(!is_transient(&error), "{error}");
+        }
+    }
+}

@@ -58,5 +58,7 @@ pub(super) fn cache(store: &StoreConfig) -> Result<Option<Cache>> {
         Some(rest) => Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(rest),
         None => PathBuf::from(path),
     };
+    // A stage may run in another folder.
+    let folder = std::path::absolute(&folder).unwrap_or(folder);
     Ok(Some(Cache::new(&folder, bytes)?))
 }
