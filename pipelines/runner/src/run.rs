@@ -152,8 +152,8 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
     let n = plan.jobs.len();
     let wanted = options.wanted.clone().unwrap_or_else(|| vec![true; n]);
     let budget = Budget::of_machine(options.budget);
-    let here = plan.jobs.iter().zip(&wanted).filter(|(job, wanted)| **wanted && job.run.executor == Where::Local);
-    here.map(|(job, _)| budget.check(job)).collect::<Result<()>>()?;
+    let mut here = plan.jobs.iter().zip(&wanted).filter(|(job, wanted)| **wanted && job.run.executor == Where::Local);
+    here.try_for_each(|(job, _)| budget.check(job))?;
     slurm::check(plan, &wanted)?;
     let asked = Asked::new(plan, &options.again, options.retries);
     let (adopted, silent) = match slurm::is_wanted(plan, &wanted) {

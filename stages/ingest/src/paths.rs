@@ -285,6 +285,7 @@ pub(crate) fn name_of(path: &Path, root: Root) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smelt_stage::Fault;
 
     #[test]
     fn a_hyphen_is_standard_input() {

@@ -41,6 +41,9 @@ pub(crate) struct Submission {
 /// Submissions by the place of their job.
 pub(crate) type Submissions = BTreeMap<usize, Submission>;
 
+/// What waits and runs, or why Slurm did not say, and when it was asked.
+type Queue = (Instant, std::result::Result<Vec<Task>, String>);
+
 pub(crate) struct Slurm<'a> {
     plan: &'a Plan,
     store: &'a Store,
@@ -48,8 +51,7 @@ pub(crate) struct Slurm<'a> {
     run: String,
     folder: PathBuf,
     submitted: Mutex<Submissions>,
-    /// What waits and runs, and when Slurm was asked.
-    queue: Mutex<Option<(Instant, std::result::Result<Vec<Task>, String>)>>,
+    queue: Mutex<Option<Queue>>,
     /// Held while one job is submitted, so that none is twice.
     submitting: Mutex<()>,
     began: Instant,
