@@ -105,7 +105,9 @@ start() {
   wait_for idle
   exec >&3 3>&-
   sinfo
-  [ -z "${1:-}" ] || setsid "$0" watch "$DIR" "$1" >/dev/null 2>&1 </dev/null &
+  if [ -n "${1:-}" ]; then
+    setsid "$0" watch "$DIR" "$1" >/dev/null 2>&1 </dev/null &
+  fi
 }
 
 # ends the cluster after the process that wanted it
