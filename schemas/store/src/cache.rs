@@ -76,7 +76,7 @@ impl Cache {
             && hasher.update_reader(&file).is_ok()
             && Digest::from(hasher.finalize()) == record.blake3;
         if !is_whole {
-            remove_quietly(&path);
+            remove_unread(&path, &file);
             return None;
         }
         // Shows that it was taken. Where the file belongs to another user it keeps its time.
@@ -97,7 +97,11 @@ impl Cache {
     /// Keeps a file whose bytes were verified while they were written.
     pub(crate) fn keep(&self, file: File, begun: Begun, record: &FileRecord) -> Option<(PathBuf, File)> {
         let path = self.folder.join(record.blake3.to_string());
-        fs::rename(&begun.0, &path).ok()?;
+        // A link replaces nothing: whoever removes a file must be sure which one the name means.
+        if fs::hard_link(&begun.0, &path).is_err() {
+            return self.find(record); // another process was first
+        }
+        drop(begun);
         // What several processes have begun at once is counted only now. The next one tries again if this fails.
         drop(self.evict(self.bytes));
         Some((path, file))
@@ -125,14 +129,20 @@ impl Cache {
                 continue;
             }
             // Whoever reads it has locked it.
-            if File::open(&path).is_ok_and(|file| lock(&file, libc::LOCK_EX | libc::LOCK_NB).is_some())
-                && fs::remove_file(&path).is_ok()
-            {
+            if File::open(&path).is_ok_and(|file| remove_unread(&path, &file)) {
                 held -= length;
             }
         }
         Ok(())
     }
+}
+
+/// Removes a file of the cache unless somebody reads it. One that still has its name once it is locked is what the name
+/// means: a name is never given to another file before it is removed, and nobody else removes it now.
+fn remove_unread(path: &Path, file: &File) -> bool {
+    lock(file, libc::LOCK_EX | libc::LOCK_NB).is_some()
+        && file.metadata().is_ok_and(|meta| meta.nlink() > 0)
+        && fs::remove_file(path).is_ok()
 }
 
 /// Locks a file until it is closed; `None` if that cannot be done.
