@@ -94,7 +94,10 @@ fn data(store: &Store, plan: &Plan) -> Result<Value> {
             "select '{base}' as job, model, benchmark, metric, value, standard_error, n from {table}"
         ))?);
     }
-    let run = |run: &RunRecord| json!({"run": run.run, "state": run.state.word(), "started": run.started, "ended": run.ended});
+    let run = |run: &RunRecord| {
+        let (state, ended) = (run.state.word(), run.ended);
+        json!({"run": run.run, "state": state, "started": run.started, "ended": ended})
+    };
     runs.extend(last);
     Ok(json!({
         "pipeline": plan.name,

@@ -302,7 +302,9 @@ macro_rules! views {
 
 views! {
     /// A document without what is only passed on: time, metadata, columns of other stages.
-    DocumentText of Documents { id: String, text: String, source: String, url: Option<String>, language: Option<String> }
+    DocumentText of Documents {
+        id: String, text: String, source: String, url: Option<String>, language: Option<String>,
+    }
     /// Where the tokens of a document come from, and the tokens.
     SourceTokens of Tokens { source: String, language: Option<String>, ids: Vec<u32> }
 }

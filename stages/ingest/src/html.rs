@@ -108,8 +108,8 @@ fn take_apart(html: &str) -> Result<Page, String> {
 }
 
 /// Elements inside each other, at most, without parsing the page: its tags are counted, as a browser pairs them (HTML,
-/// 13.2.6.4.7). Elements that end where the next one of their kind begins are left out, for pages do not close them; none
-/// of them holds another of its kind. Counting ends above `MAX_DEPTH`.
+/// 13.2.6.4.7). Elements that end where the next one of their kind begins are left out, for pages do not close them;
+/// none of them holds another of its kind. Counting ends above `MAX_DEPTH`.
 fn depth(html: &str) -> usize {
     let bytes = html.as_bytes();
     let (mut open, mut most, mut at): (Vec<Element>, _, _) = (Vec::new(), 0, 0);
