@@ -34,8 +34,8 @@ fn rendered(browser: &str, page: &Path) -> String {
 fn the_report_of_a_pipeline_is_a_page_that_a_browser_draws() {
     let bench = Bench::new();
     let text = "name: p\njobs:\n  a: { stage: STAGE(train), each: { seed: [3, 4] }, config: { seed: '${seed}', \
-        steps: 40 } }\n  even: { stage: STAGE(count), config: { rows: 12 } }\n  odd: { stage: STAGE(merge), input: even }\n  \
-        later: { stage: STAGE(count), config: { rows: 7 } }\n";
+        steps: 40 } }\n  even: { stage: STAGE(count), config: { rows: 12 } }\n  odd: { stage: STAGE(merge), \
+        input: even }\n  later: { stage: STAGE(count), config: { rows: 7 } }\n";
     bench.pipeline("p.yaml", text);
     bench.smelt(&["run", "p.yaml", "--only", "a", "--only", "odd"]).ok();
     let said = bench.smelt(&["report", "p.yaml", "--html", "report.html"]).ok().out;
