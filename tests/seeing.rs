@@ -20,10 +20,11 @@ fn a_pipeline_for_ones_own_text_is_written_and_can_be_run() {
     }
     let said = bench.smelt(&["init", "notes/**/*.md", "--output", "my notes.yaml"]).ok().out;
     assert!(said.starts_with("my notes.yaml is written. Next:\n"), "{said}");
+    assert!(said.contains("\n  smelt check 'my notes.yaml'      finds the files"), "{said}");
     bench.smelt(&["check", "my notes.yaml"]).ok();
     let small = ["--set", "tokens.config.vocabulary=300", "--only", "tokens"];
     let said = bench.smelt(&[&["run", "my notes.yaml"][..], &small].concat()).ok().out;
-    assert!(said.contains("raw     ingest    40 rows"), "{said}");
+    assert!(said.contains("raw    ingest    40 rows, "), "{said}");
     let said = bench.smelt(&["init", "x", "--output", "my notes.yaml"]).fails(2).err;
     assert!(said.contains("`my notes.yaml` is there already") && said.contains("`--output`"), "{said}");
     let said = bench.smelt(&["completions", "bash"]).ok().out;

@@ -2,12 +2,13 @@
 //! (Debian's packages, as root) these tests say so and check nothing.
 
 use crate::smoke::repository;
-use crate::support::{Bench, Said, digests, wait_until};
+use crate::support::{Bench, Said, digests};
 use smelt_store::Store;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 struct Cluster {
     folder: PathBuf,
@@ -20,7 +21,10 @@ impl Cluster {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         match CLUSTER.get_or_init(Cluster::start) {
-            Ok(cluster) => Some((guard, cluster)),
+            Ok(cluster) => {
+                cluster.restore();
+                Some((guard, cluster))
+            }
             Err(why) => {
                 // Past the capture of a test's output, so that everybody sees it.
                 let told = format!("SKIPPED: a test on Slurm, because {why}\n");
@@ -54,6 +58,21 @@ impl Cluster {
         let script = repository().join("tests/slurm/slurm.sh");
         let mut run = Command::new(script);
         run.arg(command).arg(&self.folder).args(args).output().expect("bash is there").into()
+    }
+
+    /// Both nodes up and nothing in the queue, whatever a test before has left behind.
+    fn restore(&self) {
+        for id in self.ids() {
+            let (name, value) = self.settings();
+            drop(Command::new("scancel").arg(&id).env(name, value).output()); // it may have ended meanwhile
+        }
+        wait_for("the queue is empty", || self.ids().is_empty());
+        for node in ["n1", "n2"] {
+            if self.slurm("sinfo", &["--noheader", "--nodes", node, "--format=%t"]).contains("down") {
+                self.script("revive", &[node]).ok();
+            }
+        }
+        wait_for("both nodes are idle", || self.slurm("sinfo", &["--noheader", "--format=%t %D"]).trim() == "idle 2");
     }
 
     fn settings(&self) -> (&'static str, PathBuf) {
@@ -98,7 +117,7 @@ impl Cluster {
 
     /// Waits for a run. Slurm would hold back for two minutes what it has queued again.
     fn hurried(&self, mut run: Child) -> Said {
-        wait_until("the run ends", || {
+        wait_for("the run ends", || {
             for id in self.slurm("squeue", &["--noheader", "--states=PENDING", "--format=%A"]).lines() {
                 let (name, value) = self.settings();
                 // A node that still ends the job's first start does not take the second one: that is what the two
@@ -111,10 +130,20 @@ impl Cluster {
                 // It may have started meanwhile.
                 drop(Command::new("scontrol").args(update).env(name, value).output());
             }
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(500));
             run.try_wait().expect("it can be waited for").is_some()
         });
         ended(run)
+    }
+}
+
+/// Waits for a condition. Slurm takes its time, on a machine that runs other tests beside it.
+#[track_caller]
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(240), "waited four minutes for this: {what}");
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -125,7 +154,7 @@ fn store(bench: &Bench) -> Store {
 /// Waits until a job has made so many steps of a training in the newest run.
 #[track_caller]
 fn wait_for_steps(bench: &Bench, job: &str, steps: u64) {
-    wait_until(&format!("{job} has made {steps} steps"), || {
+    wait_for(&format!("{job} has made {steps} steps"), || {
         let Some(run) = store(bench).runs().unwrap().pop() else { return false };
         let events = bench.smelt(&["logs", job, "--events", "--run", &run.run]).out;
         let done = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["done"].as_u64();
@@ -160,7 +189,7 @@ jobs:
     stage: pretrain
     input: { tokens: tokens, tokenizer: tokens.tokenizer }
     config:
-      steps: 50
+      steps: 800
       sequences: 2
       context: 32
       warmup: 1
@@ -177,7 +206,7 @@ fn a_node_that_is_lost_in_the_middle_of_a_pretraining_changes_no_byte() {
     wait_for_steps(&bench, "base", 10);
     let node = cluster.slurm("squeue", &["--noheader", "--states=RUNNING", "--format=%N"]).trim().to_owned();
     cluster.script("lose", &[&node]).ok();
-    wait_until("Slurm has noticed, and queued the job again", || {
+    wait_for("Slurm has noticed, and queued the job again", || {
         cluster.slurm("scontrol", &["--oneliner", "show", "job"]).contains(" Restarts=1 ")
     });
     cluster.script("revive", &[&node]).ok();
@@ -248,12 +277,12 @@ fn ctrl_c_leaves_jobs_to_slurm_and_cancel_takes_them_away() {
     assert!(plan.ends_with("0 new, 0 cached, 0 after them, 2 on Slurm; nothing was run\n"), "{plan}");
     let cancelled = cluster.said(&bench, &["cancel"]).ok().out;
     assert_eq!(cancelled, format!("run {name}: cancelled 2 jobs on Slurm: {}, {}\n", ids[1], ids[0]));
-    wait_until("nothing is left in the queue", || cluster.ids().is_empty());
+    wait_for("nothing is left in the queue", || cluster.ids().is_empty());
     let nothing = cluster.said(&bench, &["cancel"]).fails(2);
     assert_eq!(nothing.err, "error: Slurm has no job of any run\n");
     // A runner that waits for a job is told, and another run goes on from the last save.
     let run = cluster.begin(&bench, &["run", "p.yaml"]);
-    wait_until("a second run has begun", || store(&bench).runs().unwrap().len() == 2);
+    wait_for("a second run has begun", || store(&bench).runs().unwrap().len() == 2);
     wait_for_steps(&bench, "train", 3);
     cluster.said(&bench, &["cancel"]).ok();
     let said = ended(run).fails(4);
@@ -277,10 +306,10 @@ fn before_its_time_is_over_a_job_saves_and_is_queued_again() {
     let ids = cluster.ids();
     let train = ids.last().expect("it runs");
     cluster.slurm("scancel", &["--signal=USR1", "--batch", train]);
-    wait_until("it is queued again under the same id", || {
+    wait_for("it is queued again under the same id", || {
         cluster.slurm("scontrol", &["--oneliner", "show", "job", train]).contains(" Restarts=1 ")
     });
-    wait_until("it is not running any more", || {
+    wait_for("it is not running any more", || {
         cluster.slurm("scontrol", &["--oneliner", "show", "job", train]).contains("JobState=PENDING")
     });
     let said = cluster.hurried(run).ok();
@@ -302,7 +331,7 @@ fn a_failure_on_a_node_arrives_with_its_words_and_what_hangs_on_it_does_not_run(
     assert!(said.err.contains("error: job `raw` failed: the data are bad\n"), "{said:#?}");
     assert!(said.err.contains("--> p.yaml:4:3\n"), "{said:#?}");
     assert!(cluster.said(&bench, &["logs", "raw"]).ok().out.contains("about to fail with 3"));
-    wait_until("what waited for it is cancelled", || cluster.ids().is_empty());
+    wait_for("what waited for it is cancelled", || cluster.ids().is_empty());
     assert_eq!(store(&bench).pointer("fails", "even").unwrap(), None);
     // What Slurm does not take says how it was asked.
     let said = cluster.said(&bench, &["run", "p.yaml", "--set", "run.partition=nowhere"]).fails(2);

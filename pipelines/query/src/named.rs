@@ -34,6 +34,10 @@ impl Named {
         let shows = sql.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("show"));
         named.all = shows || tables.iter().any(|t| t.schema() == Some("information_schema"));
         named.add(&state, tables, views, &mut Vec::new())?;
+        // A view of our own over curves.
+        if named.has(Some("smelt"), "expert_load") {
+            named.tables.push(TableReference::partial("smelt", "metrics"));
+        }
         if named.all || every_view {
             for name in views.keys() {
                 named.add_view(&state, name, views, &mut Vec::new())?;
@@ -94,12 +98,12 @@ impl Named {
 
     /// Whether a table is read that many jobs have a part of.
     pub(crate) fn has_shared(&self) -> bool {
-        ["drops", "metrics", "expert_load"].iter().any(|table| self.has(Some("smelt"), table))
+        ["drops", "metrics"].iter().any(|table| self.has(Some("smelt"), table))
     }
 
     /// Whether curves are read.
     pub(crate) fn has_curves(&self) -> bool {
-        self.tables.iter().any(|named| ["metrics", "expert_load"].contains(&named.table()))
+        self.tables.iter().any(|named| named.table() == "metrics")
     }
 
     /// The first of the names that `is_it` holds of, as the query has it.

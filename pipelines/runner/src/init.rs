@@ -19,11 +19,26 @@ pub(crate) fn run(paths: &[String], output: &Path) -> Result<()> {
     };
     let mut file = File::create_new(output).map_err(cannot)?;
     file.write_all(text.as_bytes()).map_err(cannot)?;
-    let file = output.display();
-    println!("{file} is written. Next:\n\n  smelt check {file}    finds the files, checks every value; runs nothing");
-    println!("  smelt run {file}      makes the model; a second call goes on where the first one stopped");
-    println!("  smelt status          how far it is\n  smelt report --html report.html    curves, drops, scores");
+    let file = output.display().to_string();
+    println!("{file} is written. Next:\n");
+    let file = quoted(&file);
+    let next = [
+        (format!("smelt check {file}"), "finds the files, checks every value; runs nothing"),
+        (format!("smelt run {file}"), "makes the model; a second call goes on where the first one stopped"),
+        ("smelt status".into(), "how far it is"),
+        ("smelt report --html report.html".into(), "curves, drops, scores"),
+    ];
+    let width = next.iter().map(|(command, _)| command.chars().count()).max().unwrap_or(0);
+    next.iter().for_each(|(command, does)| println!("  {command:width$}  {does}"));
     Ok(())
+}
+
+/// As one word of a shell.
+fn quoted(text: &str) -> String {
+    match text.chars().all(|c| c.is_alphanumeric() || "-_./~".contains(c)) {
+        true => text.into(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 /// What the file is called, as a pipeline may be called.
