@@ -4,6 +4,7 @@
 use crate::smoke::repository;
 use crate::support::{Bench, Said, digests};
 use smelt_store::Store;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -115,20 +116,19 @@ impl Cluster {
         jobs.lines().filter(|line| line.contains(&format!(" JobName={name} "))).count()
     }
 
-    /// Waits for a run. Slurm would hold back for two minutes what it has queued again.
+    /// Waits for a run. Slurm would hold back for two minutes what it has queued again. A few seconds are enough for
+    /// a node to forget the job's first start: until then it does not take the second one.
     fn hurried(&self, mut run: Child) -> Said {
+        let mut seen: BTreeMap<String, Instant> = BTreeMap::new();
         wait_for("the run ends", || {
             for id in self.slurm("squeue", &["--noheader", "--states=PENDING", "--format=%A"]).lines() {
-                let (name, value) = self.settings();
-                // A node that still ends the job's first start does not take the second one: that is what the two
-                // minutes are for.
-                let step = format!("^slurmstepd: \\[{}\\.", id.trim());
-                if Command::new("pgrep").args(["-f", &step]).output().is_ok_and(|found| found.status.success()) {
-                    continue;
+                let since = *seen.entry(id.trim().to_owned()).or_insert_with(Instant::now);
+                if since.elapsed() > Duration::from_secs(4) {
+                    let (name, value) = self.settings();
+                    let update = ["update", &format!("job={}", id.trim()), "StartTime=now"];
+                    // It may have started meanwhile.
+                    drop(Command::new("scontrol").args(update).env(name, value).output());
                 }
-                let update = ["update", &format!("job={}", id.trim()), "StartTime=now"];
-                // It may have started meanwhile.
-                drop(Command::new("scontrol").args(update).env(name, value).output());
             }
             std::thread::sleep(Duration::from_millis(500));
             run.try_wait().expect("it can be waited for").is_some()
@@ -167,7 +167,7 @@ fn ended(child: Child) -> Said {
 }
 
 /// Digests of an undisturbed run on this machine.
-fn local(text: &str, name: &str) -> std::collections::BTreeMap<String, String> {
+fn local(text: &str, name: &str) -> BTreeMap<String, String> {
     let bench = Bench::new();
     bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml", "--set", "run.executor=local"]).ok();
     digests(&bench.store(), name)
