@@ -228,8 +228,11 @@ impl<'a> Slurm<'a> {
                 // The run's logs hold it too; if the store does not take it now, the file is still there.
                 drop(self.store.put(&format!("{}/{name}", job_folder(&self.run, job)), text.as_bytes()));
             }
-            words =
-                text.lines().rev().find(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned()).or(words);
+            // The error itself, rather than its place or hint.
+            let is_error = |line: &&str| line.starts_with("error: ");
+            let filled = |line: &&str| !line.trim().is_empty();
+            let line = text.lines().rfind(is_error).or_else(|| text.lines().rfind(filled));
+            words = line.map(|line| line.trim().to_owned()).or(words);
         }
         words
     }
