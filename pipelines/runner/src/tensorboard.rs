@@ -98,7 +98,7 @@ fn varint(mut value: u64) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// As `tf.summary` of TensorBoard 2.20 writes the same event.
+    /// As the `Event` message of TensorBoard 2.21 writes itself.
     #[test]
     fn an_event_has_the_bytes_that_tensorboard_writes() {
         let event = scalar(1.5, 300, "loss", 2.0);

@@ -22,9 +22,9 @@ use crate::select::{self, Idle, Limits, Selection};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Globs: `*` and `?` inside a name, `**` across folders, `{a,b}` for either. `~`, `${NAME}` and `${NAME:-default}`
-    /// are filled in. `s3://bucket/…` finds objects, with the credentials that a store has; `https://…` is one file of
-    /// a web server, without wildcards; `-` is standard input, for `smelt run --stdin`. Documents are named from `/./`
-    /// on, or from the last folder before the first wildcard.
+    /// are filled in. `s3://bucket/…` finds objects, with the credentials that a store has; `https://…` is one file
+    /// of a web server, without wildcards; `-` is standard input, for `smelt run --stdin`. Documents are named from
+    /// `/./` on, or from the last folder before the first wildcard.
     pub paths: Vec<String>,
     /// What the records become.
     #[serde(default)]
