@@ -9,7 +9,9 @@
 //! format. A file that made a reader panic, or took it more than ten seconds, stays in the folder `fuzz-files` beside
 //! the built programs.
 
-use smelt_ingest::read::{Fields, Item, Reading, open};
+use smelt_ingest::error::IngestError;
+use smelt_ingest::parts::{find, parted};
+use smelt_ingest::read::{Fields, Item, Opened, Reading, open, open_part};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
@@ -172,6 +174,11 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
+const FIELDS: Fields<'_> = Fields { text: "text", id: None, metadata: None };
+
+/// Bytes of the parts of a file that can be read in parts.
+const PART: u64 = 500;
+
 /// What became of the files of a format.
 #[derive(Default)]
 struct Count {
@@ -183,19 +190,25 @@ struct Count {
     slow: u64,
 }
 
-/// Reads a file to its end, as a job that drops bad records does.
+/// Reads a file to its end, as a job that drops bad records does, and once more in parts if it can be.
 fn read(name: &str, path: &Path, count: &mut Count) {
-    let fields = Fields { text: "text", id: None, metadata: None };
-    let reading = Reading { format: None, fields, replace: false, only_records: false };
-    let opened = match open(name, path, reading) {
-        Ok(opened) => opened,
-        Err(_) => return count.errors += 1,
-    };
+    let reading = Reading { format: None, fields: FIELDS, replace: false, only_records: false };
+    read_items(open(name, path, reading), count);
+    if let Some(kind) = parted(name, path, reading) {
+        match find(name, path, kind, PART) {
+            Ok((parts, _)) => parts.iter().for_each(|part| read_items(open_part(name, path, reading, part), count)),
+            Err(_) => count.errors += 1,
+        }
+    }
+}
+
+fn read_items(opened: Result<Opened<'_>, IngestError>, count: &mut Count) {
+    let Ok(opened) = opened else { return count.errors += 1 };
     for item in opened.items {
         match item {
             Err(_) => return count.errors += 1,
             Ok(Err(_)) => count.bad_records += 1,
-            Ok(Ok(Item::Record(record))) => match record.document(fields) {
+            Ok(Ok(Item::Record(record))) => match record.document(FIELDS) {
                 Ok(_) => count.documents += 1,
                 Err(_) => count.bad_records += 1,
             },

@@ -23,7 +23,7 @@ mod http;
 mod json;
 mod layout;
 mod parquet;
-mod parts;
+pub mod parts;
 pub mod paths;
 pub mod read;
 mod record;

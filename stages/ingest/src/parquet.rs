@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::panic::AssertUnwindSafe;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StructArray};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -43,6 +44,12 @@ fn short(of: &DataType) -> String {
     text.split(['(', '<']).next().unwrap_or(&text).to_owned()
 }
 
+/// The library panics at some lies of a damaged file, such as a type of Arrow that there is not, a negative place of a
+/// column, or more bits to a value than its type has. The reader that panicked must not be used again.
+pub(crate) fn unless_it_panics<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(read)).map_err(|_| "it contradicts itself".into())
+}
+
 impl<'a> ParquetRows<'a> {
     /// The rows, of the whole file or of a part, and the columns that are left out.
     pub(crate) fn open(
@@ -55,10 +62,8 @@ impl<'a> ParquetRows<'a> {
             IngestError::data(name, format!("`{name}` is no whole Parquet file: {e}"))
                 .with_hint("fetch the file again, or leave it out of `paths`")
         };
-        // The reader panics where the schema of Arrow in the file's footer names a type that there is not.
-        let opened = std::panic::catch_unwind(|| ParquetRecordBatchReaderBuilder::try_new(file));
-        let panicked = |_| Err(ParquetError::General("its schema cannot be read".into()));
-        let builder = opened.unwrap_or_else(panicked).map_err(damaged)?;
+        let opened = unless_it_panics(|| ParquetRecordBatchReaderBuilder::try_new(file));
+        let builder = opened.unwrap_or_else(|why| Err(ParquetError::General(why))).map_err(damaged)?;
         let schema = builder.schema().clone();
         let known =
             || schema.fields().iter().map(|column| format!("`{}`", column.name())).collect::<Vec<_>>().join(", ");
@@ -91,7 +96,8 @@ impl<'a> ParquetRows<'a> {
             Some(part) => builder.with_row_groups(part.groups.clone().collect()),
             None => builder,
         };
-        let batches = builder.with_batch_size(256).with_projection(mask).build().map_err(damaged)?;
+        let built = unless_it_panics(|| builder.with_batch_size(256).with_projection(mask).build());
+        let batches = built.unwrap_or_else(|why| Err(ParquetError::General(why))).map_err(damaged)?;
         let number = part.map_or(0, |part| part.before);
         let left_out = left_out(&schema, reading);
         Ok((ParquetRows { name, reading, batches, ready: VecDeque::new(), number, is_over: false }, left_out))
@@ -216,8 +222,14 @@ impl Iterator for ParquetRows<'_> {
             if let Some(ready) = self.ready.pop_front() {
                 return Some(Ok(ready));
             }
-            let batch = self.batches.next()?;
-            if let Err(e) = batch.and_then(|batch| self.take_up(&batch)) {
+            let taken = unless_it_panics(|| match self.batches.next() {
+                Some(batch) => batch.and_then(|batch| self.take_up(&batch)),
+                None => {
+                    self.is_over = true;
+                    Ok(())
+                }
+            });
+            if let Err(e) = taken.unwrap_or_else(|why| Err(ArrowError::ParquetError(why))) {
                 self.is_over = true;
                 let what = format!("`{}` is damaged after row {}: {e}", self.name, self.number);
                 return Some(Err(IngestError::data(format!("{}:{}", self.name, self.number), what)

@@ -9,16 +9,18 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
+use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use serde::{Deserialize, Serialize};
 
 use crate::error::IngestError;
+use crate::parquet::unless_it_panics;
 use crate::read::{Format, Reading};
 use crate::{sniff, unpack};
 
 /// Some lines or row groups of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Part {
+pub struct Part {
     pub(crate) bytes: Range<u64>,
     /// Lines or rows before it.
     pub(crate) before: u64,
@@ -30,13 +32,13 @@ pub(crate) struct Part {
 
 /// What a file is that can be read in parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Parted {
+pub enum Parted {
     Lines,
     Groups,
 }
 
 /// Whether a file can be read in parts.
-pub(crate) fn parted(name: &str, path: &Path, reading: Reading<'_>) -> Option<Parted> {
+pub fn parted(name: &str, path: &Path, reading: Reading<'_>) -> Option<Parted> {
     // Two parts could not tell that they have the same id.
     if reading.fields.id.is_some() {
         return None;
@@ -52,7 +54,7 @@ pub(crate) fn parted(name: &str, path: &Path, reading: Reading<'_>) -> Option<Pa
 }
 
 /// The parts of a file, each of about `limit` bytes, and the blake3 of the whole.
-pub(crate) fn find(name: &str, path: &Path, kind: Parted, limit: u64) -> Result<(Vec<Part>, String), IngestError> {
+pub fn find(name: &str, path: &Path, kind: Parted, limit: u64) -> Result<(Vec<Part>, String), IngestError> {
     let cannot = |source| IngestError::Read { name: name.to_owned(), source };
     let mut file = File::open(path).map_err(cannot)?;
     match kind {
@@ -102,14 +104,15 @@ fn groups(
     limit: u64,
     cannot: impl Fn(io::Error) -> IngestError,
 ) -> Result<(Vec<Part>, String), IngestError> {
-    let meta = ParquetMetaDataReader::new().parse_and_finish(&*file).map_err(|e| {
+    let damaged = |e: ParquetError| {
         IngestError::data(name, format!("`{name}` is no whole Parquet file: {e}"))
             .with_hint("fetch the file again, or leave it out of `paths`")
-    })?;
+    };
+    let meta = ParquetMetaDataReader::new().parse_and_finish(&*file).map_err(damaged)?;
     let mut parts: Vec<Part> = Vec::new();
     let mut before = 0;
     for (i, group) in meta.row_groups().iter().enumerate() {
-        let bytes = place(&meta, i);
+        let bytes = unless_it_panics(|| place(&meta, i)).map_err(|why| damaged(ParquetError::General(why)))?;
         match parts.last_mut().filter(|part| bytes.end.saturating_sub(part.bytes.start) <= limit) {
             Some(part) => {
                 part.groups.end = i + 1;

@@ -89,12 +89,7 @@ impl Reading<'_> {
 }
 
 /// Opens a part of a file.
-pub(crate) fn open_part<'a>(
-    name: &'a str,
-    path: &Path,
-    reading: Reading<'a>,
-    part: &Part,
-) -> Result<Opened<'a>, IngestError> {
+pub fn open_part<'a>(name: &'a str, path: &Path, reading: Reading<'a>, part: &Part) -> Result<Opened<'a>, IngestError> {
     let cannot = |source| IngestError::Read { name: name.to_owned(), source };
     let mut file = File::open(path).map_err(cannot)?;
     if !part.groups.is_empty() {

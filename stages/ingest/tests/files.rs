@@ -536,18 +536,24 @@ fn text_columns_of_every_type_are_read() {
     assert_eq!(first.unwrap().metadata.as_deref(), Some(r#"{"a":{"c":"one"}}"#));
 }
 
-/// Parquet has no one way to pack its pages.
-/// Found by the example `fuzz`: a byte of the Arrow schema in the footer names a whole number of no bits.
+/// Found by the example `fuzz`: a byte of the Arrow schema in the footer names a whole number of no bits; values have more
+/// bits than their type; a column begins before the file does.
 #[test]
-fn a_parquet_file_with_a_damaged_schema_is_an_error() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/damaged-schema.parquet");
+fn a_parquet_file_that_contradicts_itself_is_an_error() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     assert_eq!(
-        error(&path),
-        "`damaged-schema.parquet` is no whole Parquet file: Parquet error: its schema cannot be read\n\
+        error(&folder.join("damaged-schema.parquet")),
+        "`damaged-schema.parquet` is no whole Parquet file: Parquet error: it contradicts itself\n\
          hint: fetch the file again, or leave it out of `paths`"
     );
+    for name in ["damaged-widths.parquet", "damaged-places.parquet"] {
+        let told = error(&folder.join(name));
+        let expected = format!("`{name}` is damaged after row 0: Parquet argument error: it contradicts itself");
+        assert!(told.starts_with(&expected), "{told}");
+    }
 }
 
+/// Parquet has no one way to pack its pages.
 #[test]
 fn parquet_is_read_in_every_packing_that_others_write() {
     use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
