@@ -71,6 +71,72 @@ fn documents_come_from_a_bucket() {
     assert!(refused.code != Some(0) && refused.err.contains("s3://bucket refuses"), "{refused:?}");
 }
 
+/// Phases of a job read the same files, which come over the wire once, and leave nothing behind.
+#[test]
+fn a_job_fetches_each_file_of_its_inputs_once() {
+    let (server, bench) = (Server::start(), Bench::new());
+    for file in 0..3 {
+        let line = |i: u32| format!("{{\"text\":\"one of {file} documents that says {} and {i}\"}}\n", i * i);
+        std::fs::create_dir_all(bench.path("data")).unwrap();
+        let lines: String = (0..200).map(line).collect();
+        std::fs::write(bench.path(&format!("data/{file}.jsonl")), lines).unwrap();
+    }
+    bench.pipeline(
+        "p.yaml",
+        "
+name: once
+jobs:
+  raw: { stage: ingest, config: { paths: [data/*.jsonl] } }
+  kept: { stage: dedup, input: raw, config: { keep_numbers: true } }
+  tokens: { stage: tokenize, input: kept, config: { vocabulary: 300 } }
+",
+    );
+    let scratch = tempfile::tempdir().unwrap();
+    let mut run = bench.command(&["run", "p.yaml", "--store", "s3://bucket/once"]);
+    let run = run.envs(server.environment(SECRET)).env("TMPDIR", scratch.path()).env_remove("SMELT_CACHE");
+    Said::from(run.output().unwrap()).ok();
+    let mut files: Vec<String> = server.reads().into_iter().map(|(path, _)| path).collect();
+    files.retain(|path| path.contains("/documents/"));
+    let reads = files.len();
+    files.sort();
+    files.dedup();
+    assert!(files.len() >= 2 && reads == files.len(), "{reads} reads of {files:?}");
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+/// Over 1.2 GB in a bucket a query reads the footers, the columns and the pages that it needs. Parquet's own files are
+/// counted alone, by the server.
+#[test]
+fn a_query_reads_what_it_needs_of_a_gigabyte_in_a_bucket() {
+    let (server, bench) = (Server::start(), Bench::new());
+    // Files of one put each: what the server keeps of an upload in parts has names that are too long for a disk.
+    let config = "{ rows: 1000, units: 200, letters: 1600000 }";
+    bench.pipeline("p.yaml", &format!("name: p\njobs:\n  wide: {{ stage: STAGE(count), config: {config} }}\n"));
+    let smelt =
+        |args: &[&str]| server.smelt(&bench, SECRET, &[args, &["--store", "s3://bucket/wide"]].concat()).ok().out;
+    smelt(&["run", "p.yaml"]);
+    let sizes = smelt(&["sql", "select sum(bytes) from smelt.artifacts where port = 'documents'", "--format", "csv"]);
+    let whole: u64 = sizes.lines().nth(1).and_then(|sum| sum.parse().ok()).expect(&sizes);
+    assert!(whole > 1_000_000_000, "{whole} bytes");
+    for (query, answer, most) in [
+        ("select count(*) n from wide", "1000", 0),
+        ("select min(id) || max(id) n from wide", "00000999", 1 << 20),
+        ("select count(distinct source) n from wide where id > '0100'", "1", 1 << 20),
+        // Two texts of 1.6 MB among a thousand.
+        ("select sum(length(text)) n from wide where id in ('0500', '0777')", "3200026", 8 << 20),
+    ] {
+        server.reads();
+        assert_eq!(smelt(&["sql", query, "--format", "csv"]), format!("n\n{answer}\n"), "{query}");
+        let reads = server.reads();
+        let data = reads.iter().filter(|(path, _)| path.ends_with(".parquet"));
+        let (count, bytes) = data.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes));
+        println!("{query}: {bytes} bytes of {whole} in {count} reads, {} reads in all", reads.len());
+        // The end of each file holds its footer.
+        let most = most + 200 * (64 << 10);
+        assert!(bytes > 0 && bytes <= most, "{query}: {bytes} bytes in {count} reads");
+    }
+}
+
 #[test]
 fn the_smoke_pipeline_gives_the_same_digests_on_s3() {
     let (server, bench) = (server(), Bench::new());

@@ -8,8 +8,8 @@ use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, HttpResponse};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -29,6 +29,8 @@ pub(crate) struct Trouble {
     pub overwrites: AtomicBool,
     /// Requests that asked for encryption with a key of this server's KMS.
     pub encrypted: AtomicU64,
+    /// The path of each object that was asked for, with the bytes of the answer.
+    reads: Mutex<Vec<(String, u64)>>,
     requests: AtomicU64,
     pub failed: AtomicU64,
 }
@@ -90,6 +92,11 @@ impl Server {
     /// Requests so far, and how many of them failed on purpose.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.trouble.requests.load(Ordering::SeqCst), self.trouble.failed.load(Ordering::SeqCst))
+    }
+
+    /// The reads of objects since the last call: their paths, and the bytes of the answers.
+    pub(crate) fn reads(&self) -> Vec<(String, u64)> {
+        std::mem::take(&mut *self.trouble.reads.lock().unwrap())
     }
 
     /// After so many more requests every credential is expired; 0 ends that.
@@ -184,7 +191,13 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
             let conditional =
                 request.headers().contains_key("if-none-match") || request.headers().contains_key("if-match");
             let held = if conditional { Some(turn.lock().await) } else { None };
+            let asked = (request.method() == hyper::Method::GET).then(|| request.uri().path().to_owned());
             let mut answer = hyper::service::Service::call(&service, request).await?;
+            if let Some(path) = asked {
+                let length = answer.headers().get(hyper::header::CONTENT_LENGTH);
+                let bytes = length.and_then(|length| length.to_str().ok()?.parse().ok());
+                trouble.reads.lock().unwrap().push((path, bytes.unwrap_or_default()));
+            }
             drop(held);
             match way {
                 // It was done, and the answer is lost.

@@ -11,6 +11,8 @@ struct Config {
     /// Shards.
     units: u64,
     seed: u64,
+    /// Letters that each text has besides, which no packing makes much shorter.
+    letters: u64,
     /// Waits this long in each unit.
     delay_ms: u64,
     /// A unit of this number fails, with this exit code.
@@ -19,12 +21,18 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { rows: 10, units: 3, seed: 0, delay_ms: 0, fail: None }
+        Self { rows: 10, units: 3, seed: 0, letters: 0, delay_ms: 0, fail: None }
     }
 }
 
 smelt_stage::inputs! { struct Inputs {} }
 smelt_stage::outputs! { struct Outputs { documents: Port<Documents> } }
+
+fn letters(row: u64, count: u64) -> String {
+    let mut random = vec![0; count as usize];
+    blake3::Hasher::new().update(&row.to_le_bytes()).finalize_xof().fill(&mut random);
+    random.into_iter().map(|byte| char::from(b'0' + byte % 64)).collect()
+}
 
 struct Count;
 
@@ -61,10 +69,8 @@ impl Stage for Count {
             }
             for row in (0..config.rows).filter(|r| r % config.units == i as u64) {
                 unit.count_derived(1);
-                unit.keep(
-                    &out.documents,
-                    Document::new(format!("{row:04}"), format!("text {row} of {}", config.seed), "count"),
-                )?;
+                let text = format!("text {row} of {}{}", config.seed, letters(row, config.letters));
+                unit.keep(&out.documents, Document::new(format!("{row:04}"), text, "count"))?;
             }
             Ok(())
         })?;

@@ -70,6 +70,9 @@ impl Session {
         let texts: Vec<&str> = views.values().map(String::as_str).chain([request.sql.as_str()]).collect();
         config.options_mut().sql_parser.dialect = named::dialect(&texts.join("\n;"));
         config.options_mut().execution.parquet.pushdown_filters = true;
+        // What is read of the end of a file at first. A footer has some kilobytes, and of a small column there is
+        // often nothing else to read.
+        config.options_mut().execution.parquet.metadata_size_hint = Some(64 << 10);
         let mut context = SessionContext::new_with_config(config);
         datafusion_functions_json::register_all(&mut context).map_err(failed)?;
         checked::register(&mut context).map_err(failed)?;
@@ -358,7 +361,9 @@ async fn scan(
     let listing = async |files: &[ports::File]| {
         let urls = files.iter().map(|file| ListingTableUrl::parse(address(&format!("{root}{}", file.key))));
         let urls = urls.collect::<Result<Vec<_>, _>>()?;
-        let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
+        // A format that is not told keeps settings of its own.
+        let format = ParquetFormat::default().with_options(context.state().default_table_options().parquet);
+        let options = ListingOptions::new(Arc::new(format)).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
         config.infer_schema(&context.state()).await
     };
