@@ -1,11 +1,12 @@
 //! A folder on this machine that keeps files of remote stores, by their blake3: the same bytes are fetched once.
 //!
-//! Any number of processes may share it. A file appears whole, under its digest, is hashed again each time it is
-//! taken, and is locked while somebody reads it. When there is too much, what was not taken for longest goes first.
+//! Any number of processes may share it. A file appears whole, under its digest, is hashed again by each process that
+//! takes it, and is locked while somebody reads it. When there is too much, what was not taken for longest goes first.
 
 use crate::directory::{TEMPORARY, is_temporary, remove_quietly};
 use crate::error::{Error, Result};
 use crate::unique::unique;
+use crate::verified::{Stamp, Verified};
 use smelt_schemas::{Digest, FileRecord};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -19,6 +20,8 @@ use std::time::{Duration, SystemTime};
 pub const CACHE_BYTES: u64 = 20 << 30;
 /// A file that is begun is locked at once; one that is not after this long was left by a killed process.
 const BEGUN: Duration = Duration::from_secs(60);
+/// A file says when it was taken to this precision: other processes hash it again when its time was changed.
+const TAKEN: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -63,7 +66,7 @@ impl Cache {
     }
 
     /// The file that a record describes, whole, and locked until the second value is dropped.
-    pub(crate) fn find(&self, record: &FileRecord) -> Option<(PathBuf, File)> {
+    pub(crate) fn find(&self, record: &FileRecord, verified: &Verified) -> Option<(PathBuf, File)> {
         let path = self.folder.join(record.blake3.to_string());
         let file = File::open(&path).ok()?;
         lock(&file, libc::LOCK_SH)?;
@@ -71,16 +74,23 @@ impl Cache {
         if meta.nlink() == 0 {
             return None; // evicted between the two lines above
         }
-        let mut hasher = blake3::Hasher::new();
-        let is_whole = meta.len() == record.bytes
-            && hasher.update_reader(&file).is_ok()
-            && Digest::from(hasher.finalize()) == record.blake3;
-        if !is_whole {
-            remove_unread(&path, &file);
-            return None;
+        let before = Stamp::of(&path);
+        if !verified.has(&path, before.as_ref(), record) {
+            let mut hasher = blake3::Hasher::new();
+            let is_whole = meta.len() == record.bytes
+                && hasher.update_reader(&file).is_ok()
+                && Digest::from(hasher.finalize()) == record.blake3;
+            if !is_whole {
+                remove_unread(&path, &file);
+                return None;
+            }
+            verified.note(&path, before, record);
         }
         // Shows that it was taken. Where the file belongs to another user it keeps its time.
-        drop(file.set_modified(SystemTime::now()));
+        let is_old = meta.modified().is_ok_and(|taken| taken.elapsed().is_ok_and(|age| age > TAKEN));
+        if is_old && file.set_modified(SystemTime::now()).is_ok() {
+            verified.renew(&path, record);
+        }
         Some((path, file))
     }
 
@@ -95,11 +105,17 @@ impl Cache {
     }
 
     /// Keeps a file whose bytes were verified while they were written.
-    pub(crate) fn keep(&self, file: File, begun: Begun, record: &FileRecord) -> Option<(PathBuf, File)> {
+    pub(crate) fn keep(
+        &self,
+        file: File,
+        begun: Begun,
+        record: &FileRecord,
+        verified: &Verified,
+    ) -> Option<(PathBuf, File)> {
         let path = self.folder.join(record.blake3.to_string());
         // A link replaces nothing: whoever removes a file must be sure which one the name means.
         if fs::hard_link(&begun.0, &path).is_err() {
-            return self.find(record); // another process was first
+            return self.find(record, verified); // another process was first
         }
         drop(begun);
         // What several processes have begun at once is counted only now. The next one tries again if this fails.
@@ -210,8 +226,8 @@ mod tests {
         let kept = |record: &FileRecord| cache.join(record.blake3.to_string()).exists();
         drop(store.fetch("a", &a, &folder).unwrap());
         drop(store.fetch("b", &b, &folder).unwrap());
-        old(&a, 100);
-        old(&b, 50);
+        old(&a, 200);
+        old(&b, 100);
         drop(store.fetch("a", &a, &folder).unwrap());
         drop(store.fetch("c", &c, &folder).unwrap());
         assert_eq!([&a, &b, &c].map(kept), [true, false, true], "a was taken after b");

@@ -38,6 +38,7 @@ mod store;
 mod transfer;
 mod unique;
 mod upload;
+mod verified;
 mod work;
 mod workers;
 

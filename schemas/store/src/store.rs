@@ -11,6 +11,7 @@ use crate::memory::Memory;
 use crate::objects::Objects;
 use crate::retry::Client;
 use crate::unique::unique;
+use crate::verified::{Stamp, Verified};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use smelt_schemas::{Digest, FileRecord};
@@ -26,6 +27,7 @@ pub struct Store {
     pub(crate) backing: Arc<dyn Backing>,
     address: Arc<str>,
     cache: Option<Arc<Cache>>,
+    verified: Arc<Verified>,
 }
 
 /// A verified file on this machine: the store's own, or a copy that vanishes with this value.
@@ -110,7 +112,7 @@ impl Store {
 
     /// A store over any backing. `address` names it in messages, and holds no secret.
     pub fn over(backing: Arc<dyn Backing>, address: &str) -> Self {
-        Self { backing, address: address.into(), cache: None }
+        Self { backing, address: address.into(), cache: None, verified: Arc::default() }
     }
 
     /// A store over a client of an object store, whose requests are tried again. `prefix`: of all keys.
@@ -224,15 +226,25 @@ impl Store {
         self.backing.delete_all(prefix).map_err(self.failed(format!("deleting `{prefix}`")))
     }
 
+    #[cfg(test)]
+    pub(crate) fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
     /// The file at `key` on this machine, its length and blake3 compared with the record: in place if the store is a
-    /// directory, else from the cache, or a copy in `scratch` that vanishes with the result.
+    /// directory, else from the cache, or a copy in `scratch` that vanishes with the result. A file that this process
+    /// has compared is not hashed again while it is unchanged.
     pub fn fetch(&self, key: &str, record: &FileRecord, scratch: &Path) -> Result<LocalFile> {
         if let Some(path) = self.backing.local(key) {
-            self.read_verified(key, record, |_| Ok(()))?;
+            let before = Stamp::of(&path);
+            if !self.verified.has(&path, before.as_ref(), record) {
+                self.read_verified(key, record, |_| Ok(()))?;
+                self.verified.note(&path, before, record);
+            }
             return Ok(LocalFile { path, copy: false, _lock: None });
         }
         if let Some(cache) = &self.cache {
-            if let Some((path, lock)) = cache.find(record) {
+            if let Some((path, lock)) = cache.find(record, &self.verified) {
                 return Ok(LocalFile { path, copy: false, _lock: Some(lock) });
             }
             // A cache that cannot be written is passed by, and a file that is larger than it.
@@ -244,7 +256,7 @@ impl Store {
                     }
                     Ok(())
                 })?;
-                let kept = written.ok().and_then(|()| cache.keep(file, incoming, record));
+                let kept = written.ok().and_then(|()| cache.keep(file, incoming, record, &self.verified));
                 if let Some((path, lock)) = kept {
                     return Ok(LocalFile { path, copy: false, _lock: Some(lock) });
                 }

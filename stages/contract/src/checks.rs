@@ -75,7 +75,8 @@ fn try_write(folder: &Path) -> std::io::Result<()> {
     std::fs::remove_file(&file)
 }
 
-fn free_space(folder: &Path) -> std::io::Result<u64> {
+/// Bytes that this user may still write to the disk of a folder.
+pub(crate) fn free_space(folder: &Path) -> std::io::Result<u64> {
     let path = CString::new(folder.as_os_str().as_bytes())?;
     let mut about = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `path` ends with a zero byte; the call writes only into the struct, for which all zeros are a valid

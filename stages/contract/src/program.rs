@@ -1,5 +1,6 @@
 //! The five verbs, and a job from its invocation to its manifest.
 
+use crate::checks::free_space;
 use crate::config;
 use crate::context::{Context, emit};
 use crate::ending;
@@ -20,9 +21,10 @@ use smelt_schemas::{
     ArtifactRef, Books, Cores, Description, Doctor, Estimate, EventBody, ExitCode, FileRecord, Invocation, Io,
     Manifest, PROTOCOL, PortRecord, Problem, Provenance, ResolveAnswer, ResolveRequest, Resolved, Source,
 };
-use smelt_store::{Attempt, Begun, Commit, Store};
+use smelt_store::{Attempt, Begun, CACHE_BYTES, Cache, Commit, Store};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
+use std::path::Path;
 use std::process::ExitCode as ProcessExit;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -178,6 +180,7 @@ fn print(value: &impl Serialize) {
 /// The whole of a stage's `main`.
 pub fn main<S: Stage>() -> ProcessExit {
     die_with_parent();
+    allow_many_files();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let file = args.get(1).map(String::as_str);
     let done = match args.first().map(String::as_str) {
@@ -244,6 +247,18 @@ fn die_with_parent() {
             if libc::getppid() != parent {
                 libc::kill(libc::getpid(), libc::SIGKILL);
             }
+        }
+    }
+}
+
+/// A job that maps its inputs holds each of their files open; many systems allow 1,024 until one asks for more.
+fn allow_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain system calls on this process, with a struct of its own. If the limit stays, opening tells.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
 }
@@ -317,8 +332,11 @@ fn work<S: Stage>(
     cx: &Context,
     started: f64,
 ) -> Result<(Manifest, bool), Error> {
-    let connections =
-        Connections { store: store.clone(), scratch: invocation.scratch.clone(), inputs: invocation.inputs.clone() };
+    let connections = Connections {
+        store: keeping_copies(store, &invocation.scratch),
+        scratch: invocation.scratch.clone(),
+        inputs: invocation.inputs.clone(),
+    };
     let inputs = S::Inputs::connect(&connections)?;
     let resumed_at = cx.attempt.progress()?.map(|p| p.cursor);
     cx.emit(EventBody::Started { attempt: cx.attempt.id().into(), resumed: cx.attempt.resumed(), resumed_at });
@@ -332,6 +350,21 @@ fn work<S: Stage>(
         Commit::Won => (manifest, false),
         Commit::Adopted(theirs) => (*theirs, true),
     })
+}
+
+/// The store, its files read through a cache that goes with the job's scratch folder, unless the machine has one: phases
+/// of a job read the same inputs, which are fetched from a bucket once.
+fn keeping_copies(store: &Store, scratch: &Path) -> Store {
+    let is_bucket = store.objects().is_some() && !store.address().starts_with("memory:");
+    if !is_bucket || store.cache().is_some() {
+        return store.clone();
+    }
+    // The rest is left to the job's own files. Without a cache, each phase fetches for itself.
+    let bytes = free_space(scratch).unwrap_or_default() / 4;
+    match Cache::new(&scratch.join("inputs"), bytes.min(CACHE_BYTES)) {
+        Ok(cache) => store.clone().with_cache(cache),
+        Err(_) => store.clone(),
+    }
 }
 
 fn committed<S: Stage>(manifest: &Manifest, adopted: bool) -> EventBody {
