@@ -4,7 +4,7 @@ use smelt_schemas::ExitCode;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// After its program has ended a pipe is read until it is empty, but no further than this: a process that was left
@@ -56,13 +56,31 @@ pub(crate) fn ask(command: &mut Command, input: &[u8]) -> std::io::Result<Output
         let err = scope.spawn(|| bytes(stderr, &ended));
         scope.spawn(move || {
             // A program that does not read its input says why in its own words.
-            drop(stdin.map(|mut pipe| std::io::Write::write_all(&mut pipe, input)));
+            drop(stdin.map(|pipe| write_and_end(pipe, input)));
         });
         let status = child.wait();
         ended.store(true, Ordering::SeqCst);
         let said = |pipe: std::thread::ScopedJoinHandle<'_, Vec<u8>>| pipe.join().unwrap_or_default();
         Ok(Output { status: status?, stdout: said(out), stderr: said(err) })
     })
+}
+
+/// Writes into the pipe of a program that may have ended, and closes it.
+pub(crate) fn give(pipe: ChildStdin, input: &[u8]) -> std::io::Result<()> {
+    std::thread::scope(|scope| scope.spawn(move || write_and_end(pipe, input)).join().expect("writing panics nowhere"))
+}
+
+/// The same, on a thread that ends then. `smelt` is to end by SIGPIPE when nobody reads its own output, and not when a
+/// program that it started has ended without reading: on this thread the signal is blocked.
+fn write_and_end(mut pipe: ChildStdin, input: &[u8]) -> std::io::Result<()> {
+    // SAFETY: the calls only write into a set of signals, for which all zeros are a valid value.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+    }
+    std::io::Write::write_all(&mut pipe, input)
 }
 
 fn bytes(pipe: Option<impl Read + AsRawFd>, ended: &AtomicBool) -> Vec<u8> {

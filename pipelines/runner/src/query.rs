@@ -98,9 +98,9 @@ fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::R
     command.stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| lost("cannot be started", e))?;
     let text = serde_json::to_vec(request).expect("a request is plain data");
-    if let Some(mut pipe) = child.stdin.take() {
+    if let Some(pipe) = child.stdin.take() {
         // If the query program ended early, its exit status and its problem say why.
-        drop(std::io::Write::write_all(&mut pipe, &text));
+        drop(child::give(pipe, &text));
     }
     let answer = child.wait_with_output().map_err(|e| lost("was lost", e))?;
     let mut problem = None;
