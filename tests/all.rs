@@ -11,6 +11,8 @@ mod faults;
 mod gpu;
 mod import;
 mod kills;
+mod kube_server;
+mod kubernetes;
 mod page;
 mod queries;
 mod quickstart;

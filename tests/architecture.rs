@@ -24,6 +24,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
         // These know stages only through their verbs and manifests, so they see nothing above floor 2.
         ("smelt", 3),
         ("smelt-query", 3),
+        ("smelt-kubernetes", 3),
         ("smelt-tests", 8),
     ]);
     for stage in [
@@ -81,6 +82,7 @@ fn only_the_query_program_links_datafusion_and_the_runner_stays_small() {
     for package in metadata.workspace_packages() {
         let sees = |name: &str| package.dependencies.iter().any(|d| d.name == name);
         assert_eq!(sees("datafusion"), package.name == "smelt-query", "{}", package.name);
+        assert_eq!(sees("kube"), package.name == "smelt-kubernetes", "{}", package.name);
         if package.name == "smelt" {
             assert!(!sees("arrow") && !sees("parquet"));
         }

@@ -1,6 +1,6 @@
 //! What people look at: runs, their differences, logs; and the pipeline that `init` writes.
 
-use crate::support::{Bench, wait_until};
+use crate::support::{Bench, Said, wait_until};
 
 #[test]
 fn a_pipeline_for_ones_own_text_is_written_and_can_be_run() {
@@ -105,4 +105,99 @@ fn curves_are_written_as_event_files() {
     assert_eq!(at, file.len());
     assert_eq!(points.lines().nth(1).unwrap().parse::<usize>().unwrap() + 1, records);
     assert_eq!(std::fs::read_dir(bench.path("logs/a")).unwrap().count(), 1);
+}
+
+/// What a collector of OpenTelemetry was sent: the head of each request, and its body.
+fn collector(answers: &'static [&'static str]) -> (String, std::sync::mpsc::Receiver<(String, serde_json::Value)>) {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (to, from) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for (stream, answer) in listener.incoming().zip(answers) {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+            let length =
+                head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            let mut body = vec![0; length.unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+            to.send((head, serde_json::from_slice(&body).unwrap())).unwrap();
+        }
+    });
+    (address, from)
+}
+
+#[test]
+fn a_run_is_a_trace_of_opentelemetry() {
+    let bench = Bench::new();
+    let text = "name: traced\njobs:\n  raw: { stage: STAGE(count), config: { rows: 9, units: 3 } }\n  \
+        model: { stage: STAGE(train) }\n  bad: { stage: STAGE(count), config: { fail: [0, 3] } }\n";
+    bench.pipeline("p.yaml", text);
+    // The first answer puts the client off.
+    let (address, sent) = collector(&["503 Service Unavailable", "200 OK"]);
+    let mut run = bench.command(&["run", "p.yaml", "--set", "on_failure=continue"]);
+    let run = run
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", &address)
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a-secret-of-the-collector")
+        .env("OTEL_RESOURCE_ATTRIBUTES", "team=lab,deployment=a%20test")
+        .env("TRACEPARENT", "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01");
+    let said = Said::from(run.output().unwrap()).fails(3);
+    assert!(!said.err.contains("was not sent") && !said.err.contains("a-secret"), "{said:#?}");
+    let (first, put_off) = sent.recv().unwrap();
+    let (head, body) = sent.recv().unwrap();
+    assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains("api-key: a-secret-of-the-collector\r\n"), "{head}");
+    assert!(head.contains("content-type: application/json\r\n"), "{head}");
+    assert_eq!((head, &body), (first, &put_off), "the same again");
+    let resource = &body["resourceSpans"][0]["resource"]["attributes"];
+    let attribute = |of: &serde_json::Value, key: &str| {
+        let found = of.as_array().unwrap().iter().find(|pair| pair["key"] == key).unwrap()["value"].clone();
+        found["stringValue"].as_str().or(found["intValue"].as_str()).unwrap().to_owned()
+    };
+    assert_eq!(["service.name", "team", "deployment"].map(|key| attribute(resource, key)), ["smelt", "lab", "a test"]);
+    let spans = body["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap().clone();
+    let named = |name: &str| spans.iter().find(|span| span["name"] == name).unwrap_or_else(|| panic!("{name}: {body}"));
+    let root = named("smelt run traced");
+    assert_eq!(root["parentSpanId"], "0123456789abcdef");
+    assert_eq!((&root["status"]["code"], &root["status"]["message"]), (&2.into(), &"failed".into()));
+    for span in &spans {
+        assert_eq!(span["traceId"], "0123456789abcdef0123456789abcdef");
+        let time = |which: &str| span[which].as_str().unwrap().parse::<u64>().unwrap();
+        assert!(time("startTimeUnixNano") <= time("endTimeUnixNano"), "{span}");
+    }
+    for job in ["raw", "model", "bad"] {
+        assert_eq!(named(job)["parentSpanId"], root["spanId"], "{job}");
+    }
+    assert_eq!(named("train")["parentSpanId"], named("model")["spanId"], "a phase belongs to its job");
+    assert_eq!(attribute(&named("train")["attributes"], "smelt.done"), "20");
+    assert_eq!(named("bad")["status"]["code"], 2);
+    assert!(named("bad")["status"]["message"].as_str().unwrap().contains("the data are bad"), "{}", named("bad"));
+    assert_eq!(attribute(&root["attributes"], "smelt.jobs.done"), "2");
+    let ids: std::collections::BTreeSet<&str> = spans.iter().map(|span| span["spanId"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), spans.len());
+    // Later the same spans are made again.
+    let mut report = bench.command(&["report", "p.yaml", "--otlp", "trace.json"]);
+    let report = report
+        .env("TRACEPARENT", "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01")
+        .env("OTEL_RESOURCE_ATTRIBUTES", "team=lab,deployment=a%20test");
+    Said::from(report.output().unwrap()).ok();
+    let text = std::fs::read_to_string(bench.path("trace.json")).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), body);
+}
+
+#[test]
+fn a_collector_that_is_not_there_fails_no_run() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", "name: p\njobs: { raw: { stage: STAGE(count) } }\n");
+    let run = |endpoint: &str| {
+        let mut run = bench.command(&["run", "p.yaml", "--set", "raw.config.rows=3"]);
+        Said::from(run.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).output().unwrap()).ok().err
+    };
+    let (address, _sent) = collector(&["401 Unauthorized"]);
+    let refused = run(&address.replace("http://", "http://ada:a-password@"));
+    assert!(refused.contains("warning: the trace of run ") && refused.contains("127.0.0.1 answers 401"), "{refused}");
+    assert!(!refused.contains("a-password"), "{refused}");
 }

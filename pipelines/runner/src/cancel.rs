@@ -1,12 +1,40 @@
-//! `smelt cancel RUN`: takes the jobs of a run away from Slurm.
+//! `smelt cancel RUN`: takes the jobs of a run away from a cluster.
 
+use crate::asked::Asked;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::executor::kubernetes;
 use crate::executor::slurm::queue::{ask, command, queued};
 use crate::executor::slurm::{ids, parse_comment};
-use smelt_schemas::ExitCode;
+use crate::load::Plan;
+use crate::query;
+use smelt_schemas::{Executor, ExitCode};
 use std::collections::BTreeSet;
 
-pub(crate) fn cancel(run: Option<&str>) -> Result<()> {
+pub(crate) fn cancel(run: Option<&str>, store: Option<&str>) -> Result<()> {
+    let Some(run) = run else { return slurm(None) };
+    let Some(plan) = plan_of(run, store)? else { return slurm(Some(run)) };
+    let names = kubernetes::cancel(&plan, run)?;
+    if !names.is_empty() {
+        println!("run {run}: cancelled {} on Kubernetes: {}", jobs(names.len()), names.join(", "));
+    }
+    let asks_slurm = plan.jobs.iter().any(|job| job.run.executor == Executor::Slurm);
+    match (asks_slurm, names.is_empty()) {
+        (true, true) => slurm(Some(run)),
+        (true, false) => slurm(Some(run)).or(Ok(())),
+        (false, false) => Ok(()),
+        (false, true) => Err(Diagnostic::pipeline(format!("no cluster has jobs of run `{run}`"))
+            .hint("`smelt runs` names the runs of a store")),
+    }
+}
+
+/// What a run of this store was asked to do.
+fn plan_of(run: &str, store: Option<&str>) -> Result<Option<Plan>> {
+    let store = query::store_of(store, None)?;
+    let asked = Asked::read(&store, run).ok();
+    asked.map(|asked| asked.plan(&store)).transpose()
+}
+
+fn slurm(run: Option<&str>) -> Result<()> {
     let silent = |why: String| {
         Diagnostic::new(ExitCode::Again, format!("Slurm does not answer: {why}"))
             .hint("`squeue --me` says when it does")

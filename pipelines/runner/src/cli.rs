@@ -130,10 +130,12 @@ pub(crate) enum Command {
         #[arg(long, short)]
         quiet: bool,
     },
-    /// Cancel what a run has on Slurm; what is saved is kept
+    /// Cancel what a run has on a cluster; what is saved is kept
     Cancel {
-        /// The run; the only one that has jobs there if not said
+        /// The run; the only one that has jobs on Slurm if not said
         run: Option<String>,
+        #[command(flatten)]
+        store: StoreArg,
     },
     /// Jobs of a pipeline, what they made and when; and the last run
     Status {
@@ -208,6 +210,10 @@ pub(crate) enum Command {
         /// Write the curves as TensorBoard's event files, a folder per job: `tensorboard --logdir FOLDER`
         #[arg(long, value_name = "FOLDER", conflicts_with = "job")]
         tensorboard: Option<PathBuf>,
+        /// Write the trace of the last run as OpenTelemetry's JSON; `smelt run` sends it by itself where
+        /// OTEL_EXPORTER_OTLP_ENDPOINT names a collector
+        #[arg(long, value_name = "FILE", conflicts_with = "job")]
+        otlp: Option<PathBuf>,
     },
     /// Write a pipeline for your own text, with comments
     Init {

@@ -11,7 +11,7 @@ use crate::run::{self, summarise};
 use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{html, live, query, report, runs, tensorboard};
+use crate::{html, live, query, report, runs, tensorboard, traces};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{Live, RunState, Store};
@@ -163,14 +163,16 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The report of the pipeline, or of each of `jobs`.
 /// Files that a report is written to, instead of the terminal.
 pub(crate) struct Files {
     pub html: Option<PathBuf>,
     /// A folder.
     pub tensorboard: Option<PathBuf>,
+    /// The trace of the last run.
+    pub otlp: Option<PathBuf>,
 }
 
+/// The report of the pipeline, or of each of `jobs`.
 pub(crate) fn report(target: Target, jobs: &[String], files: &Files) -> Result<()> {
     let (plan, store) = target.load_last()?;
     if let Some(page) = &files.html {
@@ -180,7 +182,12 @@ pub(crate) fn report(target: Target, jobs: &[String], files: &Files) -> Result<(
     if let Some(folder) = &files.tensorboard {
         tensorboard::write(&store, &plan.name, folder)?;
     }
-    if files.html.is_some() || files.tensorboard.is_some() {
+    if let Some(file) = &files.otlp {
+        let last = store.last_run(|run| run.pipeline == plan.name)?;
+        let nothing = || Diagnostic::pipeline(format!("pipeline `{}` has not run in {}", plan.name, store.address()));
+        traces::write(&store, &last.ok_or_else(nothing)?, file)?;
+    }
+    if files.html.is_some() || files.tensorboard.is_some() || files.otlp.is_some() {
         return Ok(());
     }
     for (i, job) in jobs.iter().enumerate() {

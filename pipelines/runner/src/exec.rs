@@ -42,7 +42,7 @@ pub(crate) fn exec(options: &Options) -> Result<()> {
     if STOP.load(Ordering::SeqCst) {
         return done;
     }
-    if SAVE.load(Ordering::SeqCst) && error.code == ExitCode::Again && again_later() {
+    if SAVE.load(Ordering::SeqCst) && error.code == ExitCode::Again && (pod().is_some() || again_later()) {
         return done;
     }
     if let Some(number) = options.number {
@@ -52,13 +52,20 @@ pub(crate) fn exec(options: &Options) -> Result<()> {
     done
 }
 
-/// SIGUSR1: the time of this process is nearly over.
+/// SIGUSR1: the time of this process is nearly over. To a pod SIGTERM says so, some time before it is killed.
 fn catch_save() {
     extern "C" fn save(_: libc::c_int) {
         SAVE.store(true, Ordering::SeqCst);
     }
-    // SAFETY: the handler only stores into an atomic.
-    unsafe { libc::signal(libc::SIGUSR1, save as *const () as libc::sighandler_t) };
+    for signal in [Some(libc::SIGUSR1), pod().map(|_| libc::SIGTERM)].into_iter().flatten() {
+        // SAFETY: the handler only stores into an atomic.
+        unsafe { libc::signal(signal, save as *const () as libc::sighandler_t) };
+    }
+}
+
+/// The name of the pod of Kubernetes in which this process runs.
+fn pod() -> Option<String> {
+    std::env::var("SMELT_POD").ok()
 }
 
 /// Puts this job of Slurm back into its queue, under the same id, so that what comes after it waits on. Slurm then ends
@@ -176,8 +183,11 @@ fn point(store: &Store, plan: &Plan, job: &Instance, run: &str, manifest: &Manif
 /// What of the job runs here, and how its logs are named: in order of submissions, restarts and processes.
 fn local(options: &Options, job: &Instance) -> Local {
     let Some(number) = options.number else { return Local::whole() };
-    let part = match (variable("SLURM_ARRAY_TASK_ID"), job.run.nodes) {
+    let pod = pod();
+    let index = variable(if pod.is_some() { "JOB_COMPLETION_INDEX" } else { "SLURM_ARRAY_TASK_ID" });
+    let part = match (index, job.run.nodes) {
         (Some(worker), _) if job.run.workers.is_some_and(|workers| workers > 1) => Part::Worker(worker),
+        (Some(index), Some(2..)) if pod.is_some() => rank_of_pod(index).map_or(Part::All, Part::Rank),
         (_, Some(2..)) => rank().map_or(Part::All, Part::Rank),
         _ => Part::All,
     };
@@ -185,11 +195,34 @@ fn local(options: &Options, job: &Instance) -> Local {
         Part::All => 0,
         Part::Worker(rank) | Part::Rank(Rank { rank, .. }) => *rank,
     };
-    let restart = variable("SLURM_RESTART_COUNT").unwrap_or(0);
-    Local { part, writer: format!("{number:02}.{restart:02}.{process:04}-") }
+    let restart = match &pod {
+        // What Kubernetes put behind its name tells a pod from the one that it replaces.
+        Some(pod) => pod.rsplit('-').next().unwrap_or_default().to_owned(),
+        None => format!("{:02}", variable("SLURM_RESTART_COUNT").unwrap_or(0)),
+    };
+    Local { part, writer: format!("{number:02}.{restart}.{process:04}-") }
 }
 
-/// Which rank this process is, and the variables by which ranks find each other: those that PyTorch, and most other
+/// Which rank this pod is. Where the first one is, the pod was told.
+fn rank_of_pod(rank: u32) -> Option<Rank> {
+    let (ranks, address) = (variable("WORLD_SIZE")?, std::env::var("MASTER_ADDR").ok()?);
+    let port = variable("MASTER_PORT")?;
+    Some(Rank { rank, ranks, variables: meeting(rank, ranks, 0, rank, address, port) })
+}
+
+fn meeting(rank: u32, ranks: u32, local: u32, node: u32, address: String, port: u32) -> Vec<(&'static str, String)> {
+    vec![
+        ("RANK", rank.to_string()),
+        ("WORLD_SIZE", ranks.to_string()),
+        ("LOCAL_RANK", local.to_string()),
+        ("LOCAL_WORLD_SIZE", "1".into()),
+        ("NODE_RANK", node.to_string()),
+        ("MASTER_ADDR", address),
+        ("MASTER_PORT", port.to_string()),
+    ]
+}
+
+/// Which rank this process is on Slurm, and the variables by which ranks find each other: those that PyTorch, and most other
 /// trainers, read.
 fn rank() -> Option<Rank> {
     let (rank, ranks) = (variable("SLURM_PROCID")?, variable("SLURM_NTASKS")?);
@@ -201,14 +234,7 @@ fn rank() -> Option<Rank> {
     let address = about.split_whitespace().find_map(|word| word.strip_prefix("NodeAddr=").map(str::to_owned));
     // Two jobs on one node have other ids, so other ports.
     let port = 20_000 + variable("SLURM_JOB_ID").unwrap_or(0) % 10_000;
-    let variables = vec![
-        ("RANK", rank.to_string()),
-        ("WORLD_SIZE", ranks.to_string()),
-        ("LOCAL_RANK", variable("SLURM_LOCALID").unwrap_or(0).to_string()),
-        ("LOCAL_WORLD_SIZE", "1".into()),
-        ("NODE_RANK", variable("SLURM_NODEID").unwrap_or(rank).to_string()),
-        ("MASTER_ADDR", address.unwrap_or(first)),
-        ("MASTER_PORT", port.to_string()),
-    ];
-    Some(Rank { rank, ranks, variables })
+    let local = variable("SLURM_LOCALID").unwrap_or(0);
+    let node = variable("SLURM_NODEID").unwrap_or(rank);
+    Some(Rank { rank, ranks, variables: meeting(rank, ranks, local, node, address.unwrap_or(first), port) })
 }

@@ -1,8 +1,11 @@
 //! Where jobs run.
 
+mod follow;
+pub(crate) mod kubernetes;
 pub(crate) mod local;
 pub(crate) mod slurm;
 
+use self::kubernetes::Kubernetes;
 use self::local::Local;
 use self::slurm::Slurm;
 use crate::diagnostic::Result;
@@ -37,6 +40,7 @@ pub(crate) trait Executor: Sync {
 pub(crate) struct Executors<'a> {
     pub local: Local,
     pub slurm: Slurm<'a>,
+    pub kubernetes: Kubernetes<'a>,
 }
 
 impl Executors<'_> {
@@ -45,6 +49,7 @@ impl Executors<'_> {
         match job.run.executor {
             Where::Local => &self.local,
             Where::Slurm => &self.slurm,
+            Where::Kubernetes => &self.kubernetes,
         }
     }
 }

@@ -30,6 +30,7 @@ mod stdin;
 mod table;
 mod team;
 mod tensorboard;
+mod traces;
 mod view;
 mod yaml;
 
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
         Command::Exec { run, job, store, number, quiet } => {
             exec::exec(&exec::Options { store: store.store, run, job, number, quiet })
         }
-        Command::Cancel { run } => cancel::cancel(run.as_deref()),
+        Command::Cancel { run, store } => cancel::cancel(run.as_deref(), store.store.as_deref()),
         Command::Status { pipeline, format } => commands::status(pipeline.into(), format),
         Command::Logs { job, store, pipeline, run, events, follow } => {
             let what = commands::Said { job: &job, run: run.as_deref(), events, follow };
@@ -67,8 +68,8 @@ fn main() -> ExitCode {
         Command::Sql { query, store, pipeline, format, output } => {
             commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), format, output)
         }
-        Command::Report { pipeline, job, html, tensorboard } => {
-            let files = commands::Files { html, tensorboard };
+        Command::Report { pipeline, job, html, tensorboard, otlp } => {
+            let files = commands::Files { html, tensorboard, otlp };
             commands::report(pipeline.into(), &job, &files)
         }
         Command::Init { paths, output } => init::run(&paths, &output),

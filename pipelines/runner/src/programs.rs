@@ -51,7 +51,7 @@ pub(crate) fn locate(name: &str, base: &Path) -> Result<PathBuf> {
 }
 
 /// Programs beside `smelt` that are not stages.
-const HELPERS: [&str; 2] = ["query", "bench"];
+const HELPERS: [&str; 3] = ["query", "bench", "kubernetes"];
 
 /// Where a helper lies.
 pub(crate) fn helper(name: &str) -> Result<PathBuf> {

@@ -4,6 +4,7 @@
 use crate::asked::{Asked, next_edition};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::executor::Executors;
+use crate::executor::kubernetes::{self, Kubernetes};
 use crate::executor::local::Local;
 use crate::executor::slurm::{self, Slurm, Submissions};
 use crate::job::{self, STOP, Work};
@@ -13,6 +14,7 @@ use crate::query;
 use crate::resources::{Budget, Free, Given, Granted};
 use crate::schedule::Schedule;
 use crate::table::duration;
+use crate::traces;
 use crate::view::{Mode, View};
 use serde_json::{Value, json};
 use smelt_schemas::{ArtifactRef, Executor as Where, ExitCode, Manifest, OnFailure};
@@ -74,8 +76,8 @@ fn new_run() -> String {
     format!("{}-{}.{milliseconds:03}-{}", &stamp[..8], &stamp[8..], &smelt_store::unique()[..4])
 }
 
-/// An earlier run of the same pipeline, text and settings, whose runner is gone and of which a cluster still has jobs:
-/// this runner goes on with it.
+/// An earlier run of the same pipeline, text and settings, whose runner is gone and of which a cluster may still have
+/// jobs: this runner goes on with it.
 struct Adopted {
     run: String,
     started: f64,
@@ -83,14 +85,20 @@ struct Adopted {
     submissions: Submissions,
 }
 
-fn adopt(plan: &Plan, store: &Store, asked: &Asked) -> Result<Option<Adopted>> {
-    let tasks = slurm::queue::queued().map_err(|why| {
-        let what = format!("Slurm does not answer, and may have jobs of an earlier run: {why}");
-        Diagnostic::new(ExitCode::Again, what).hint("start again when `squeue --me` answers")
-    })?;
+fn adopt(plan: &Plan, store: &Store, asked: &Asked, wanted: &[bool]) -> Result<Option<Adopted>> {
+    let tasks = match slurm::is_wanted(plan, wanted) {
+        false => Vec::new(),
+        true => slurm::queue::queued().map_err(|why| {
+            let what = format!("Slurm does not answer, and may have jobs of an earlier run: {why}");
+            Diagnostic::new(ExitCode::Again, what).hint("start again when `squeue --me` answers")
+        })?,
+    };
+    // Names of Jobs follow from the run, so the same run finds its own again without asking.
+    let in_pods = kubernetes::is_wanted(plan, wanted);
     for record in store.runs()?.into_iter().rev().filter(|record| record.pipeline == plan.name) {
         let submissions = slurm::submissions(&tasks, &record.run, plan);
-        if submissions.is_empty() || record.state == RunState::Running {
+        let was_left = in_pods && matches!(record.state, RunState::Stopped | RunState::Interrupted);
+        if (submissions.is_empty() && !was_left) || record.state == RunState::Running {
             continue;
         }
         let Ok(before) = Asked::read(store, &record.run) else { continue };
@@ -105,8 +113,10 @@ fn adopt(plan: &Plan, store: &Store, asked: &Asked) -> Result<Option<Adopted>> {
         }
         let ids: Vec<String> = slurm::ids(&tasks, &record.run).iter().map(u64::to_string).collect();
         let (ids, run) = (ids.join(", "), record.run);
-        eprintln!("warning: Slurm still has jobs of another version of this pipeline: {ids}");
-        eprintln!("hint: `smelt cancel {run}` ends them");
+        if !ids.is_empty() {
+            eprintln!("warning: Slurm still has jobs of another version of this pipeline: {ids}");
+            eprintln!("hint: `smelt cancel {run}` ends them");
+        }
     }
     Ok(None)
 }
@@ -126,8 +136,8 @@ struct Runner<'a> {
     executors: &'a Executors<'a>,
     /// Why it is not known whether a cluster has jobs of an earlier run.
     silent: Option<Diagnostic>,
-    /// How many jobs of an earlier run a cluster has.
-    taken_over: usize,
+    /// That this is an earlier run, and what a cluster has of it; nothing if it is a new one.
+    taken_over: Option<String>,
     asked: Asked,
     run: String,
     done: Done,
@@ -155,19 +165,27 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
     let mut here = plan.jobs.iter().zip(&wanted).filter(|(job, wanted)| **wanted && job.run.executor == Where::Local);
     here.try_for_each(|(job, _)| budget.check(job))?;
     slurm::check(plan, &wanted)?;
+    kubernetes::check(plan, store, &wanted)?;
     let asked = Asked::new(plan, &options.again, options.retries);
-    let (adopted, silent) = match slurm::is_wanted(plan, &wanted) {
-        true => adopt(plan, store, &asked).map_or_else(|e| (None, Some(e)), |adopted| (adopted, None)),
+    let (adopted, silent) = match slurm::is_wanted(plan, &wanted) || kubernetes::is_wanted(plan, &wanted) {
+        true => adopt(plan, store, &asked, &wanted).map_or_else(|e| (None, Some(e)), |adopted| (adopted, None)),
         false => (None, None),
     };
+    let taken_over = adopted.as_ref().map(|adopted| match adopted.submissions.len() {
+        0 => "goes on with a run that was interrupted".to_owned(),
+        count => format!("goes on with what Slurm has of this run: {count}"),
+    });
     let Adopted { run, started, facts, submissions } = adopted.unwrap_or_else(|| Adopted {
         run: new_run(),
         started: smelt_store::now(),
         facts: Vec::new(),
         submissions: Submissions::new(),
     });
-    let taken_over = submissions.len();
-    let executors = Executors { local: Local::whole(), slurm: Slurm::new(plan, store, &view, &run, submissions) };
+    let executors = Executors {
+        local: Local::whole(),
+        slurm: Slurm::new(plan, store, &view, &run, submissions),
+        kubernetes: Kubernetes::new(plan, store, &view, &run),
+    };
     let mut runner = Runner {
         plan,
         store,
@@ -202,6 +220,7 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
             Err(_) => RunState::Failed,
         };
         let recorded = runner.record(state);
+        traces::send(store, &runner.run);
         result?;
         recorded?;
         let s = &runner.summary;
@@ -299,12 +318,13 @@ impl Runner<'_> {
 
     /// What is told after Ctrl-C.
     fn stopped(&self) -> Diagnostic {
-        let left = self.executors.slurm.left();
-        if left == 0 {
-            return job::stopped();
-        }
-        let jobs = if left == 1 { "1 job".to_owned() } else { format!("{left} jobs") };
-        Diagnostic::new(ExitCode::Again, format!("stopped here; Slurm goes on with {jobs}"))
+        let jobs = |count: usize| if count == 1 { "1 job".to_owned() } else { format!("{count} jobs") };
+        let left = match (self.executors.slurm.left(), self.executors.kubernetes.left()) {
+            (0, 0) => return job::stopped(),
+            (slurm, 0) => format!("Slurm goes on with {}", jobs(slurm)),
+            (slurm, pods) => format!("the cluster goes on with {}", jobs(slurm + pods)),
+        };
+        Diagnostic::new(ExitCode::Again, format!("stopped here; {left}"))
             .hint(format!("the same command goes on with them, `smelt cancel {}` ends them", self.run))
     }
 
@@ -424,8 +444,8 @@ impl Runner<'_> {
             self.store.address(),
             self.run
         ));
-        if self.taken_over > 0 {
-            self.view.note(&format!("goes on with what Slurm has of this run: {}", self.taken_over));
+        if let Some(words) = &self.taken_over {
+            self.view.note(words);
         }
         self.record(RunState::Running)
     }

@@ -2,6 +2,7 @@
 //! the store. No I/O, so that anything may depend on it; the published JSON Schemas and Arrow schemas in
 //! `schemas/generated/` are printed from here.
 
+mod cluster;
 mod device;
 mod digest;
 mod event;
@@ -15,6 +16,7 @@ mod pipeline;
 mod query;
 mod stage;
 
+pub use cluster::{ClusterJob, ClusterState};
 pub use device::Device;
 pub use digest::{Digest, NotADigest};
 pub use event::{Event, EventBody, PROTOCOL};
@@ -25,8 +27,8 @@ pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, Resolve
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
 pub use pipeline::{
-    CacheConfig, CommitMode, Conditions, Each, Executor, Inputs, Job, OnFailure, Pipeline, RunOptions, SavePolicy,
-    StoreConfig, parse_bytes,
+    CacheConfig, CommitMode, Conditions, Each, Executor, Inputs, Job, Kubernetes, OnFailure, Pipeline, RunOptions,
+    SavePolicy, StoreConfig, parse_bytes,
 };
 pub use query::{InspectAnswer, InspectRequest, PlannedPort, QueryFormat, QueryRequest};
 pub use stage::{

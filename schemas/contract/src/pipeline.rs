@@ -189,16 +189,17 @@ pub struct RunOptions {
     /// How often a training saves its state, and how many saves are kept.
     #[serde(default)]
     pub save: SavePolicy,
-    /// Ranks, each on a machine of its own, that do this job together; for stages that say `ranks`. Only with Slurm.
+    /// Ranks, each on a machine of its own, that do this job together; for stages that say `ranks`. Only on a cluster.
     #[serde(default)]
     pub nodes: Option<usize>,
     /// Slurm's partition; the cluster's default if not said.
     #[serde(default)]
     pub partition: Option<String>,
-    /// Slurm's time limit, such as `30m` or `24h`. Before it ends the job saves its progress, and is queued again.
+    /// The time limit of a job on a cluster, such as `30m` or `24h`. Before it ends the job saves its progress, and is
+    /// queued again.
     #[serde(default)]
     pub time: Option<String>,
-    /// How long before its time limit a job on Slurm is told to save; `2m` by default.
+    /// How long before its time limit a job on a cluster is told to save; `2m` by default.
     #[serde(default)]
     pub grace: Option<String>,
     /// A command that runs another one in a container, such as `apptainer exec --nv smelt.sif`: on Slurm the job is
@@ -211,6 +212,33 @@ pub struct RunOptions {
     /// More options for `sbatch`, such as `--account=lab`.
     #[serde(default)]
     pub sbatch: Vec<String>,
+    /// What a job on Kubernetes is made of.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// What the pods of a job on Kubernetes are made of. Cores, memory, GPUs, `time` and `grace` are those of `run`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Kubernetes {
+    /// The container image; it holds smelt and its stages, `smelt` in PATH.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// By default the one that the kubeconfig names.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// The ServiceAccount of the pods.
+    #[serde(default)]
+    pub service_account: Option<String>,
+    /// Names of Secrets: their entries become environment variables of the job, such as the credentials of the store.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+    /// Folders, and the PersistentVolumeClaim that is mounted at each.
+    #[serde(default)]
+    pub volumes: IndexMap<String, String>,
+    /// More of the pod's `spec`, such as `nodeSelector` and `tolerations`: merged into it (JSON Merge Patch, RFC 7396).
+    #[serde(default)]
+    pub pod: Map<String, Value>,
 }
 
 /// Where a job runs.
@@ -222,6 +250,8 @@ pub enum Executor {
     Local,
     /// On a Slurm cluster whose nodes see the same store and programs.
     Slurm,
+    /// In pods of a Kubernetes cluster that see the same store.
+    Kubernetes,
 }
 
 /// What a job that fails does to the jobs that do not hang on it.

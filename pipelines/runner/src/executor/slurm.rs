@@ -6,14 +6,14 @@
 //! of each submission: a runner that is started again finds its jobs in the queue.
 
 mod batch;
-mod follow;
 pub(crate) mod queue;
 
 pub(crate) use self::batch::parse_comment;
 use self::batch::{Batch, comment};
-use self::follow::Follow;
 use self::queue::{End, Seen, Task};
 use super::Executor;
+use super::follow::Follow;
+use crate::child;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::{Failure, STOP, Work, job_folder, stopped};
 use crate::load::{Instance, Plan};
@@ -23,9 +23,7 @@ use crate::view::View;
 use smelt_schemas::{Executor as Where, ExitCode, Manifest, Problem};
 use smelt_store::{RunState, Store, safe_name};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -286,13 +284,8 @@ enum Verdict {
 /// `sbatch`, which answers with the id.
 fn hand_over(batch: &Batch) -> std::result::Result<u64, String> {
     let mut sbatch = queue::command("sbatch");
-    let sbatch = sbatch.args(batch.options()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = sbatch.spawn().map_err(|e| format!("`sbatch` cannot be started: {e}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // If it does not read the script it says why.
-        drop(stdin.write_all(batch.script().as_bytes()));
-    }
-    let output = child.wait_with_output().map_err(|e| e.to_string())?;
+    let output = child::ask(sbatch.args(batch.options()), batch.script().as_bytes())
+        .map_err(|e| format!("`sbatch` cannot be started: {e}"))?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // `id` or `id;cluster`
     let id = out.trim().split(';').next().and_then(|id| id.parse().ok()).filter(|_| output.status.success());
@@ -361,9 +354,7 @@ impl Slurm<'_> {
 
     /// Another one than earlier submissions of the same run have, of which a failure may be noted.
     fn next_number(&self, job: &str) -> Result<u32> {
-        let (files, _) = self.store.list_here(&job_folder(&self.run, job))?;
-        let number = |name: &String| name.strip_prefix("failure-")?.strip_suffix(".json")?.parse::<u32>().ok();
-        Ok(files.iter().filter_map(number).max().unwrap_or(0) + 1)
+        Ok(Failure::last(self.store, &self.run, job)? + 1)
     }
 
     /// Until the manifest of the job is there, or it has failed for good.

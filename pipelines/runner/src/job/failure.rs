@@ -25,6 +25,13 @@ impl Failure {
         Ok(())
     }
 
+    /// The largest number of a submission that failed; 0 if none did.
+    pub(crate) fn last(store: &Store, run: &str, job: &str) -> Result<u32> {
+        let (files, _) = store.list_here(&job_folder(run, job))?;
+        let number = |name: &String| name.strip_prefix("failure-")?.strip_suffix(".json")?.parse::<u32>().ok();
+        Ok(files.iter().filter_map(number).max().unwrap_or(0))
+    }
+
     pub(crate) fn read(store: &Store, run: &str, job: &str, number: u32) -> Result<Option<Self>> {
         let bytes = store.get_opt(&Self::key(run, job, number))?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))

@@ -129,7 +129,7 @@ fn check_run(tree: &Tree, job: &str, run: &RunOptions) -> Result<()> {
         );
     }
     if run.executor == Executor::Local && run.nodes.is_some_and(|nodes| nodes > 1) {
-        return refuse("nodes", "several nodes need a cluster", "add `executor: slurm`");
+        return refuse("nodes", "several nodes need a cluster", "add `executor: slurm`, or `kubernetes`");
     }
     if run.save.seconds.is_nan() || run.save.seconds < 0.0 {
         let what = format!("{} seconds lie between no two saves", run.save.seconds);
