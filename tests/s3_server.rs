@@ -12,6 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 pub(crate) const KEY: &str = "smelt-test-key";
 pub(crate) const SECRET: &str = "smelt-test-secret";
@@ -45,6 +49,21 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::over(None)
+    }
+
+    /// Over TLS, with a certificate for which only the authority of `tests/tls` vouches.
+    pub(crate) fn start_tls() -> Self {
+        let read = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tls").join(name);
+        let certificate = CertificateDer::from_pem_file(read("server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(read("server.key")).unwrap();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+        Self::over(Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn over(tls: Option<TlsAcceptor>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("bucket")).unwrap();
         let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
@@ -55,15 +74,23 @@ impl Server {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let address = format!("{scheme}://{}", listener.local_addr().unwrap());
         let trouble = Arc::new(Trouble::default());
         let answer = Answer { service, turn: Arc::default(), trouble: trouble.clone(), folder: folder.path().into() };
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let answer = answer.clone();
+                let (answer, tls) = (answer.clone(), tls.clone());
                 tokio::spawn(async move {
-                    // A client that disconnects is not an error of the server.
-                    drop(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await);
+                    let builder = Builder::new(TokioExecutor::new());
+                    // A client that disconnects, or trusts nobody, is not an error of the server.
+                    match tls {
+                        None => drop(builder.serve_connection(TokioIo::new(stream), answer).await),
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            drop(builder.serve_connection(TokioIo::new(stream), answer).await);
+                        }
+                    }
                 });
             }
         });
@@ -136,6 +163,24 @@ fn metadata(path: &str) -> Option<HttpResponse> {
     Some(hyper::Response::new(Body::from(said)))
 }
 
+/// What the token service answers to who shows a web identity: keys for a while.
+fn session(query: &str) -> Option<HttpResponse> {
+    let has = |parameter: &str| query.split('&').any(|found| found == parameter);
+    if !has("Action=AssumeRoleWithWebIdentity") {
+        return None;
+    }
+    if !has("WebIdentityToken=the-identity") {
+        return Some(refusal(400, "InvalidIdentityToken"));
+    }
+    let said = format!(
+        "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
+         <SessionToken>t</SessionToken><SecretAccessKey>{SECRET}</SecretAccessKey><AccessKeyId>{KEY}</AccessKeyId>\
+         <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>\
+         </AssumeRoleWithWebIdentityResponse>"
+    );
+    Some(hyper::Response::new(Body::from(said)))
+}
+
 impl Trouble {
     /// A number below `n` that follows from the number of the request alone.
     fn draw(request: u64, n: u64) -> u64 {
@@ -157,7 +202,7 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
             if late > 0 {
                 tokio::time::sleep(Duration::from_millis(Trouble::draw(n, late))).await;
             }
-            if let Some(answer) = metadata(request.uri().path()) {
+            if let Some(answer) = metadata(request.uri().path()).or_else(|| session(request.uri().query()?)) {
                 return Ok(answer);
             }
             let asks = |name: &str, value: &str| request.headers().get(name).is_some_and(|found| found == value);

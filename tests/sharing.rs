@@ -212,3 +212,28 @@ fn the_role_of_a_machine_signs_and_a_key_of_kms_encrypts() {
     let encrypted = server.trouble.encrypted.load(std::sync::atomic::Ordering::SeqCst);
     assert!(encrypted > 10, "{encrypted} requests asked for encryption");
 }
+
+/// As in a pod of a managed cluster: a file with the identity, a token service, and a certificate of one's own.
+#[test]
+fn a_web_identity_signs_and_a_bundle_of_certificates_is_trusted() {
+    let (server, bench) = (Server::start_tls(), Bench::new());
+    bench.pipeline("p.yaml", PIPELINE).smelt(&["run", "p.yaml"]).ok();
+    std::fs::write(bench.path("identity"), "the-identity").unwrap();
+    let tls = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tls");
+    let push = |identity: &str, bundle: Option<&str>| {
+        let mut push = bench.command(&["push", "s3://bucket/web"]);
+        push.env("HOME", bench.folder.path()).env("AWS_REGION", "us-east-1");
+        push.env("AWS_ENDPOINT_URL", &server.address).env("AWS_ENDPOINT_URL_STS", &server.address);
+        push.env("AWS_WEB_IDENTITY_TOKEN_FILE", bench.path(identity)).env("AWS_ROLE_ARN", "arn:aws:iam::1:role/smelt");
+        push.envs(bundle.map(|name| ("AWS_CA_BUNDLE", tls.join(name))));
+        crate::support::Said::from(push.output().unwrap())
+    };
+    push("identity", Some("ca.pem")).ok();
+    assert!(server.folder.path().join("bucket/web/artifacts").is_dir());
+    let untrusted = push("identity", None);
+    assert!(untrusted.code != Some(0) && untrusted.err.contains("certificate"), "{untrusted:#?}");
+    std::fs::write(bench.path("other"), "another-identity").unwrap();
+    let refused = push("other", Some("ca.pem"));
+    assert!(refused.code != Some(0) && refused.err.contains("s3://bucket/web"), "{refused:#?}");
+    assert!(!refused.err.contains("another-identity"), "{refused:#?}");
+}

@@ -1,6 +1,7 @@
 //! Pipelines on a real Slurm: two nodes on this machine, which `slurm/slurm.sh` installs and starts. Where it cannot
 //! (Debian's packages, as root) these tests say so and check nothing.
 
+use crate::s3_server::{SECRET, Server};
 use crate::smoke::repository;
 use crate::support::{Bench, Said, digests};
 use smelt_store::Store;
@@ -366,7 +367,7 @@ fn a_pipeline_on_slurm_has_the_digests_of_a_local_run() {
     assert_eq!(cluster.submitted("smoke.clean"), 2, "a task of an array for each worker");
 }
 
-const RANKS: &str = r#"#!/usr/bin/env python3
+pub(crate) const RANKS: &str = r#"#!/usr/bin/env python3
 import json, os, pathlib, socket, sys, time
 if sys.argv[1] == "describe":
     print(json.dumps({"protocol": 1, "name": "meet", "version": 1, "about": "Ranks that meet", "io": "files",
@@ -406,4 +407,29 @@ fn ranks_on_several_nodes_find_each_other_and_the_first_one_commits() {
         format!("RANK={rank} WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 NODE_RANK={rank} MASTER_ADDR=127.0.0.1")
     };
     assert_eq!(String::from_utf8_lossy(&text), format!("{}\n{}\n", line(0), line(1)));
+}
+
+/// The nodes reach the bucket with the variables of the login shell; what Slurm itself writes ends there, too.
+#[test]
+fn a_store_in_a_bucket_has_what_nodes_make_and_say() {
+    let Some((_guard, cluster)) = Cluster::lock() else { return };
+    let (server, bench) = (Server::start(), Bench::new());
+    let text = "name: bucket\nrun: { executor: slurm }\njobs:\n  raw: { stage: STAGE(count), config: { rows: 40 } }\n  \
+        even: { stage: STAGE(merge), input: raw }\n  model: { stage: STAGE(train) }\n";
+    bench.pipeline("p.yaml", text);
+    let smelt = |args: &[&str]| {
+        let mut smelt = cluster.smelt(&bench, &[args, &["--store", "s3://bucket/nodes"]].concat());
+        Said::from(smelt.envs(server.environment(SECRET)).output().unwrap())
+    };
+    smelt(&["run", "p.yaml"]).ok();
+    let query = "select stage, port, digest from smelt.artifacts where port <> 'metrics' order by 1, 2";
+    let found = smelt(&["sql", query, "--format", "csv"]).ok().out;
+    let here = Bench::new();
+    here.pipeline("p.yaml", text).smelt(&["run", "p.yaml", "--set", "run.executor=local"]).ok();
+    assert_eq!(found, here.smelt(&["sql", query, "--format", "csv"]).ok().out);
+    assert!(smelt(&["logs", "model"]).ok().out.contains("step 19"));
+    let failed = smelt(&["run", "p.yaml", "--set", "run.container=no-such-container", "--set", "raw.config.rows=41"]);
+    assert!(failed.err.contains("no-such-container: not found"), "{failed:#?}");
+    let said = smelt(&["logs", "raw"]).ok().out;
+    assert!(said.contains("no-such-container: not found"), "what Slurm wrote is among the logs: {said}");
 }
