@@ -16,6 +16,7 @@ mod kubernetes;
 mod page;
 mod queries;
 mod quickstart;
+mod repeat;
 mod s3;
 mod s3_server;
 mod scheduling;

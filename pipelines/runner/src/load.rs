@@ -8,6 +8,7 @@ mod draft;
 mod file;
 mod inputs;
 mod instances;
+mod repeat;
 mod report;
 mod shape;
 mod store;

@@ -146,6 +146,26 @@ pub struct Job {
     /// Axes: the job is made once for each combination, as `job[axis=value]`.
     #[serde(default)]
     pub each: Each,
+    /// The job is done so many times, one after another, as `job[1]`, `job[2]`, …: in its inputs `previous` is the
+    /// iteration before, and `other[previous]` that of another repeated job. Other jobs mean the last iteration.
+    #[serde(default)]
+    pub repeat: Option<usize>,
+    /// What the first iteration reads in place of the inputs that name a previous one; or a map from ports to that.
+    #[serde(default)]
+    pub first: Inputs,
+}
+
+/// Nothing, a text, or a list of texts.
+fn strings(value: Value, bad: impl Fn(Value) -> String) -> Result<Vec<String>, String> {
+    let one = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        other => Err(bad(other)),
+    };
+    match value {
+        Value::Null => Ok(Vec::new()),
+        Value::Array(items) => items.into_iter().map(one).collect(),
+        other => Ok(vec![one(other)?]),
+    }
 }
 
 /// Axis name to values, in order.
@@ -273,15 +293,7 @@ pub struct Conditions(pub Vec<String>);
 impl TryFrom<Value> for Conditions {
     type Error = String;
     fn try_from(value: Value) -> Result<Self, String> {
-        let one = |value: Value| match value {
-            Value::String(text) => Ok(text),
-            other => Err(format!("`{other}` is no condition: write `JOB.METRIC < NUMBER`")),
-        };
-        match value {
-            Value::Null => Ok(Self::default()),
-            Value::Array(items) => items.into_iter().map(one).collect::<Result<_, _>>().map(Self),
-            other => Ok(Self(vec![one(other)?])),
-        }
+        strings(value, |other| format!("`{other}` is no condition: write `JOB.METRIC < NUMBER`")).map(Self)
     }
 }
 
@@ -326,7 +338,8 @@ impl Default for SavePolicy {
     }
 }
 
-/// `clean`, `clean.drops`, `[a, b]`, `score[*]`, `tag:NAME`, `artifact:DIGEST`; or a map from port to those.
+/// `clean`, `clean.drops`, `[a, b]`, `score[*]`, `previous`, `tag:NAME`, `artifact:DIGEST`; or a map from ports to
+/// those.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct Inputs(pub Vec<(Option<String>, Vec<String>)>);

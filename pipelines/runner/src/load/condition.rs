@@ -63,17 +63,17 @@ impl Condition {
                 .hint("write `JOB.METRIC < NUMBER`, such as `base.loss < 2.5`; also <=, >, >=, == and !=")
         };
         let (base, axes, metric, comparison, value) = split(text).ok_or_else(bad)?;
-        if base == draft.base {
-            return Err(Diagnostic::pipeline(format!("job `{}` waits for what it measures itself", draft.name))
-                .hint("name an earlier job"));
+        let jobs = choose(base, axes, draft, drafts)?;
+        if jobs.iter().any(|&job| drafts[job].name == draft.name) {
+            let hint = match draft.iteration {
+                Some(_) => "name an earlier job, or `previous`, the iteration before",
+                None => "name an earlier job",
+            };
+            return Err(
+                Diagnostic::pipeline(format!("job `{}` waits for what it measures itself", draft.name)).hint(hint)
+            );
         }
-        Ok(Self {
-            text: text.trim().into(),
-            jobs: choose(base, axes, draft, drafts)?,
-            metric: metric.into(),
-            comparison,
-            value,
-        })
+        Ok(Self { text: text.trim().into(), jobs, metric: metric.into(), comparison, value })
     }
 
     /// Why the gate is closed, by what job `name` measured; nothing if it is open.

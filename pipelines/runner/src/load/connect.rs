@@ -2,8 +2,9 @@
 
 use super::condition::Condition;
 use super::configs::{leave_out, resolve_configs};
-use super::draft::{Draft, Input};
+use super::draft::{Draft, Input, Reading};
 use super::inputs::{main_port, resolve_reference, unknown_port};
+use super::repeat::{ITERATION, PREVIOUS};
 use super::units::seconds;
 use super::{Instance, Limits};
 use crate::diagnostic::{Diagnostic, Result};
@@ -32,9 +33,8 @@ pub(super) fn connect(
     for draft in &drafts {
         let program = &programs[&draft.text.stage];
         let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
-        for (port, references) in &draft.text.input.0 {
-            let pointer = port.as_ref().map_or_else(|| "/input".to_owned(), |p| format!("/input/{p}"));
-            let at = |e: Diagnostic| e.at(draft.place(tree, &pointer));
+        for Reading { port, references, pointer } in &draft.inputs {
+            let at = |e: Diagnostic| e.at(draft.place(tree, pointer));
             let spec = match port {
                 Some(name) => {
                     program.description.input(name).ok_or_else(|| unknown_port(draft, program, name)).map_err(at)?
@@ -68,7 +68,7 @@ pub(super) fn connect(
     }
     let mut conditions = Vec::new();
     for draft in &drafts {
-        let read = draft.text.when.0.iter().enumerate().map(|(n, text)| {
+        let read = draft.when.iter().map(|(n, text)| {
             let at = |e: Diagnostic| e.at(draft.place(tree, &format!("/when/{n}")));
             Condition::parse(text, draft, &drafts).map_err(at)
         });
@@ -91,6 +91,7 @@ pub(super) fn connect(
                 *job = place_of[job];
             }
         }
+        let iteration = draft.iteration.map(|number| (ITERATION.to_owned(), number.into()));
         let mut when = std::mem::take(&mut conditions[old]);
         when.iter_mut().flat_map(|condition| &mut condition.jobs).for_each(|job| *job = place_of[job]);
         jobs.push(Instance {
@@ -98,7 +99,7 @@ pub(super) fn connect(
             limits: limits(tree, &draft)?,
             name: draft.name,
             base: draft.base,
-            axes: draft.axes.into_iter().collect(),
+            axes: draft.axes.into_iter().chain(iteration).collect(),
             program,
             inputs,
             when,
@@ -157,9 +158,14 @@ fn sort(
                     names.push(names[0]);
                     names.reverse();
                     let place = drafts[next].place(tree, "/input");
+                    let repeated = path[start..].iter().map(|&i| &drafts[i]).find(|draft| draft.iteration.is_some());
+                    let hint = match repeated {
+                        Some(Draft { base, .. }) => format!("`{base}[{PREVIOUS}]` is the iteration before"),
+                        None => "let one of them read something else".into(),
+                    };
                     return Err(Diagnostic::pipeline(format!("jobs wait for each other: {}", names.join(" -> ")))
                         .at(place)
-                        .hint("let one of them read something else"));
+                        .hint(hint));
                 }
                 path.push(next);
             }

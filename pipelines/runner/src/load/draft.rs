@@ -11,9 +11,23 @@ pub(super) struct Draft {
     pub(super) name: String,
     pub(super) base: String,
     pub(super) axes: IndexMap<String, Value>,
+    /// Of a job that is repeated, from 1.
+    pub(super) iteration: Option<usize>,
     pub(super) text: Job,
+    pub(super) inputs: Vec<Reading>,
+    /// Conditions of its gate, each with its place in the list.
+    pub(super) when: Vec<(usize, String)>,
     /// What `--set` changed in this instance alone: pointers in the job, and the words.
     pub(super) set: Vec<(String, String)>,
+}
+
+/// What one port of a draft reads.
+pub(super) struct Reading {
+    /// The first one of the stage if not said.
+    pub(super) port: Option<String>,
+    pub(super) references: Vec<String>,
+    /// Where that stands in the job.
+    pub(super) pointer: String,
 }
 
 impl Draft {

@@ -3,6 +3,8 @@
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::digests;
 use crate::load::draft::{Draft, Input};
+use crate::load::instances::axes_words;
+use crate::load::repeat::{LAST, PREVIOUS, is_of_previous};
 use crate::programs::Program;
 use smelt_schemas::{ArtifactRef, InputPort, InputRef};
 use smelt_store::Store;
@@ -80,8 +82,14 @@ pub(super) fn resolve_reference(
         .collect()
 }
 
-/// The instances of `base` that a job means: those that it names, else the one with its own axes.
+/// The instances of `base` that a job means: those that it names, else the one with its own axes, and of a repeated job
+/// its own iteration, or the last.
 pub(super) fn choose(base: &str, axes: Option<&str>, draft: &Draft, drafts: &[Draft]) -> Result<Vec<usize>> {
+    if draft.iteration.is_none() && (base == PREVIOUS || axes.is_some_and(|axes| is_of_previous(&format!("[{axes}]"))))
+    {
+        let what = format!("job `{}` reads a previous iteration, and is not repeated", draft.name);
+        return Err(Diagnostic::pipeline(what).hint("add `repeat: 3` and `first: JOB`, or name a job"));
+    }
     let named: Vec<usize> = (0..drafts.len()).filter(|&i| drafts[i].base == base).collect();
     if named.is_empty() {
         let mut known: Vec<&str> = drafts.iter().map(|d| d.base.as_str()).collect();
@@ -92,15 +100,21 @@ pub(super) fn choose(base: &str, axes: Option<&str>, draft: &Draft, drafts: &[Dr
             None => error.hint(format!("jobs: {}", known.join(", "))),
         });
     }
+    if axes == Some("*") {
+        return Ok(named);
+    }
+    let (axes, iteration) = match named.iter().filter_map(|&i| drafts[i].iteration).max() {
+        Some(count) => of_iteration(base, axes, count, draft)?,
+        None => (axes, None),
+    };
+    let named: Vec<usize> = named.into_iter().filter(|&i| drafts[i].iteration == iteration).collect();
     Ok(match axes {
-        Some("*") => named,
         Some(wanted) => {
-            let full = format!("{base}[{wanted}]");
-            let found: Vec<usize> = named.iter().copied().filter(|&i| drafts[i].name == full).collect();
+            let found: Vec<usize> = named.iter().copied().filter(|&i| axes_words(&drafts[i].axes) == wanted).collect();
             if found.is_empty() {
                 let names: Vec<&str> = named.iter().map(|&i| drafts[i].name.as_str()).collect();
                 return Err(Diagnostic::pipeline(format!(
-                    "job `{}` reads `{full}`, and there is no such instance",
+                    "job `{}` reads `{base}[{wanted}]`, and there is no such instance",
                     draft.name
                 ))
                 .hint(format!("instances: {}", names.join(", "))));
@@ -127,11 +141,43 @@ pub(super) fn choose(base: &str, axes: Option<&str>, draft: &Draft, drafts: &[Dr
     })
 }
 
+/// The axes and the iteration that a reference to a job with `count` iterations means.
+fn of_iteration<'a>(
+    base: &str,
+    axes: Option<&'a str>,
+    count: usize,
+    draft: &Draft,
+) -> Result<(Option<&'a str>, Option<usize>)> {
+    // The iteration stands last: `[2]`, `[seed=1,2]`.
+    let (rest, word) = match axes.map(|axes| (axes, axes.rsplit_once(','))) {
+        Some((_, Some((rest, word)))) if !word.contains('=') => (Some(rest), Some(word)),
+        Some((word, None)) if !word.contains('=') => (None, Some(word)),
+        _ => (axes, None),
+    };
+    let number = match word {
+        Some(LAST) => count,
+        Some(word) => word.parse().map_err(|_| {
+            Diagnostic::pipeline(format!("job `{}` reads `{base}[{word}]`, and there is no such iteration", draft.name))
+                .hint(format!("iterations of `{base}`: 1 to {count}, `{PREVIOUS}`, `{LAST}`; `{base}[*]` is all"))
+        })?,
+        None => draft.iteration.unwrap_or(count),
+    };
+    if !(1..=count).contains(&number) {
+        let times = if count == 1 { "1 iteration".to_owned() } else { format!("{count} iterations") };
+        let what = format!("job `{}` reads `{base}[{number}]`, and `{base}` has {times}", draft.name);
+        return Err(Diagnostic::pipeline(what).hint(match word {
+            None => format!("give both jobs the same `repeat`, or name one: `{base}[{LAST}]`"),
+            Some(_) => format!("`{base}[{LAST}]` is the last"),
+        }));
+    }
+    Ok((rest, Some(number)))
+}
+
 /// `base`, `base.port`, `base[axes]`, `base[axes].port`
 fn split_reference(reference: &str) -> Result<(&str, Option<&str>, Option<&str>)> {
     let bad = || {
         Diagnostic::pipeline(format!("`{reference}` is no input"))
-            .hint("write a job, `job.port`, `job[*]`, `tag:NAME` or `artifact:DIGEST`")
+            .hint("write a job, `job.port`, `job[*]`, `previous`, `tag:NAME` or `artifact:DIGEST`")
     };
     let (base, axes, rest) = match reference.find('[') {
         Some(open) => {

@@ -1,6 +1,7 @@
-//! The instances of a job: one for each combination of the values of its axes.
+//! The instances of a job: one for each combination of the values of its axes, and for each of its iterations.
 
 use super::draft::Draft;
+use super::repeat::{self, ITERATION};
 use super::shape::wrong_type;
 use super::values::{Set, substitute, unfilled};
 use crate::diagnostic::{Diagnostic, Place, Result};
@@ -10,7 +11,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use smelt_schemas::{Each, Job, Pipeline};
 
-/// Every combination of a job's axes, the last axis fastest.
+/// Every combination of a job's axes, the last axis fastest, and of each the iterations.
 pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft>> {
     let mut drafts: Vec<Draft> = Vec::new();
     for (base, text) in &pipeline.jobs {
@@ -31,12 +32,15 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
                 })
                 .collect();
         }
+        let iterations = repeat::iterations(tree, base, text)?;
         // An instance has its own values; the lists of all would make a thousand instances a million values.
         let plain = serde_json::to_value(Job { each: Each::default(), ..text.clone() }).expect("a job is plain data");
-        for axes in combinations {
-            let name = instance_name(base, &axes);
+        let every = combinations.iter().flat_map(|axes| iterations.iter().map(move |iteration| (axes, *iteration)));
+        for (axes, iteration) in every {
+            let name = instance_name(base, axes, iteration);
             let mut value = plain.clone();
-            substitute(&mut value, &|name| axes.get(name).cloned());
+            let number = |name: &str| iteration.filter(|_| name == ITERATION).map(Value::from);
+            substitute(&mut value, &|name| axes.get(name).cloned().or_else(|| number(name)));
             let mut own = Tree::of(value);
             let mut set = Vec::new();
             for s in sets.iter().filter(|s| s.instance.as_ref() == Some(&name)) {
@@ -57,7 +61,9 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
                     .at(given)
                     .at(tree.place(&format!("/jobs/{base}")))
             })?;
-            drafts.push(Draft { name, base: base.clone(), axes, text, set });
+            let inputs = repeat::readings(tree, pipeline, base, &text, iteration)?;
+            let when = repeat::conditions(base, &text, iteration);
+            drafts.push(Draft { name, base: base.clone(), axes: axes.clone(), iteration, text, inputs, when, set });
         }
     }
     for s in sets {
@@ -72,20 +78,26 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
     Ok(drafts)
 }
 
-fn instance_name(base: &str, axes: &IndexMap<String, Value>) -> String {
-    if axes.is_empty() {
-        return base.into();
-    }
+fn instance_name(base: &str, axes: &IndexMap<String, Value>, iteration: Option<usize>) -> String {
+    let number = iteration.map(|number| number.to_string());
+    let parts: Vec<String> =
+        Some(axes_words(axes)).filter(|words| !words.is_empty()).into_iter().chain(number).collect();
+    if parts.is_empty() { base.into() } else { format!("{base}[{}]", parts.join(",")) }
+}
+
+/// `seed=1,lr=0.1`
+pub(super) fn axes_words(axes: &IndexMap<String, Value>) -> String {
     let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let parts: Vec<String> = axes.iter().map(|(k, v)| format!("{k}={}", show(v))).collect();
-    format!("{base}[{}]", parts.join(","))
+    axes.iter().map(|(k, v)| format!("{k}={}", show(v))).collect::<Vec<_>>().join(",")
 }
 
 /// An axis is a column of the job's tables, so it must not hide one of theirs.
 pub(super) fn check_axes(tree: &Tree, draft: &Draft, program: &Program) -> Result<()> {
     for port in &program.description.outputs {
         let Some(schema) = port.kind.schema() else { continue };
-        if let Some(axis) = draft.axes.keys().find(|a| schema.field_with_name(a).is_ok()) {
+        let iteration = draft.iteration.map(|_| ITERATION);
+        let mut axes = draft.axes.keys().map(String::as_str).chain(iteration);
+        if let Some(axis) = axes.find(|a| schema.field_with_name(a).is_ok()) {
             let (port, kind) = (&port.name, &port.kind.name);
             return Err(Diagnostic::pipeline(format!(
                 "axis `{axis}` of job `{}` would hide the column `{axis}` of its {kind} (port `{port}`)",

@@ -1,5 +1,6 @@
 //! From the tree to typed jobs: keys, names, and what `run:` may say.
 
+use super::repeat::PREVIOUS;
 use super::shape::wrong_type;
 use crate::diagnostic::{Diagnostic, Place, Result, nearest};
 use crate::yaml::Tree;
@@ -74,6 +75,11 @@ pub(super) fn typed(tree: &Tree, value: Value) -> Result<Pipeline> {
         check_name("view", name, place)?;
     }
     for (name, job) in &pipeline.jobs {
+        if name == PREVIOUS {
+            return Err(Diagnostic::pipeline(format!("`{name}` is no name for a job"))
+                .at(tree.key_place(&format!("/jobs/{name}")))
+                .hint("in a job with `repeat` it is the iteration before: give the job another name"));
+        }
         for (kind, name, pointer) in std::iter::once(("job", name, format!("/jobs/{name}")))
             .chain(job.each.keys().map(|a| ("axis", a, format!("/jobs/{name}/each/{a}"))))
         {
