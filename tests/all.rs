@@ -14,6 +14,7 @@ mod kills;
 mod kube_server;
 mod kubernetes;
 mod page;
+mod plans;
 mod queries;
 mod quickstart;
 mod repeat;

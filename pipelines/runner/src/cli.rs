@@ -87,6 +87,9 @@ pub(crate) enum Command {
     Plan {
         #[command(flatten)]
         pipeline: PipelineArgs,
+        /// Show how each config differs from that of what the job made last, as a unified diff
+        #[arg(long)]
+        diff: bool,
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
     },

@@ -11,7 +11,7 @@ use crate::run::{self, summarise};
 use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{html, live, query, report, runs, tensorboard, traces};
+use crate::{diff, html, live, query, report, runs, tensorboard, traces};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{Live, RunState, Store};
@@ -76,20 +76,21 @@ pub(crate) fn check(target: &Target) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
+/// `diffs`: also how the config of each job differs from that of what it made last.
+pub(crate) fn plan(target: &Target, format: Format, diffs: bool) -> Result<()> {
     let (plan, store) = target.load()?;
     let (mut states, _) = plan::states(&store, &plan)?;
     slurm::look_after(&store, &plan, &mut states)?;
     let width = plan.jobs.iter().map(|j| j.name.chars().count()).max().unwrap_or(0);
-    let columns = ["job", "stage", "state", "why", "seconds"].map(|name| (name, Measure::Plain));
-    let mut listing = Listing::new(&columns);
+    let columns = ["job", "stage", "state", "why", "seconds", "diff"].map(|name| (name, Measure::Plain));
+    let mut listing = Listing::new(&columns[..if diffs { 6 } else { 5 }]);
     let mut counts = [0usize; 5];
     let mut text = String::new();
     for (job, state) in plan.jobs.iter().zip(&states) {
-        let last = match state {
-            State::Cached(_) | State::Skipped(_) => None,
-            _ => plan::last_seconds(&store, &plan, job),
-        };
+        let is_settled = matches!(state, State::Cached(_) | State::Skipped(_));
+        let before = Some(job).filter(|_| diffs || !is_settled).and_then(|job| plan::last(&store, &plan, job));
+        let diff = before.as_ref().filter(|_| diffs).and_then(|before| diff::of_config(before, &job.resolved.config));
+        let last = before.filter(|_| !is_settled).map(|before| before.provenance.seconds);
         let (word, why) = state.words();
         counts[match state {
             State::New(_) | State::Damaged => 0,
@@ -105,7 +106,10 @@ pub(crate) fn plan(target: &Target, format: Format) -> Result<()> {
             _ => format!("  {:width$}  {word:<7}  {why}{about}", job.name),
         };
         text += &(line + "\n");
-        listing.row(vec![json!(job.name), json!(job.program.description.name), json!(word), json!(why), json!(last)]);
+        text += &diff.as_deref().map_or_else(String::new, diff::indented);
+        let mut row = vec![json!(job.name), json!(job.program.description.name), json!(word), json!(why), json!(last)];
+        row.extend(diffs.then(|| json!(diff)));
+        listing.row(row);
     }
     if format != Format::Table {
         print!("{}", listing.text(format));

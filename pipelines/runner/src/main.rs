@@ -7,6 +7,7 @@ mod child;
 mod cli;
 mod commands;
 mod diagnostic;
+mod diff;
 mod digests;
 mod estimate;
 mod exec;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let done = match Cli::parse().command {
         Command::Check(p) => commands::check(&p.into()),
-        Command::Plan { pipeline, format } => commands::plan(&pipeline.into(), format),
+        Command::Plan { pipeline, diff, format } => commands::plan(&pipeline.into(), format, diff),
         Command::Estimate { pipeline, args } => estimate::run(&pipeline.into(), &args),
         Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
         Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),

@@ -4,7 +4,7 @@ use crate::diagnostic::Result;
 use crate::load::{Input, Instance, Plan};
 use serde_json::Value;
 use smelt_schemas::{Digest, InputRef, Manifest, Source, fingerprint};
-use smelt_store::{Error, Store};
+use smelt_store::{Error, Store, without_secrets};
 use std::collections::BTreeMap;
 
 /// Whether a job's work is there already.
@@ -186,7 +186,7 @@ pub(crate) fn fields(path: &str, before: &Value, now: &Value, found: &mut Vec<(S
         (a, b) => {
             let show = |v: &Value| match v {
                 Value::Null => "default".to_owned(),
-                v => v.to_string(),
+                v => without_secrets(&v.to_string()),
             };
             found.push((path.to_owned(), show(a), show(b)));
         }
@@ -237,10 +237,10 @@ pub(crate) fn states_of(store: &Store, plan: &Plan, wanted: &[bool]) -> Result<(
     Ok((states, done))
 }
 
-/// Seconds that this job took the last time, if the store knows.
-pub(crate) fn last_seconds(store: &Store, plan: &Plan, job: &Instance) -> Option<f64> {
+/// What this job made the last time, if the store knows.
+pub(crate) fn last(store: &Store, plan: &Plan, job: &Instance) -> Option<Manifest> {
     let pointer = store.pointer(&plan.name, &job.name).ok()??;
-    Some(store.manifest(&pointer.artifact).ok()??.provenance.seconds)
+    store.manifest(&pointer.artifact).ok()?
 }
 
 /// Jobs that `wanted` needs, itself included; `wanted` names a job or an instance.

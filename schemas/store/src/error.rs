@@ -181,7 +181,7 @@ pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 /// `text`, its addresses without user and query.
-pub(crate) fn without_secrets(text: &str) -> String {
+pub fn without_secrets(text: &str) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at + 3);

@@ -48,7 +48,7 @@ pub use backing::{Backing, BackingError, Sink};
 pub use cache::{CACHE_BYTES, Cache};
 pub use clock::now;
 pub use entry::{Entry, Version};
-pub use error::{Error, Result};
+pub use error::{Error, Result, without_secrets};
 pub use faults::{Faults, Faulty};
 pub use gc::{GcPlan, GcRules, Leftovers};
 pub use live::{Live, Point};

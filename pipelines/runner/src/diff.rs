@@ -1,0 +1,72 @@
+//! A unified diff of a job's config, as git shows what changed in a file.
+
+use crate::plan;
+use serde_json::Value;
+use similar::TextDiff;
+use smelt_schemas::Manifest;
+use smelt_store::without_secrets;
+use std::io::IsTerminal;
+
+/// Lines around a change.
+const CONTEXT: usize = 3;
+
+/// How a config differs from the one of what a job made last, as YAML; nothing if it does not.
+pub(crate) fn of_config(before: &Manifest, now: &Value) -> Option<String> {
+    let mut changed = Vec::new();
+    plan::fields("config", &before.config, now, &mut changed);
+    if changed.is_empty() {
+        return None;
+    }
+    let [old, new] = [&before.config, now].map(yaml);
+    let (from, to) = (format!("run {}", before.provenance.run), "now");
+    if old == new {
+        // So that nobody looks for it in vain.
+        return Some(format!("--- {from}\n+++ {to}\n(what differs is a user or a query of an address: not shown)\n"));
+    }
+    Some(TextDiff::from_lines(&old, &new).unified_diff().context_radius(CONTEXT).header(&from, to).to_string())
+}
+
+/// `value` as YAML, its addresses without user and query.
+fn yaml(value: &Value) -> String {
+    fn shown(value: &Value) -> Value {
+        match value {
+            Value::String(text) => without_secrets(text).into(),
+            Value::Array(items) => items.iter().map(shown).collect(),
+            Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
+            other => other.clone(),
+        }
+    }
+    serde_saphyr::to_string(&shown(value)).expect("a config is plain data")
+}
+
+/// A diff below a line of a list; on a terminal in the colours of git.
+pub(crate) fn indented(diff: &str) -> String {
+    let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let line = |line: &str| {
+        let colour = match line.as_bytes() {
+            [b'-', b'-', b'-', ..] | [b'+', b'+', b'+', ..] => "1",
+            [b'-', ..] => "31",
+            [b'+', ..] => "32",
+            [b'@', ..] => "36",
+            _ => "",
+        };
+        match is_coloured && !colour.is_empty() {
+            true => format!("      \x1b[{colour}m{line}\x1b[0m\n"),
+            false => format!("      {line}\n"),
+        }
+    };
+    diff.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_config_is_compared_line_by_line_and_shows_no_secret() {
+        let address = |query: &str| json!({ "paths": [format!("https://me:secret@host/a.parquet?{query}")] });
+        let text = yaml(&address("token=secret"));
+        assert_eq!(text, "paths:\n- https://host/a.parquet\n");
+    }
+}
