@@ -10,6 +10,7 @@ mod exit_codes;
 mod faults;
 mod gpu;
 mod import;
+mod includes;
 mod kills;
 mod kube_server;
 mod kubernetes;

@@ -3,7 +3,7 @@
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::job_folder;
-use crate::load::{self, Plan};
+use crate::load::{self, Plan, Texts};
 use serde::{Deserialize, Serialize};
 use smelt_schemas::{Digest, ExitCode};
 use smelt_store::Store;
@@ -16,6 +16,9 @@ pub(crate) struct Asked {
     pub file: String,
     pub folder: String,
     pub text: String,
+    /// The texts of the files that it includes.
+    #[serde(default, skip_serializing_if = "Texts::is_empty")]
+    pub included: Texts,
     /// What `--set` changed.
     pub set: Vec<String>,
     /// Jobs to run again although they are cached.
@@ -30,6 +33,7 @@ impl Asked {
             file: plan.file.clone(),
             folder: std::env::current_dir().unwrap_or_default().display().to_string(),
             text: plan.text.clone(),
+            included: plan.included.clone(),
             set: plan.set.clone(),
             again: again.iter().map(|&place| plan.jobs[place].name.clone()).collect(),
             retries,
@@ -56,8 +60,9 @@ impl Asked {
 
     /// The plan of the run, as it was.
     pub(crate) fn plan(&self, store: &Store) -> Result<Plan> {
-        let options = load::Options { store: Some(store.address().into()), set: self.set.clone() };
-        load::load_text(Path::new(&self.file), self.text.clone(), &options)
+        let options =
+            load::Options { store: Some(store.address().into()), set: self.set.clone(), ..load::Options::default() };
+        load::load_recorded(Path::new(&self.file), self.text.clone(), self.included.clone(), &options)
     }
 }
 

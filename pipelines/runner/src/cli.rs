@@ -42,6 +42,10 @@ pub(crate) struct PipelineArgs {
     /// Change a value of the file: `job.config.field=value`, `seed=3`, `vars.name=value`
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Take variables of the pipeline from a YAML file of `name: value` lines; may be given more than once.
+    /// SMELT_VAR_size gives the variable `size`, and counts less
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vars: Vec<PathBuf>,
     /// Read standard input: what `paths: ["-"]` of an `ingest` job stands for
     #[arg(long)]
     pub(crate) stdin: bool,

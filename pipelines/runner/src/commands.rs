@@ -33,7 +33,7 @@ pub(crate) struct Target {
 
 impl From<PipelineArgs> for Target {
     fn from(p: PipelineArgs) -> Self {
-        let options = load::Options { store: p.store.store, set: p.set };
+        let options = load::Options { store: p.store.store, set: p.set, vars: p.vars, environment: true };
         Self { file: p.pipeline, options, stdin: p.stdin, spool: OnceCell::new() }
     }
 }

@@ -6,6 +6,7 @@ mod configs;
 mod connect;
 mod draft;
 mod file;
+mod include;
 mod inputs;
 mod instances;
 mod repeat;
@@ -19,6 +20,8 @@ mod values;
 pub(crate) use self::condition::Condition;
 pub(crate) use self::draft::Input;
 pub(crate) use self::file::{head, pipeline_file};
+use self::include::Source;
+pub(crate) use self::include::Texts;
 pub(crate) use self::report::{Report, Views};
 pub(crate) use self::store::{DEFAULT_STORE, StoreBy, open_store, store_address};
 use self::values::{Set, substitute};
@@ -28,7 +31,7 @@ use serde_json::{Map, Value};
 use smelt_schemas::{CommitMode, OnFailure, Resolved, RunOptions};
 use smelt_store::Cache;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A checked pipeline: jobs in an order in which each comes after its inputs.
 pub(crate) struct Plan {
@@ -36,6 +39,8 @@ pub(crate) struct Plan {
     pub file: String,
     /// The text of the file.
     pub text: String,
+    /// The texts of the files that it includes.
+    pub included: Texts,
     pub store: String,
     /// Who named the store.
     pub store_by: StoreBy,
@@ -43,7 +48,7 @@ pub(crate) struct Plan {
     pub single_writer: bool,
     /// The cache that the file names for its store.
     pub cache: Option<Cache>,
-    /// What `--set` changed.
+    /// What `--set`, `--vars` and SMELT_VAR_* changed, as `--set` would say it.
     pub set: Vec<String>,
     pub on_failure: OnFailure,
     pub views: Views,
@@ -107,16 +112,31 @@ pub(crate) struct Options {
     pub store: Option<String>,
     /// `path=value`
     pub set: Vec<String>,
+    /// Files of variables.
+    pub vars: Vec<PathBuf>,
+    /// Whether SMELT_VAR_* count. A recorded run has them among what was set.
+    pub environment: bool,
 }
 
 pub(crate) fn load(file: &Path, options: &Options) -> Result<Plan> {
-    load_text(file, file::text(file)?, options)
+    load_texts(file, file::text(file)?, Source::Disk(Texts::new()), options)
 }
 
-/// The same for a text that `file` had when it was read.
-pub(crate) fn load_text(file: &Path, text: String, options: &Options) -> Result<Plan> {
-    let mut tree = file::tree(file, &text)?;
-    let sets = options.set.iter().map(|words| Set::parse(words, &tree)).collect::<Result<Vec<_>>>()?;
+/// The same for the texts that `file` and what it includes had when they were read.
+pub(crate) fn load_recorded(file: &Path, text: String, included: Texts, options: &Options) -> Result<Plan> {
+    load_texts(file, text, Source::Recorded(included), options)
+}
+
+fn load_texts(file: &Path, text: String, mut source: Source, options: &Options) -> Result<Plan> {
+    let mut tree = file::tree(file, &text, &mut source)?;
+    // What comes later counts more.
+    let mut sets = if options.environment { Set::of_environment(environment(), &tree)? } else { Vec::new() };
+    for file in &options.vars {
+        sets.extend(Set::of_file(file, &tree)?);
+    }
+    for words in &options.set {
+        sets.push(Set::parse(words, &tree)?);
+    }
     // Variables first: if one of them is an object, a `--set` inside it changes only that field.
     sets.iter().filter(|s| s.job.is_none()).for_each(|s| s.apply(&mut tree));
     let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
@@ -141,7 +161,9 @@ pub(crate) fn load_text(file: &Path, text: String, options: &Options) -> Result<
     let (address, store_by) = store_address(options.store.as_deref(), in_file);
     let store = open_store(&address, store_by, tree.place("/store"))?;
     let jobs = connect::connect(&tree, &pipeline, drafts, &programs, &store)?;
-    let views = Views { sql: pipeline.views.into_iter().collect(), place: tree.place("/views") };
+    let place = |name: &String| (name.clone(), tree.place(&format!("/views/{name}")));
+    let places = pipeline.views.keys().map(place).collect();
+    let views = Views { sql: pipeline.views.into_iter().collect(), places };
     // What the file says of its own store says nothing of another one.
     let own_store = pipeline.store.filter(|_| store_by == StoreBy::File).unwrap_or_default();
     let cache = store::cache(&own_store).map_err(|e| e.at(tree.place("/store/cache")))?;
@@ -150,11 +172,12 @@ pub(crate) fn load_text(file: &Path, text: String, options: &Options) -> Result<
         name: pipeline.name,
         file: file.display().to_string(),
         text,
+        included: source.texts(),
         store: address,
         store_by,
         single_writer: own_store.commit == CommitMode::SingleWriter,
         cache,
-        set: options.set.clone(),
+        set: sets.into_iter().map(|set| set.words).collect(),
         on_failure: pipeline.on_failure,
         views,
         report,
@@ -162,11 +185,15 @@ pub(crate) fn load_text(file: &Path, text: String, options: &Options) -> Result<
     })
 }
 
+/// Variables of the environment that are text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::diagnostic::Place;
-    use std::path::PathBuf;
     use std::sync::Arc;
 
     /// A job that reads nothing, of a stage that is nowhere.

@@ -74,7 +74,10 @@ pub(crate) fn check_report(store: &Store, plan: &Plan) -> Result<()> {
     };
     let report = match &plan.report {
         Some(report) if !problem.message.starts_with("view ") => report,
-        _ => return Err(Diagnostic::of(code, problem).at(plan.views.place.clone())),
+        _ => {
+            let place = plan.views.place(&problem.message);
+            return Err(Diagnostic::of(code, problem).at(place));
+        }
     };
     let (line, column) = in_query().unwrap_or((0, 0));
     let problem = Problem { message: format!("`report`: {}", problem.message), ..problem };

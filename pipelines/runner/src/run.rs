@@ -102,7 +102,8 @@ fn adopt(plan: &Plan, store: &Store, asked: &Asked, wanted: &[bool]) -> Result<O
             continue;
         }
         let Ok(before) = Asked::read(store, &record.run) else { continue };
-        if (&before.text, &before.set, &before.again) == (&asked.text, &asked.set, &asked.again) {
+        let texts = (&before.text, &before.included) == (&asked.text, &asked.included);
+        if texts && (&before.set, &before.again) == (&asked.set, &asked.again) {
             let done = |fact: &Value| fact["state"] == json!("done");
             return Ok(Some(Adopted {
                 run: record.run,

@@ -11,17 +11,29 @@ use std::fmt;
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub value: Value,
-    file: String,
-    values: HashMap<String, (u64, u64)>,
-    keys: HashMap<String, (u64, u64)>,
-    /// What `--set` gave, as it was written.
+    /// The file that it was read from, then those that it includes.
+    files: Vec<String>,
+    values: HashMap<String, At>,
+    keys: HashMap<String, At>,
+    /// Who gave a value that is in no file, such as `--set seed=3`.
     given: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum At {
+    File {
+        file: usize,
+        line: u64,
+        column: u64,
+    },
+    /// By its place in `given`.
+    Given(usize),
 }
 
 impl Tree {
     /// A value that is not in a file.
     pub(crate) fn of(value: Value) -> Self {
-        Self { value, file: String::new(), values: HashMap::new(), keys: HashMap::new(), given: Vec::new() }
+        Self { value, files: Vec::new(), values: HashMap::new(), keys: HashMap::new(), given: Vec::new() }
     }
     /// Where the value at `pointer` stands, or what is around it.
     pub(crate) fn place(&self, pointer: &str) -> Option<Place> {
@@ -31,24 +43,24 @@ impl Tree {
     pub(crate) fn key_place(&self, pointer: &str) -> Option<Place> {
         self.find(&self.keys, pointer).filter(|_| self.keys.contains_key(pointer)).or_else(|| self.place(pointer))
     }
-    fn find(&self, places: &HashMap<String, (u64, u64)>, pointer: &str) -> Option<Place> {
+    fn find(&self, places: &HashMap<String, At>, pointer: &str) -> Option<Place> {
         let mut pointer = pointer;
         loop {
-            if let Some(&(line, column)) = places.get(pointer).or_else(|| self.values.get(pointer)) {
-                return Some(match line {
-                    FROM_COMMAND_LINE => Place::named(format!("--set {}", self.given[column as usize])),
-                    _ => Place { file: self.file.clone(), line, column },
+            if let Some(&at) = places.get(pointer).or_else(|| self.values.get(pointer)) {
+                return Some(match at {
+                    At::Given(number) => Place::named(&self.given[number]),
+                    At::File { file, line, column } => Place { file: self.files[file].clone(), line, column },
                 });
             }
             pointer = &pointer[..pointer.rfind('/')?];
         }
     }
-    /// Puts `value` at `pointer`, in place of what the file says. `said`: the words after `--set`.
+    /// Puts `value` at `pointer`, in place of what the file says. `said`: who gives it, such as `--set seed=3`.
     pub(crate) fn set(&mut self, pointer: &str, value: Value, said: &str) {
         let below = format!("{pointer}/");
         self.values.retain(|p, _| p != pointer && !p.starts_with(&below));
         self.keys.retain(|p, _| !p.starts_with(&below));
-        let place = (FROM_COMMAND_LINE, self.given.len() as u64);
+        let place = At::Given(self.given.len());
         self.given.push(said.into());
         self.values.insert(pointer.into(), place);
         let (mut target, mut at) = (&mut self.value, String::new());
@@ -84,10 +96,55 @@ impl Tree {
             places.extend(copies);
         }
     }
+    /// Whether a section has an entry.
+    pub(crate) fn has(&self, section: &str, entry: &str) -> bool {
+        self.value.get(section).is_some_and(|section| section.get(entry).is_some())
+    }
+    /// Takes those entries of a section of another file that this one has not, before or after its own; they keep their
+    /// places in their files.
+    pub(crate) fn take(&mut self, section: &str, other: &Tree, order: Order) {
+        let Some(theirs) = other.value.get(section).and_then(Value::as_object) else { return };
+        let Some(own) = self.value.as_object_mut().map(|map| map.entry(section).or_insert(Value::Null)) else { return };
+        if own.is_null() {
+            *own = Value::Object(Map::new());
+        }
+        // Anything else is an error that is told when types are checked.
+        let Some(own) = own.as_object_mut() else { return };
+        let new: Map<String, Value> =
+            theirs.iter().filter(|(name, _)| !own.contains_key(*name)).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let taken: Vec<String> = new.keys().map(|name| format!("/{section}/{}", escaped(name))).collect();
+        match order {
+            Order::After => own.extend(new),
+            Order::Before => *own = new.into_iter().chain(std::mem::take(own)).collect(),
+        }
+        let first = self.files.len();
+        self.files.extend(other.files.iter().cloned());
+        let moved = |at: &At| match *at {
+            At::File { file, line, column } => Some(At::File { file: first + file, line, column }),
+            At::Given(_) => None,
+        };
+        for (to, from) in [(&mut self.values, &other.values), (&mut self.keys, &other.keys)] {
+            let is_taken = |pointer: &str| {
+                let end = pointer.match_indices('/').nth(2).map_or(pointer.len(), |(end, _)| end);
+                taken.iter().any(|taken| *taken == pointer[..end])
+            };
+            let places = from.iter().filter(|(pointer, _)| is_taken(pointer));
+            to.extend(places.filter_map(|(pointer, at)| Some((pointer.clone(), moved(at)?))));
+        }
+    }
 }
 
-/// The line of a value that `--set` gave; its column counts what was given.
-const FROM_COMMAND_LINE: u64 = 0;
+/// Where entries of another file come to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Before,
+    After,
+}
+
+/// A key as a part of a pointer.
+pub(crate) fn escaped(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
+}
 
 enum Node {
     Leaf(Value),
@@ -162,7 +219,7 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Tree> {
         let line = place.as_ref().and_then(|p| text.lines().nth((p.line as usize).checked_sub(1)?)).unwrap_or_default();
         refused(message, line).at(place)
     })?;
-    let mut tree = Tree { file: file.into(), ..Tree::of(Value::Null) };
+    let mut tree = Tree { files: vec![file.into()], ..Tree::of(Value::Null) };
     let value = flatten(root, String::new(), &mut tree);
     tree.value = value;
     Ok(tree)
@@ -187,7 +244,8 @@ fn refused(message: &str, line: &str) -> Diagnostic {
 }
 
 fn flatten(node: Spanned<Node>, pointer: String, tree: &mut Tree) -> Value {
-    tree.values.insert(pointer.clone(), (node.referenced.line(), node.referenced.column()));
+    let at = |line, column| At::File { file: 0, line, column };
+    tree.values.insert(pointer.clone(), at(node.referenced.line(), node.referenced.column()));
     match node.value {
         Node::Leaf(value) => value,
         Node::List(items) => {
@@ -196,8 +254,8 @@ fn flatten(node: Spanned<Node>, pointer: String, tree: &mut Tree) -> Value {
         Node::Map(entries) => {
             let mut map = Map::new();
             for (key, value) in entries {
-                let below = format!("{pointer}/{}", key.value.replace('~', "~0").replace('/', "~1"));
-                tree.keys.insert(below.clone(), (key.referenced.line(), key.referenced.column()));
+                let below = format!("{pointer}/{}", escaped(&key.value));
+                tree.keys.insert(below.clone(), at(key.referenced.line(), key.referenced.column()));
                 map.insert(key.value, flatten(value, below, tree));
             }
             Value::Object(map)
@@ -275,7 +333,7 @@ mod tests {
     #[test]
     fn what_the_command_line_gave_is_named_by_its_own_words() {
         let mut tree = parse("jobs:\n  a: { stage: s }\n", "p.yaml").unwrap();
-        tree.set("/jobs/a/confg/n", serde_json::json!(3), "a.confg.n=3");
+        tree.set("/jobs/a/confg/n", serde_json::json!(3), "--set a.confg.n=3");
         let place = |p: Option<Place>| p.map(|p| (p.file, p.line)).unwrap();
         assert_eq!(place(tree.key_place("/jobs/a/confg")), ("--set a.confg.n=3".into(), 0));
         assert_eq!(place(tree.place("/jobs/a/confg/n")), ("--set a.confg.n=3".into(), 0));

@@ -15,6 +15,10 @@ use std::fmt;
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
     pub name: String,
+    /// Other files, relative to this one: their jobs, views and variables are part of this pipeline. What this file says
+    /// of a variable counts before what they say.
+    #[serde(default)]
+    pub include: Include,
     /// A directory, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, or a map that says more of
     /// it; `--store` and `SMELT_STORE` override it.
     #[serde(default)]
@@ -153,6 +157,33 @@ pub struct Job {
     /// What the first iteration reads in place of the inputs that name a previous one; or a map from ports to that.
     #[serde(default)]
     pub first: Inputs,
+}
+
+/// A file, or a list of files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct Include(pub Vec<String>);
+
+impl TryFrom<Value> for Include {
+    type Error = String;
+    fn try_from(value: Value) -> Result<Self, String> {
+        strings(value, |other| format!("`{other}` is no file to include: write its path")).map(Self)
+    }
+}
+
+impl From<Include> for Value {
+    fn from(include: Include) -> Value {
+        include.0.into()
+    }
+}
+
+impl JsonSchema for Include {
+    fn schema_name() -> Cow<'static, str> {
+        "Include".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] })
+    }
 }
 
 /// Nothing, a text, or a list of texts.

@@ -17,7 +17,7 @@ pub(super) struct Draft {
     pub(super) inputs: Vec<Reading>,
     /// Conditions of its gate, each with its place in the list.
     pub(super) when: Vec<(usize, String)>,
-    /// What `--set` changed in this instance alone: pointers in the job, and the words.
+    /// What `--set` changed in this instance alone: pointers in the job, and who said so.
     pub(super) set: Vec<(String, String)>,
 }
 
@@ -43,7 +43,7 @@ impl Draft {
         let around = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
         let found =
             self.set.iter().rfind(|(at, _)| around(pointer, at) || (!pointer.is_empty() && around(at, pointer)));
-        found.map(|(_, words)| Place::named(format!("--set {words}")))
+        found.map(|(_, said)| Place::named(said))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The pipeline file: which one is meant, and its text as a tree.
 
+use super::include::{Source, Texts, include};
 use super::values::substitute;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::yaml::{self, Tree};
@@ -14,7 +15,7 @@ pub(crate) struct Head {
 
 /// Reads the name and the store of a file, and checks nothing else.
 pub(crate) fn head(file: &Path) -> Result<Head> {
-    let mut tree = tree(file, &text(file)?)?;
+    let mut tree = tree(file, &text(file)?, &mut Source::Disk(Texts::new()))?;
     let vars = tree.value.get("vars").and_then(Value::as_object).cloned().unwrap_or_default();
     substitute(&mut tree.value, &|name| vars.get(name).cloned());
     let text = |of: Option<&Value>| of.and_then(Value::as_str).map(str::to_owned);
@@ -35,14 +36,15 @@ pub(super) fn text(file: &Path) -> Result<String> {
     })
 }
 
-/// The text of `file` as a tree.
-pub(super) fn tree(file: &Path, text: &str) -> Result<Tree> {
+/// The text of `file` as a tree, with what it includes.
+pub(super) fn tree(file: &Path, text: &str, source: &mut Source) -> Result<Tree> {
     let shown = file.display().to_string();
-    let tree = yaml::parse(text, &shown)?;
+    let mut tree = yaml::parse(text, &shown)?;
     if tree.value.is_null() {
         return Err(Diagnostic::pipeline(format!("pipeline `{shown}` is empty"))
             .hint("`name: NAME` and `jobs: { JOB: { stage: STAGE } }` are the least it says"));
     }
+    include(&mut tree, file, source)?;
     Ok(tree)
 }
 

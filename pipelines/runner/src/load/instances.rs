@@ -45,7 +45,7 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
             let mut set = Vec::new();
             for s in sets.iter().filter(|s| s.instance.as_ref() == Some(&name)) {
                 s.apply(&mut own);
-                set.push((s.pointer.clone(), s.words.clone()));
+                set.push((s.pointer.clone(), s.said.clone()));
             }
             let value = own.value;
             if let Some((pointer, name)) = unfilled(&value, &format!("/jobs/{base}")) {
@@ -56,7 +56,7 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
                     .hint("add it under `vars:`, or write an environment variable in capitals"));
             }
             let text: Job = serde_path_to_error::deserialize(value).map_err(|e| {
-                let given = set.last().map(|(_, words)| Place::named(format!("--set {words}")));
+                let given = set.last().map(|(_, said)| Place::named(said));
                 wrong_type(&format!("{name}.{}", e.path()), &e.inner().to_string())
                     .at(given)
                     .at(tree.place(&format!("/jobs/{base}")))
@@ -71,7 +71,7 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
         if !drafts.iter().any(|d| d.name == *instance) {
             let known: Vec<&str> = drafts.iter().filter(|d| d.base == *job).map(|d| d.name.as_str()).collect();
             return Err(Diagnostic::pipeline(format!("there is no instance `{instance}`"))
-                .at(Some(Place::named(format!("--set {}", s.words))))
+                .at(Some(Place::named(&s.said)))
                 .hint(format!("instances: {}", known.join(", "))));
         }
     }

@@ -3,10 +3,18 @@
 use crate::diagnostic::Place;
 use std::collections::BTreeMap;
 
-/// Names for queries, and their place in the file.
+/// Names for queries, and the place of each.
 pub(crate) struct Views {
     pub sql: BTreeMap<String, String>,
-    pub place: Option<Place>,
+    pub places: BTreeMap<String, Option<Place>>,
+}
+
+impl Views {
+    /// Where the view stands of which an error says, in backticks, first; else the first one.
+    pub(crate) fn place(&self, message: &str) -> Option<Place> {
+        let named = message.split('`').nth(1).and_then(|name| self.places.get(name));
+        named.or(self.places.values().next()).cloned().flatten()
+    }
 }
 
 /// SQL whose answer is printed last, and its place in the file.

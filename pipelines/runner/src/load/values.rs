@@ -1,12 +1,19 @@
-//! Values from elsewhere: `--set` on the command line, and `${name}` in the file.
+//! Values from elsewhere: `--set` and `--vars` on the command line, SMELT_VAR_* variables, and `${name}` in the file.
 
 use crate::diagnostic::{Diagnostic, Place, Result, nearest};
 use crate::yaml::{self, Tree};
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Begins the name of an environment variable that gives a variable of the pipeline.
+const VARIABLE: &str = "SMELT_VAR_";
 
 /// One `--set`: `seed=3`, `vars.x=…`, `job.config.field=value`, or `job[axis=value].config.field=value`.
 pub(super) struct Set {
     pub(super) words: String,
+    /// Who gives it, for errors: `--set seed=3`, `SMELT_VAR_size`, a place in a file.
+    pub(super) said: String,
     /// Of the whole file; inside the job if it is for one instance.
     pub(super) pointer: String,
     value: Value,
@@ -16,8 +23,12 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) fn parse(words: &str, tree: &Tree) -> Result<Self> {
+        Self::given(words, format!("--set {words}"), tree)
+    }
+
+    fn given(words: &str, said: String, tree: &Tree) -> Result<Self> {
         const TOP: [&str; 8] = ["name", "store", "seed", "vars", "run", "on_failure", "views", "report"];
-        let at = |e: Diagnostic| e.at(Some(Place::named(format!("--set {words}"))));
+        let at = |e: Diagnostic| e.at(Some(Place::named(&said)));
         // The `=` inside the brackets of an instance does not end the path.
         let open = words.find('[').filter(|open| words.find('=').is_none_or(|equals| *open < equals));
         let from = open.and_then(|open| Some(open + words[open..].find(']')?)).unwrap_or(0);
@@ -31,7 +42,7 @@ impl Set {
             None => path.split_at(path.find('.').unwrap_or(path.len())),
         };
         let base = head.split('[').next().unwrap_or(head);
-        let escape = |p: &str| format!("/{}", p.replace('~', "~0").replace('/', "~1"));
+        let escape = |p: &str| format!("/{}", yaml::escaped(p));
         let below: String = rest.split('.').skip(1).map(escape).collect();
         let value = yaml::parse_value(text);
         let is_top = open.is_none() && TOP.contains(&base);
@@ -67,7 +78,42 @@ impl Set {
             value,
             job: (!is_top).then(|| base.to_owned()),
             instance: open.filter(|_| !all).map(|_| head.to_owned()),
+            said,
         })
+    }
+
+    /// Variables of the pipeline that SMELT_VAR_* give. They may be meant for another pipeline: those that this one has
+    /// not are left out.
+    pub(super) fn of_environment(variables: impl Iterator<Item = (String, String)>, tree: &Tree) -> Result<Vec<Self>> {
+        let known = variables_of(tree);
+        let mut given: Vec<(String, String)> =
+            variables.filter_map(|(name, text)| Some((name.strip_prefix(VARIABLE)?.to_owned(), text))).collect();
+        given.sort();
+        let given = given.into_iter().filter(|(name, _)| known.contains(name));
+        given
+            .map(|(name, text)| Self::given(&format!("vars.{name}={text}"), format!("{VARIABLE}{name}"), tree))
+            .collect()
+    }
+
+    /// Variables of the pipeline that a file gives: a map of their names.
+    pub(super) fn of_file(file: &Path, tree: &Tree) -> Result<Vec<Self>> {
+        let shown = file.display().to_string();
+        let text = std::fs::read_to_string(file).map_err(|e| {
+            Diagnostic::pipeline(format!("variables of `{shown}` cannot be read: {e}"))
+                .at(Some(Place::named(format!("--vars {shown}"))))
+        })?;
+        let read = yaml::parse(&text, &shown)?;
+        let Some(map) = read.value.as_object() else {
+            return Err(Diagnostic::pipeline(format!("`{shown}` is no map of variables"))
+                .at(Some(Place { file: shown, line: 1, column: 1 }))
+                .hint("write `name: value` lines, without `vars:` above them"));
+        };
+        let set = |(name, value): (&String, &Value)| {
+            let place = read.key_place(&format!("/{}", yaml::escaped(name)));
+            let said = place.map_or_else(|| shown.clone(), |p| format!("{}:{}:{}", p.file, p.line, p.column));
+            Self::given(&format!("vars.{name}={value}"), said, tree)
+        };
+        map.iter().map(set).collect()
     }
 
     /// A single value where the file has a list becomes a list of one.
@@ -80,7 +126,7 @@ impl Set {
 
     pub(super) fn apply(&self, tree: &mut Tree) {
         let value = self.value_for(tree.value.pointer(&self.pointer));
-        tree.set(&self.pointer, value, &self.words);
+        tree.set(&self.pointer, value, &self.said);
     }
 }
 
@@ -88,16 +134,13 @@ impl Set {
 fn check_variable(rest: &str, tree: &Tree) -> Result<()> {
     let name = rest.split('.').nth(1).unwrap_or_default();
     let vars = tree.value.get("vars").and_then(Value::as_object);
-    let mut known: Vec<String> = vars.into_iter().flat_map(|vars| vars.keys().cloned()).collect();
-    names(&tree.value, &mut known);
-    if !known.iter().any(|known| known == name) {
+    let known = variables_of(tree);
+    if !known.contains(name) {
         let error = Diagnostic::pipeline(format!("there is no variable `{name}`"));
-        known.sort();
-        known.dedup();
         return Err(match nearest(name, known.iter().map(String::as_str)) {
             Some(near) => error.hint(format!("is `vars.{near}` meant?")),
             None if known.is_empty() => error.hint("the file has no `vars`, and no `${name}`"),
-            None => error.hint(format!("variables: {}", known.join(", "))),
+            None => error.hint(format!("variables: {}", Vec::from_iter(known).join(", "))),
         });
     }
     let is_single = vars.and_then(|vars| vars.get(name)).is_some_and(|value| !value.is_object());
@@ -106,6 +149,14 @@ fn check_variable(rest: &str, tree: &Tree) -> Result<()> {
             .hint(format!("write `--set vars.{name}=value`")));
     }
     Ok(())
+}
+
+/// Variables that the file has or uses.
+fn variables_of(tree: &Tree) -> BTreeSet<String> {
+    let vars = tree.value.get("vars").and_then(Value::as_object);
+    let mut known: Vec<String> = vars.into_iter().flat_map(|vars| vars.keys().cloned()).collect();
+    names(&tree.value, &mut known);
+    known.into_iter().collect()
 }
 
 /// Every `${name}` in lower case.
