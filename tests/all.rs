@@ -14,6 +14,7 @@ mod includes;
 mod kills;
 mod kube_server;
 mod kubernetes;
+mod locks;
 mod page;
 mod plans;
 mod queries;

@@ -4,6 +4,8 @@
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::job_folder;
 use crate::load::{self, Plan, Texts};
+use crate::lock::Lock;
+use crate::run;
 use serde::{Deserialize, Serialize};
 use smelt_schemas::{Digest, ExitCode};
 use smelt_store::Store;
@@ -24,10 +26,13 @@ pub(crate) struct Asked {
     /// Jobs to run again although they are cached.
     pub again: Vec<String>,
     pub retries: Option<u32>,
+    /// The programs that it must be run with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked: Option<Lock>,
 }
 
 impl Asked {
-    pub(crate) fn new(plan: &Plan, again: &[usize], retries: Option<u32>) -> Self {
+    pub(crate) fn new(plan: &Plan, options: &run::Options) -> Self {
         Self {
             pipeline: plan.name.clone(),
             file: plan.file.clone(),
@@ -35,8 +40,9 @@ impl Asked {
             text: plan.text.clone(),
             included: plan.included.clone(),
             set: plan.set.clone(),
-            again: again.iter().map(|&place| plan.jobs[place].name.clone()).collect(),
-            retries,
+            again: options.again.iter().map(|&place| plan.jobs[place].name.clone()).collect(),
+            retries: options.retries,
+            locked: options.locked.clone(),
         }
     }
 
@@ -58,11 +64,15 @@ impl Asked {
         serde_json::from_slice(&bytes).map_err(corrupt)
     }
 
-    /// The plan of the run, as it was.
+    /// The plan of the run, as it was; an error if it was locked and programs here are others.
     pub(crate) fn plan(&self, store: &Store) -> Result<Plan> {
         let options =
             load::Options { store: Some(store.address().into()), set: self.set.clone(), ..load::Options::default() };
-        load::load_recorded(Path::new(&self.file), self.text.clone(), self.included.clone(), &options)
+        let plan = load::load_recorded(Path::new(&self.file), self.text.clone(), self.included.clone(), &options)?;
+        match self.locked.as_ref().map_or(Ok(()), |lock| lock.check(&plan)) {
+            Ok(()) => Ok(plan),
+            Err((_, error)) => Err(error),
+        }
     }
 }
 

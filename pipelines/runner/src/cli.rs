@@ -64,6 +64,9 @@ pub(crate) struct RunArgs {
     /// Accept a store that knows no create-only put: you start one run at a time
     #[arg(long)]
     pub(crate) single_writer: bool,
+    /// Run only with the stage programs that the pipeline's lock names: see `smelt lock`
+    #[arg(long)]
+    pub(crate) locked: bool,
     /// Memory that jobs which say how much they need may take together, such as `64GiB`; all of the machine's if not
     /// said
     #[arg(long, value_parser = memory)]
@@ -115,6 +118,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "JOB")]
         from: Vec<String>,
     },
+    /// Write down which stage programs a pipeline runs with now, in FILE.lock beside it: name, version, digest
+    Lock(PipelineArgs),
     /// Run one job again though it is cached, then what its new bytes make stale
     Rerun {
         /// The job, or an instance such as `train[seed=1]`

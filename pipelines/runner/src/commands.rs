@@ -11,7 +11,7 @@ use crate::run::{self, summarise};
 use crate::stdin::Spool;
 use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
-use crate::{diff, html, live, query, report, runs, tensorboard, traces};
+use crate::{diff, html, live, lock, query, report, runs, tensorboard, traces};
 use serde_json::{Value, json};
 use smelt_schemas::{ExitCode, QueryFormat, kind};
 use smelt_store::{Live, RunState, Store};
@@ -122,6 +122,11 @@ pub(crate) fn plan(target: &Target, format: Format, diffs: bool) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn lock(target: &Target) -> Result<()> {
+    let (plan, _) = target.load()?;
+    lock::write(&plan)
+}
+
 /// `begun`: when this program started.
 pub(crate) fn run(
     args: RunArgs,
@@ -138,6 +143,7 @@ pub(crate) fn run(
     };
     let target: Target = args.pipeline.into();
     let (plan, store) = target.load()?;
+    let locked = args.locked.then(|| lock::checked(&plan)).transpose()?;
     let again = again.map(|job| plan::named(&plan, &[job])).transpose()?.unwrap_or_default();
     let wanted = match (only, from) {
         ([], []) if again.is_empty() => None,
@@ -149,7 +155,7 @@ pub(crate) fn run(
     let whole = only.is_empty() && from.is_empty();
     let single_writer = plan.single_writer || args.single_writer;
     let budget = Given { cores: args.cores, memory: args.memory, gpus: args.gpus };
-    let options = run::Options { wanted, again, retries: args.retries, mode, budget, single_writer, begun };
+    let options = run::Options { wanted, again, retries: args.retries, mode, budget, single_writer, locked, begun };
     let summary = run::run(&plan, &store, &options)?;
     if let (Some(sql), true, Mode::Auto) = (&plan.report, whole && summary.ran > 0, mode) {
         println!();

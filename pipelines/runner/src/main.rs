@@ -17,6 +17,7 @@ mod init;
 mod job;
 mod live;
 mod load;
+mod lock;
 mod plan;
 mod programs;
 mod query;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Estimate { pipeline, args } => estimate::run(&pipeline.into(), &args),
         Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
         Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),
+        Command::Lock(pipeline) => commands::lock(&pipeline.into()),
         Command::Exec { run, job, store, number, quiet } => {
             exec::exec(&exec::Options { store: store.store, run, job, number, quiet })
         }

@@ -9,6 +9,7 @@ use crate::executor::local::Local;
 use crate::executor::slurm::{self, Slurm, Submissions};
 use crate::job::{self, STOP, Work};
 use crate::load::{Input, Instance, Plan};
+use crate::lock::Lock;
 use crate::plan::{self, Done, Gate, State};
 use crate::query;
 use crate::resources::{Budget, Free, Given, Granted};
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     pub budget: Given,
     /// The store has no create-only puts, and the user starts one run at a time.
     pub single_writer: bool,
+    /// The programs that nodes of a cluster must run it with.
+    pub locked: Option<Lock>,
     /// When this program started: what a user waits for begins there.
     pub begun: Instant,
 }
@@ -167,7 +170,7 @@ pub(crate) fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Summa
     here.try_for_each(|(job, _)| budget.check(job))?;
     slurm::check(plan, &wanted)?;
     kubernetes::check(plan, store, &wanted)?;
-    let asked = Asked::new(plan, &options.again, options.retries);
+    let asked = Asked::new(plan, options);
     let (adopted, silent) = match slurm::is_wanted(plan, &wanted) || kubernetes::is_wanted(plan, &wanted) {
         true => adopt(plan, store, &asked, &wanted).map_or_else(|e| (None, Some(e)), |adopted| (adopted, None)),
         false => (None, None),
