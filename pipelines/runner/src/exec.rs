@@ -200,7 +200,7 @@ fn local(options: &Options, job: &Instance) -> Local {
         Some(pod) => pod.rsplit('-').next().unwrap_or_default().to_owned(),
         None => format!("{:02}", variable("SLURM_RESTART_COUNT").unwrap_or(0)),
     };
-    Local { part, writer: format!("{number:02}.{restart}.{process:04}-") }
+    Local { part, writer: format!("{number:02}.{restart}.{process:04}-"), cgroups: None }
 }
 
 /// Which rank this pod is. Where the first one is, the pod was told.

@@ -1,5 +1,6 @@
 //! Where jobs run.
 
+pub(crate) mod cgroup;
 mod follow;
 pub(crate) mod kubernetes;
 pub(crate) mod local;

@@ -1,6 +1,7 @@
 //! Jobs as processes of this machine: their environment, events, logs, time limit and retries.
 
 use super::Executor;
+use super::cgroup::{Cgroups, Group};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::{Logs, SAVE, STOP, Scratch, Work, stopped};
 use crate::load::Instance;
@@ -10,7 +11,7 @@ use crate::view::Progress;
 use crate::{child, programs};
 use smelt_schemas::{ArtifactRef, Event, EventBody, ExitCode, Invocation, Io, Manifest, PROTOCOL, Problem};
 use smelt_store::Cache;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -38,12 +39,16 @@ pub(crate) struct Local {
     pub part: Part,
     /// Begins the names of its logs, if processes elsewhere write some too.
     pub writer: String,
+    /// Holds jobs to their `memory`, where that is possible. A cluster does it itself.
+    pub cgroups: Option<Cgroups>,
 }
 
 impl Local {
     /// All of a job.
     pub(crate) fn whole() -> Self {
-        Self { part: Part::All, writer: String::new() }
+        let cgroups = Cgroups::here().ok();
+        cgroups.iter().for_each(Cgroups::sweep);
+        Self { part: Part::All, writer: String::new(), cgroups }
     }
 }
 
@@ -62,10 +67,14 @@ impl Executor for Local {
             Part::Worker(rank) => (Team::new(workers), *rank..*rank + 1),
             Part::Rank(Rank { rank, ranks, .. }) => (Team::new(*ranks as usize), *rank..*rank + 1),
         };
+        let limit = self.cgroups.as_ref().zip(work.job.limits.memory);
+        // Where it cannot be made, the job runs as it does on a machine without.
+        let group = limit.and_then(|(cgroups, bytes)| cgroups.group(work.run, &work.job.name, bytes).ok());
+        let group = group.as_ref();
         let (result, flushed) = logs.writing(|| {
             std::thread::scope(|scope| {
                 for rank in here {
-                    let worker = Worker { work, granted, part: &self.part, rank, team: &team, logs: &logs };
+                    let worker = Worker { work, granted, part: &self.part, rank, team: &team, logs: &logs, group };
                     scope.spawn(move || worker.run());
                 }
             });
@@ -85,6 +94,8 @@ struct Worker<'a> {
     rank: u32,
     team: &'a Team,
     logs: &'a Logs,
+    /// Of the job, if it is held to its memory.
+    group: Option<&'a Group>,
 }
 
 /// How a process ended.
@@ -176,6 +187,13 @@ impl Worker<'_> {
         let Said { problem, committed } = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let code = status.map_or(ExitCode::Bug, child::code);
         let code = if why.is_some() { ExitCode::Again } else { code };
+        let is_killed = why.is_none() && status.is_some_and(|status| status.signal() == Some(libc::SIGKILL));
+        if let Some(exceeded) = self.group.filter(|_| is_killed).and_then(Group::exceeded) {
+            // It would be again.
+            let (code, asked) = (ExitCode::Pipeline, job.run.memory.as_deref().unwrap_or_default());
+            let problem = Some(exceeded.problem(asked));
+            return Ok(Ended { code, problem, committed: None, why: String::new(), hint: None, late: false });
+        }
         let late = why.is_some() && !STOP.load(Ordering::SeqCst) && !team.is_over();
         let hint = status.filter(|_| why.is_none()).and_then(child::hint).map(str::to_owned);
         let why = why.unwrap_or_else(|| status.map_or_else(|| "it could not be waited for".into(), child::how));
@@ -239,9 +257,10 @@ impl Worker<'_> {
         command.env("SMELT_RUNNER_PID", std::process::id().to_string());
         command.envs(self.work.store.cache().map(Cache::variables).into_iter().flatten());
         child::end_with_me(&mut command);
+        let failed = |e| Diagnostic::new(ExitCode::Machine, format!("job `{}` cannot be started: {e}", job.name));
+        self.group.map_or(Ok(()), |group| group.enter(&mut command)).map_err(failed)?;
         // A separate process group: Ctrl-C reaches only the runner, which then ends its jobs in order.
         command.process_group(0);
-        let failed = |e| Diagnostic::new(ExitCode::Machine, format!("job `{}` cannot be started: {e}", job.name));
         command.spawn().map_err(failed)
     }
 
