@@ -2,6 +2,7 @@
 
 use crate::cli::{PipelineArgs, RunArgs, SqlFormat};
 use crate::diagnostic::{Diagnostic, Result, nearest};
+use crate::doctor::{self, Finding, Verdict};
 use crate::executor::slurm;
 use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
@@ -442,6 +443,13 @@ pub(crate) fn doctor(store: Option<&str>, single_writer: bool) -> Result<()> {
         Some("build all programs: `cargo build --release`"),
     );
     let (address, by) = load::store_address(store, None);
+    let folder = (!address.contains("://")).then(|| Path::new(&address));
+    for Finding { verdict, name, found, hint } in doctor::machine(folder) {
+        match verdict {
+            Verdict::Note => println!("  note  {name:<22} {found}\n        hint: {hint}"),
+            verdict => line(verdict == Verdict::Good, name, &found, Some(hint)),
+        }
+    }
     if by == StoreBy::Nobody && !Path::new(&address).exists() {
         line(true, "store", &format!("{address}: not there yet, the first run makes it"), None);
     } else {

@@ -9,6 +9,7 @@ mod commands;
 mod diagnostic;
 mod diff;
 mod digests;
+mod doctor;
 mod estimate;
 mod exec;
 mod executor;
