@@ -39,6 +39,12 @@ fn a_repeated_job_reads_the_iteration_before_and_raising_the_number_runs_only_th
     let rows: Vec<&str> = rows.lines().filter(|line| line.contains('5') || line.contains("10")).collect();
     assert_eq!(rows, ["| 1         | 5  |", "| 2         | 10 |", "| 3         | 15 |"]);
     assert!(bench.smelt(&["run", "p.yaml"]).ok().out.contains("nothing to do, 7 jobs cached"));
+    bench.smelt(&["export", "policy[2]", "two"]).ok();
+    assert_eq!(
+        bench.smelt(&["artifacts", "show", "policy"]).fails(2).err,
+        "error: job `policy` has 3 instances, each with an artifact\nhint: name one: `policy[1]`, `policy[2]`, \
+         `policy[3]`\n"
+    );
     // One more: what other jobs call `policy` is the new one.
     bench.pipeline("p.yaml", &LOOP.replace("repeat: 3", "repeat: 4"));
     let said = bench.smelt(&["run", "p.yaml"]).ok().out;

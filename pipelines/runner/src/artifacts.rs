@@ -111,13 +111,22 @@ pub(crate) fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> 
     if let Some(tag) = store.tag(wanted)? {
         return store.manifest(&tag.artifact)?.ok_or_else(gone);
     }
-    if let Ok(pipeline) = query::pipeline_name(store, at.pipeline.as_deref())
-        && let Some(pointer) = store.pointer(&pipeline, wanted)?
+    let pipeline = query::pipeline_name(store, at.pipeline.as_deref()).ok();
+    if let Some(pipeline) = &pipeline
+        && let Some(pointer) = store.pointer(pipeline, wanted)?
     {
         return store.manifest(&pointer.artifact)?.ok_or_else(gone);
     }
     if let Some((found, _)) = digests::find(store, wanted)? {
         return Ok(found);
+    }
+    // A job with `each` or `repeat` has an artifact for each instance.
+    let is_instance = |job: &str| job.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('['));
+    let jobs = pipeline.map(|pipeline| store.jobs_of(&pipeline)).transpose()?.unwrap_or_default();
+    let instances: Vec<String> = jobs.iter().filter(|job| is_instance(job)).map(|job| format!("`{job}`")).collect();
+    if !instances.is_empty() {
+        let what = format!("job `{wanted}` has {} instances, each with an artifact", instances.len());
+        return Err(Diagnostic::pipeline(what).hint(format!("name one: {}", instances.join(", "))));
     }
     Err(Diagnostic::pipeline(format!("`{wanted}` is no job, tag or digest in {}", store.address()))
         .hint("`smelt artifacts list` shows what is there"))
