@@ -14,7 +14,7 @@ use crate::table::{Format, Listing, Measure, duration, time};
 use crate::view::Mode;
 use crate::{diff, html, live, lock, query, report, runs, tensorboard, traces};
 use serde_json::{Value, json};
-use smelt_schemas::{ExitCode, QueryFormat, kind};
+use smelt_schemas::{ExitCode, Manifest, QueryFormat, kind};
 use smelt_store::{Live, RunState, Store};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -90,7 +90,9 @@ pub(crate) fn plan(target: &Target, format: Format, diffs: bool) -> Result<()> {
     for (job, state) in plan.jobs.iter().zip(&states) {
         let is_settled = matches!(state, State::Cached(_) | State::Skipped(_));
         let before = Some(job).filter(|_| diffs || !is_settled).and_then(|job| plan::last(&store, &plan, job));
-        let diff = before.as_ref().filter(|_| diffs).and_then(|before| diff::of_config(before, &job.resolved.config));
+        let diff = before.as_ref().filter(|_| diffs).and_then(|Manifest { config, provenance, .. }| {
+            diff::of_config(config, &provenance.run, &job.resolved.config)
+        });
         let last = before.filter(|_| !is_settled).map(|before| before.provenance.seconds);
         let (word, why) = state.words();
         counts[match state {

@@ -3,22 +3,21 @@
 use crate::plan;
 use serde_json::Value;
 use similar::TextDiff;
-use smelt_schemas::Manifest;
 use smelt_store::without_secrets;
 use std::io::IsTerminal;
 
 /// Lines around a change.
 const CONTEXT: usize = 3;
 
-/// How a config differs from the one of what a job made last, as YAML; nothing if it does not.
-pub(crate) fn of_config(before: &Manifest, now: &Value) -> Option<String> {
+/// How a config differs from the one that a job had in `run`, as YAML; nothing if it does not.
+pub(crate) fn of_config(before: &Value, run: &str, now: &Value) -> Option<String> {
     let mut changed = Vec::new();
-    plan::fields("config", &before.config, now, &mut changed);
+    plan::fields("config", before, now, &mut changed);
     if changed.is_empty() {
         return None;
     }
-    let [old, new] = [&before.config, now].map(yaml);
-    let (from, to) = (format!("run {}", before.provenance.run), "now");
+    let [old, new] = [before, now].map(yaml);
+    let (from, to) = (format!("run {run}"), "now");
     if old == new {
         // So that nobody looks for it in vain.
         return Some(format!("--- {from}\n+++ {to}\n(what differs is a user or a query of an address: not shown)\n"));
@@ -65,8 +64,17 @@ mod tests {
 
     #[test]
     fn a_config_is_compared_line_by_line_and_shows_no_secret() {
-        let address = |query: &str| json!({ "paths": [format!("https://me:secret@host/a.parquet?{query}")] });
-        let text = yaml(&address("token=secret"));
-        assert_eq!(text, "paths:\n- https://host/a.parquet\n");
+        let config = |key: &str, rows: u32| json!({ "paths": [format!("https://me:{key}@host/a.parquet?token={key}")], "rows": rows, "rate": 1e-3 });
+        let diff = |now: Value| of_config(&config("first", 1), "r", &now);
+        assert_eq!(diff(config("first", 1)), None);
+        let text = "--- run r\n+++ now\n@@ -1,4 +1,4 @@\n paths:\n - https://host/a.parquet\n-rows: 1\n+rows: 2\n rate: \
+            0.001\n";
+        assert_eq!(diff(config("second", 2)).as_deref(), Some(text));
+        let hidden = diff(config("second", 1)).unwrap();
+        assert!(hidden.ends_with("(what differs is a user or a query of an address: not shown)\n"), "{hidden}");
+        // A number is the same however it was written.
+        let mut same = config("first", 1);
+        same["rows"] = json!(1.0);
+        assert_eq!(diff(same), None);
     }
 }
