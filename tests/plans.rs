@@ -118,6 +118,12 @@ fn doctor_says_what_of_slurm_works_and_what_to_do_about_the_rest() {
     let down = "  FAIL    controller           does not answer: Unable to contact slurm controller\n        hint: \
         `scontrol ping` asks it; is `slurmctld` running, and SLURM_CONF right?";
     assert!(said.contains(down) && !said.contains("partitions"), "{said}");
+    program(&bench, "scontrol", &or_version("echo 'Slurmctld(primary) at one is DOWN'; exit 1"));
+    let said = slurm(&bench).1;
+    assert!(
+        said.contains("  FAIL    controller           Slurmctld(primary) at one is DOWN\n        hint: "),
+        "{said}"
+    );
     program(&bench, "scontrol", &or_version("echo 'Slurmctld(primary) at one is UP'"));
     program(&bench, "sinfo", &or_version("echo 'cpu*|down|2|infinite'"));
     let (code, said) = slurm(&bench);

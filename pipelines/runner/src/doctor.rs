@@ -118,14 +118,17 @@ fn slurm(store: Option<&Path>) -> Vec<Finding> {
 
 fn controller() -> Finding {
     let hint = "`scontrol ping` asks it; is `slurmctld` running, and SLURM_CONF right?";
-    // It says which controllers there are, and ends with an error if none is up.
-    match ask(command("scontrol").arg("ping")) {
-        Ok(said) if said.contains(" is UP") => {
-            let first = said.lines().find(|line| line.contains(" is UP")).unwrap_or_default();
-            finding(Verdict::Good, "  controller", first.trim(), "")
+    // It says which controllers there are on standard output, also where none is up and it ends with an error.
+    let said = command("scontrol").arg("ping").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let line = said.lines().find(|line| line.contains(" is UP")).or(said.lines().next());
+    match line.map(str::trim) {
+        Some(line) if line.ends_with(" is UP") => finding(Verdict::Good, "  controller", line, ""),
+        Some(line) => finding(Verdict::Bad, "  controller", line, hint),
+        None => {
+            let why = ask(command("scontrol").arg("ping")).err().unwrap_or_default();
+            finding(Verdict::Bad, "  controller", format!("does not answer: {why}"), hint)
         }
-        Ok(said) => finding(Verdict::Bad, "  controller", said.lines().next().unwrap_or("it says nothing"), hint),
-        Err(why) => finding(Verdict::Bad, "  controller", format!("does not answer: {why}"), hint),
     }
 }
 
