@@ -27,8 +27,8 @@ pub use invocation::{ArtifactRef, FilesInvocation, InputRef, Invocation, Resolve
 pub use kind::Kind;
 pub use manifest::{Books, FileRecord, Manifest, PortRecord, Provenance, UnbalancedBooks, port_digest};
 pub use pipeline::{
-    CacheConfig, CommitMode, Conditions, Each, Executor, Include, Inputs, Job, Kubernetes, OnFailure, Pipeline, RunOptions,
-    SavePolicy, StoreConfig, parse_bytes,
+    CacheConfig, CommitMode, Conditions, Each, Executor, Include, Inputs, Job, Kubernetes, OnFailure, Pipeline,
+    RunOptions, SavePolicy, StoreConfig, parse_bytes,
 };
 pub use query::{InspectAnswer, InspectRequest, PlannedPort, QueryFormat, QueryRequest};
 pub use stage::{
