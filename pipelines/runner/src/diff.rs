@@ -64,11 +64,12 @@ mod tests {
 
     #[test]
     fn a_config_is_compared_line_by_line_and_shows_no_secret() {
-        let config = |key: &str, rows: u32| json!({ "paths": [format!("https://me:{key}@host/a.parquet?token={key}")], "rows": rows, "rate": 1e-3 });
+        let address = |key: &str| format!("https://me:{key}@host/a.parquet?token={key}");
+        let config = |key: &str, rows: u32| json!({ "paths": [address(key)], "rows": rows, "rate": 1e-3 });
         let diff = |now: Value| of_config(&config("first", 1), "r", &now);
         assert_eq!(diff(config("first", 1)), None);
-        let text = "--- run r\n+++ now\n@@ -1,4 +1,4 @@\n paths:\n - https://host/a.parquet\n-rows: 1\n+rows: 2\n rate: \
-            0.001\n";
+        let text = "--- run r\n+++ now\n@@ -1,4 +1,4 @@\n paths:\n - https://host/a.parquet\n-rows: 1\n+rows: 2\n \
+            rate: 0.001\n";
         assert_eq!(diff(config("second", 2)).as_deref(), Some(text));
         let hidden = diff(config("second", 1)).unwrap();
         assert!(hidden.ends_with("(what differs is a user or a query of an address: not shown)\n"), "{hidden}");

@@ -15,8 +15,8 @@ use std::fmt;
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
     pub name: String,
-    /// Other files, relative to this one: their jobs, views and variables are part of this pipeline. What this file says
-    /// of a variable counts before what they say.
+    /// Other files, relative to this one: their jobs, views and variables are part of this pipeline. What this file
+    /// says of a variable counts before what they say.
     #[serde(default)]
     pub include: Include,
     /// A directory, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, or a map that says more of

@@ -110,7 +110,8 @@ pub(super) fn choose(base: &str, axes: Option<&str>, draft: &Draft, drafts: &[Dr
     let named: Vec<usize> = named.into_iter().filter(|&i| drafts[i].iteration == iteration).collect();
     Ok(match axes {
         Some(wanted) => {
-            let found: Vec<usize> = named.iter().copied().filter(|&i| axes_words(&drafts[i].axes) == wanted).collect();
+            let is_wanted = |i: &usize| !wanted.is_empty() && axes_words(&drafts[*i].axes) == wanted;
+            let found: Vec<usize> = named.iter().copied().filter(is_wanted).collect();
             if found.is_empty() {
                 let names: Vec<&str> = named.iter().map(|&i| drafts[i].name.as_str()).collect();
                 return Err(Diagnostic::pipeline(format!(
