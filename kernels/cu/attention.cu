@@ -64,38 +64,79 @@ DEVICE float score(const Heads& h, const float* q, const float* own, const float
   return sum * h.scale;
 }
 
-// One query over `count` keys; writes its output, and returns the log-sum-exp in every thread. Dynamic shared memory:
-// own + shared + value floats; scratch of 4 and p of 128 floats.
-template <class Keys>
+// `queries` queries, Q at most, over the same `count` keys, each of which is read once for all of them; query i at
+// `query + i·next`, its output at `o + i·value`. Returns the log-sum-exp of the first in every thread. Dynamic shared
+// memory: own + shared + value floats for each query; scratch of 4 and p of Q·128 floats.
+template <int Q, class Keys>
 DEVICE float attend(
-    const Heads& h, const float* query, const Keys& keys, int count, float* o, float* q, float* scratch, float* p) {
-  float* sum = q + h.own + h.shared;
-  for (int c = threadIdx.x; c < h.own + h.shared; c += KEYS) q[c] = query[c];
-  for (int c = threadIdx.x; c < h.value; c += KEYS) sum[c] = 0.f;
-  float largest = -3.402823466e+38f, total = 0.f;
+    const Heads& h, const float* query, i64 next, int queries, const Keys& keys, int count, float* o, float* q,
+    float* scratch, float* p) {
+  const float lowest = -3.402823466e+38f;
+  int width = h.own + h.shared;
+  float *sum = q + queries * width, largest[Q], total[Q], keep[Q];
+  const float* of[Q];  // a query; beyond the last one the first again, whose results are ignored
+#pragma unroll
+  for (int i = 0; i < Q; i++) {
+    of[i] = q + (i < queries ? i : 0) * width;
+    largest[i] = lowest;
+    total[i] = 0.f;
+  }
+  for (int i = 0; i < queries; i++) {
+    for (int c = threadIdx.x; c < width; c += KEYS) q[i * width + c] = query[i * next + c];
+    for (int c = threadIdx.x; c < h.value; c += KEYS) sum[i * h.value + c] = 0.f;
+  }
   __syncthreads();
   for (int start = 0; start < count; start += KEYS) {
     int key = start + threadIdx.x;
-    float s = key < count ? score(h, q, keys.own(key), keys.shared(key)) : -3.402823466e+38f;
-    float most = fmaxf(largest, block_max(s, scratch));
-    float e = key < count ? exp_below(s - most) : 0.f, keep = exp_below(largest - most);
-    p[threadIdx.x] = e;
-    total = total * keep + block_sum(e, scratch);
-    largest = most;
+    float s[Q] = {};
+    if (key < count) {
+      const float *own = keys.own(key), *shared = keys.shared(key);
+      for (int c = 0; c < h.own; c++) {
+        float element = own[c];
+#pragma unroll
+        for (int i = 0; i < Q; i++) s[i] = fmaf(of[i][c], element, s[i]);
+      }
+      for (int c = 0; c < h.shared; c++) {
+        float element = shared[c];
+#pragma unroll
+        for (int i = 0; i < Q; i++) s[i] = fmaf(of[i][h.own + c], element, s[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Q; i++) {
+      if (i >= queries) continue;
+      float own = key < count ? s[i] * h.scale : lowest, most = fmaxf(largest[i], block_max(own, scratch));
+      float e = key < count ? exp_below(own - most) : 0.f;
+      keep[i] = exp_below(largest[i] - most);
+      p[i * KEYS + threadIdx.x] = e;
+      total[i] = total[i] * keep[i] + block_sum(e, scratch);
+      largest[i] = most;
+    }
     int here = count - start < KEYS ? count - start : KEYS;
     for (int c = threadIdx.x; c < h.value; c += KEYS) {
-      float value = sum[c] * keep;
+      float value[Q];
+#pragma unroll
+      for (int i = 0; i < Q; i++) value[i] = i < queries ? sum[i * h.value + c] * keep[i] : 0.f;
       for (int j = 0; j < here;) {
         const float* v = keys.value(start + j) + c;
         int end = j + keys.run(start + j, here - j);
-        for (; j < end; j++, v += keys.value_row()) value = fmaf(p[j], *v, value);
+        for (; j < end; j++, v += keys.value_row()) {
+          float element = *v;
+#pragma unroll
+          for (int i = 0; i < Q; i++) value[i] = fmaf(p[(i < queries ? i : 0) * KEYS + j], element, value[i]);
+        }
       }
-      sum[c] = value;
+#pragma unroll
+      for (int i = 0; i < Q; i++)
+        if (i < queries) sum[i * h.value + c] = value[i];
     }
     __syncthreads();
   }
-  for (int c = threadIdx.x; c < h.value; c += KEYS) o[c] = sum[c] / total;
-  return largest + (float)ln_f64((double)total);
+#pragma unroll
+  for (int i = 0; i < Q; i++)
+    if (i < queries)
+      for (int c = threadIdx.x; c < h.value; c += KEYS) o[i * h.value + c] = sum[i * h.value + c] / total[i];
+  return largest[0] + (float)ln_f64((double)total[0]);
 }
 
 // Block (i, h): row i, head h. lse is `[H, N]`.
@@ -110,8 +151,8 @@ KERNEL(128) attention_forward(
   i64 row = blockIdx.x;
   int head = blockIdx.y, position = (int)positions[row];
   Document keys{h, row - position, head / queries_per_key};
-  float of_row = attend(h, q + row * q_row + head * q_head, keys, position + 1, o + (row * heads + head) * value,
-                        (float*)shared, scratch, p);
+  float of_row = attend<1>(h, q + row * q_row + head * q_head, 0, 1, keys, position + 1,
+                           o + (row * heads + head) * value, (float*)shared, scratch, p);
   if (threadIdx.x == 0) lse[(i64)head * gridDim.x + row] = of_row;
 }
 
@@ -248,15 +289,23 @@ KERNEL(256) split_dk(const float* dk, float* dkv, float* d_rope, i64 n, int head
 }
 
 // Keys and values in bf16 for the tensor cores: k `[N, H, nope + rope]` with the shared part behind each head's own,
-// and v `[N, H, value]`, from kv `[N, H, nope + value]` and k_rope `[N, rope]`.
+// and v `[N, H, value]`, from kv `[N, H, nope + value]` and k_rope `[N, rope]`, both read once.
 KERNEL(256) pack_keys(
     const float* kv, const float* k_rope, bf16* k, bf16* v, i64 n, int heads, int nope, int rope, int value) {
-  int width = nope + rope + value;
-  EACH(i, n * heads * width) {
-    i64 at = i / width, c = i - at * width, row = at / heads;
-    if (c < nope) k[at * (nope + rope) + c] = to_bf16(kv[at * (nope + value) + c]);
-    else if (c < nope + rope) k[at * (nope + rope) + c] = to_bf16(k_rope[row * rope + c - nope]);
-    else v[at * value + c - nope - rope] = to_bf16(kv[at * (nope + value) + c - rope]);
+  int width = nope + value, own = heads * width, l = row_threads(own + rope);
+  EACH_ROW(row, n, l) {
+    bf16 *of_k = k + row * heads * (nope + rope), *of_v = v + row * heads * value;
+    EACH_COLUMN(j, own + rope, l) {
+      if (j < own) {
+        int head = j / width, c = j - head * width;
+        bf16 rounded = to_bf16(kv[row * own + j]);
+        if (c < nope) of_k[head * (nope + rope) + c] = rounded;
+        else of_v[head * value + c - nope] = rounded;
+      } else {
+        bf16 rounded = to_bf16(k_rope[row * rope + j - own]);
+        for (int head = 0; head < heads; head++) of_k[head * (nope + rope) + nope + j - own] = rounded;
+      }
+    }
   }
 }
 
@@ -274,21 +323,24 @@ struct Request {
   int first, rows, length, page_rows, page;
 };
 
-// Attention over caches. Block (i, h): row i, head h; keys at column `k_head·(h / queries_per_key)` of a page's rows,
-// values at `v_first + v_head·(h / queries_per_key)`; o is `[N, H, value]`.
+// Attention over caches. Keys of head h at column `k_head·(h / queries_per_key)` of a page's rows, values at
+// `v_first + v_head·(h / queries_per_key)`; o is `[N, H, value]`. Block (i, g): row i, of each head of keys up to
+// TOGETHER heads that read it.
+constexpr int TOGETHER = 8;
 KERNEL(128) attention_cached(
     const float* q, const float* const* pages, const Request* requests, int count, float* o, i64 q_row, i64 q_head,
     i64 page_row, int k_head, int v_first, int v_head, int width, int value, int heads, int queries_per_key,
     float scale) {
   DYNAMIC_SHARED(shared);
-  __shared__ float scratch[4], p[KEYS];
-  int row = blockIdx.x, head = blockIdx.y, at = 0;
+  __shared__ float scratch[4], p[TOGETHER * KEYS];
+  int parts = (queries_per_key + TOGETHER - 1) / TOGETHER, kv_head = blockIdx.y / parts;
+  int first = blockIdx.y % parts * TOGETHER, head = kv_head * queries_per_key + first;
+  int queries = queries_per_key - first < TOGETHER ? queries_per_key - first : TOGETHER, row = blockIdx.x, at = 0;
   while (at + 1 < count && row >= requests[at].first + requests[at].rows) at++;
   Request r = requests[at];
   Heads h{{}, {}, {}, {}, width, 0, value, heads, queries_per_key, scale};  // `keys` says where rows are
-  int kv_head = head / queries_per_key;
   Cache keys{pages + r.page, r.page_rows, page_row, kv_head * k_head, v_first + kv_head * v_head};
   int seen = r.length - r.rows + (row - r.first) + 1;
-  attend(h, q + row * q_row + head * q_head, keys, seen, o + ((i64)row * heads + head) * value, (float*)shared, scratch,
-         p);
+  attend<TOGETHER>(h, q + row * q_row + head * q_head, q_head, queries, keys, seen,
+                   o + ((i64)row * heads + head) * value, (float*)shared, scratch, p);
 }

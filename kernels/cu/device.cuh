@@ -184,3 +184,15 @@ DEVICE u64 mn_major(const void* p, u32 next) {
 DEVICE u64 later(u64 descriptor, u32 bytes) {
   return (descriptor & 0xffffffff00000000ull) | ((u32)descriptor + (bytes >> 4));
 }
+
+// Where item `i` of a list stands whose items end at `ends`, for the whole block, which reads that once; without ends
+// it is the only one, of n rows. `shared` is written
+// before it returns and must not be written again.
+struct Bounds {
+  int start, end;
+};
+DEVICE Bounds bounds_of_block(Bounds& shared, const u32* ends, int i, int n) {
+  if (threadIdx.x == 0) shared = Bounds{ends && i ? (int)ends[i - 1] : 0, ends ? (int)ends[i] : n};
+  __syncthreads();
+  return shared;
+}

@@ -35,19 +35,15 @@ constexpr u32 SHARED_128_128 = Sizes<128, 128>::SHARED;
 constexpr u32 SHARED_64_64 = Sizes<64, 64>::SHARED;
 static_assert(SHARED_192_128 == 213072 && SHARED_128_128 == 163920 && SHARED_64_64 == 82000);
 
-// starts[i] and limits[i] of every row, from the documents' ends U32 [D]; documents may be empty. Once per batch.
-// Grid ⌈N/256⌉.
-KERNEL(256) document_spans(const u32* ends, u32* starts, u32* limits, int n, int documents) {
-  const u32 row = blockIdx.x * 256 + threadIdx.x;
-  if (row >= (u32)n) return;
-  int first = 0, last = documents;  // the first document that ends behind the row
-  while (first < last) {
-    const int middle = (first + last) / 2;
-    if (ends[middle] > row) last = middle;
-    else first = middle + 1;
+// starts[i] and limits[i] of every row, from the documents' ends; documents may be empty. Once per batch. Block d has
+// document d.
+KERNEL(256) document_spans(const u32* ends, u32* starts, u32* limits) {
+  __shared__ Bounds found;
+  const Bounds rows = bounds_of_block(found, ends, blockIdx.x, 0);
+  for (int row = rows.start + threadIdx.x; row < rows.end; row += 256) {
+    starts[row] = rows.start;
+    limits[row] = rows.end;
   }
-  starts[row] = first > 0 ? ends[first - 1] : 0;
-  limits[row] = ends[first];
 }
 
 // A row's scores so far.

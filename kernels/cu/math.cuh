@@ -19,6 +19,13 @@ DEVICE int row_threads(int d) {
   for (i64 row = (i64)blockIdx.x * (256 >> l) + (threadIdx.x >> l); row < (n); row += (i64)gridDim.x * (256 >> l))
 #define EACH_COLUMN(j, d, l) for (int j = threadIdx.x & ((1 << l) - 1); j < (d); j += 1 << l)
 
+// `x[row]`, asked for once by the threads of a warp that have this row of EACH_ROW.
+template <class T> DEVICE T of_row(const T* x, i64 row, int l) {
+  int threads = l < 5 ? 1 << l : 32, lane = threadIdx.x & 31, first = lane & ~(threads - 1);
+  u32 mask = threads == 32 ? 0xffffffffu : ((1u << threads) - 1) << first;
+  return __shfl_sync(mask, lane == first ? x[row] : T(0), 0, threads);
+}
+
 DEVICE float exp_below(float x) {
   const float round = 12582912.f + 127.f;
   float clamped = x < -87.3f ? -87.3f : x;

@@ -218,6 +218,38 @@ KERNEL(256) quantise_gated_gradient(
   write_both(values, band, gridDim.y + blockIdx.y, 2 * gridDim.y, to);
 }
 
+// By scales per 128×128 tile, cut at the ends of segments: `scale[band, ⌈D/128⌉]`, rows of `pitch` bytes.
+// x is read once. Block (b, j): rows of band b, 128 columns from 128·j. Dynamic shared memory: the tile, 64 KiB.
+KERNEL(256) quantise_blocks(
+    const float* x, const u32* ends, int segments, u8* q, float* scale, u32* saturated, int d, int pitch, int role,
+    int power) {
+  DYNAMIC_SHARED(shared);
+  __shared__ u32 scratch[8];
+  __shared__ Tile found;
+  float* values = (float*)shared;
+  Tile band = tile_of_block(found, ends, segments, blockIdx.x, SIDE);
+  int own = threadIdx.x % SIDE, column = blockIdx.y * SIDE + own, rows = band.end - band.start;
+  Magnitudes seen;
+  for (int i = threadIdx.x / SIDE; i < rows; i += 2) {
+    float value = column < d ? x[(i64)(band.start + i) * d + column] : 0.f;
+    see(seen, value);
+    values[i * SIDE + own] = value;
+  }
+  if (seen.largest >= INFINITE) atomicOr(saturated, 1u);
+  u32 most = warp_largest(seen.largest_finite);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  if (lane == 0) scratch[warp] = most;
+  __syncthreads();
+  for (int w = 0; w < 8; w++) most = scratch[w] > most ? scratch[w] : most;
+  float by = scale_of(most, role, power);
+  if (threadIdx.x == 0) scale[(i64)blockIdx.x * gridDim.y + blockIdx.y] = by;
+  for (int i = warp; i < rows; i += 8) {
+    u32 packed = 0;
+    for (int k = 0; k < 4; k++) packed |= (u32)to_e4m3(values[i * SIDE + lane * 4 + k] / by) << (8 * k);
+    *(u32*)(q + (i64)(band.start + i) * pitch + blockIdx.y * SIDE + lane * 4) = packed;
+  }
+}
+
 // The largest finite magnitude of 128×128 tiles, as bits: `largest[band, ⌈D/128⌉]`.
 KERNEL(256) tile_maxima(
     const float* x, const u32* ends, int segments, u32* largest, u32* saturated, int d) {
@@ -241,19 +273,21 @@ KERNEL(256) tile_maxima(
   largest[(i64)blockIdx.x * gridDim.y + blockIdx.y] = here;
 }
 
-// Scales from magnitudes: one for each, or with `whole` the same for all `tiles` of a matrix, of `matrices`.
-KERNEL(256) scales_of(
-    const u32* largest, float* scale, int matrices, i64 tiles, int whole, int role, int power) {
-  for (int m = blockIdx.x; m < matrices; m += gridDim.x) {
-    u32 most = 0;
-    if (whole)
-      for (i64 i = 0; i < tiles; i++) most = largest[m * tiles + i] > most ? largest[m * tiles + i] : most;
-    for (i64 i = threadIdx.x; i < tiles; i += 256)
-      scale[m * tiles + i] = scale_of(whole ? most : largest[m * tiles + i], role, power);
-  }
+// One scale for all `tiles` of a matrix, from their magnitudes. Block m has matrix m.
+KERNEL(256) scales_of(const u32* largest, float* scale, i64 tiles, int role, int power) {
+  __shared__ u32 scratch[8];
+  i64 first = blockIdx.x * tiles;
+  u32 most = 0;
+  for (i64 i = threadIdx.x; i < tiles; i += 256) most = largest[first + i] > most ? largest[first + i] : most;
+  most = warp_largest(most);
+  if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = most;
+  __syncthreads();
+  for (int w = 0; w < 8; w++) most = scratch[w] > most ? scratch[w] : most;
+  float by = scale_of(most, role, power);
+  for (i64 i = threadIdx.x; i < tiles; i += 256) scale[first + i] = by;
 }
 
-// E4M3 rows of `pitch` bytes by scales per 128×128 tile; with `ends`, tiles are cut at the ends of segments.
+// E4M3 rows of `pitch` bytes by scales that are known, one per 128×128 tile.
 KERNEL(256) quantise_tiles(
     const float* x, const u32* ends, int segments, const float* scale, u8* q, int d, int pitch) {
   __shared__ Tile found;

@@ -22,20 +22,23 @@ DEVICE int best(const float* values, int count) {
   return at;
 }
 
-// One warp per token; dynamic shared memory: 8·(E + 2·groups) numbers of 4 bytes.
+// One warp per token; dynamic shared memory: E + 8·2·(E + groups + K) numbers of 4 bytes.
 KERNEL(256) route(
     const float* logits, const float* bias, float* scores, float* weights, u32* ids, int n, int e, int k, int groups,
     int limit, int normalise, float scale) {
   DYNAMIC_SHARED(shared);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, size = e / groups;
-  float *chosen = (float*)shared + warp * (e + 2 * groups), *of_group = chosen + e;
-  u32* is_kept = (u32*)(of_group + groups);
+  float *of_bias = (float*)shared, *score_of = of_bias + e + warp * 2 * (e + groups + k), *chosen = score_of + e;
+  float *of_group = chosen + e, *weight_of = of_group + groups;
+  u32 *is_kept = (u32*)(weight_of + k), *id_of = is_kept + groups;
   i64 token = (i64)blockIdx.x * WARPS + warp;
+  for (int j = threadIdx.x; j < e; j += 256) of_bias[j] = bias[j];
+  __syncthreads();
   if (token >= n) return;
   for (int j = lane; j < e; j += 32) {
     float score = sigmoid(logits[token * e + j]);
-    scores[token * e + j] = score;
-    chosen[j] = score + bias[j];
+    scores[token * e + j] = score_of[j] = score;
+    chosen[j] = score + of_bias[j];
   }
   __syncwarp();
   if (limit < groups) {
@@ -67,32 +70,32 @@ KERNEL(256) route(
   float sum = 0.f;
   for (int i = 0; i < k; i++) {
     int expert = best(chosen, e);
-    float score = sigmoid(logits[token * e + expert]);
+    float score = score_of[expert];
     sum += score;
     __syncwarp();
     if (lane == 0) {
       chosen[expert] = LOWEST;
-      ids[token * k + i] = (u32)expert;
-      weights[token * k + i] = score;
+      id_of[i] = (u32)expert;
+      weight_of[i] = score;
     }
     __syncwarp();
   }
   sum += 1e-20f;
-  if (lane == 0)
-    for (int i = 0; i < k; i++) {
-      float weight = weights[token * k + i];
-      weights[token * k + i] = (normalise ? weight / sum : weight) * scale;
-    }
+  for (int i = lane; i < k; i += 32) {
+    ids[token * k + i] = id_of[i];
+    weights[token * k + i] = (normalise ? weight_of[i] / sum : weight_of[i]) * scale;
+  }
 }
 
-// How often each expert is named among the block's 256 choices: `counts[block, E]`. Dynamic shared memory: E u32.
+// How often each expert is named among the block's 256 choices: `counts[block, E]`. Choices are taken modulo E, so that
+// ids of a vocabulary are sorted into E buckets. Dynamic shared memory: E u32.
 KERNEL(256) count_choices(const u32* ids, u32* counts, i64 choices, int e) {
   DYNAMIC_SHARED(shared);
   u32* count = (u32*)shared;
   for (int j = threadIdx.x; j < e; j += CHOICES) count[j] = 0;
   __syncthreads();
   i64 choice = (i64)blockIdx.x * CHOICES + threadIdx.x;
-  if (choice < choices) atomicAdd(&count[ids[choice]], 1u);
+  if (choice < choices) atomicAdd(&count[ids[choice] % e], 1u);
   __syncthreads();
   for (int j = threadIdx.x; j < e; j += CHOICES) counts[(i64)blockIdx.x * e + j] = count[j];
 }
@@ -132,7 +135,7 @@ KERNEL(256) first_rows(u32* counts, u32* ends, int blocks, int e) {
 KERNEL(256) place_rows(const u32* ids, const u32* first, u32* tokens, u32* slots, i64 choices, int e, int k) {
   __shared__ u32 of_block[CHOICES];
   i64 choice = (i64)blockIdx.x * CHOICES + threadIdx.x;
-  u32 expert = choice < choices ? ids[choice] : 0xffffffffu;
+  u32 expert = choice < choices ? ids[choice] % e : 0xffffffffu;
   of_block[threadIdx.x] = expert;
   __syncthreads();
   if (choice >= choices) return;
@@ -142,26 +145,35 @@ KERNEL(256) place_rows(const u32* ids, const u32* first, u32* tokens, u32* slots
   tokens[row] = (u32)(choice / k);
 }
 
-// One warp per token. `dscores` may be null.
+// One warp per token. `dscores` may be null. Dynamic shared memory: 8·(E + 2·K) numbers of 4 bytes.
 KERNEL(256) route_backward(
     const float* scores, const u32* ids, const float* dweights, const float* dscores, float* dlogits, int n, int e,
     int k, int normalise, float scale) {
-  int lane = threadIdx.x & 31;
-  i64 token = (i64)blockIdx.x * WARPS + (threadIdx.x >> 5);
+  DYNAMIC_SHARED(shared);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  float *score_of = (float*)shared + warp * (e + 2 * k), *dweight_of = score_of + e;
+  u32* id_of = (u32*)(dweight_of + k);
+  i64 token = (i64)blockIdx.x * WARPS + warp;
   if (token >= n) return;
+  for (int j = lane; j < e; j += 32) score_of[j] = scores[token * e + j];
+  for (int i = lane; i < k; i += 32) {
+    dweight_of[i] = dweights[token * k + i];
+    id_of[i] = ids[token * k + i];
+  }
+  __syncwarp();
   float sum = 0.f, mean = 0.f;
   for (int i = 0; i < k; i++) {
-    float score = scores[token * e + ids[token * k + i]];
+    float score = score_of[id_of[i]];
     sum += score;
-    mean += dweights[token * k + i] * score;
+    mean += dweight_of[i] * score;
   }
   sum += 1e-20f;
   mean = mean / sum;
   for (int j = lane; j < e; j += 32) {
-    float d = dscores ? dscores[token * e + j] : 0.f, score = scores[token * e + j];
+    float d = dscores ? dscores[token * e + j] : 0.f, score = score_of[j];
     for (int i = 0; i < k; i++)
-      if (ids[token * k + i] == (u32)j) {
-        float dw = dweights[token * k + i];
+      if (id_of[i] == (u32)j) {
+        float dw = dweight_of[i];
         d += normalise ? (dw - mean) * scale / sum : dw * scale;
       }
     dlogits[token * e + j] = d * (score * (1.f - score));
@@ -181,36 +193,45 @@ KERNEL(256) balance_bias(float* bias, const u32* counts, float speed, int e) {
   }
 }
 
-// Tokens per block of `balance_partial`: fixed, so that the order of the sum is too.
+// Tokens per block of the balance loss: fixed, so that the order of the sum is too.
 constexpr int TOKENS = 32;
 
 // Over 32 tokens of a document: how often each expert counts, and the sum of its shares of the scores. Block (i, d) has
-// part i of document d; `ends` null: all rows are one document. Dynamic shared memory: 32 doubles for the rows' sums.
+// part i of document d; `ends` null: all rows are one document. Dynamic shared memory: 32·(E + K) numbers of 4 bytes.
 // `counted`: 0 the K highest scores, 1 the experts that tokens were sent to.
 KERNEL(256) balance_partial(
     const float* scores, const u32* ids, const u32* ends, double* shares, double* counts, int n, int e, int k,
     int counted, int parts) {
+  DYNAMIC_SHARED(shared);
   __shared__ double sums[TOKENS];
+  __shared__ Bounds found;
+  float* score_of = (float*)shared;
+  u32* id_of = (u32*)(score_of + TOKENS * e);
   int document = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int start = ends && document ? (int)ends[document - 1] : 0, end = ends ? (int)ends[document] : n;
-  int first = start + blockIdx.x * TOKENS, last = first + TOKENS < end ? first + TOKENS : end;
-  for (int t = first + warp; t < last; t += WARPS) {
+  Bounds rows = bounds_of_block(found, ends, document, n);
+  int first = rows.start + blockIdx.x * TOKENS, here = rows.end - first < TOKENS ? rows.end - first : TOKENS;
+  for (int t = warp; t < here; t += WARPS) {
     double sum = 0.0;
-    for (int j = lane; j < e; j += 32) sum += scores[(i64)t * e + j];
+    for (int j = lane; j < e; j += 32) {
+      float score = score_of[t * e + j] = scores[(i64)(first + t) * e + j];
+      sum += score;
+    }
     sum = warp_sum(sum) + 1e-20;
-    if (lane == 0) sums[t - first] = sum;
+    if (lane == 0) sums[t] = sum;
   }
+  if (counted == 1)
+    for (int i = threadIdx.x; i < here * k; i += 256) id_of[i] = ids[(i64)first * k + i];
   __syncthreads();
   i64 at = ((i64)document * parts + blockIdx.x) * e;
   for (int expert = threadIdx.x; expert < e; expert += 256) {
     double share = 0.0, count = 0.0;
-    for (int t = first; t < last; t++) {
-      const float* row = scores + (i64)t * e;
+    for (int t = 0; t < here; t++) {
+      const float* row = score_of + t * e;
       float score = row[expert];
-      share += score / sums[t - first];
+      share += score / sums[t];
       bool counts_here = false;
       if (counted == 1) {
-        for (int i = 0; i < k; i++) counts_here |= ids[(i64)t * k + i] == (u32)expert;
+        for (int i = 0; i < k; i++) counts_here |= id_of[t * k + i] == (u32)expert;
       } else {
         int before = 0;
         for (int j = 0; j < e; j++) before += row[j] > score || (row[j] == score && j < expert);
@@ -228,13 +249,14 @@ KERNEL(256) balance_total(
     const double* shares, double* counts, const u32* ends, double* losses, int n, int e, int k, int parts,
     double weight) {
   __shared__ double scratch[8];
+  __shared__ Bounds found;
   int document = blockIdx.x;
-  int start = ends && document ? (int)ends[document - 1] : 0, end = ends ? (int)ends[document] : n;
-  double tokens = end - start, loss = 0.0;
+  Bounds rows = bounds_of_block(found, ends, document, n);
+  double tokens = rows.end - rows.start, loss = 0.0;
   for (int expert = threadIdx.x; expert < e; expert += 256) {
     i64 at = (i64)document * parts * e + expert;
     double share = 0.0, count = 0.0;
-    for (int part = 0; part * TOKENS < end - start; part++) {
+    for (int part = 0; part * TOKENS < rows.end - rows.start; part++) {
       share += shares[at + (i64)part * e];
       count += counts[at + (i64)part * e];
     }
@@ -246,22 +268,30 @@ KERNEL(256) balance_total(
   if (threadIdx.x == 0) losses[document] = weight * loss;
 }
 
-// One warp per token of block (i, d): dscores.
+// dscores of part i of document d in block (i, d), a warp per token. Dynamic shared memory: E doubles and 8·E floats.
 KERNEL(256) balance_gradient(
     const float* scores, const double* counts, const u32* ends, float* dscores, int n, int e, int parts,
     double weight) {
-  int document = blockIdx.y, lane = threadIdx.x & 31;
-  int start = ends && document ? (int)ends[document - 1] : 0, end = ends ? (int)ends[document] : n;
-  i64 t = (i64)start + (i64)blockIdx.x * WARPS + (threadIdx.x >> 5);
-  if (t >= end) return;
-  const double* f = counts + (i64)document * parts * e;
-  double sum = 0.0, mean = 0.0;
-  for (int j = lane; j < e; j += 32) {
-    double score = scores[t * e + j];
-    sum += score;
-    mean += f[j] * score;
+  DYNAMIC_SHARED(shared);
+  __shared__ Bounds found;
+  int document = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  double* f = (double*)shared;
+  float* score_of = (float*)(f + e) + warp * e;
+  Bounds rows = bounds_of_block(found, ends, document, n);
+  int first = rows.start + blockIdx.x * TOKENS, last = first + TOKENS < rows.end ? first + TOKENS : rows.end;
+  if (first >= last) return;
+  for (int j = threadIdx.x; j < e; j += 256) f[j] = counts[(i64)document * parts * e + j];
+  __syncthreads();
+  for (i64 t = first + warp; t < last; t += WARPS) {
+    double sum = 0.0, mean = 0.0;
+    for (int j = lane; j < e; j += 32) {
+      double score = score_of[j] = scores[t * e + j];
+      sum += score;
+      mean += f[j] * score;
+    }
+    sum = warp_sum(sum) + 1e-20;
+    mean = warp_sum(mean) / sum;
+    for (int j = lane; j < e; j += 32)
+      dscores[t * e + j] = (float)(weight * (f[j] - mean) / sum / (double)(rows.end - rows.start));
   }
-  sum = warp_sum(sum) + 1e-20;
-  mean = warp_sum(mean) / sum;
-  for (int j = lane; j < e; j += 32) dscores[t * e + j] = (float)(weight * (f[j] - mean) / sum / (double)(end - start));
 }

@@ -35,7 +35,7 @@ KERNEL(256) rms_norm_backward(
     const float* x, const float* rstd, const float* gain, const float* dy, const float* beside, float* dx,
     float* partial, int n, int d, int keeps_gain) {
   DYNAMIC_SHARED(shared);
-  __shared__ float scratch[8];
+  __shared__ float scratch[8], factors[ROWS_PER_BLOCK];
   float *row = (float*)shared, *of_y = row + d, *sum = of_y + d, *kept_gain = sum + d;
   for (int j = threadIdx.x; j < d; j += 256) {
     sum[j] = 0.f;
@@ -43,8 +43,10 @@ KERNEL(256) rms_norm_backward(
   }
   const float* of_gain = keeps_gain ? kept_gain : gain;
   int first = blockIdx.x * ROWS_PER_BLOCK, last = first + ROWS_PER_BLOCK < n ? first + ROWS_PER_BLOCK : n;
+  if (first + (int)threadIdx.x < last) factors[threadIdx.x] = rstd[first + threadIdx.x];
+  __syncthreads();
   for (int i = first; i < last; i++) {
-    float factor = rstd[i], dot = 0.f;
+    float factor = factors[i - first], dot = 0.f;
     for (int j = threadIdx.x; j < d; j += 256) {
       float value = x[(i64)i * d + j], gradient = dy[(i64)i * d + j];
       row[j] = value;
@@ -107,7 +109,7 @@ KERNEL(256) rope(
     int half, int interleaved, int backward) {
   int l = row_threads(half), head_width = width / heads;
   EACH_ROW(row, n, l) {
-    i64 angles = (i64)positions[row] * half;
+    i64 angles = (i64)of_row(positions, row, l) * half;
     EACH_COLUMN(j, half, l) {
       float cosine = cosines[angles + j], sine = backward ? -sines[angles + j] : sines[angles + j];
       float* first = x + row * width + offset + (interleaved ? 2 * j : j);
@@ -120,9 +122,13 @@ KERNEL(256) rope(
   }
 }
 
+// A thread reads the bias of a column once for all its rows.
 KERNEL(256) bias(float* y, const float* bias, i64 n, int d) {
   int l = row_threads(d);
-  EACH_ROW(row, n, l) EACH_COLUMN(j, d, l) y[row * d + j] += bias[j];
+  EACH_COLUMN(j, d, l) {
+    float of_column = bias[j];
+    EACH_ROW(row, n, l) y[row * d + j] += of_column;
+  }
 }
 
 KERNEL(256) scale(float* x, float by, float over, i64 n) {
@@ -181,64 +187,128 @@ KERNEL(256) copy_columns(const float* x, i64 from_width, float* y, i64 to_width,
 KERNEL(256) gather(const float* x, const u32* rows, float* y, i64 n, int d) {
   int l = row_threads(d);
   EACH_ROW(row, n, l) {
-    const float* from = x + (i64)rows[row] * d;
+    const float* from = x + (i64)of_row(rows, row, l) * d;
     EACH_COLUMN(j, d, l) y[row * d + j] = from[j];
   }
 }
 
-// `dw[ids[i]] += dx[i]`, i in order. The block of the first row with an id adds all rows with that id.
-KERNEL(256) embedding_backward(const u32* ids, const float* dx, float* dw, int n, int d) {
-  int i = blockIdx.x;
-  u32 id = ids[i];
-  int earlier = 0;
-  for (int other = threadIdx.x; other < i; other += 256) earlier |= ids[other] == id;
-  if (__syncthreads_or(earlier)) return;
-  __shared__ u32 found[256];
-  for (int start = i; start < n; start += 256) {
-    int other = start + threadIdx.x;
-    found[threadIdx.x] = other < n && ids[other] == id;
+// `dw[ids[i]] += dx[i]`, i in order. Block (b, j): columns from 256·j of the ids of bucket b, whose rows are
+// `order[ends[b - 1]..ends[b]]`, 256 at a time; the first row of an id adds those behind it.
+KERNEL(256) embedding_backward(
+    const u32* ids, const u32* order, const u32* ends, const float* dx, float* dw, int d) {
+  __shared__ u32 row_of[256], id_of[256], next_of[256], is_first[256];
+  __shared__ Bounds found;
+  Bounds bucket = bounds_of_block(found, ends, blockIdx.x, 0);
+  int j = blockIdx.y * 256 + threadIdx.x;
+  for (int start = bucket.start; start < bucket.end; start += 256) {
+    int here = bucket.end - start < 256 ? bucket.end - start : 256, own = threadIdx.x;
+    if (own < here) {
+      row_of[own] = order[start + own];
+      id_of[own] = ids[row_of[own]];
+    }
     __syncthreads();
-    for (int at = 0; at < 256; at++) {
-      if (!found[at]) continue;
-      for (int j = threadIdx.x; j < d; j += 256) dw[(i64)id * d + j] += dx[(i64)(start + at) * d + j];
+    if (own < here) {
+      u32 next = 256, first = 1;
+      for (int at = here - 1; at >= 0; at--) {
+        if (at == own || id_of[at] != id_of[own]) continue;
+        if (at > own) next = at;
+        else first = 0;
+      }
+      next_of[own] = next;
+      is_first[own] = first;
+    }
+    __syncthreads();
+    for (int at = 0; at < here && j < d; at++) {
+      if (!is_first[at]) continue;
+      float sum = dw[(i64)id_of[at] * d + j];
+      for (u32 i = at; i < 256; i = next_of[i]) sum += dx[(i64)row_of[i] * d + j];
+      dw[(i64)id_of[at] * d + j] = sum;
     }
     __syncthreads();
   }
 }
 
+// Rows of tokens that have K choices each: a warp has a token, and of 128 columns four a lane, so that it asks for the
+// place of a choice once for all of them.
+constexpr int COLUMNS = 4;
+#define EACH_TOKEN(token, n) \
+  for (i64 token = (i64)blockIdx.x * 8 + (threadIdx.x >> 5); token < (n); token += (i64)gridDim.x * 8)
+#define EACH_COLUMNS(first, d) for (int first = threadIdx.x & 31; first < ((d) + 127) / 128 * 128; first += 128)
+
+// Calls `visit(slot, weight)` for the k choices of a token, in order, in every lane. Without weights they are 1.
+template <class Visit>
+DEVICE void each_choice(const u32* slots, const float* weights, i64 token, int k, const Visit& visit) {
+  int lane = threadIdx.x & 31;
+  for (int start = 0; start < k; start += 32) {
+    int here = k - start < 32 ? k - start : 32;
+    u32 slot = lane < here ? slots[token * k + start + lane] : 0;
+    float weight = weights && lane < here ? weights[token * k + start + lane] : 1.f;
+    for (int i = 0; i < here; i++)
+      visit((i64)__shfl_sync(0xffffffffu, slot, i), __shfl_sync(0xffffffffu, weight, i));
+  }
+}
+
+// `y[t] += Σ_k weight·rows[slot]`, k in order.
+DEVICE void add_choices(
+    const float* rows, const u32* slots, const float* weights, float* y, i64 n, int d, int k) {
+  EACH_TOKEN(token, n) EACH_COLUMNS(first, d) {
+    float sum[COLUMNS];
+    for (int i = 0; i < COLUMNS; i++) sum[i] = first + 32 * i < d ? y[token * d + first + 32 * i] : 0.f;
+    each_choice(slots, weights, token, k, [&](i64 slot, float weight) {
+      for (int i = 0; i < COLUMNS; i++)
+        if (first + 32 * i < d) sum[i] += weight * rows[slot * d + first + 32 * i];
+    });
+    for (int i = 0; i < COLUMNS; i++)
+      if (first + 32 * i < d) y[token * d + first + 32 * i] = sum[i];
+  }
+}
+
+// `rows[slots[t, k]] = x[t]`: x is read once.
+KERNEL(256) dispatch(const float* x, const u32* slots, float* rows, i64 n, int d, int k) {
+  EACH_TOKEN(token, n) EACH_COLUMNS(first, d) {
+    float values[COLUMNS];
+    for (int i = 0; i < COLUMNS; i++) values[i] = first + 32 * i < d ? x[token * d + first + 32 * i] : 0.f;
+    each_choice(slots, nullptr, token, k, [&](i64 slot, float) {
+      for (int i = 0; i < COLUMNS; i++)
+        if (first + 32 * i < d) rows[slot * d + first + 32 * i] = values[i];
+    });
+  }
+}
+
 // `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
 KERNEL(256) gather_backward(const float* drows, const u32* slots, float* dx, i64 n, int d, int k) {
-  int l = row_threads(d);
-  EACH_ROW(token, n, l) EACH_COLUMN(j, d, l) {
-    float sum = dx[token * d + j];
-    for (int choice = 0; choice < k; choice++) sum += drows[(i64)slots[token * k + choice] * d + j];
-    dx[token * d + j] = sum;
-  }
+  add_choices(drows, slots, nullptr, dx, n, d, k);
 }
 
 // `y[t] += Σ_k weights[t, k]·rows[slots[t, k]]`, k in order.
 KERNEL(256) combine(const float* rows, const u32* slots, const float* weights, float* y, i64 n, int d, int k) {
-  int l = row_threads(d);
-  EACH_ROW(token, n, l) EACH_COLUMN(j, d, l) {
-    float sum = y[token * d + j];
-    for (int choice = 0; choice < k; choice++)
-      sum += weights[token * k + choice] * rows[(i64)slots[token * k + choice] * d + j];
-    y[token * d + j] = sum;
-  }
+  add_choices(rows, slots, weights, y, n, d, k);
 }
 
-// One block per (token, choice): `drows[slot] = weight·dy[t]`, `dweight = dy[t]·rows[slot]`.
+// One block per token: `drows[slot] = weight·dy[t]`, `dweight = dy[t]·rows[slot]`. Dynamic shared memory: D floats,
+// of which each thread has its own, and 2·K numbers of 4 bytes.
 KERNEL(256) combine_backward(
     const float* rows, const u32* slots, const float* weights, const float* dy, float* drows, float* dweights, int d,
     int k) {
+  DYNAMIC_SHARED(shared);
   __shared__ float scratch[8];
-  i64 choice = blockIdx.x, slot = slots[choice], token = choice / k;
-  float weight = weights[choice], dot = 0.f;
-  for (int j = threadIdx.x; j < d; j += 256) {
-    float gradient = dy[token * d + j];
-    dot += gradient * rows[slot * d + j];
-    drows[slot * d + j] = weight * gradient;
+  float *gradient = (float*)shared, *weight_of = gradient + d;
+  u32* slot_of = (u32*)(weight_of + k);
+  i64 token = blockIdx.x;
+  for (int j = threadIdx.x; j < d; j += 256) gradient[j] = dy[token * d + j];
+  for (int i = threadIdx.x; i < k; i += 256) {
+    weight_of[i] = weights[token * k + i];
+    slot_of[i] = slots[token * k + i];
   }
-  dot = block_sum(dot, scratch);
-  if (threadIdx.x == 0) dweights[choice] = dot;
+  __syncthreads();
+  for (int i = 0; i < k; i++) {
+    i64 slot = slot_of[i];
+    float weight = weight_of[i], dot = 0.f;
+    for (int j = threadIdx.x; j < d; j += 256) {
+      dot += gradient[j] * rows[slot * d + j];
+      drows[slot * d + j] = weight * gradient[j];
+    }
+    dot = block_sum(dot, scratch);
+    if (threadIdx.x == 0) dweights[token * k + i] = dot;
+  }
 }

@@ -34,48 +34,80 @@ plant "norm backward: sums of the gain do not begin at 0" rows.cu gpu::rms_norm_
   's/sum\[j\] = 0.f;//'
 plant "norm backward: wide rows have gradients in part" rows.cu gpu::rms_norm_backward \
   '/^KERNEL(256) rms_norm_backward/,/^}/ s/j < d; j += 256) {$/j < d; j += 512) {/'
-plant "norm of a sum: the sum is not written" rows.cu gpu::add_rms_norm 's/from\[j\] = value = value + more/value = value + more/'
+plant "norm of a sum: the sum is not written" rows.cu gpu::add_rms_norm \
+  's/from\[j\] = value = value + more/value = value + more/'
 plant "norm of a sum: the first row of the other" rows.cu gpu::add_rms_norm 's/more\[(i64)i \* d + j\]/more[j]/'
-plant "norm backward: what is beside it is left out" rows.cu gpu::rms_norm_backward_add 's/beside ? value + /beside ? value + 0.f * /'
+plant "norm backward: what is beside it is left out" rows.cu gpu::rms_norm_backward_add \
+  's/beside ? value + /beside ? value + 0.f * /'
 plant "bias backward: columns overlap between blocks" rows.cu gpu::bias_backward \
   '/sum_rows_partial/,/^}/ s/blockIdx.y \* 256/blockIdx.y * 128/'
 plant "bias backward: the last part is left out" rows.cu gpu::bias_backward 's/i < parts; i++/i < parts - 1; i++/'
 plant "norm: the gain is not kept" rows.cu gpu::rms_norm 's/kept_gain\[j\] = gain\[j\];/;/'
-plant "norm: a block's second row is the first again" rows.cu gpu::rms_norm 's/from = x + (i64)i \* d/from = x + (i64)blockIdx.x * d/'
+plant "norm: a block's second row is the first again" rows.cu gpu::rms_norm \
+  's/from = x + (i64)i \* d/from = x + (i64)blockIdx.x * d/'
 plant "swiglu: the gate of another row" rows.cu gpu::swiglu 's/= gated(from\[j\], /= gated(h[row * f + j], /'
-plant "rows: blocks do not go on" math.cuh tensor::more_rows_than_blocks_are_computed 's/row += (i64)gridDim.x \* (256 >> l)/row += n/'
+plant "rows: blocks do not go on" math.cuh tensor::more_rows_than_blocks_are_computed \
+  's/row += (i64)gridDim.x \* (256 >> l)/row += n/'
 plant "rope: backward turns forward" rows.cu gpu::rope 's/backward ? -sines/backward ? sines/'
 plant "rope: heads without the offset" rows.cu gpu::rope 's#row \* width + offset#row * width#'
-plant "embedding backward: found is read too early" rows.cu gpu::embedding_backward \
-  '/found\[threadIdx.x\] = /,/__syncthreads/ s/__syncthreads();//'
-plant "embedding backward: found is used again too early" rows.cu gpu::embedding_backward \
-  '/if (!found\[at\])/,/^}/ s/__syncthreads();//'
-plant "embedding backward: the tail is not masked" rows.cu gpu::embedding_backward \
-  's/other < n && ids\[other\]/ids[other]/'
+plant "rows: a lane has the row of its neighbour" math.cuh "gpu::gather gpu::rope" \
+  's/lane == first ? x\[row\] : T(0), 0, threads/lane == first ? x[row] : T(0), threads > 1, threads/'
+plant "rows: narrow rows have the first one of the warp" math.cuh "gpu::gather gpu::rope" 's/l < 5 ? 1 << l : 32/32/'
+plant "bias: rows in part" rows.cu gpu::bias \
+  's/EACH_ROW(row, n, l) y\[row \* d + j\] += of_column/EACH_ROW(row, n - 1, l) y[row * d + j] += of_column/'
+plant "norm backward: factors are read too early" rows.cu gpu::rms_norm_backward \
+  '/factors\[threadIdx.x\] = /,/__syncthreads/ s/__syncthreads();//'
+plant "norm backward: factors of the first block" rows.cu gpu::rms_norm_backward \
+  's/= rstd\[first + threadIdx.x\]/= rstd[threadIdx.x]/'
+plant "embedding backward: ids are compared too early" rows.cu gpu::embedding_backward \
+  '/id_of\[own\] = ids/,/__syncthreads/ s/__syncthreads();//'
+plant "embedding backward: links are followed too early" rows.cu gpu::embedding_backward \
+  '/is_first\[own\] = first;/,/__syncthreads/ s/__syncthreads();//'
+plant "embedding backward: links are used again too early" rows.cu tensor::many_rows_of_few_ids_are_added_in_order \
+  '/d + j\] = sum;/,/^}/ s/__syncthreads();//'
+plant "embedding backward: the rest of a bucket is not masked" rows.cu gpu::embedding_backward \
+  's/if (own < here) {/if (own < 256) {/'
+plant "embedding backward: the last row of an id, not the next" rows.cu gpu::embedding_backward \
+  's/if (at > own) next = at/if (at > own \&\& next == 256) next = at/'
+plant "embedding backward: every row is a first" rows.cu gpu::embedding_backward 's/else first = 0;/else first = 1;/'
+plant "embedding backward: long buckets end early" rows.cu tensor::many_rows_of_few_ids_are_added_in_order \
+  '/^KERNEL(256) embedding_backward/,/^}/ s/start < bucket.end; start += 256/start < bucket.end; start += 4096/'
 plant "embedding backward: wide rows are added in part" rows.cu gpu::embedding_backward \
-  's/j < d; j += 256) dw/j < d; j += 512) dw/'
-plant "gather backward: the last choice is left out" rows.cu gpu::gather_backward \
-  '/^KERNEL(256) gather_backward/,/^}/ s/choice < k;/choice < k - (k > 1);/'
-plant "combine: the weight of the slot, not of the choice" rows.cu gpu::combine \
-  's/weights\[token \* k + choice\] \* rows/weights[slots[token * k + choice]] * rows/'
+  '/^KERNEL(256) embedding_backward/,/^}/ s/blockIdx.y \* 256/blockIdx.y * 128/'
+plant "choices: more than a warp has are not read" rows.cu \
+  tensor::tokens_may_have_more_choices_than_a_warp_has_threads \
+  's/slots\[token \* k + start + lane\]/slots[token * k + lane]/'
+plant "choices: the last one is left out" rows.cu "gpu::gather_backward gpu::combine" \
+  's/i < here; i++)$/i < here - (k > 1); i++)/'
+plant "choices: the weight of the first" rows.cu gpu::combine \
+  's/__shfl_sync(0xffffffffu, weight, i)/__shfl_sync(0xffffffffu, weight, 0)/'
+plant "choices: columns beyond the last" rows.cu "gpu::combine gpu::dispatch" \
+  's/if (first + 32 \* i < d)/if (first + 32 * i <= d)/'
+plant "choices: wide rows are added in part" rows.cu gpu::combine 's/first += 128)$/first += 256)/'
+plant "dispatch: wide rows are read in part" rows.cu gpu::dispatch \
+  's/x\[token \* d + first + 32 \* i\]/x[token * d + first % 128 + 32 * i]/'
 plant "combine backward: wide rows are read in part" rows.cu gpu::combine_backward \
-  '/^KERNEL(256) combine_backward/,/^}/ s/j += 256/j += 512/'
+  '/^KERNEL(256) combine_backward/,/^}/ s/j < d; j += 256) {/j < d; j += 512) {/'
+plant "combine backward: slots are read too early" rows.cu gpu::combine_backward \
+  '/slot_of\[i\] = slots/,/__syncthreads/ s/__syncthreads();//'
+plant "combine backward: the weight of another choice" rows.cu gpu::combine_backward \
+  's/float weight = weight_of\[i\]/float weight = weight_of[0]/'
 
 # ---- router.cu
 plant "best: the last of equal ones in a warp" router.cu gpu::route 's/other_at < at)/other_at > at)/'
 plant "best: the last of equal ones in a lane" router.cu gpu::route 's/values\[i\] > largest/values[i] >= largest/'
 plant "route: many experts are scored in part" router.cu gpu::route \
-  '/float \*chosen/,/__syncwarp/ s/j < e; j += 32)/j < e; j += 64)/'
+  '/if (token >= n) return;/,/__syncwarp/ s/j < e; j += 32) {/j < e; j += 64) {/'
 plant "route: scores are read before all are written" router.cu gpu::route \
-  '/chosen\[j\] = score + bias/,/__syncwarp/ s/__syncwarp();//'
+  '/chosen\[j\] = score + of_bias/,/__syncwarp/ s/__syncwarp();//'
 plant "route: a group is looked for before the last is out" router.cu gpu::route \
   '/is_kept\[kept\] = 1;/,/__syncwarp/ s/__syncwarp();//'
 plant "route: an expert is looked for before the last is out" router.cu gpu::route \
-  '/weights\[token \* k + i\] = score;/,/__syncwarp/ s/__syncwarp();//'
+  '/weight_of\[i\] = score;/,/__syncwarp/ s/__syncwarp();//'
 plant "route: the group of an expert by the wrong size" router.cu gpu::route \
   's#is_kept\[j / size\]#is_kept[j / groups]#'
 plant "route: groups of one expert" router.cu gpu::route 's/size > 1 ? first + second : first/first + second/'
-plant "count: no atomic" router.cu gpu::route 's/atomicAdd(&\(count\[ids\[choice\]\]\), 1u)/\1 += 1u/'
+plant "count: no atomic" router.cu gpu::route 's/atomicAdd(&\(count\[ids\[choice\] % e\]\), 1u)/\1 += 1u/'
 plant "count: counts before all are zero" router.cu gpu::route '/count\[j\] = 0;/,/__syncthreads/ s/__syncthreads();//'
 plant "count: counts are written before all are counted" router.cu gpu::route \
   '/atomicAdd/,/__syncthreads/ s/__syncthreads();//'
@@ -88,15 +120,40 @@ plant "place: the own choice counts as earlier" router.cu gpu::route \
   's/i < (int)threadIdx.x; i++/i <= (int)threadIdx.x; i++/'
 plant "route backward: the mean is not divided" router.cu gpu::route_backward 's#mean = mean / sum;##'
 plant "balance: sums are read too early" router.cu gpu::balance \
-  '/sums\[t - first\] = sum;/,/__sync/ s/__syncthreads();//'
+  '/sums\[t\] = sum;/,/__sync/ s/__syncthreads();//'
 plant "balance: a part reaches into the next document" router.cu gpu::balance \
-  's/first + TOKENS < end ? first + TOKENS : end/first + TOKENS < n ? first + TOKENS : n/'
+  's/here = rows.end - first < TOKENS ? rows.end - first/here = n - first < TOKENS ? n - first/'
 plant "balance: equal scores all count" router.cu gpu::balance 's/(row\[j\] == score && j < expert)/false/'
 plant "balance: the gradient of one token too many" router.cu gpu::balance \
-  's/if (t >= end) return;/if (t > end) return;/'
-plant "balance: tokens of all documents" router.cu gpu::balance 's/double tokens = end - start/double tokens = n/'
+  's/t < last; t += WARPS/t <= last; t += WARPS/'
+plant "balance: tokens of all documents" router.cu gpu::balance \
+  's/double tokens = rows.end - rows.start/double tokens = n/'
+plant "route: the bias is read too early" router.cu gpu::route \
+  '/of_bias\[j\] = bias\[j\]/,/__sync/ s/__syncthreads();//'
+plant "route: weights are not normalised" router.cu gpu::route \
+  's#normalise ? weight_of\[i\] / sum#false ? weight_of[i] / sum#'
+plant "route backward: scores are read too early" router.cu gpu::route_backward \
+  '/id_of\[i\] = ids\[token/,/__sync/ s/__syncwarp();//'
+plant "balance: routes of the first tokens" router.cu gpu::balance \
+  's/id_of\[i\] = ids\[(i64)first \* k + i\]/id_of[i] = ids[i]/'
+plant "balance: f is read too early" router.cu gpu::balance '/f\[j\] = counts/,/__sync/ s/__syncthreads();//'
+plant "bounds: of the document before" device.cuh gpu::balance \
+  's/ends ? (int)ends\[i\] : n}/ends \&\& i ? (int)ends[i - 1] : n}/'
+plant "bounds: are read too early" device.cuh gpu::balance '/^DEVICE Bounds bounds_of_block/,/^}/ s/__syncthreads();//'
 plant "balance bias: one more is more" router.cu gpu::balance_bias 's/total < load ?/total <= load ?/'
 plant "count: an expert's end, not its rows" router.cu gpu::count 's/(i ? ends\[i - 1\] : 0)/(i ? ends[0] : 0)/'
+
+# ---- head.cu, and what packs keys
+plant "head: sums are relative to the first largest" head.cu gpu::head \
+  's/sum \*= exp_f64((double)own - (double)logit);//'
+plant "head: sums of threads are relative to their own" head.cu gpu::head \
+  's/sum \* exp_f64((double)own - (double)largest)/sum/'
+plant "head backward: the onehot of another row" head.cu gpu::head_backward 's/of_row(targets, row, l)/targets[0]/'
+plant "head backward: lse has no gradient" head.cu gpu::head_backward 's/ + dlse \* softmax)/)/'
+plant "pack: the shared part of the first head alone" attention.cu tensor::latent_attention_is_that_of_the_cpu \
+  's/head < heads; head++) of_k\[/head < 1; head++) of_k[/'
+plant "pack: values one column late" attention.cu tensor::latent_attention_is_that_of_the_cpu \
+  's/of_v\[head \* value + c - nope\]/of_v[head * value + (c - nope + 1) % value]/'
 
 # ---- quantise.cu
 plant "rows: columns beyond the last" quantise.cu gpu::lower \
@@ -115,9 +172,22 @@ plant "columns: the gap behind a segment is not zero" quantise.cu gpu::low_gradi
 plant "tiles: maxima of half the rows" quantise.cu gpu::lower 's/row < band.end; row += 2)/row < band.end; row += 4)/'
 plant "tiles: maxima are read too early" quantise.cu gpu::lower \
   '/scratch\[threadIdx.x >> 5\] = here/,/__sync/ s/__syncthreads();//'
-plant "tiles: the scale of another band" quantise.cu gpu::lower \
+plant "tiles: the scale of another band" quantise.cu gpu::low_gemm \
   '/^KERNEL(256) quantise_tiles/,/^}/ s/blockIdx.x \* gridDim.y + blockIdx.y/blockIdx.y * gridDim.x + blockIdx.x/'
-plant "scales: a matrix by its first tile" quantise.cu "gpu::lower gpu::low_gemm" 's/if (whole)$/if (false)/'
+plant "scales: a matrix by its first tiles" quantise.cu tensor::many_tiles_have_one_scale \
+  '/^KERNEL(256) scales_of/,/^}/ s/w < 8; w++/w < 1; w++/'
+plant "scales: maxima are read too early" quantise.cu "gpu::lower gpu::low_gemm" \
+  '/^KERNEL(256) scales_of/,/^}/ s/__syncthreads();//'
+plant "blocks: maxima are read too early" quantise.cu gpu::lower \
+  '/^KERNEL(256) quantise_blocks/,/^}/ s/  __syncthreads();//'
+plant "blocks: maxima of half the columns" quantise.cu gpu::lower \
+  '/^KERNEL(256) quantise_blocks/,/^}/ s/w < 8; w++/w < 2; w++/'
+plant "blocks: the last rows are left out" quantise.cu gpu::lower \
+  '/^KERNEL(256) quantise_blocks/,/^}/ s/i < rows; i += 8/i < rows - 1; i += 8/'
+plant "blocks: columns beyond the last" quantise.cu gpu::lower \
+  '/^KERNEL(256) quantise_blocks/,/^}/ s/column < d ? x/column < pitch ? x/'
+plant "blocks: infinities do not count as saturated" quantise.cu gpu::lower \
+  '/^KERNEL(256) quantise_blocks/,/^}/ s/seen.largest >= INFINITE/seen.largest > 2 * INFINITE/'
 plant "transpose: no barrier" quantise.cu "gpu::low_gemm" '/^DEVICE void transpose/,/^}/ s/__syncthreads();//'
 plant "transpose: padding is not written" quantise.cu "gpu::low_gemm" 's/row < to_pitch) y/row < rows) y/'
 plant "transpose scales: in place" quantise.cu tensor::products_are_those_of_the_cpu \
@@ -137,7 +207,7 @@ plant "both: no barrier before the maxima are read" quantise.cu "gpu::lower_both
 plant "both: rows have the scale of another tile" quantise.cu gpu::lower_both \
   's/row_scale\[row \* across + at\]/row_scale[row * across]/'
 plant "gated: value and gate swapped" quantise.cu gpu::swiglu_lower \
-  's/gated(h\[row \* 2 \* d + column\], h\[row \* 2 \* d + d + column\])/gated(h[row * 2 * d + d + column], h[row * 2 * d + column])/'
+  's/gated(\(h\[.*column\]\), \(h\[.*column\]\))/gated(\2, \1)/'
 plant "gated: rows as far apart as those of the result" quantise.cu gpu::swiglu_lower \
   's/gated(h\[row \* 2 \* d + column\]/gated(h[row * d + column]/'
 plant "gated gradient: values overwrite gates too early" quantise.cu gpu::swiglu_backward_lower \
@@ -239,7 +309,8 @@ plant "adamw: the second moment in bf16" optimizer.cu gpu::adamw_with_moments_in
 of_step=tensor::a_step_writes_the_fp8_forms_of_its_weight
 plant "adamw in FP8: no barrier before the scale" optimizer.cu $of_step \
   '/^KERNEL(256) adamw_fp8/,/^}/ s/  __syncthreads();//'
-plant "adamw in FP8: rows beyond the matrix" optimizer.cu $of_step 's/if (first + i < out \&\& column < in)/if (column < in)/'
+plant "adamw in FP8: rows beyond the matrix" optimizer.cu $of_step \
+  's/if (first + i < out \&\& column < in)/if (column < in)/'
 plant "adamw in FP8: the scale of one warp" optimizer.cu $of_step \
   's/for (int i = 0; i < 8; i++) most/for (int i = 0; i < 1; i++) most/'
 plant "adamw in FP8: scales are not turned" optimizer.cu $of_step \
@@ -407,7 +478,7 @@ plant "a score without a key is not 0" flash_forward.cu cores::flash \
   's/most == minus_infinity() ? 0 : most, scaled/most, scaled/'
 plant "lse without the scale" flash_forward.cu cores::flash 's/low.largest \* scale + logf/low.largest + logf/'
 plant "a document's end is the next one's first" flash_forward.cu cores::flash \
-  's/ends\[middle\] > row)/ends[middle] >= row)/'
+  's/limits\[row\] = rows.end;/limits[row] = rows.end - 1;/'
 plant "keys of another head" flash_forward.cu cores::flash \
   's#kv_head = head / (heads / kv_heads)#kv_head = head % kv_heads#'
 

@@ -545,6 +545,8 @@ macro_rules! operations {
         fn balance_bias(&self, bias: &mut Tensor, counts: &Tensor, speed: f64);
         /// Rows `rows` (U32) of x, in that order.
         fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor;
+        /// The row of x of each choice: rows `r.tokens` of x.
+        fn dispatch(&self, x: &Tensor, r: &Routing) -> Tensor;
         /// `dx[t] += Σ_k drows[slots[t, k]]`, k in order.
         fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor);
         /// `y[t] += Σ_k weights[t, k] · rows[slots[t, k]]`, k in order.

@@ -442,6 +442,10 @@ impl Backend for Meta {
         self.new_tensor([rows.len(), x.cols()], x.dtype())
     }
 
+    fn dispatch(&self, x: &Tensor, r: &Routing) -> Tensor {
+        self.gather(x, &r.tokens)
+    }
+
     fn gather_backward(&self, _: &Tensor, _: &Tensor, _: &mut Tensor) {}
 
     fn combine(&self, _: &Tensor, _: &Routing, _: &mut Tensor) {}

@@ -304,9 +304,9 @@ fn a_step_writes_the_fp8_forms_of_its_weight() {
             device.adamw(&hyper, &mut w, &dw, &device.numbers(&[0.5]), &mut m, &mut v);
             device.download(&device.numbers(&[0.0])); // until then the driver may not know of the launch
             assert_eq!(launches("adamw_fp8") - before, u64::from(is_low), "{shape:?}");
-            let before = launches("quantise_tiles");
+            let before = launches("quantise_blocks");
             let all = [products(&w), [w, m, v].map(|x| device.download(&x).to_f64()).into()].concat();
-            assert_eq!(launches("quantise_tiles") - before, u64::from(!is_low), "{shape:?}: nothing is lowered again");
+            assert_eq!(launches("quantise_blocks") - before, u64::from(!is_low), "{shape:?}: nothing is lowered again");
             all
         };
         assert!(run(true) == run(false), "{shape:?}, {moments:?}");
@@ -323,6 +323,50 @@ fn more_rows_than_blocks_are_computed() {
         let mut narrow = device.split(&x, 3).0;
         device.bias(&mut narrow, &device.upload(&noise(2, &[3])));
         [device.gather(&x, &device.ids(&rows)), narrow].map(|x| device.download(&x).to_f64())
+    };
+    assert!(on(simulator::gpu().as_ref()) == on(&Cpu::new(1)));
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn many_tiles_have_one_scale() {
+    let rows = Segments::of_counts(&[768]); // 42 tiles, with rows of whole tiles on both
+    let mut x = noise(1, &[768, 896]);
+    x.write::<f32>()[768 * 896 - 1] = 100.0;
+    let on = |device: &dyn Backend| match lowered(device, &x, Some(Tile::Tensor), Role::Weight, Some(&rows.on(device)))
+    {
+        Operand::Fp8(lowered) => [lowered.q, lowered.scale].map(|x| device.download(&x).to_f64()),
+        Operand::Plain(_) => panic!("not quantised"),
+    };
+    assert!(on(simulator::gpu().as_ref()) == on(&Cpu::new(1)));
+}
+
+/// A block of the embedding's gradient has the ids that are equal modulo 256, and takes 256 of their rows at a time.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn many_rows_of_few_ids_are_added_in_order() {
+    let ids: Vec<u32> = (0..900).map(|i| [5, 261, 5, 517, 7][random::below(1, 2, i, 5) as usize]).collect();
+    let on = |device: &dyn Backend| {
+        let (dx, mut dw) = (device.upload(&noise(1, &[900, 300])), device.upload(&noise(2, &[600, 300])));
+        device.embedding_backward(&device.ids(&ids), &dx, &mut dw);
+        device.download(&dw).to_f64()
+    };
+    assert!(on(simulator::gpu().as_ref()) == on(&Cpu::new(1)));
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn tokens_may_have_more_choices_than_a_warp_has_threads() {
+    let router = Router { experts: 50, expert_groups: 1, node_limit: 1, top_k: 40, normalise: true, scale: 1.0 };
+    let on = |device: &dyn Backend| {
+        let [logits, x] = [50, 200].map(|cols| device.upload(&noise(1, &[9, cols])));
+        let r = device.route(&router, &logits, &device.zeros([50], DType::F32));
+        let rows = device.dispatch(&x, &r);
+        let (mut y, mut dx) = (device.copy(&x), device.copy(&x));
+        device.combine(&rows, &r, &mut y);
+        device.gather_backward(&rows, &r.slots, &mut dx);
+        let (drows, _) = device.combine_backward(&rows, &r, &x);
+        [r.ids, rows, y, dx, drows].map(|x| device.download(&x).to_f64())
     };
     assert!(on(simulator::gpu().as_ref()) == on(&Cpu::new(1)));
 }

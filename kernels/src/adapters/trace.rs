@@ -22,6 +22,8 @@ pub struct Spent {
 /// A backend that times the operations of another one; results are those of the other.
 pub struct Trace {
     inner: Arc<dyn Backend>,
+    /// Ends an operation; without it the time is that of the call, which on a GPU is that of asking.
+    wait: Option<Box<dyn Fn() + Send + Sync>>,
     spent: Mutex<BTreeMap<&'static str, Spent>>,
 }
 
@@ -33,12 +35,19 @@ impl fmt::Debug for Trace {
 
 impl Trace {
     pub fn new(inner: Arc<dyn Backend>) -> Self {
-        Self { inner, spent: Mutex::default() }
+        Self { inner, wait: None, spent: Mutex::default() }
+    }
+
+    /// Calls `wait` behind each operation, so that its time is that of the device.
+    #[must_use]
+    pub fn waiting(self, wait: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { wait: Some(Box::new(wait)), ..self }
     }
 
     fn timed<R>(&self, operation: &'static str, work: impl FnOnce(&dyn Backend) -> R) -> R {
         let start = Instant::now();
         let result = work(self.inner.as_ref());
+        self.wait.iter().for_each(|wait| wait());
         let time = start.elapsed();
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = spent.entry(operation).or_default();

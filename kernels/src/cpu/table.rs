@@ -278,6 +278,10 @@ impl Backend for Cpu {
         real!(x, T => rows::gather::<T>(self, x, rows))
     }
 
+    fn dispatch(&self, x: &Tensor, r: &Routing) -> Tensor {
+        self.gather(x, &r.tokens)
+    }
+
     fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {
         real!(drows, T => router::gather_backward::<T>(self, drows, slots, dx))
     }

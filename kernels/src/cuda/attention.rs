@@ -9,6 +9,9 @@ use crate::document_bounds::Documents;
 use crate::dtype::DType;
 use crate::tensor::Tensor;
 
+/// Heads of one key that a block serves in generation.
+const TOGETHER: usize = 8;
+
 /// Where the elements of one operand lie: row i of head h at `address + i·row + h·head`.
 #[derive(Clone, Copy, Debug)]
 struct Rows {
@@ -275,7 +278,9 @@ impl Cuda {
         args.extend([int(requests.len()), self.write(o), long(h.q.row), long(h.q.head), long(width)]);
         args.extend([h.k_head, h.v_first, h.v_head, h.width, h.value, h.heads, h.queries_per_key].map(int));
         args.push(Arg::Float(h.scale as f32));
-        self.launch("attention_cached", [n, h.heads, 1], 4 * (h.width + h.value), &args);
+        let (kv_heads, parts) = (h.heads / h.queries_per_key, h.queries_per_key.div_ceil(TOGETHER));
+        let queries = h.queries_per_key.min(TOGETHER);
+        self.launch("attention_cached", [n, kv_heads * parts, 1], 4 * queries * (h.width + h.value), &args);
     }
 
     pub(super) fn latent_attention_of(

@@ -5,6 +5,7 @@ use super::cublaslt::CublasLt;
 use super::error::{DeviceError, expect, name_of};
 use super::graphs::Graphs;
 use super::memory::Arena;
+use super::operations::running;
 use super::sources::SOURCES;
 use super::uploads::Uploads;
 use crate::dtype::DType;
@@ -146,6 +147,7 @@ pub struct Cuda {
     locked: Mutex<Locked>,
     watched: Mutex<Vec<Weak<dyn Watched>>>,
     is_low: bool,
+    is_poisoned: bool,
     pub(super) cublaslt: Option<CublasLt>,
 }
 
@@ -200,6 +202,7 @@ impl Cuda {
             locked,
             watched: Mutex::default(),
             is_low: false,
+            is_poisoned: false,
             cublaslt: None,
         })
     }
@@ -216,6 +219,13 @@ impl Cuda {
     #[must_use]
     pub fn without_graphs(mut self) -> Self {
         self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner).close();
+        self
+    }
+
+    /// New tensors hold NaN in every format until an operation writes them: for checks.
+    #[must_use]
+    pub fn poisoned(mut self) -> Self {
+        self.is_poisoned = true;
         self
     }
 
@@ -308,7 +318,14 @@ impl Cuda {
     pub(crate) fn make(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
         self.bind();
-        let memory = self.arena.take(shape.len() * dtype.bytes(), || self.submit());
+        let what = || format!("{dtype:?} {:?} of `{}`", shape.dims(), running());
+        let bytes = shape.len() * dtype.bytes();
+        let memory = self.arena.take(bytes, what, || self.submit());
+        if self.is_poisoned && bytes > 0 {
+            // SAFETY: the memory is as long, and operations that used it before are in the same stream.
+            let filled = unsafe { result::memset_d8_async(memory.address(), 0xff, bytes, self.stream()) };
+            expect("fill memory", filled);
+        }
         Tensor::of_device(self.place(), memory, shape, dtype)
     }
 

@@ -10,11 +10,20 @@ pub struct DeviceError {
     pub(super) message: String,
     pub(super) hint: String,
     pub(super) is_temporary: bool,
+    pub(super) is_memory: bool,
 }
 
 impl DeviceError {
     pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: hint.into(), is_temporary: false }
+        Self { message: message.into(), hint: hint.into(), is_temporary: false, is_memory: false }
+    }
+
+    /// There is no memory left.
+    pub(super) fn of_memory(message: String) -> Self {
+        Self {
+            is_memory: true,
+            ..Self::new(message, "lower `micro_batch_tokens`, or set `recompute: light` or `full`")
+        }
     }
 
     /// What the driver said when smelt asked it to do `what`.
@@ -39,6 +48,11 @@ impl DeviceError {
         self.is_temporary
     }
 
+    /// Whether the device's memory did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.is_memory
+    }
+
     /// The failure with which an operation panicked, if it was one of the device.
     pub fn of_panic(payload: &(dyn std::any::Any + Send)) -> Option<&Self> {
         payload.downcast_ref()
@@ -57,6 +71,14 @@ impl fmt::Display for DeviceError {
 }
 
 impl std::error::Error for DeviceError {}
+
+/// A number of bytes for people: 12.34 GiB, 5.00 MiB.
+pub fn size(bytes: u64) -> String {
+    match bytes as f64 / (1u64 << 30) as f64 {
+        gib if gib < 0.1 => format!("{:.2} MiB", gib * 1024.0),
+        gib => format!("{gib:.2} GiB"),
+    }
+}
 
 /// The driver's own name of an error.
 pub(super) fn name_of(error: DriverError) -> String {

@@ -79,14 +79,8 @@ impl Cuda {
     fn spans(&self, documents: &Documents) -> (Tensor, Tensor) {
         let n = documents.rows();
         let (mut starts, mut limits) = (self.make([n], DType::U32), self.make([n], DType::U32));
-        let args = [
-            self.read(documents.ends()),
-            self.write(&mut starts),
-            self.write(&mut limits),
-            int(n),
-            int(documents.count()),
-        ];
-        self.launch("document_spans", [n.div_ceil(256), 1, 1], 0, &args);
+        let args = [self.read(documents.ends()), self.write(&mut starts), self.write(&mut limits)];
+        self.launch("document_spans", [documents.count(), 1, 1], 0, &args);
         (starts, limits)
     }
 
@@ -106,7 +100,7 @@ impl Cuda {
         let widths = [s.heads, s.nope, s.rope, s.value].map(int);
         let args = [self.read(kv), self.read(k_rope), self.write(&mut k), self.write(&mut v), long(n)];
         let args: Vec<Arg> = args.into_iter().chain(widths).collect();
-        self.each("pack_keys", n * s.heads * (qk + s.value), &args);
+        self.each_row("pack_keys", [n, s.heads * (s.nope + s.value) + s.rope], &args);
         let (starts, limits) = self.spans(documents);
         let (heads, kv_heads, scale) = (s.heads, s.heads, s.scale);
         Some(Packed { kernels, q: self.rounded(q, qk), k, v, heads, kv_heads, scale, starts, limits })

@@ -107,7 +107,7 @@ impl Cuda {
                 let mut dlogits = self.make([rows, pitch], DType::Bf16);
                 let args = [self.read(&z)].into_iter().chain(known);
                 let args = args.chain([self.write(&mut dlogits), long(rows), int(v), int(pitch)]);
-                self.each("logits_gradient_bf16", rows * pitch, &args.collect::<Vec<_>>());
+                self.each_row("logits_gradient_bf16", [rows, pitch], &args.collect::<Vec<_>>());
                 let (part, ends) = (self.rows_of(x, first, rows), ends.tensor());
                 let to = Arg::Address(dx_of_rows);
                 let of_x = Product { ends, to, m: rows, n: d, k: v, experts: 1, adds: false };
@@ -117,7 +117,7 @@ impl Cuda {
                 continue;
             }
             let args = [self.write(&mut z)].into_iter().chain(known).chain([long(rows), int(v)]);
-            self.each("logits_gradient", rows * v, &args.collect::<Vec<_>>());
+            self.each_row("logits_gradient", [rows, v], &args.collect::<Vec<_>>());
             let dlogits = self.strided(&z, 0, v, 0);
             self.multiply(dlogits, self.strided(w, 0, d, 0), whole(dx_of_rows), [rows, d, v], 1, Write::Set);
             let to = whole(dw.address_to_write(self.place()));

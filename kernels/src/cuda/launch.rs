@@ -103,4 +103,10 @@ impl Cuda {
         let (most, row_threads) = (32 * self.found().multiprocessors as usize, cols.clamp(1, 256).next_power_of_two());
         self.launch(name, [rows.div_ceil(256 / row_threads).min(most), 1, 1], 0, args);
     }
+
+    /// The same for a kernel that goes by `EACH_TOKEN` of `../../cu/rows.cu`.
+    pub(super) fn each_token(&self, name: &'static str, tokens: usize, args: &[Arg]) {
+        let most = 32 * self.found().multiprocessors as usize;
+        self.launch(name, [tokens.div_ceil(8).min(most), 1, 1], 0, args);
+    }
 }

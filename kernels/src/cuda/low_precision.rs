@@ -138,26 +138,25 @@ impl Cuda {
     ) -> (Tensor, Tensor) {
         let (n, d) = (x.rows(), x.cols());
         let (pitch, across) = (pitch_of_e4m3(d), d.div_ceil(TILE));
-        let is_whole = how.tile == Tile::Tensor;
+        let (role, power) = (Arg::Int(how.role as i32), flag(how.power_of_two));
+        let (from, of_ends, count) = (self.read(x), self.read(ends.tensor()), int(ends.count));
+        let mut q = self.make([n, pitch], DType::E4m3);
+        if how.tile == Tile::Block {
+            let mut scale = self.make([bands, across], DType::F32);
+            let to = [self.write(&mut q), self.write(&mut scale), self.write(saturated)];
+            let args = [from, of_ends, count].into_iter().chain(to).chain([int(d), int(pitch), role, power]);
+            self.launch("quantise_blocks", [bands, across, 1], 4 * TILE * TILE, &args.collect::<Vec<_>>());
+            return (q, scale);
+        }
         // an empty matrix has one scale too
         let shape = [bands.max(1), across.max(1)];
         let (mut largest, mut scale) = (self.make(shape, DType::U32), self.make(shape, DType::F32));
         self.fill_all(&mut largest, 0.0);
-        let (from, of_ends, count) = (self.read(x), self.read(ends.tensor()), int(ends.count));
         let args = [from, of_ends, count, self.write(&mut largest), self.write(saturated), int(d)];
         self.launch("tile_maxima", [bands, across, 1], 0, &args);
-        let matrices = if is_whole { ends.count } else { 1 };
-        let args = [
-            self.read(&largest),
-            self.write(&mut scale),
-            int(matrices),
-            long(largest.len() / matrices),
-            flag(is_whole),
-            Arg::Int(how.role as i32),
-            flag(how.power_of_two),
-        ];
-        self.launch("scales_of", [matrices, 1, 1], 0, &args);
-        let mut q = self.make([n, pitch], DType::E4m3);
+        let tiles = long(largest.len() / ends.count);
+        let args = [self.read(&largest), self.write(&mut scale), tiles, role, power];
+        self.launch("scales_of", [ends.count, 1, 1], 0, &args);
         let args = [from, of_ends, count, self.read(&scale), self.write(&mut q), int(d), int(pitch)];
         self.launch("quantise_tiles", [bands, across, 1], 0, &args);
         (q, scale)

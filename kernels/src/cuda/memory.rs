@@ -3,7 +3,7 @@
 //! What the host writes in another stream ([`uploads`](super::uploads)) lies in memory of its own, each piece with an
 //! event behind the operations that used it last.
 
-use super::error::{DeviceError, expect};
+use super::error::{DeviceError, expect, size};
 use crate::dtype::DType;
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -88,13 +88,19 @@ fn class(bytes: usize) -> usize {
 }
 
 impl Arena {
-    /// Memory with unspecified contents. The caller has made the device's context current. `submit` hands to the driver
-    /// what was asked for so far: it is called before memory goes back to it.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize, submit: impl FnOnce()) -> DeviceMemory {
+    /// Memory with unspecified contents, for `what` is to be said where there is none. The caller has made the device's
+    /// context current. `submit` hands to the driver what was asked for so far: it is called before memory goes back to
+    /// it.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        bytes: usize,
+        what: impl FnOnce() -> String,
+        submit: impl FnOnce(),
+    ) -> DeviceMemory {
         let class = class(bytes);
         let again = self.lock().free.get_mut(&class).and_then(Vec::pop);
         let address = again.or_else(|| self.allocate(class, submit));
-        self.give(address, bytes, None)
+        self.give(address, bytes, what, None)
     }
 
     /// The same, for what `stream` writes: its next work runs behind the operations that used the memory before.
@@ -116,7 +122,8 @@ impl Arena {
             let event = expect("make an event", result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING));
             self.allocate(class, submit).map(|address| (address, Event(event)))
         });
-        self.give(found.map(|(address, _)| address), bytes, found.map(|(_, event)| event))
+        let what = || "what is uploaded".to_owned();
+        self.give(found.map(|(address, _)| address), bytes, what, found.map(|(_, event)| event))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,12 +151,18 @@ impl Arena {
         }
     }
 
-    fn give(self: &Arc<Self>, address: Option<u64>, bytes: usize, unused: Option<Event>) -> DeviceMemory {
+    fn give(
+        self: &Arc<Self>,
+        address: Option<u64>,
+        bytes: usize,
+        what: impl FnOnce() -> String,
+        unused: Option<Event>,
+    ) -> DeviceMemory {
         let mut state = self.lock();
         let Some(address) = address else {
             let used = state.used;
             drop(state);
-            out_of_memory(bytes, used)
+            out_of_memory(bytes, &what(), used)
         };
         let bytes = class(bytes);
         state.used += bytes;
@@ -185,19 +198,12 @@ impl State {
     }
 }
 
-fn out_of_memory(bytes: usize, used: usize) -> ! {
-    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+fn out_of_memory(bytes: usize, what: &str, used: usize) -> ! {
     let (free, total) = result::mem_get_info().unwrap_or_default();
-    DeviceError::new(
-        format!(
-            "the GPU has no {:.2} GiB for one more tensor: tensors take {:.2} GiB, {:.2} of {:.2} GiB are free",
-            gib(bytes),
-            gib(used),
-            gib(free),
-            gib(total)
-        ),
-        "lower `micro_batch_tokens`, or set `recompute: light` or `full`",
-    )
+    let [asked, taken, free, total] = [bytes, used, free, total].map(|bytes| size(bytes as u64));
+    DeviceError::of_memory(format!(
+        "the GPU has no {asked} for {what}: tensors take {taken}, {free} of {total} are free"
+    ))
     .raise()
 }
 

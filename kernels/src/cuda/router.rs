@@ -39,14 +39,14 @@ impl Cuda {
             flag(router.normalise),
             Arg::Float(router.scale as f32),
         ];
-        self.launch("route", [n.div_ceil(WARPS), 1, 1], 4 * WARPS * (e + 2 * groups), &args);
-        let (segments, tokens, slots) = self.sort_choices(&ids, e);
+        self.launch("route", [n.div_ceil(WARPS), 1, 1], 4 * (e + 2 * WARPS * (e + groups + k)), &args);
+        let (segments, tokens, slots) = self.sort_choices(&ids, e, k);
         Routing { ids, weights, scores, segments, tokens, slots }
     }
 
-    /// The choices sorted by expert, tokens in order within each.
-    fn sort_choices(&self, ids: &Tensor, e: usize) -> (Segments, Tensor, Tensor) {
-        let (choices, k) = (ids.len(), ids.cols());
+    /// Choices modulo `e`, k for each token, sorted by what they are, tokens in order within each.
+    pub(super) fn sort_choices(&self, ids: &Tensor, e: usize, k: usize) -> (Segments, Tensor, Tensor) {
+        let choices = ids.len();
         let blocks = choices.div_ceil(CHOICES);
         let (mut counts, mut ends) = (self.make([blocks, e], DType::U32), self.make([e], DType::U32));
         let args = [self.read(ids), self.write(&mut counts), long(choices), int(e)];
@@ -89,7 +89,7 @@ impl Cuda {
             flag(router.normalise),
             Arg::Float(router.scale as f32),
         ];
-        self.launch("route_backward", [n.div_ceil(WARPS), 1, 1], 0, &args);
+        self.launch("route_backward", [n.div_ceil(WARPS), 1, 1], 4 * WARPS * (e + 2 * k), &args);
         dlogits
     }
 
@@ -108,6 +108,7 @@ impl Cuda {
         let ends = documents.map_or(Arg::Address(0), |documents| self.read(documents.ends()));
         let [mut shares, mut counts] = [(); 2].map(|()| self.make([count, parts, e], DType::F64));
         let (mut losses, mut dscores) = (self.make([count], DType::F64), self.like(&r.scores));
+        let [of_part, of_gradient] = [4 * TOKENS * (e + k), 8 * e + 4 * WARPS * e];
         let (n, e, k, parts_) = (int(n), int(e), int(k), int(parts));
         let args = [
             self.read(&r.scores),
@@ -121,7 +122,7 @@ impl Cuda {
             Arg::Int((counted == Counted::Routes).into()),
             parts_,
         ];
-        self.launch("balance_partial", [parts, count, 1], 0, &args);
+        self.launch("balance_partial", [parts, count, 1], of_part, &args);
         let args = [
             self.read(&shares),
             self.write(&mut counts),
@@ -144,7 +145,7 @@ impl Cuda {
             parts_,
             Arg::Double(weight),
         ];
-        self.launch("balance_gradient", [longest.div_ceil(WARPS), count, 1], 0, &args);
+        self.launch("balance_gradient", [parts, count, 1], of_gradient, &args);
         self.add_total(&losses, loss);
         dscores
     }
@@ -166,7 +167,16 @@ impl Cuda {
         let (n, d) = (dx.rows(), dx.cols());
         let k = slots.len() / n.max(1);
         let args = [self.read(drows), self.read(slots), self.write(dx), long(n), int(d), int(k)];
-        self.each_row("gather_backward", [n, d], &args);
+        self.each_token("gather_backward", n, &args);
+    }
+
+    pub(super) fn dispatch_rows(&self, x: &Tensor, r: &Routing) -> Tensor {
+        expect_f32("dispatch", x);
+        let (n, d, k) = (x.rows(), x.cols(), r.weights.cols());
+        let mut rows = self.make([n * k, d], DType::F32);
+        let args = [self.read(x), self.read(&r.slots), self.write(&mut rows), long(n), int(d), int(k)];
+        self.each_token("dispatch", n, &args);
+        rows
     }
 
     pub(super) fn combine_rows(&self, rows: &Tensor, r: &Routing, y: &mut Tensor) {
@@ -174,12 +184,12 @@ impl Cuda {
         let (n, d, k) = (y.rows(), y.cols(), r.weights.cols());
         let args =
             [self.read(rows), self.read(&r.slots), self.read(&r.weights), self.write(y), long(n), int(d), int(k)];
-        self.each_row("combine", [n, d], &args);
+        self.each_token("combine", n, &args);
     }
 
     pub(super) fn combine_gradient(&self, rows: &Tensor, r: &Routing, dy: &Tensor) -> (Tensor, Tensor) {
         expect_f32("combine_backward", rows);
-        let (d, k) = (dy.cols(), r.weights.cols());
+        let (n, d, k) = (dy.rows(), dy.cols(), r.weights.cols());
         let (mut drows, mut dweights) = (self.like(rows), self.like(&r.weights));
         let args = [
             self.read(rows),
@@ -191,7 +201,7 @@ impl Cuda {
             int(d),
             int(k),
         ];
-        self.launch("combine_backward", [r.slots.len(), 1, 1], 0, &args);
+        self.launch("combine_backward", [n, 1, 1], 4 * (d + 2 * k), &args);
         (drows, dweights)
     }
 }

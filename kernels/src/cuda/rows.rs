@@ -15,6 +15,9 @@ use super::error::expect;
 /// Rows that one block sums for a gradient of a gain or a bias.
 const ROWS_PER_BLOCK: usize = 64;
 
+/// Ids of a vocabulary are sorted by their lowest bits.
+const BUCKETS: usize = 256;
+
 /// Shared memory that a block may take where two share a multiprocessor of 228 KiB.
 const HALF_OF_SHARED: usize = 112 << 10;
 
@@ -202,7 +205,8 @@ impl Cuda {
         expect_f32("bias", y);
         let (n, d) = (y.rows(), y.cols());
         bias.expect("bias", [d]);
-        self.each_row("bias", [n, d], &[self.write(y), self.read(bias), long(n), int(d)]);
+        // a thread has eight rows or more, so that it seldom asks for the bias
+        self.each_row("bias", [n.div_ceil(8), d], &[self.write(y), self.read(bias), long(n), int(d)]);
     }
 
     pub(super) fn bias_gradient(&self, dy: &Tensor, dbias: &mut Tensor) {
@@ -301,8 +305,9 @@ impl Cuda {
             dx.shape(),
             dw.shape()
         );
-        let args = [self.read(ids), self.read(dx), self.write(dw), int(n), int(d)];
-        self.launch("embedding_backward", [n, 1, 1], 0, &args);
+        let (ends, order, _) = self.sort_choices(ids, BUCKETS, 1);
+        let args = [self.read(ids), self.read(&order), self.read(ends.ends()), self.read(dx), self.write(dw), int(d)];
+        self.launch("embedding_backward", [BUCKETS, d.div_ceil(256), 1], 0, &args);
     }
 
     /// On the device, of the host's numbers, in the layout of a C struct of the kernel.

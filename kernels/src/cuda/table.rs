@@ -1,7 +1,10 @@
 //! The table of operations on a GPU: where each is implemented.
 
 use super::device::Cuda;
-use crate::backend::*;
+use super::operations::Operations;
+use crate::backend::{
+    AdamW, AttentionShape, CachedRows, Counted, Draw, GroupedShape, Head, Layout, Rope, Router, Routing, Softmax, Write,
+};
 use crate::document_bounds::Documents;
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser, TILE, Tile};
@@ -9,7 +12,7 @@ use crate::segments::Segments;
 use crate::tensor::{Shape, Tensor};
 use std::ops::Range;
 
-impl Backend for Cuda {
+impl Operations for Cuda {
     fn empty(&self, shape: Shape, dtype: DType) -> Tensor {
         self.make(shape, dtype)
     }
@@ -317,6 +320,10 @@ impl Backend for Cuda {
 
     fn gather(&self, x: &Tensor, rows: &Tensor) -> Tensor {
         self.gather_rows(x, rows)
+    }
+
+    fn dispatch(&self, x: &Tensor, r: &Routing) -> Tensor {
+        self.dispatch_rows(x, r)
     }
 
     fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {

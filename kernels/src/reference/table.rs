@@ -268,6 +268,10 @@ impl Backend for Reference {
         real!(x, T => rows::gather::<T>(x, rows.read()))
     }
 
+    fn dispatch(&self, x: &Tensor, r: &Routing) -> Tensor {
+        self.gather(x, &r.tokens)
+    }
+
     fn gather_backward(&self, drows: &Tensor, slots: &Tensor, dx: &mut Tensor) {
         real!(drows, T => router::gather_backward::<T>(drows, slots.read(), dx))
     }

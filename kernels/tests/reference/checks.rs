@@ -573,8 +573,7 @@ pub(crate) fn route(d: &mut Trial) {
 pub(crate) fn route_backward(d: &mut Trial) {
     let (router, r) = routed(d);
     let (dweights, dscores) = (d.tensor(r.weights.shape().dims()), d.tensor(r.scores.shape().dims()));
-    // the one weight of a token is constant when normalised: its gradient is 0, and roundings cannot be compared
-    // with that
+    // the one weight of a token is constant when normalised: roundings cannot be compared with a gradient of 0
     let dscores = (d.pick(&[true, false]) || router.top_k == 1).then_some(&dscores);
     let dlogits = d.device.route_backward(&router, &r, &dweights, dscores);
     d.near("dlogits", &dlogits);
@@ -610,19 +609,25 @@ pub(crate) fn balance_bias(d: &mut Trial) {
 
 pub(crate) fn gather(d: &mut Trial) {
     let [n, rows, cols] = [300, 400, 50].map(|most| d.up_to(most));
-    let y = d.device.gather(&d.tensor(&[n, cols]), &d.ids(rows, n));
-    d.same_tensor("y", &y);
+    let (x, rows) = (d.tensor(&[n, cols]), d.ids(rows, n));
+    d.same_tensor("y", &d.device.gather(&x, &rows));
+}
+
+pub(crate) fn dispatch(d: &mut Trial) {
+    let ((_, r), cols) = (routed(d), d.up_to(300));
+    let x = d.tensor(&[r.weights.rows(), cols]);
+    d.same_tensor("rows", &d.device.dispatch(&x, &r));
 }
 
 pub(crate) fn gather_backward(d: &mut Trial) {
-    let ((_, r), cols) = (routed(d), d.up_to(50));
+    let ((_, r), cols) = (routed(d), d.up_to(300));
     let mut dx = d.tensor(&[r.weights.rows(), cols]);
     d.device.gather_backward(&d.tensor(&[r.tokens.len(), cols]), &r.slots, &mut dx);
     d.same_tensor("dx", &dx);
 }
 
 pub(crate) fn combine(d: &mut Trial) {
-    let ((_, r), cols) = (routed(d), d.up_to(50));
+    let ((_, r), cols) = (routed(d), d.up_to(300));
     let mut y = d.tensor(&[r.weights.rows(), cols]);
     d.device.combine(&d.tensor(&[r.tokens.len(), cols]), &r, &mut y);
     d.near("y", &y);
@@ -680,16 +685,15 @@ pub(crate) fn adamw_step(d: &mut Trial, mut m: Tensor, mut v: Tensor, roundings_
     let hyper = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step };
     d.device.adamw(&hyper, &mut w, &dw, &d.device.numbers(&[0.5]), &mut m, &mut v);
     d.near("w", &w);
-    for (what, moment) in [("m", m), ("v", v)] {
-        d.near_to(what, &moment, roundings_of_moments);
-    }
+    d.near_to("m", &m, roundings_of_moments);
+    d.near_to("v", &v, roundings_of_moments);
 }
 
 /// Moments are rounded to bf16, and a value on the edge may go either way: one step of bf16 is 2⁻⁸, or 2¹⁶
 /// roundings of f32.
 pub(crate) fn adamw_in_bf16(d: &mut Trial) {
     let n = d.up_to(3000);
-    let [m, v] = [(); 2].map(|_| d.tensor(&[n]));
+    let (m, v) = (d.tensor(&[n]), d.tensor(&[n]));
     let v = d.changed(v, |v: &mut [f32]| v.iter_mut().for_each(|v| *v = v.abs()));
     let [m, v] = [m, v].map(|x| d.device.cast(&x, DType::Bf16));
     adamw_step(d, m, v, f64::from(1 << 16));

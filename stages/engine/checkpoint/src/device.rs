@@ -1,11 +1,13 @@
 //! What a stage with a model computes on.
 
+pub use smelt_kernels::cuda::size;
+
 use smelt_kernels::collective::Nccl;
 use smelt_kernels::{Backend, Cpu, Cuda, DeviceError, Meta, cuda};
 use smelt_model::{Library, Precision};
 use smelt_stage::{Check, Context, Device, Doctor, Error, Stage};
 use std::any::Any;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 /// What a job computes on.
 pub struct Opened {
@@ -80,7 +82,16 @@ pub fn open(cx: &Context, threads: usize, precision: Precision) -> Result<Opened
 /// driver that does not fit stay as they are.
 fn of_device(error: &DeviceError) -> Error {
     let text = error.to_string();
-    if error.is_temporary() { Error::again(text) } else { Error::machine(text) }.hint(error.hint())
+    let would_fit = WOULD_FIT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let hint = would_fit.filter(|_| error.is_out_of_memory()).unwrap_or_else(|| error.hint().to_owned());
+    if error.is_temporary() { Error::again(text) } else { Error::machine(text) }.hint(hint)
+}
+
+static WOULD_FIT: Mutex<Option<String>> = Mutex::new(None);
+
+/// What to do should the device's memory not suffice, where the job knows better than the device: it is the hint then.
+pub fn would_fit(hint: String) {
+    *WOULD_FIT.lock().unwrap_or_else(PoisonError::into_inner) = Some(hint);
 }
 
 fn explain(payload: &(dyn Any + Send)) -> Option<Error> {

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use smelt_checkpoint::device::Opened;
+use smelt_checkpoint::device::{self, Opened, size};
 use smelt_model::{Model, Recomputed};
 use smelt_stage::Context;
 use smelt_train::{Hyper, Memory};
@@ -67,6 +67,34 @@ pub struct Step<'a> {
     pub beside: u64,
 }
 
+impl Step<'_> {
+    /// Bytes that it takes with so many sequences at once.
+    fn takes(&self, opened: &Opened, recompute: Recomputed, sequences: usize) -> u64 {
+        let Step { model, hyper, longest, beside, .. } = *self;
+        beside + Memory::of(&opened.meta(), model, hyper, recompute, [sequences, longest]).peak
+    }
+
+    /// What to change should there be no memory for `sequences` at once: counted on shapes.
+    fn advice(&self, opened: &Opened, sequences: usize) -> String {
+        let budget = opened.memory.unwrap_or(0);
+        let fits = |recompute, n| self.takes(opened, recompute, n) <= budget;
+        let tokens = |n: usize| n * self.longest;
+        if fits(self.recompute, sequences) {
+            return "by its shapes the step fits: other programs may use the GPU, or lower `micro_batch_tokens`".into();
+        }
+        if fits(self.recompute, 1) {
+            let n = largest(sequences, |n| fits(self.recompute, n));
+            return format!("`micro_batch_tokens: {}` would fit, by the shapes of a step; `auto` finds it", tokens(n));
+        }
+        if fits(Recomputed::Full, 1) {
+            let n = largest(sequences, |n| fits(Recomputed::Full, n));
+            return format!("`recompute: full` with `micro_batch_tokens: {}` would fit, by its shapes", tokens(n));
+        }
+        let least = size(self.takes(opened, Recomputed::Full, 1));
+        format!("nothing would fit: by its shapes a step takes {least} at least, {} are there", size(budget))
+    }
+}
+
 impl TokensAtOnce {
     /// The number, where it is known before the device is.
     pub fn count(self) -> Option<usize> {
@@ -79,15 +107,19 @@ impl TokensAtOnce {
     /// The number. `auto` cuts a step into as few parts as the memory of the device allows, all of one size; it depends
     /// on how much memory the device has, not on how much of it is free.
     pub fn on(self, opened: &Opened, step: &Step, cx: &Context) -> usize {
-        if let Some(count) = self.count() {
+        let most = match self {
+            TokensAtOnce::Count(count) => count / step.longest.max(1),
+            TokensAtOnce::Auto if opened.is_gpu() => usize::MAX,
+            TokensAtOnce::Auto => ENOUGH_FOR_A_CPU / step.longest.max(1),
+        };
+        let most = step.sequences.min(most.max(1));
+        if opened.is_gpu() {
+            device::would_fit(step.advice(opened, most));
+        }
+        if let TokensAtOnce::Count(count) = self {
             return count;
         }
-        let enough = if opened.is_gpu() { usize::MAX } else { (ENOUGH_FOR_A_CPU / step.longest.max(1)).max(1) };
-        let take = |sequences| {
-            let Step { model, hyper, recompute, longest, beside, .. } = *step;
-            beside + Memory::of(&opened.meta(), model, hyper, recompute, [sequences, longest]).peak
-        };
-        let most = step.sequences.min(enough);
+        let take = |sequences| step.takes(opened, step.recompute, sequences);
         let sequences = opened.memory.map_or(1, |budget| largest(most, |n| take(n) <= budget));
         let parts = step.sequences.div_ceil(sequences);
         let count = step.sequences.div_ceil(parts) * step.longest;

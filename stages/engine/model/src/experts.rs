@@ -110,7 +110,7 @@ impl Experts {
     }
 
     fn dispatch(&self, cx: &Cx, x: &Tensor, routed: &Routed) -> Dispatched {
-        Dispatched(cx.backend.gather(x, &routed.routing.tokens))
+        Dispatched(cx.backend.dispatch(x, &routed.routing))
     }
 
     fn compute(&self, cx: &Cx, x: Dispatched, routed: &Routed) -> (Computed, ComputedSaved) {
