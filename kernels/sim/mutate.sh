@@ -172,8 +172,8 @@ plant "columns: the gap behind a segment is not zero" quantise.cu gpu::low_gradi
 plant "tiles: maxima of half the rows" quantise.cu gpu::lower 's/row < band.end; row += 2)/row < band.end; row += 4)/'
 plant "tiles: maxima are read too early" quantise.cu gpu::lower \
   '/scratch\[threadIdx.x >> 5\] = here/,/__sync/ s/__syncthreads();//'
-plant "tiles: the scale of another band" quantise.cu gpu::low_gemm \
-  '/^KERNEL(256) quantise_tiles/,/^}/ s/blockIdx.x \* gridDim.y + blockIdx.y/blockIdx.y * gridDim.x + blockIdx.x/'
+plant "tiles: the scale of the first matrix" quantise.cu gpu::low_gemm \
+  '/^KERNEL(256) quantise_tiles/,/^}/ s/scale\[(i64)blockIdx.x \* gridDim.y + blockIdx.y\]/scale[0]/'
 plant "scales: a matrix by its first tiles" quantise.cu tensor::many_tiles_have_one_scale \
   '/^KERNEL(256) scales_of/,/^}/ s/w < 8; w++/w < 1; w++/'
 plant "scales: maxima are read too early" quantise.cu "gpu::lower gpu::low_gemm" \
@@ -247,14 +247,22 @@ plant "old fp8: the scale of the first band" products.cu old::low_gradient \
 
 # ---- attention.cu
 plant "the query is read too early" attention.cu gpu::attention \
-  '/largest = -3.4.*total = 0.f;/,/__sync/ s/__syncthreads();//'
-plant "sums are not shrunk" attention.cu gpu::attention 's/float value = sum\[c\] \* keep;/float value = sum[c];/'
-plant "the total is not shrunk" attention.cu gpu::attention 's/total = total \* keep +/total = total +/'
-plant "a query sees the next key" attention.cu gpu::grouped_attention 's/keys, position + 1, o/keys, position + 2, o/'
+  '/^DEVICE float attend/,/^}/ { /sum\[i \* h.value + c\] = 0.f;/,/__sync/ s/__syncthreads();// }'
+plant "sums are not shrunk" attention.cu gpu::attention 's/sum\[i \* h.value + c\] \* keep\[i\]/sum[i * h.value + c]/'
+plant "the total is not shrunk" attention.cu gpu::attention \
+  's/total\[i\] = total\[i\] \* keep\[i\] +/total[i] = total[i] +/'
+plant "a query sees the next key" attention.cu gpu::grouped_attention \
+  's/0, 1, keys, position + 1,$/0, 1, keys, position + 2,/'
 plant "a query sees the document before" attention.cu gpu::attention \
   's#keys{h, row - position, head#keys{h, row - position - (row > position), head#'
 plant "wide heads are read in part" attention.cu "gpu::cached_attention gpu::latent_attention" \
-  's/c < h.own + h.shared; c += KEYS) q/c < h.own + h.shared; c += 2 * KEYS) q/'
+  's/c < width; c += KEYS) q\[i \* width/c < width; c += 2 * KEYS) q[i * width/'
+plant "cached: every head with the first query" attention.cu gpu::cached_attention \
+  's/q + (i < queries ? i : 0) \* width/q/'
+plant "cached: heads share the first one's weights" attention.cu gpu::cached_attention \
+  's/p\[(i < queries ? i : 0) \* KEYS + j\]/p[j]/'
+plant "cached: heads behind the first eight are left out" attention.cu \
+  tensor::more_heads_than_a_block_serves_read_one_key 's/blockIdx.y % parts \* TOGETHER/0/'
 plant "wide values are written in part" attention.cu "gpu::cached_attention gpu::latent_attention" \
   's/c < h.value; c += KEYS) o/c < h.value; c += 2 * KEYS) o/'
 plant "means: of one lane" attention.cu gpu::attention_backward 's/  sum = warp_sum(sum);//'
@@ -283,18 +291,15 @@ plant "cached: a run of values ends a row too late" attention.cu "gpu::cached_at
   's/int left = page_rows - key % page_rows;/int left = page_rows - key % page_rows + 1;/'
 plant "cached: pages of the first request" attention.cu "gpu::cached_attention gpu::latent_attention" \
   's/keys{pages + r.page, /keys{pages, /'
-plant "pack: a value of the wrong column" attention.cu tensor::latent_attention_is_that_of_the_cpu \
-  's/ + c - rope\]/ + c - rope - 1]/'
 plant "place: dv over dk" attention.cu tensor::latent_attention_is_that_of_the_cpu \
   's/(nope + value) + nope + (i/(nope + value) + (i/'
 
 # ---- head.cu, optimizer.cu, sample.cu
-plant "head: the largest of one warp" head.cu gpu::head \
-  's/largest = block_max(largest, scratch);/largest = warp_max(largest);/'
+plant "head: the largest of one warp" head.cu gpu::head 's/largest = block_max(own, scratch)/largest = warp_max(own)/'
 plant "head: the next row's target" head.cu gpu::head 's/row\[targets\[blockIdx.x\]\]/row[targets[0]]/'
 plant "head backward: the sign of the softmax" head.cu gpu::head_backward 's/onehot - softmax/onehot + softmax/'
 plant "head backward: the pad in bf16 is not written" head.cu tensor::the_head_is_that_of_the_cpu \
-  '/^KERNEL(256) logits_gradient_bf16/,/^}/ s/dlogits\[i\] = /if (j < v) &/'
+  's/EACH_COLUMN(j, pitch, l) dlogits/EACH_COLUMN(j, v, l) dlogits/'
 plant "square sum: one element of the next block" optimizer.cu gpu::square_sum \
   's/j < BLOCK \&\& first/j <= BLOCK \&\& first/'
 plant "total: values are read too early" optimizer.cu gpu::total \

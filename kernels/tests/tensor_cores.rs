@@ -327,6 +327,25 @@ fn more_rows_than_blocks_are_computed() {
     assert!(on(simulator::gpu().as_ref()) == on(&Cpu::new(1)));
 }
 
+/// Of generation: a block serves eight heads, here of 3 × 11 and of 19 that all read one latent.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn more_heads_than_a_block_serves_read_one_key() {
+    let grouped = GroupedShape { heads: 33, kv_heads: 3, dim: 10, scale: 0.3 };
+    let latent = AttentionShape { heads: 19, nope: 8, rope: 4, value: 6, scale: 0.1 };
+    let on = |device: &dyn Backend| {
+        let [q, of_latent, kv_b] =
+            [[5, 330], [5, 19 * 12], [19 * 14, 20]].map(|shape| device.upload(&noise(1, &shape)));
+        let [pages, latents] = [60, 24].map(|width| [2, 3].map(|seed| device.upload(&noise(seed, &[100, width]))));
+        let request = |pages| CachedRows { rows: 0..5, pages, length: 180 };
+        let o = device.cached_attention(&grouped, &q, &[request(&pages)]);
+        [o, device.latent_attention(&latent, &of_latent, &kv_b, &[request(&latents)])].map(|x| device.download(&x))
+    };
+    for (found, expected) in on(simulator::gpu().as_ref()).iter().zip(&on(&Cpu::new(1))) {
+        assert!(distance(found, expected) < 1e-5, "{}", distance(found, expected));
+    }
+}
+
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn many_tiles_have_one_scale() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use smelt_kernels::fp8::{Operand, Quantiser, Role, Tile};
 use smelt_kernels::*;
-use smelt_model::{Batch, Config, Fp8, Init, Model, Precision, Recomputed, Work};
+use smelt_model::{Batch, Config, Fp8, Init, Model, Precision, Recomputed};
 use smelt_train::{Decay, Hyper, Moments, NextToken, Schedule, Settings, Trainer};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -23,11 +23,12 @@ struct Part {
 }
 
 /// In order of value: what comes first is still there when the time is over.
-const PARTS: [Part; 15] = [
+const PARTS: [Part; 16] = [
     Part { name: "device", seconds: 20, run: device },
     Part { name: "products_right", seconds: 90, run: products_right },
     Part { name: "attention_right", seconds: 60, run: attention_right },
     Part { name: "rows_right", seconds: 60, run: rows_right },
+    Part { name: "operations_right", seconds: 90, run: crate::operations::right },
     Part { name: "train_20m", seconds: 120, run: train_20m },
     Part { name: "resume", seconds: 60, run: resume },
     Part { name: "graphs", seconds: 60, run: crate::choices::graphs },
@@ -37,21 +38,25 @@ const PARTS: [Part; 15] = [
     Part { name: "cublaslt", seconds: 40, run: crate::choices::cublaslt },
     Part { name: "attention_speed", seconds: 40, run: attention_speed },
     Part { name: "rows_speed", seconds: 40, run: rows_speed },
-    Part { name: "benchmark_model", seconds: 150, run: benchmark_model },
+    Part { name: "benchmark_model", seconds: 150, run: crate::whole::benchmark_model },
     Part { name: "generation", seconds: 60, run: generation },
 ];
 
 /// Whether sizes are those of a test of this command, in which a simulator can compute it.
 static IS_SMALL: AtomicBool = AtomicBool::new(false);
 
+pub(crate) fn is_small() -> bool {
+    IS_SMALL.load(Ordering::Relaxed)
+}
+
 /// A size, or a small one.
 pub(crate) fn scaled(size: usize) -> usize {
-    if IS_SMALL.load(Ordering::Relaxed) { (size / 32).next_multiple_of(2).max(20) } else { size }
+    if is_small() { (size / 32).next_multiple_of(2).max(20) } else { size }
 }
 
 /// How often something is done.
 pub(crate) fn times(count: u64) -> u64 {
-    if IS_SMALL.load(Ordering::Relaxed) { 1.max(count / 16) } else { count }
+    if is_small() { 1.max(count / 16) } else { count }
 }
 
 /// One line of the results: what was measured, the figures, and whether a check holds.
@@ -75,6 +80,11 @@ impl Row {
         Self { is_right: Some(distance <= most), ..row }
     }
 
+    /// A check that did not come to an end.
+    pub(crate) fn wrong(what: impl Into<String>, figures: Value) -> Self {
+        Self { is_right: Some(false), ..Self::new(what, figures) }
+    }
+
     fn line(&self) -> String {
         let verdict = match self.is_right {
             None => "     ",
@@ -91,8 +101,9 @@ impl Row {
 }
 
 /// Runs one part in this process, and prints its rows as JSON.
-pub(crate) fn run_part(name: &str, is_small: bool) -> i32 {
+pub(crate) fn run_part(name: &str, from: usize, is_small: bool) -> i32 {
     IS_SMALL.store(is_small, Ordering::Relaxed);
+    crate::operations::FIRST.store(from, Ordering::Relaxed);
     let Some(part) = PARTS.iter().find(|part| part.name == name) else {
         eprintln!("error: `{name}` is no part of `smelt bench gpu`");
         return 2;
@@ -171,12 +182,15 @@ fn apart(name: &str, limit: Duration, is_small: bool) -> io::Result<Result<Vec<R
     })
 }
 
-pub(crate) fn opened() -> Cuda {
-    let gpu = Cuda::new(0).unwrap_or_else(|e| {
+pub(crate) fn in_full_precision() -> Cuda {
+    Cuda::new(0).unwrap_or_else(|e| {
         eprintln!("error: {e}\nhint: {}", e.hint());
         std::process::exit(6)
-    });
-    gpu.in_low_precision()
+    })
+}
+
+pub(crate) fn opened() -> Cuda {
+    in_full_precision().in_low_precision()
 }
 
 pub(crate) fn gpu() -> Arc<Cuda> {
@@ -187,7 +201,18 @@ fn device() -> Vec<Row> {
     let gpu = gpu();
     let kernels = cuda::kernels_of(gpu.found()).unwrap_or_else(|e| e.to_string());
     let (count, smelt) = (gpu.found().multiprocessors, env!("CARGO_PKG_VERSION"));
-    vec![Row::new(gpu.found().to_string(), json!({ "multiprocessors": count, "kernels": kernels, "smelt": smelt }))]
+    let [nccl, cublaslt] =
+        [collective::Nccl::found().map_err(|e| e.to_string()), { Cuda::cublaslt().map_err(|e| e.to_string()) }]
+            .map(|found| found.unwrap_or_else(|e| format!("none: {e}")));
+    // the driver's own tool, where it is: clocks decide what times are worth
+    let asked = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu";
+    let said = Command::new("nvidia-smi").args([asked, "--format=csv"]).output();
+    let clocks = said.map_or_else(|e| e.to_string(), |said| String::from_utf8_lossy(&said.stdout).trim().into());
+    vec![
+        Row::new(gpu.found().to_string(), json!({ "multiprocessors": count, "kernels": kernels, "smelt": smelt })),
+        Row::new("libraries", json!({ "nccl": nccl, "cublaslt": cublaslt })),
+        Row::new("nvidia-smi", json!({ "says": clocks })),
+    ]
 }
 
 pub(crate) fn noise(seed: u64, shape: &[usize]) -> Tensor {
@@ -282,7 +307,23 @@ fn attention_right() -> Vec<Row> {
         [o, dq, dkv, d_rope].map(|x| device.download(&x))
     });
     let pairs = ["o", "dq", "dkv", "dk_rope"].into_iter().zip(found.iter().zip(&expected));
-    pairs.map(|(name, (a, b))| Row::check(format!("latent attention {name}"), distance(a, b), 1e-2)).collect()
+    let mut rows: Vec<Row> =
+        pairs.map(|(name, (a, b))| Row::check(format!("latent attention {name}"), distance(a, b), 1e-2)).collect();
+    for dim in [64, 128] {
+        let s = GroupedShape { heads: 4, kv_heads: 2, dim, scale: 0.1 };
+        let inputs = [4, 2, 2, 4].map(|heads| noise((dim + heads) as u64, &[n, heads * dim]));
+        let [found, expected] = [gpu.as_ref() as &dyn Backend, &cpu].map(|device| {
+            let [q, k, v, d_o] = inputs.each_ref().map(|x| device.upload(x));
+            let documents = Documents::new(device, bounds.clone());
+            let (o, softmax) = device.grouped_attention(&s, &q, &k, &v, &documents);
+            let (dq, dk, dv) = device.grouped_attention_backward(&s, &q, &k, &v, &o, &softmax, &d_o, &documents);
+            [o, dq, dk, dv].map(|x| device.download(&x))
+        });
+        for (name, (a, b)) in ["o", "dq", "dk", "dv"].into_iter().zip(found.iter().zip(&expected)) {
+            rows.push(Row::check(format!("grouped attention of {dim}, {name}"), distance(a, b), 1e-2));
+        }
+    }
+    rows
 }
 
 /// Norm, SwiGLU, routing and the optimizer, against the CPU in f32.
@@ -298,7 +339,7 @@ fn rows_right() -> Vec<Row> {
         let dx = device.rms_norm_backward(&x, &rstd, &gain, &dy, &mut dgain);
         let (gated, bias) = (device.swiglu(&x), device.zeros([e], DType::F32));
         let routing = device.route(&router, &logits, &bias);
-        let dispatched = device.gather(&x, &routing.tokens);
+        let dispatched = device.dispatch(&x, &routing);
         let mut combined = device.zeros([n, d], DType::F32);
         device.combine(&dispatched, &routing, &mut combined);
         let ids = device.cast(&routing.ids, DType::F32);
@@ -361,7 +402,7 @@ fn fused_right(device: &dyn Backend, n: usize, d: usize) -> Vec<Row> {
     ]
 }
 
-fn config(fields: Value) -> Config {
+pub(crate) fn config(fields: Value) -> Config {
     let mut all = json!({ "model_type": "deepseek_v3", "first_k_dense_replace": 1, "n_shared_experts": 1,
         "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 4096 });
@@ -373,7 +414,7 @@ fn config(fields: Value) -> Config {
 
 /// About 20M parameters, with the head widths of DeepSeek-V3.
 pub(crate) fn small() -> Config {
-    if IS_SMALL.load(Ordering::Relaxed) {
+    if is_small() {
         return config(json!({ "vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1,
             "kv_lora_rank": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
             "intermediate_size": 48 }));
@@ -488,7 +529,7 @@ pub(crate) fn seconds(gpu: &Cuda, mut work: impl FnMut()) -> f64 {
 fn copy_speed() -> Vec<Row> {
     let gpu = gpu();
     let device: &dyn Backend = gpu.as_ref();
-    let x = device.zeros([1 << if IS_SMALL.load(Ordering::Relaxed) { 12 } else { 28 }], DType::F32);
+    let x = device.zeros([1 << if is_small() { 12 } else { 28 }], DType::F32);
     let time = seconds(&gpu, || drop(device.copy(&x)));
     vec![Row::new(
         "copy of 1 GiB",
@@ -579,10 +620,24 @@ fn rows_speed() -> Vec<Row> {
     let (dy_of_gates, _) = device.split(&dy, d / 2);
     let time = seconds(&gpu, || drop(device.swiglu_backward_lower(&x, &dy_of_gates, BOTH, None, &mut flag)));
     add("swiglu_backward, quantised both ways", 2.0 * bytes, time);
+    let (experts, top_k) = (32, 6);
+    let router = Router { experts, expert_groups: 1, node_limit: 1, top_k, normalise: true, scale: 2.5 };
+    let logits = device.upload(&noise(4, &[n, experts]));
+    let routing = device.route(&router, &logits, &device.zeros([experts], DType::F32));
+    let by_expert = device.dispatch(&x, &routing);
+    let k = top_k as f64;
+    add("dispatch, 6 of 32", (1.0 + k) * bytes, seconds(&gpu, || drop(device.dispatch(&x, &routing))));
+    let mut y = device.copy(&x);
+    let time = seconds(&gpu, || device.combine(&by_expert, &routing, &mut y));
+    add("combine", (2.0 + k) * bytes, time);
+    let time = seconds(&gpu, || drop(device.combine_backward(&by_expert, &routing, &dy)));
+    add("combine_backward", (1.0 + 2.0 * k) * bytes, time);
+    let time = seconds(&gpu, || device.gather_backward(&by_expert, &routing.slots, &mut y));
+    add("gather_backward", (2.0 + k) * bytes, time);
     let mut sum = device.copy(&x);
     let time = seconds(&gpu, || drop(device.add_rms_norm(&mut sum, &dy, &gain, 1e-6)));
     add("residual and rms_norm", 4.0 * bytes, time);
-    let size = if IS_SMALL.load(Ordering::Relaxed) { 10_000 } else { 100_000_000 };
+    let size = if is_small() { 10_000 } else { 100_000_000 };
     let [mut w, dw] = [(); 2].map(|()| device.zeros([size], DType::F32));
     let [mut m, mut v] = [(); 2].map(|()| device.zeros([size], DType::Bf16));
     let (hyper, one) =
@@ -600,46 +655,9 @@ fn rows_speed() -> Vec<Row> {
     rows
 }
 
-/// 2.863B parameters, 0.889B active.
-fn benchmark() -> Config {
-    config(json!({ "vocab_size": 65_536, "hidden_size": 2048, "num_hidden_layers": 16,
-        "num_attention_heads": 16, "kv_lora_rank": 512, "n_routed_experts": 32, "num_experts_per_tok": 6,
-        "moe_intermediate_size": 768, "intermediate_size": 6144 }))
-}
-
-/// A training of it, in micro-batches of 4,096 tokens.
-fn benchmark_model() -> Vec<Row> {
-    let is_small = IS_SMALL.load(Ordering::Relaxed);
-    let config = if is_small { small() } else { benchmark() };
-    let context = scaled(4096);
-    let mut rows = Vec::new();
-    for (word, precision) in [("fp8", fp8()), ("bf16", Precision::BF16)] {
-        let gpu = gpu();
-        let mut trainer = trainer(&config, gpu.clone(), precision, Recomputed::Full);
-        let work = Work::of(trainer.model(), context);
-        let flops = work.flops;
-        let mut step = |at: u64| {
-            let micro: Vec<_> = (0..4u64).map(|i| (batch(&config, 1, context, 4 * at + i), &NEXT as _)).collect();
-            trainer.step(&micro).map_or(f64::NAN, |report| report.loss)
-        };
-        let first = step(0);
-        gpu.take_peak();
-        let begun = Instant::now();
-        let steps = times(5);
-        let losses: Vec<f64> = (1..=steps).map(&mut step).collect();
-        let time = begun.elapsed().as_secs_f64() / steps as f64;
-        let rate = 4.0 * context as f64 / time;
-        let figures = json!({ "tokens_per_second": rate, "model_tflops": rate * flops / 1e12,
-            "share_of_bf16_peak": rate * flops / 989.4e12, "peak_gib": gpu.take_peak() as f64 / (1u64 << 30) as f64,
-            "seconds_per_step": time, "first_loss": first, "last_loss": losses[losses.len() - 1] });
-        rows.push(Row::new(format!("training of {:.2}B parameters, {word}", work.parameters as f64 / 1e9), figures));
-    }
-    rows
-}
-
 fn generation() -> Vec<Row> {
     let (gpu, batch) = (gpu(), times(16) as usize);
-    let config = if IS_SMALL.load(Ordering::Relaxed) { small() } else { find("10m").config };
+    let config = if is_small() { small() } else { find("10m").config };
     let rate = crate::measure::generate_on(gpu.as_ref(), &config, batch, times(64) as usize);
     vec![Row::new(format!("generation, {batch} requests at once"), json!({ "tokens_per_second": rate }))]
 }

@@ -8,6 +8,8 @@ mod gpu;
 mod measure;
 mod models;
 mod nccl;
+mod operations;
+mod whole;
 
 use clap::{Parser, ValueEnum};
 use measure::Figures;
@@ -95,6 +97,9 @@ pub struct Args {
     small: bool,
     #[arg(long, hide = true)]
     gpu_part: Option<String>,
+    /// Operations of the part before this one are left out
+    #[arg(long, hide = true, default_value_t = 0)]
+    gpu_from: usize,
 }
 
 /// One measurement.
@@ -167,7 +172,7 @@ fn apart(task: &Task, args: &Args) -> std::io::Result<Vec<Figures>> {
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(part) = &args.gpu_part {
-        return ExitCode::from(gpu::run_part(part, args.small) as u8);
+        return ExitCode::from(gpu::run_part(part, args.gpu_from, args.small) as u8);
     }
     if args.parts.contains(&Part::Gpu) {
         return match gpu::run(&args.out, args.seconds, args.small) {
