@@ -1,4 +1,4 @@
-//! Every operation of the table on a GPU against the reference, over drawn shapes and values: ragged and empty segments,
+//! Every operation of the table on a GPU against the reference, over drawn shapes and values: ragged, empty segments,
 //! outputs that hold NaN before they are written. The draws are those of the kernels' tests.
 
 #[path = "../../../../kernels/tests/reference/checks.rs"]
