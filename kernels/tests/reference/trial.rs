@@ -1,5 +1,5 @@
-//! One draw of an operation: where its values come from, and how two results are compared. Tests compare the CPU and the
-//! simulated GPU with the reference; `smelt bench gpu` compares a GPU with it.
+//! One draw of an operation: where its values come from, and how two results are compared. Tests compare the CPU and
+//! the simulated GPU with the reference; `smelt bench gpu` compares a GPU with it.
 
 use smelt_kernels::*;
 

@@ -1,7 +1,7 @@
 //! Every change of the Jobs of a run, as a line of JSON.
 //!
-//! Two streams, of Jobs and of pods, which the client begins anew where a connection breaks or the cluster has forgotten
-//! the place. What the cluster does not list any more after that is gone.
+//! Two streams, of Jobs and of pods, which the client begins anew where a connection breaks or the cluster has
+//! forgotten the place. What the cluster does not list any more after that is gone.
 
 use crate::error::Failed;
 use crate::state;

@@ -222,8 +222,8 @@ fn meeting(rank: u32, ranks: u32, local: u32, node: u32, address: String, port: 
     ]
 }
 
-/// Which rank this process is on Slurm, and the variables by which ranks find each other: those that PyTorch, and most other
-/// trainers, read.
+/// Which rank this process is on Slurm, and the variables by which ranks find each other: those that PyTorch, and most
+/// other trainers, read.
 fn rank() -> Option<Rank> {
     let (rank, ranks) = (variable("SLURM_PROCID")?, variable("SLURM_NTASKS")?);
     let nodes = std::env::var("SLURM_JOB_NODELIST").ok()?;

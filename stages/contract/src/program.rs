@@ -352,8 +352,8 @@ fn work<S: Stage>(
     })
 }
 
-/// The store, its files read through a cache that goes with the job's scratch folder, unless the machine has one: phases
-/// of a job read the same inputs, which are fetched from a bucket once.
+/// The store, its files read through a cache that goes with the job's scratch folder, unless the machine has one:
+/// phases of a job read the same inputs, which are fetched from a bucket once.
 fn keeping_copies(store: &Store, scratch: &Path) -> Store {
     let is_bucket = store.objects().is_some() && !store.address().starts_with("memory:");
     if !is_bucket || store.cache().is_some() {

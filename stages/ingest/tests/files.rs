@@ -536,8 +536,8 @@ fn text_columns_of_every_type_are_read() {
     assert_eq!(first.unwrap().metadata.as_deref(), Some(r#"{"a":{"c":"one"}}"#));
 }
 
-/// Found by the example `fuzz`: a byte of the Arrow schema in the footer names a whole number of no bits; values have more
-/// bits than their type; a column begins before the file does.
+/// Found by the example `fuzz`: a byte of the Arrow schema in the footer names a whole number of no bits; values have
+/// more bits than their type; a column begins before the file does.
 #[test]
 fn a_parquet_file_that_contradicts_itself_is_an_error() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");

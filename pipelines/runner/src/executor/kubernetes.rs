@@ -72,7 +72,8 @@ pub(crate) fn check(plan: &Plan, store: &Store, wanted: &[bool]) -> Result<()> {
         match store.directory() {
             Some(folder) if !is_mounted(options, &folder) => refuse(
                 format!(", whose pods do not see the folder `{}`", folder.display()),
-                "keep the store in a bucket, or mount a claim there: `run: { kubernetes: { volumes: { FOLDER: CLAIM } } }`",
+                "keep the store in a bucket, or mount a claim there: `run: { kubernetes: { volumes: { FOLDER: CLAIM } \
+                 } }`",
             ),
             _ => Ok(()),
         }
