@@ -20,11 +20,12 @@ fn a_plan_shows_what_changed_in_each_config_as_a_unified_diff() {
         "  a  new      config.rows: 10 -> 12, config.delay_ms: 0 -> 3
       --- run {run}
       +++ now
-      @@ -1,5 +1,5 @@
+      @@ -1,6 +1,6 @@
       -rows: 10
       +rows: 12
        units: 3
        seed: 1
+       letters: 0
       -delay_ms: 0
       +delay_ms: 3
        fail: null

@@ -49,8 +49,8 @@ impl<K: ResourceExt> Known<K> {
 }
 
 enum Change {
-    Job(Event<Job>),
-    Pod(Event<Pod>),
+    Job(Box<Event<Job>>),
+    Pod(Box<Event<Pod>>),
 }
 
 /// Prints until nobody reads any more, or the cluster refuses.
@@ -59,13 +59,15 @@ pub(crate) async fn watch(client: &Client, selector: &str) -> Result<(), Failed>
     let config = || watcher::Config::default().labels(selector);
     let jobs = watcher(Api::default_namespaced(client.clone()), config()).default_backoff();
     let pods = watcher(Api::default_namespaced(client.clone()), config()).default_backoff();
-    let mut changes = stream::select(jobs.map_ok(Change::Job).boxed(), pods.map_ok(Change::Pod).boxed());
+    let jobs = jobs.map_ok(|event| Change::Job(Box::new(event)));
+    let pods = pods.map_ok(|event| Change::Pod(Box::new(event)));
+    let mut changes = stream::select(jobs.boxed(), pods.boxed());
     let (mut jobs, mut pods) = (Known::<Job>::default(), Known::<Pod>::default());
     let mut told: BTreeMap<String, ClusterJob> = BTreeMap::new();
     while let Some(change) = changes.next().await {
         match change {
-            Ok(Change::Job(event)) => jobs.take(event),
-            Ok(Change::Pod(event)) => pods.take(event),
+            Ok(Change::Job(event)) => jobs.take(*event),
+            Ok(Change::Pod(event)) => pods.take(*event),
             Err(error) => match refused(error) {
                 Some(failed) => return Err(failed),
                 None => continue, // it begins anew, later and later
