@@ -63,9 +63,10 @@ fn the_smoke_pipeline_gives_the_same_digests_over_a_connection_that_fails() {
     survives_faults("pipelines/smoke.yaml", "m");
 }
 
-/// Takes twice as long as the quickstart: `cargo test --release -- --ignored the_quickstart_gives`.
+/// Cannot pass yet: the test server names a file after the key of an upload in parts, and that name is longer than a
+/// disk takes. The quickstart's saves are such uploads; those of smoke are small.
 #[test]
-#[ignore = "runs the quickstart twice"]
+#[ignore = "needs another S3 server: this one cannot keep uploads in parts under long keys"]
 fn the_quickstart_gives_the_same_digests_over_a_connection_that_fails() {
     survives_faults("pipelines/quickstart.yaml", "q");
 }
