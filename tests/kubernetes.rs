@@ -180,7 +180,9 @@ fn a_pod_that_is_lost_and_a_time_limit_lose_no_step() {
     assert_eq!(digests(&bench.store(), "limits"), local(&text, "limits"));
     let log = bench.smelt(&["logs", "train"]).ok().out;
     let steps = |step: usize| log.lines().filter(|line| *line == format!("step {step}")).count();
-    assert!((0..60).map(steps).sum::<usize>() <= 63, "{log}");
+    // Each Job behind the first one does at most the step again in which the one before ended.
+    let jobs = server.world.lock().unwrap().created.len();
+    assert!(jobs >= 3 && (0..60).map(steps).sum::<usize>() < 60 + jobs, "{jobs} jobs: {log}");
 }
 
 #[test]
