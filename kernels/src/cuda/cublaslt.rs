@@ -211,8 +211,8 @@ impl Cuda {
         open().map(|library| format!("cuBLASLt {}, {}", unsafe { (library.get_version)() }, library.name.display()))
     }
 
-    /// `c = a·wᵀ`, a bf16 `[m, pitch]`, w `[n, pitch]`, of which the first k columns count; or `c += …`. False when
-    /// the library is not asked for, or has no such product.
+    /// `c = a·wᵀ`, a bf16 `[m, pitch]`, w `[n, pitch]`, of which the first k columns count; or `c += …`. False
+    /// when the library is not asked for, or has no such product.
     pub(super) fn by_cublaslt_nt(
         &self,
         [a, w]: [&Tensor; 2],

@@ -25,9 +25,9 @@ pub struct FoldedWord {
 
 /// Reads the folded words of a text one by one.
 ///
-/// Folded are case (`ß` is `ss`), accents and other marks above and below letters,
-/// and compatibility forms (NFKD: `ﬁ`, full-width letters). Apostrophes and invisible characters vanish, so `don't` is
-/// one word; so does the comma of `1,234`. Every other character that is no letter and no digit separates words.
+/// Folded are case (`ß` is `ss`), accents and other marks above and below letters, and compatibility forms (NFKD:
+/// `ﬁ`, full-width letters). Apostrophes and invisible characters vanish, so `don't` is one word; so does the comma
+/// of `1,234`. Every other character that is no letter and no digit separates words.
 #[derive(Debug)]
 pub struct Folder<'t> {
     text: &'t str,
