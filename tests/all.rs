@@ -1,6 +1,7 @@
 //! All tests of the whole system, in one program: several programs would each link everything.
 
 mod architecture;
+mod ballista;
 mod border;
 mod cases_models;
 mod cli;

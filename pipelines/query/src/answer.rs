@@ -1,5 +1,6 @@
 //! One query, answered as a table, JSON, CSV or Parquet.
 
+use crate::ballista::{self, Rows};
 use crate::failure::{Failure, failed, overflow};
 use crate::session::{Session, only_reads};
 use crate::{csv, files};
@@ -53,16 +54,28 @@ fn json_as_text(frame: DataFrame) -> Result<DataFrame, DataFusionError> {
     frame.select(columns)
 }
 
+/// The rows that answer, of this machine or of a cluster.
+async fn rows(frame: DataFrame, session: &Session, request: &QueryRequest) -> Result<Rows, Failure> {
+    let folder = session.store.directory();
+    if let Some(scheduler) = &request.ballista
+        && let Some(rows) = ballista::ask(scheduler, &frame, &request.pipeline, folder.as_deref()).await?
+    {
+        return Ok(rows);
+    }
+    let rows = frame.execute_stream().await.map_err(|e| explain(&e, session))?;
+    Ok(Box::pin(rows.map(|batch| batch.map_err(failed))))
+}
+
 async fn write(frame: DataFrame, session: &Session, request: &QueryRequest) -> Result<(), Failure> {
     let schema = frame.schema().as_arrow().clone();
-    let mut rows = frame.execute_stream().await.map_err(|e| explain(&e, session))?;
+    let mut rows = rows(frame, session, request).await?;
     let machine = |e: String| Failure::new(ExitCode::Machine, format!("the answer cannot be written: {e}"));
     let mut out = BufWriter::new(std::io::stdout().lock());
     match request.format {
         QueryFormat::Table => {
             let mut batches = vec![RecordBatch::new_empty(schema.into())];
             while let Some(batch) = rows.next().await {
-                batches.push(batch.map_err(failed)?);
+                batches.push(batch?);
             }
             let format = FormatOptions::new().with_null("");
             let table = pretty_format_batches_with_options(&batches, &format).map_err(|e| machine(e.to_string()))?;
@@ -72,7 +85,7 @@ async fn write(frame: DataFrame, session: &Session, request: &QueryRequest) -> R
             let builder = WriterBuilder::new().with_explicit_nulls(true);
             let mut writer = builder.build::<_, JsonArray>(&mut out);
             while let Some(batch) = rows.next().await {
-                writer.write(&batch.map_err(failed)?).map_err(|e| machine(e.to_string()))?;
+                writer.write(&batch?).map_err(|e| machine(e.to_string()))?;
             }
             writer.finish().map_err(|e| machine(e.to_string()))?;
             drop(writer);
@@ -82,7 +95,7 @@ async fn write(frame: DataFrame, session: &Session, request: &QueryRequest) -> R
             let names = schema.fields().iter().map(|f| f.name().as_str());
             csv::write_line(&mut out, names.map(Some)).map_err(|e| machine(e.to_string()))?;
             while let Some(batch) = rows.next().await {
-                csv::write_rows(&mut out, &batch.map_err(failed)?).map_err(machine)?;
+                csv::write_rows(&mut out, &batch?).map_err(machine)?;
             }
         }
         QueryFormat::Parquet => {
@@ -98,7 +111,7 @@ async fn write(frame: DataFrame, session: &Session, request: &QueryRequest) -> R
                 let mut writer =
                     ArrowWriter::try_new(file, schema.into(), Some(compressed)).map_err(|e| machine(e.to_string()))?;
                 while let Some(batch) = rows.next().await {
-                    writer.write(&batch.map_err(failed)?).map_err(|e| machine(e.to_string()))?;
+                    writer.write(&batch?).map_err(|e| machine(e.to_string()))?;
                 }
                 let file = writer.into_inner().map_err(|e| machine(e.to_string()))?;
                 file.sync_all().and_then(|()| std::fs::rename(&temporary, path)).map_err(|e| machine(e.to_string()))

@@ -4,6 +4,7 @@
 //! scanned in place with projection and predicates pushed down; a listing of a folder is never trusted.
 
 mod answer;
+mod ballista;
 mod checked;
 mod csv;
 mod failure;

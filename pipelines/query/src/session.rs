@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where the store stands for the session; no character of its own address has a meaning here.
-const ROOT: &str = "smelt://store";
+const ROOT: &str = "smelt://store/";
 
 /// `smelt.expert_load`: how many tokens each expert of a layer took, as a share of the mean.
 const EXPERT_LOAD: &str = "select job, step, cast(split_part(name, '.', 2) as bigint) as layer, \
@@ -42,7 +42,7 @@ pub(crate) struct Session {
     views: BTreeMap<String, String>,
     planned: Option<Vec<PlannedPort>>,
     named: Named,
-    /// All keys of the store begin with this for its client.
+    /// What the URL of a file is before its key.
     root: String,
 }
 
@@ -76,7 +76,10 @@ impl Session {
         let mut context = SessionContext::new_with_config(config);
         datafusion_functions_json::register_all(&mut context).map_err(failed)?;
         checked::register(&mut context).map_err(failed)?;
-        let root = register_store(&context, &store)?;
+        let root = match &request.ballista {
+            Some(_) => shared_root(&context, &store)?,
+            None => register_store(&context, &store)?,
+        };
         let named = Named::of(&context, &request.sql, &views, request.planned.is_some())?;
         let (pipeline, planned) = (request.pipeline.clone(), request.planned.clone());
         Ok(Self { context, store, read: Vec::new(), pipeline, views, planned, named, root })
@@ -232,22 +235,54 @@ impl Session {
     }
 }
 
-/// Gives the session the client of the store. All keys of the store begin with the answer there.
+/// Gives the session the client of the store. All URLs of its files begin with the answer.
 fn register_store(context: &SessionContext, store: &Store) -> Result<String, Failure> {
-    let url = url::Url::parse(ROOT).map_err(|e| Failure::new(ExitCode::Bug, format!("`{ROOT}`: {e}")))?;
+    let url = parsed(ROOT)?;
     match (store.objects(), store.directory()) {
         (Some((objects, prefix)), _) => {
             context.register_object_store(&url, objects);
-            Ok(if prefix.is_empty() { String::new() } else { format!("{prefix}/") })
+            Ok(under(ROOT, prefix))
         }
         // A store that is not there yet has no files to read.
         (None, Some(folder)) if folder.is_dir() => {
             let files = LocalFileSystem::new_with_prefix(folder)
                 .map_err(|e| Failure::new(ExitCode::Machine, format!("store {}: {e}", store.address())))?;
             context.register_object_store(&url, Arc::new(files));
-            Ok(String::new())
+            Ok(ROOT.into())
         }
-        _ => Ok(String::new()),
+        _ => Ok(ROOT.into()),
+    }
+}
+
+/// The same for a plan that other machines read: the files' URLs are those that any program knows.
+fn shared_root(context: &SessionContext, store: &Store) -> Result<String, Failure> {
+    let refused = |why: String| {
+        Failure::new(ExitCode::Pipeline, why).hint("leave out `--ballista`, or put the store into a bucket on S3")
+    };
+    if let Some(folder) = store.directory() {
+        let whole = folder.canonicalize().map_err(|e| refused(format!("store {}: {e}", store.address())))?;
+        let whole = whole.to_str().ok_or_else(|| refused(format!("store {}: no UTF-8", store.address())))?;
+        return Ok(under("file:///", whole.trim_matches('/')));
+    }
+    let bucket = store.address().strip_prefix("s3://").and_then(|rest| rest.split('/').next());
+    match (bucket, store.objects()) {
+        (Some(bucket), Some((objects, prefix))) => {
+            let root = format!("s3://{bucket}/");
+            context.register_object_store(&parsed(&root)?, objects);
+            Ok(under(&root, prefix))
+        }
+        _ => Err(refused(format!("Ballista's executors read folders and S3, and not {}", store.address()))),
+    }
+}
+
+fn parsed(url: &str) -> Result<url::Url, Failure> {
+    url::Url::parse(url).map_err(|e| Failure::new(ExitCode::Bug, format!("`{url}`: {e}")))
+}
+
+fn under(root: &str, prefix: &str) -> String {
+    match prefix.is_empty() {
+        true => root.to_owned(),
+        false => format!("{root}{}/", escaped(prefix)),
     }
 }
 
@@ -308,7 +343,7 @@ fn constant(value: &Value, of: &DataType) -> ScalarValue {
     }
 }
 
-/// `root`: of all keys, in the client of the store.
+/// `root`: what the URLs of its files are before the key.
 async fn port(context: &SessionContext, root: &str, table: &Table) -> Result<Arc<dyn TableProvider>, Failure> {
     let mut whole: Option<DataFrame> = None;
     let types = constant_types(table);
@@ -359,7 +394,7 @@ async fn scan(
     part: &Part,
 ) -> Result<Arc<dyn TableProvider>, Failure> {
     let listing = async |files: &[ports::File]| {
-        let urls = files.iter().map(|file| ListingTableUrl::parse(address(&format!("{root}{}", file.key))));
+        let urls = files.iter().map(|file| ListingTableUrl::parse(format!("{root}{}", escaped(&file.key))));
         let urls = urls.collect::<Result<Vec<_>, _>>()?;
         // A format that is not told keeps settings of its own.
         let format = ParquetFormat::default().with_options(context.state().default_table_options().parquet);
@@ -384,9 +419,9 @@ async fn scan(
     }
 }
 
-/// A key as a URL; every character that could mean something there is escaped.
-fn address(key: &str) -> String {
-    key.bytes().fold(format!("{ROOT}/"), |mut url, b| {
+/// A key as part of a URL; every character that could mean something there is escaped.
+fn escaped(key: &str) -> String {
+    key.bytes().fold(String::new(), |mut url, b| {
         match b.is_ascii_alphanumeric() || b"-_./=,!".contains(&b) {
             true => url.push(b as char),
             false => url += &format!("%{b:02X}"),
@@ -419,8 +454,8 @@ mod tests {
     }
 
     #[test]
-    fn any_key_is_one_address() {
-        assert_eq!(address("a/b c#?%\\\n.parquet"), "smelt://store/a/b%20c%23%3F%25%5C%0A.parquet");
-        assert_eq!(address("a!5Bx=1!5D/é"), "smelt://store/a!5Bx=1!5D/%C3%A9");
+    fn any_key_is_one_path_of_a_url() {
+        assert_eq!(escaped("a/b c#?%\\\n.parquet"), "a/b%20c%23%3F%25%5C%0A.parquet");
+        assert_eq!(escaped("a!5Bx=1!5D/é"), "a!5Bx=1!5D/%C3%A9");
     }
 }

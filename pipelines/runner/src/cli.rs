@@ -6,7 +6,7 @@ use crate::sharing;
 use crate::table::Format;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use smelt_schemas::parse_bytes;
+use smelt_schemas::{QueryFormat, parse_bytes};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -207,6 +207,9 @@ pub(crate) enum Command {
         /// Where `--format parquet` goes
         #[arg(long, short)]
         output: Option<PathBuf>,
+        /// Let a Ballista cluster answer, whose scheduler this is; it has to see the store's folder or bucket
+        #[arg(long, value_name = "HOST:PORT", env = "SMELT_BALLISTA")]
+        ballista: Option<String>,
     },
     /// Print the pipeline's report again; with `--job` what is in a job's artifact: books, drops by rule with examples,
     /// languages, lengths
@@ -281,4 +284,15 @@ pub(crate) enum SqlFormat {
     Json,
     Csv,
     Parquet,
+}
+
+impl From<SqlFormat> for QueryFormat {
+    fn from(format: SqlFormat) -> Self {
+        match format {
+            SqlFormat::Table => QueryFormat::Table,
+            SqlFormat::Json => QueryFormat::Json,
+            SqlFormat::Csv => QueryFormat::Csv,
+            SqlFormat::Parquet => QueryFormat::Parquet,
+        }
+    }
 }

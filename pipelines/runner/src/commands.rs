@@ -1,6 +1,6 @@
 //! The verbs of `smelt`, except `artifacts`.
 
-use crate::cli::{PipelineArgs, RunArgs, SqlFormat};
+use crate::cli::{PipelineArgs, RunArgs};
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::doctor::{self, Finding, Verdict};
 use crate::executor::slurm;
@@ -162,7 +162,7 @@ pub(crate) fn run(
     let summary = run::run(&plan, &store, &options)?;
     if let (Some(sql), true, Mode::Auto) = (&plan.report, whole && summary.ran > 0, mode) {
         println!();
-        match query::ask(&store, &plan.name, &sql.sql, QueryFormat::Table, None) {
+        match query::ask(&store, &plan.name, &sql.sql, query::Answer::default()) {
             // It may ask for what a skipped job would have made.
             Err(e) if summary.skipped > 0 => println!("no report: {}", e.message),
             done => done?,
@@ -216,7 +216,7 @@ pub(crate) fn report(target: Target, jobs: &[String], files: &Files) -> Result<(
         return Err(Diagnostic::pipeline(format!("{} has no report", plan.file))
             .hint("add `report: select …`, or ask for a job's: `smelt report --job JOB`"));
     };
-    query::ask(&store, &plan.name, &report.sql, QueryFormat::Table, None)
+    query::ask(&store, &plan.name, &report.sql, query::Answer::default())
 }
 
 pub(crate) fn status(target: Target, format: Format) -> Result<()> {
@@ -355,27 +355,15 @@ pub(crate) fn compare(store: Option<&str>, names: [&str; 2], format: Format) -> 
     runs::compare(&query::store_of(store, None)?, names, format)
 }
 
-pub(crate) fn sql(
-    store: Option<&str>,
-    pipeline: Option<&str>,
-    sql: Option<&str>,
-    format: SqlFormat,
-    output: Option<PathBuf>,
-) -> Result<()> {
+pub(crate) fn sql(store: Option<&str>, pipeline: Option<&str>, sql: Option<&str>, answer: query::Answer) -> Result<()> {
     let store = query::store_of(store, pipeline)?;
     let pipeline = query::pipeline_name(&store, pipeline)?;
-    let format = match format {
-        SqlFormat::Table => QueryFormat::Table,
-        SqlFormat::Json => QueryFormat::Json,
-        SqlFormat::Csv => QueryFormat::Csv,
-        SqlFormat::Parquet => QueryFormat::Parquet,
-    };
-    if format == QueryFormat::Parquet && output.is_none() {
+    if answer.format == QueryFormat::Parquet && answer.output.is_none() {
         return Err(Diagnostic::pipeline("`--format parquet` needs `--output FILE`"));
     }
     match sql {
-        Some(sql) => query::ask(&store, &pipeline, sql, format, output),
-        None => query::shell(&store, &pipeline),
+        Some(sql) => query::ask(&store, &pipeline, sql, answer),
+        None => query::shell(&store, &pipeline, &answer),
     }
 }
 

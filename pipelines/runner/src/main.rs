@@ -69,8 +69,9 @@ fn main() -> ExitCode {
         Command::Compare { first, second, store, format } => {
             commands::compare(store.store.as_deref(), [&first, &second], format)
         }
-        Command::Sql { query, store, pipeline, format, output } => {
-            commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), format, output)
+        Command::Sql { query, store, pipeline, format, output, ballista } => {
+            let answer = query::Answer { format: format.into(), output, ballista };
+            commands::sql(store.store.as_deref(), pipeline.as_deref(), query.as_deref(), answer)
         }
         Command::Report { pipeline, job, html, tensorboard, otlp } => {
             let files = commands::Files { html, tensorboard, otlp };

@@ -8,6 +8,7 @@ use serde_json::Value;
 use smelt_schemas::{ExitCode, InspectAnswer, InspectRequest, Kind, PlannedPort, Problem, QueryFormat, QueryRequest};
 use smelt_store::Store;
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -45,7 +46,18 @@ fn request(store: &Store, pipeline: &str, sql: &str) -> QueryRequest {
         output: None,
         views: BTreeMap::new(),
         planned: None,
+        ballista: None,
     }
+}
+
+/// How the answer is given, and who gives it.
+#[derive(Clone, Default)]
+pub(crate) struct Answer {
+    pub(crate) format: QueryFormat,
+    /// Where Parquet goes.
+    pub(crate) output: Option<PathBuf>,
+    /// The scheduler of a Ballista cluster, `HOST:PORT`.
+    pub(crate) ballista: Option<String>,
 }
 
 /// Checks the views and the report of a pipeline before its jobs run.
@@ -105,14 +117,21 @@ fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::R
         // If the query program ended early, its exit status and its problem say why.
         drop(child::give(pipe, &text));
     }
+    // Words for people are told as they come: a query may wait for a cluster.
+    let told = child.stderr.take().map(|pipe| {
+        std::thread::spawn(move || {
+            let mut problem = None;
+            for line in BufReader::new(pipe).split(b'\n').map_while(std::result::Result::ok) {
+                match serde_json::from_slice::<Problem>(&line) {
+                    Ok(told) => problem = Some(told),
+                    Err(_) => eprintln!("{}", String::from_utf8_lossy(&line)),
+                }
+            }
+            problem
+        })
+    });
     let answer = child.wait_with_output().map_err(|e| lost("was lost", e))?;
-    let mut problem = None;
-    for line in String::from_utf8_lossy(&answer.stderr).lines() {
-        match serde_json::from_str::<Problem>(line) {
-            Ok(told) => problem = Some(told),
-            Err(_) => eprintln!("{line}"), // words for people
-        }
-    }
+    let problem = told.and_then(|told| told.join().ok()).flatten();
     Ok(match child::code(answer.status) {
         ExitCode::Done => Ok(answer.stdout),
         // The reader has read enough: `smelt sql … | head`.
@@ -128,15 +147,10 @@ fn send(mut command: Command, request: &impl Serialize) -> Result<std::result::R
     })
 }
 
-/// Asks one query; its answer goes to standard output, or Parquet to `output`.
-pub(crate) fn ask(
-    store: &Store,
-    pipeline: &str,
-    sql: &str,
-    format: QueryFormat,
-    output: Option<PathBuf>,
-) -> Result<()> {
-    let request = QueryRequest { format, output, ..request(store, pipeline, sql) };
+/// Asks one query; its answer goes to standard output, or Parquet to a file.
+pub(crate) fn ask(store: &Store, pipeline: &str, sql: &str, answer: Answer) -> Result<()> {
+    let Answer { format, output, ballista } = answer;
+    let request = QueryRequest { format, output, ballista, ..request(store, pipeline, sql) };
     let answer = send(Command::new(crate::programs::helper("query")?), &request)?;
     answer.map(drop).map_err(|(code, problem)| Diagnostic::of(code, problem))
 }
@@ -157,7 +171,7 @@ pub(crate) fn quoted(name: &str) -> String {
 }
 
 /// A prompt that answers queries, with a history.
-pub(crate) fn shell(store: &Store, pipeline: &str) -> Result<()> {
+pub(crate) fn shell(store: &Store, pipeline: &str, answer: &Answer) -> Result<()> {
     let failed = |e: rustyline::error::ReadlineError| {
         Diagnostic::new(ExitCode::Machine, format!("the terminal cannot be read: {e}"))
     };
@@ -174,6 +188,7 @@ pub(crate) fn shell(store: &Store, pipeline: &str) -> Result<()> {
         store.address()
     );
     let mut text = String::new();
+    let table = Answer { ballista: answer.ballista.clone(), ..Answer::default() };
     loop {
         match editor.readline(if text.is_empty() { "smelt> " } else { "    -> " }) {
             Ok(line) => {
@@ -194,7 +209,7 @@ pub(crate) fn shell(store: &Store, pipeline: &str) -> Result<()> {
                 if let Some(sql) = text.trim_end().strip_suffix(';') {
                     drop(editor.add_history_entry(text.trim_end()));
                     // The shell prints what is wrong with a query and continues.
-                    if let Err(e) = ask(store, pipeline, sql, QueryFormat::Table, None)
+                    if let Err(e) = ask(store, pipeline, sql, table.clone())
                         && !e.message.is_empty()
                     {
                         e.print();

@@ -3,9 +3,9 @@
 //! Everything below the books is SQL over the job's ports, as `smelt sql` would answer it.
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::query::{self, quoted};
+use crate::query::{self, Answer, quoted};
 use serde_json::Value;
-use smelt_schemas::{Manifest, PortRecord, QueryFormat, kind};
+use smelt_schemas::{Manifest, PortRecord, kind};
 use smelt_store::{Pointer, Store};
 
 /// Rows of a table at most; the rest is one `smelt sql` away.
@@ -24,7 +24,7 @@ pub(crate) fn of_job(store: &Store, pipeline: &str, job: &str) -> Result<()> {
     print!("{}", books(job, &manifest));
     for (title, sql) in sections(job, &pointer, &manifest) {
         println!("\n{title}");
-        query::ask(store, pipeline, &sql, QueryFormat::Table, None)?;
+        query::ask(store, pipeline, &sql, Answer::default())?;
     }
     Ok(())
 }

@@ -30,6 +30,9 @@ pub struct QueryRequest {
     /// Plan the query, and the views, against the ports that jobs will have; answer nothing.
     #[serde(default)]
     pub planned: Option<Vec<PlannedPort>>,
+    /// `HOST:PORT` of the scheduler of a Ballista cluster that answers instead of this machine.
+    #[serde(default)]
+    pub ballista: Option<String>,
 }
 
 /// A port of a job that may not have run yet.
