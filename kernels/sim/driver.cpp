@@ -19,7 +19,7 @@ namespace sim {
 
 Settings settings;
 std::recursive_mutex lock;
-u64 host_waits = 0, launches = 0, graph_launches = 0;
+u64 host_waits = 0, launches = 0, graph_launches = 0, changed_copies = 0;
 int sticky_error = 0, pending_error = 0;
 
 static bool initialised = false;
@@ -37,6 +37,7 @@ static void read_settings() {
   settings.memory = number_from("SMELT_SIM_MEMORY", 8ull << 30);  // reserved twice, for what lies between allocations
   settings.capability = (int)number_from("SMELT_SIM_CAPABILITY", 90);
   settings.processors = (int)number_from("SMELT_SIM_PROCESSORS", 4);
+  settings.page_locked = number_from("SMELT_SIM_LOCKED", ~0ull);
   settings.seed = number_from("SMELT_SIM_SEED", 1);
   settings.lost_after = number_from("SMELT_SIM_LOST", ~0ull);
   if (!device_memory_used()) watching = number_from("SMELT_SIM_WATCH", 1) != 0;  // what is allocated has a state
@@ -503,6 +504,7 @@ extern "C" __attribute__((visibility("default"))) size_t smelt_sim_report(char* 
   }
   text = "{\n  \"host_waits\": " + std::to_string(host_waits) + ",\n  \"launches\": " + std::to_string(launches) +
          ",\n  \"graph_launches\": " + std::to_string(graph_launches) +
+         ",\n  \"changed_copies\": " + std::to_string(changed_copies) +
          ",\n  \"memory_used\": " + std::to_string(device_memory_used()) + ",\n  \"problems\": " +
          std::to_string(problems) + ",\n  \"kernels\": {" + list + "\n  }\n}\n";
   if (bytes) {
@@ -520,7 +522,7 @@ extern "C" __attribute__((visibility("default"))) void smelt_sim_reset() {
   read_settings();
   if (region) settings.memory = std::min(settings.memory, device_bytes / 2);
   forget_late_work();
-  host_waits = launches = graph_launches = 0;
+  host_waits = launches = graph_launches = changed_copies = 0;
   sticky_error = pending_error = 0;
   for (Kernel* k : kernels()) {
     k->launches = k->read = k->written = k->distinct_read = k->distinct_written = k->flops = k->problems = 0;

@@ -21,6 +21,7 @@ struct Settings {
   u64 memory = 8ull << 30;     // SMELT_SIM_MEMORY, bytes of a device
   int capability = 90;         // SMELT_SIM_CAPABILITY, 10 · major + minor
   int processors = 4;          // SMELT_SIM_PROCESSORS
+  u64 page_locked = ~0ull;     // SMELT_SIM_LOCKED, bytes of page-locked memory that the host can have
   u64 seed = 1;                // SMELT_SIM_SEED, of the order of threads and copies
   std::string fail_kernel;     // SMELT_SIM_FAIL=name:n, the launch of that kernel which fails, from 1
   u64 fail_launch = 0;
@@ -31,6 +32,7 @@ extern Settings settings;
 extern std::recursive_mutex lock;
 extern u64 host_waits;  // synchronisations and synchronous copies
 extern u64 launches;
+extern u64 changed_copies;  // to the host, of memory that was written before they were done
 extern u64 graph_launches;  // of graphs, whose kernels count as launches too
 extern int sticky_error;   // every call returns it
 extern int pending_error;  // becomes sticky at the next synchronisation

@@ -3,8 +3,10 @@
 // Kernels run at launch, so device memory is always up to date. What is late is the host's side, as on a GPU:
 //   - a copy from page-locked memory takes its source when the stream next launches or is waited for, so a host that
 //     reuses the source too early sends the wrong bytes;
-//   - a copy to page-locked memory poisons its destination at once, and fills it when the host waits for the stream or
-//     for an event behind the copy.
+//   - a copy to page-locked memory poisons its destination at once, takes its source when work that is ordered behind
+//     it is issued, and fills the destination when the host waits for the stream or for an event behind the copy. So
+//     who writes the source meanwhile, without waiting for the copy, sends bytes that are partly new; the report counts
+//     such copies.
 // Copies from and to pageable memory are done when the call returns, as the driver documents. What other libraries do
 // on a stream is later still: see late.cpp.
 #include <stdlib.h>
@@ -132,8 +134,8 @@ void note_launch(const Stream* stream) {
   if (!grids.empty() && grids.back().first > first) grids.clear();  // numbers begin anew
   grids.push_back(Grid{first, stream, stream->issued});
 }
-// Whether what is issued to `stream` may overwrite the bytes: kernels of other streams that touch them are done by
-// then. Kernels run at launch here, so nothing else would tell.
+// Whether what is issued to `stream` may copy to the bytes, or from them: kernels of other streams that touch them are
+// done by then. Kernels run at launch here, so nothing else would tell.
 static int check_unused(const char* what, u64 address, u64 bytes, Stream* stream) {
   u32 block = last_block_of((const void*)address, bytes);
   auto after = std::upper_bound(grids.begin(), grids.end(), block, [](u32 n, const Grid& g) { return n < g.first; });
@@ -165,6 +167,19 @@ Stream* stream_of(void* handle) {
   return nullptr;
 }
 
+// Copies to the host up to work `number` take their source.
+static void take_sources(Stream* stream, u64 number) {
+  for (Download& d : stream->downloads) {
+    if (d.function || d.taken || d.number > number) continue;
+    d.taken = true;
+    if (check_device("a copy to the host, at the time it happens", (u64)d.from, d.data.size())) continue;
+    if (!memcmp(d.data.data(), d.from, d.data.size())) continue;
+    changed_copies++;
+    refuse(INVALID_VALUE, "a copy to the host of %zu bytes at %p: work that does not wait for it changed them",
+           d.data.size(), d.from);
+    memcpy(d.data.data(), d.from, d.data.size());
+  }
+}
 static void upload_all(Stream* stream) {
   for (const Upload& u : stream->uploads) {
     if (check_device("a copy to the device, at the time it happens", (u64)u.to, u.bytes)) continue;
@@ -174,6 +189,7 @@ static void upload_all(Stream* stream) {
   stream->uploads.clear();
 }
 void flush_uploads(Stream* stream) {
+  take_sources(stream, ~0ull);
   upload_all(stream);
   stream->issued++;
   stream->asked = false;
@@ -188,6 +204,7 @@ void flush_uploads(Stream* stream) {
 
 // The host has waited for `stream` up to its work `number`.
 static void complete(Stream* stream, u64 number) {
+  take_sources(stream, number);
   upload_all(stream);
   stream->waited_for = std::max(stream->waited_for, std::min(number, stream->issued));
   std::vector<Download> later, now;
@@ -297,7 +314,9 @@ API cuMemAllocManaged(u64*, size_t, unsigned) { return refuse(NOT_SUPPORTED, "ma
 
 API cuMemHostAlloc(void** p, size_t bytes, unsigned) {
   BEGIN;
-  if (posix_memalign(p, 4096, bytes ? bytes : 1)) return OUT_OF_MEMORY;
+  u64 locked = 0;
+  for (auto& [address, length] : page_locked) locked += length;
+  if (locked + bytes > settings.page_locked || posix_memalign(p, 4096, bytes ? bytes : 1)) return OUT_OF_MEMORY;
   memset(*p, 0xff, bytes);
   page_locked[(u64)*p] = bytes;
   return SUCCESS;
@@ -369,10 +388,13 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void* handle) {
   STREAM(handle);
   if (!bytes) return SUCCESS;
   ON_DEVICE("cuMemcpyDtoH", from, bytes);
+  if (int error = check_order("cuMemcpyDtoH", from, stream)) return error;
+  if (int error = check_unused("cuMemcpyDtoH", from, bytes, stream)) return error;
   flush_uploads(stream);
   if (is_page_locked(to)) {
     const u8* data = (const u8*)from;
-    stream->downloads.push_back(Download{stream->issued, to, std::vector<u8>(data, data + bytes), nullptr, nullptr});
+    std::vector<u8> now(data, data + bytes);
+    stream->downloads.push_back(Download{stream->issued, to, data, std::move(now), false, nullptr, nullptr});
     memset(to, 0xff, bytes);
     return SUCCESS;
   }
@@ -506,6 +528,7 @@ API cuStreamWaitEvent(void* handle, Event* event, unsigned) {
   BEGIN;
   STREAM(handle);
   if (!event->stream) return SUCCESS;  // never recorded
+  take_sources(event->stream, event->number);
   upload_all(event->stream);
   if (event->stream == stream) return SUCCESS;
   stream->waits.push_back(Wait{++stream->issued, event->stream, event->number});
@@ -542,7 +565,7 @@ API cuLaunchHostFunc(void* handle, void (*function)(void*), void* argument) {
   BEGIN;
   STREAM(handle);
   flush_uploads(stream);
-  stream->downloads.push_back(Download{stream->issued, nullptr, {}, function, argument});
+  stream->downloads.push_back(Download{stream->issued, nullptr, nullptr, {}, true, function, argument});
   return SUCCESS;
 }
 API cuCtxSynchronize() {

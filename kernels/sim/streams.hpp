@@ -14,7 +14,9 @@ struct Upload {
 struct Download {  // or a function of the host
   u64 number;
   void* to;
-  std::vector<u8> data;
+  const void* from;
+  std::vector<u8> data;  // of when it was issued, then of when it was taken
+  bool taken;
   void (*function)(void*);
   void* argument;
 };

@@ -4,12 +4,13 @@
 //! type parameter. Operations do not return `Result`: a wrong shape panics with operation, expected and found.
 //!
 //! No operation makes the host wait: what it gives are tensors of its device, sums and counts included. Only
-//! [`download`](Backend::download) waits.
+//! [`download`](Backend::download) waits; [`download_beside`](Backend::download_beside) lets another thread do so.
 //!
 //! Letters: N rows (tokens), D width, F expert width, H heads, d width of a head, E experts, K experts per token,
 //! R dispatched rows, V vocabulary. The heads of a row are neighbours: `[N, H·d]`.
 
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::math;
@@ -315,6 +316,11 @@ macro_rules! operations {
         fn upload(&self, x: &Tensor) -> Tensor;
         /// A copy on the host. **Waits** until the device has computed it.
         fn download(&self, x: &Tensor) -> Tensor;
+        /// Copies on the host of what the tensors hold now, made while the device goes on; the host does not wait.
+        /// Until [`hold_back`](Self::hold_back) nobody may write the tensors.
+        fn download_beside(&self, tensors: &[&Tensor]) -> Downloads;
+        /// The device runs what it is asked for from now on behind the copies. The host does not wait.
+        fn hold_back(&self, copied: &Copied);
         /// A copy on the device, with memory of its own.
         fn copy(&self, x: &Tensor) -> Tensor;
         /// In another element type, rounded to nearest even; may share memory when the type is the same.

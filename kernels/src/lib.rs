@@ -15,6 +15,7 @@ pub mod collective;
 mod cpu;
 pub mod cuda;
 mod document_bounds;
+mod downloads;
 mod dtype;
 mod e4m3;
 pub mod fp8;
@@ -41,6 +42,7 @@ pub use backend::{
 pub use cpu::{Cpu, gemm};
 pub use cuda::{Cuda, DeviceError};
 pub use document_bounds::{DocumentBounds, Documents};
+pub use downloads::{Copied, Downloads};
 pub use dtype::{DType, Element};
 pub use half::bf16;
 pub use meta::Meta;

@@ -3,6 +3,7 @@
 use crate::backend::*;
 use crate::cpu;
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser, Scaled, TILE, Tile};
 use crate::place::{Device, Gauge};
@@ -177,6 +178,12 @@ impl Backend for Meta {
     fn download(&self, x: &Tensor) -> Tensor {
         Device::Host.within(|| Tensor::zeros(x.shape(), x.dtype()))
     }
+
+    fn download_beside(&self, tensors: &[&Tensor]) -> Downloads {
+        Downloads::there(tensors.iter().map(|x| self.download(x)).collect())
+    }
+
+    fn hold_back(&self, _: &Copied) {}
 
     fn copy(&self, x: &Tensor) -> Tensor {
         self.like(x)

@@ -37,7 +37,9 @@ int cuMemcpyHtoDAsync_v2(u64, const void*, size_t, void*);
 int cuMemcpyDtoHAsync_v2(void*, u64, size_t, void*);
 int cuMemcpyHtoD_v2(u64, const void*, size_t);
 int cuMemcpyDtoH_v2(void*, u64, size_t);
+int cuMemsetD8Async(u64, u8, size_t, void*);
 int cuStreamCreate(void**, unsigned);
+int cuStreamWaitEvent(void*, void*, unsigned);
 int cuStreamSynchronize(void*);
 int cuEventCreate(void**, unsigned);
 int cuEventRecord(void*, void*);
@@ -360,6 +362,39 @@ static void late_copies() {
   MUST(cuMemFreeHost(locked));
 }
 
+// Another stream writes what is copied: before or behind the copy, as its wait for an event says.
+static void copies_of_what_is_written() {
+  begin();
+  void *copying, *writing, *before, *behind, *locked;
+  MUST(cuStreamCreate(&copying, 1));
+  MUST(cuStreamCreate(&writing, 1));
+  MUST(cuEventCreate(&before, 0));
+  MUST(cuEventCreate(&behind, 0));
+  MUST(cuMemHostAlloc(&locked, 4096, 0));
+  float* host = (float*)locked;
+  auto copied = [&](bool waits) {
+    u64 x = uploaded(ramp(1000));
+    MUST(cuMemcpyDtoHAsync_v2(host, x, 4000, copying));
+    MUST(cuEventRecord(behind, copying));
+    if (waits) MUST(cuStreamWaitEvent(writing, behind, 0));
+    MUST(cuMemsetD8Async(x, 0, 4000, writing));
+    MUST(cuStreamSynchronize(writing));
+    MUST(cuEventSynchronize(behind));
+    return host[3];
+  };
+  expect(copied(true) == 3.f, "a copy that the writer waits for has what was there");
+  expect(copied(false) == 0.f, "a copy that the writer does not wait for must have other bytes");
+  u64 x = uploaded(ramp(1000));
+  MUST(cuMemsetD8Async(x, 0, 4000, writing));
+  expect(cuMemcpyDtoHAsync_v2(host, x, 4000, copying) == 1, "a copy that does not wait for the writer is refused");
+  MUST(cuEventRecord(before, writing));
+  MUST(cuStreamWaitEvent(copying, before, 0));
+  MUST(cuMemcpyDtoHAsync_v2(host, x, 4000, copying));
+  MUST(cuStreamSynchronize(copying));
+  expect(host[3] == 0.f, "a copy that waits for the writer has what it wrote");
+  MUST(cuMemFreeHost(locked));
+}
+
 static std::string report() {
   std::string text(smelt_sim_report(nullptr, 0) + 1, 0);
   smelt_sim_report(&text[0], text.size());
@@ -440,6 +475,7 @@ int main(int count, char** arguments) {
   copies_of_tiles();
   products();
   late_copies();
+  copies_of_what_is_written();
   devices_that_fail();
   if (option("--times")) times();
   unlink(CAPTURED);

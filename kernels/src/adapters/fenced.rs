@@ -2,6 +2,7 @@
 
 use crate::backend::*;
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::place::Device;
@@ -56,6 +57,9 @@ macro_rules! fence {
     };
     (@call $self:ident, download, $x:ident) => {
         $self.download_one($x)
+    };
+    (@call $self:ident, download_beside, $tensors:ident) => {
+        Downloads::there($tensors.iter().map(|x| x.carried(Device::Fenced, Device::Host)).collect())
     };
     (@call $self:ident, $name:ident, $($arg:ident),*) => {
         Device::Fenced.within(|| $self.inner.$name($($arg),*))

@@ -2,6 +2,7 @@
 
 use crate::backend::*;
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;

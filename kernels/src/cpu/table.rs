@@ -6,6 +6,7 @@ use super::{
 };
 use crate::backend::*;
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::{DType, real};
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;
@@ -24,6 +25,12 @@ impl Backend for Cpu {
     fn download(&self, x: &Tensor) -> Tensor {
         x.clone()
     }
+
+    fn download_beside(&self, tensors: &[&Tensor]) -> Downloads {
+        Downloads::there(tensors.iter().map(|&x| x.clone()).collect())
+    }
+
+    fn hold_back(&self, _: &Copied) {}
 
     fn copy(&self, x: &Tensor) -> Tensor {
         x.copy()

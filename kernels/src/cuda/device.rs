@@ -4,6 +4,7 @@ use super::compiler::{architecture, machine_code};
 use super::cublaslt::CublasLt;
 use super::error::{DeviceError, expect, name_of};
 use super::graphs::Graphs;
+use super::landing::Landings;
 use super::memory::Arena;
 use super::operations::running;
 use super::sources::SOURCES;
@@ -137,12 +138,13 @@ pub(crate) trait Watched: Send + Sync {
 /// The operations on one GPU.
 pub struct Cuda {
     found: Found,
-    handle: sys::CUdevice,
+    pub(super) handle: sys::CUdevice,
     context: sys::CUcontext,
     pub(super) stream: sys::CUstream,
     graphs: Mutex<Graphs>,
     arena: Arc<Arena>,
     uploads: Mutex<Uploads>,
+    pub(super) landings: Mutex<Option<Arc<Landings>>>,
     kernels: Mutex<HashMap<&'static str, Kernel>>,
     locked: Mutex<Locked>,
     watched: Mutex<Vec<Weak<dyn Watched>>>,
@@ -198,6 +200,7 @@ impl Cuda {
             graphs: Mutex::new(Graphs::new()),
             arena: Arc::default(),
             uploads,
+            landings: Mutex::default(),
             kernels: Mutex::default(),
             locked,
             watched: Mutex::default(),

@@ -2,8 +2,8 @@
 //!
 //! The driver, the compiler and everything else of CUDA is opened at run time: one binary runs with and without a GPU.
 //! All operations of a device run in one stream, in the order in which the host calls them, and the host goes on at
-//! once; it waits in `download` alone. Small uploads and communications have streams of their own, ordered with that
-//! one by events.
+//! once; it waits in `download` alone. Small uploads, copies of what a save holds, and communications have streams of
+//! their own, ordered with that one by events.
 
 mod attention;
 mod both;
@@ -14,6 +14,7 @@ mod error;
 mod flash;
 mod graphs;
 mod head;
+mod landing;
 mod launch;
 mod low_precision;
 mod memory;
@@ -34,6 +35,7 @@ pub(crate) use device::Watched;
 pub use device::{Cuda, Found, find};
 pub use error::{DeviceError, size};
 pub(crate) use head::rows_at_once as rows_of_logits;
+pub(crate) use landing::{Landed, Landing};
 pub(crate) use memory::DeviceMemory;
 pub(crate) use side_stream::{Mark, SideStream};
 pub use sources::{SOURCES, Source};

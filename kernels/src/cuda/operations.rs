@@ -3,6 +3,7 @@
 use super::device::Cuda;
 use crate::backend::*;
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser};
 use crate::segments::Segments;

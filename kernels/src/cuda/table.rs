@@ -6,6 +6,7 @@ use crate::backend::{
     AdamW, AttentionShape, CachedRows, Counted, Draw, GroupedShape, Head, Layout, Rope, Router, Routing, Softmax, Write,
 };
 use crate::document_bounds::Documents;
+use crate::downloads::{Copied, Downloads};
 use crate::dtype::DType;
 use crate::fp8::{Operand, Quantiser, TILE, Tile};
 use crate::segments::Segments;
@@ -23,6 +24,14 @@ impl Operations for Cuda {
 
     fn download(&self, x: &Tensor) -> Tensor {
         self.download_one(x)
+    }
+
+    fn download_beside(&self, tensors: &[&Tensor]) -> Downloads {
+        self.land(tensors)
+    }
+
+    fn hold_back(&self, copied: &Copied) {
+        self.hold_back_behind(copied);
     }
 
     fn copy(&self, x: &Tensor) -> Tensor {

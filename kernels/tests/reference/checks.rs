@@ -1,5 +1,6 @@
 //! One draw of each operation: its inputs, the call, and what is compared.
 
+pub(crate) use super::transfers::{copy, download, download_beside, hold_back, upload};
 use super::*;
 
 const WRITES: [Write; 2] = [Write::Set, Write::Add];
@@ -314,24 +315,6 @@ pub(crate) fn empty(d: &mut Trial) {
     let x = d.device.empty(shape.into(), d.dtype);
     assert_eq!((x.shape().dims(), x.dtype()), (&shape[..], d.dtype));
     d.same("elements", [x.len() as u64]);
-}
-
-pub(crate) fn upload(d: &mut Trial) {
-    let x = Tensor::new([3], &[1.0f32, -0.0, 1e30]);
-    d.same_tensor("x", &d.device.upload(&x));
-}
-
-pub(crate) fn download(d: &mut Trial) {
-    let x = d.tensor(&[50]);
-    let values = d.device.download(&x).to_f64();
-    d.same("x", values.into_iter().map(f64::to_bits));
-}
-
-pub(crate) fn copy(d: &mut Trial) {
-    let x = d.tensor(&[50]);
-    let mut y = d.device.copy(&x);
-    d.device.fill(&mut y, 2.0);
-    d.same_tensor("x", &x);
 }
 
 pub(crate) fn cast(d: &mut Trial) {

@@ -9,6 +9,7 @@
 mod checks;
 #[path = "../../sim/simulator.rs"]
 mod simulator;
+mod transfers;
 mod trial;
 
 use smelt_kernels::fp8::{Operand, Quantiser, Role, Scaled, Tile};

@@ -147,6 +147,8 @@ macro_rules! all_checks {
             empty: In::F32AndF64;
             upload: In::F32AndF64;
             download: In::F32AndF64;
+            download_beside: In::F32AndF64;
+            hold_back: In::F32AndF64;
             copy: In::F32AndF64;
             cast: In::F32AndF64;
             collect: In::F32AndF64;

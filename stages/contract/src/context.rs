@@ -7,7 +7,7 @@ use crate::ending;
 use crate::error::Error;
 use crate::kinds::{KindType, Metric};
 use crate::lock::lock;
-use crate::saves::{Saved, Saves, newest};
+use crate::saves::{Saved, Saves, bytes, newest};
 use crate::unit::Unit;
 use crate::work::Work;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use smelt_store::{Attempt, UnitRecord};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -235,8 +235,8 @@ impl Context {
     pub fn save(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
         self.saves_alone()?;
         let curve = self.curve_so_far()?;
-        let files: Vec<(&str, &[u8])> = files.iter().copied().chain([(CURVE, curve.as_slice())]).collect();
-        self.saves.write(cursor, detail, &files)?;
+        let files = files.iter().copied().chain([(CURVE, curve.as_slice())]);
+        self.saves.write(cursor, detail, files.map(|(name, contents)| (name, bytes(contents))).collect())?;
         if ending::is_asked() { Err(ending::error()) } else { Ok(()) }
     }
 
@@ -254,17 +254,22 @@ impl Context {
     }
 
     /// Saves a training before step `next`, if the last save is long enough ago and completely written. A background
-    /// thread writes it while the training continues. `detail`: what the stage itself has to remember beside the
-    /// trainer's state, such as what a guard counts. A process that is asked to end saves at once, waits for the save
-    /// and returns the error to end with.
-    pub fn save_when_due(&self, next: u64, detail: Value, state: impl FnOnce() -> Vec<u8>) -> Result<(), Error> {
+    /// thread writes it while the training continues. `state` gives what writes the trainer's state, and may wait in
+    /// that thread for a device. `detail`: what the stage itself has to remember beside that state, such as what a
+    /// guard counts. A process that is asked to end saves at once, waits for the save and returns the error to end
+    /// with.
+    pub fn save_when_due<W>(&self, next: u64, detail: Value, state: impl FnOnce() -> W) -> Result<(), Error>
+    where
+        W: FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+    {
         self.still_ours()?;
         self.saves_alone()?;
         let is_last = ending::is_asked();
         if !is_last && !self.saves.are_due(next) {
             return Ok(());
         }
-        self.saves.begin(next, detail, vec![(STATE.into(), state()), (CURVE.into(), self.curve_so_far()?)])?;
+        let curve = self.curve_so_far()?;
+        self.saves.begin(next, detail, vec![(STATE, Box::new(state())), (CURVE, bytes(curve))])?;
         if !is_last {
             return Ok(());
         }
@@ -342,5 +347,5 @@ pub(crate) fn emit(seq: u64, rank: u32, body: EventBody) {
     let mut line = serde_json::to_vec(&event).expect("events are plain data");
     line.push(b'\n');
     // A failed write means that the runner is gone, and its end also ends this process.
-    drop(std::io::stdout().lock().write_all(&line));
+    drop(io::stdout().lock().write_all(&line));
 }

@@ -1,7 +1,8 @@
 //! Saves of a running training: a background thread writes them, and the last few are kept.
 //!
 //! Order: the files, then the progress that names them, then the deletion of older saves. So a kill at any moment
-//! leaves a complete save. The caller hands over bytes, so the training continues while they are hashed and written.
+//! leaves a complete save. The caller hands over what writes the bytes, so the training continues while they come, are
+//! hashed and written.
 
 use crate::Mapped;
 use crate::error::Error;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use smelt_schemas::{ExitCode, FileRecord, SavePolicy};
 use smelt_store::{Attempt, Kept, Progress};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -24,6 +25,14 @@ pub struct Saved {
     pub detail: Value,
     /// Verified contents, by name.
     pub files: BTreeMap<String, Mapped>,
+}
+
+/// Writes one file of a save.
+pub(crate) type WriteFile<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'a>;
+
+/// A file of a save whose bytes are there.
+pub(crate) fn bytes<'a>(bytes: impl AsRef<[u8]> + Send + 'a) -> WriteFile<'a> {
+    Box::new(move |out| out.write_all(bytes.as_ref()))
 }
 
 pub(crate) struct Saves {
@@ -52,25 +61,24 @@ impl Saves {
     }
 
     /// Writes a save in the background; if the interval is 0, in the foreground. Returns the error of the save before.
-    pub(crate) fn begin(&self, cursor: u64, detail: Value, files: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    pub(crate) fn begin(
+        &self,
+        cursor: u64,
+        detail: Value,
+        files: Vec<(&'static str, WriteFile<'static>)>,
+    ) -> Result<(), Error> {
         self.wait()?;
         *lock(&self.last) = Instant::now();
         if self.policy.seconds == 0.0 {
-            let files: Vec<(&str, &[u8])> =
-                files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-            return self.write(cursor, detail, &files);
+            return self.write(cursor, detail, files);
         }
         let (attempt, policy) = (self.attempt.clone(), self.policy);
-        *lock(&self.writing) = Some(std::thread::spawn(move || {
-            let files: Vec<(&str, &[u8])> =
-                files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-            write(&attempt, &policy, cursor, detail, &files)
-        }));
+        *lock(&self.writing) = Some(std::thread::spawn(move || write(&attempt, &policy, cursor, detail, files)));
         Ok(())
     }
 
     /// Writes a save now.
-    pub(crate) fn write(&self, cursor: u64, detail: Value, files: &[(&str, &[u8])]) -> Result<(), Error> {
+    pub(crate) fn write(&self, cursor: u64, detail: Value, files: Vec<(&str, WriteFile)>) -> Result<(), Error> {
         self.wait()?;
         write(&self.attempt, &self.policy, cursor, detail, files)
     }
@@ -90,15 +98,15 @@ fn write(
     policy: &SavePolicy,
     cursor: u64,
     detail: Value,
-    files: &[(&str, &[u8])],
+    files: Vec<(&str, WriteFile)>,
 ) -> Result<(), Error> {
     let before = attempt.progress()?;
     let mut records = BTreeMap::new();
-    for (name, bytes) in files {
+    for (name, write_file) in files {
         let path = format!("saves/{cursor}/{name}");
         let mut upload = attempt.upload_at(&path)?;
-        upload.write_all(bytes).map_err(|e| smelt_store::Error::from_write(e, attempt.store(), &path))?;
-        records.insert((*name).to_owned(), upload.finish(&path)?);
+        write_file(&mut upload).map_err(|e| smelt_store::Error::from_write(e, attempt.store(), &path))?;
+        records.insert(name.to_owned(), upload.finish(&path)?);
     }
     let mut older: Vec<Kept> = before.map(Progress::into_saves).unwrap_or_default();
     older.retain(|save| save.cursor != cursor);
@@ -155,9 +163,7 @@ mod tests {
     }
 
     fn begin(saves: &Saves, cursor: u64) {
-        saves
-            .begin(cursor, Value::from(10 * cursor), vec![("state".into(), format!("state {cursor}").into_bytes())])
-            .unwrap();
+        saves.begin(cursor, Value::from(10 * cursor), vec![("state", bytes(format!("state {cursor}")))]).unwrap();
     }
 
     #[test]

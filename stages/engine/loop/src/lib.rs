@@ -112,7 +112,10 @@ pub fn run(cx: &Context, course: Course, trainer: &mut Trainer, training: &mut i
                 None => memory,
                 Some(&mut tokens_at_once) => json!(Chosen { tokens_at_once, memory }),
             };
-            cx.save_when_due(done, memory, || trainer.save())?;
+            cx.save_when_due(done, memory, || {
+                let save = trainer.save_beside();
+                move |out| save.write(out)
+            })?;
         }
     }
     Ok(())

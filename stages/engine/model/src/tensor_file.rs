@@ -9,7 +9,7 @@ use std::io::{self, Write};
 pub fn write_tensors<V: View>(
     mut tensors: Vec<(String, V)>,
     metadata: Option<HashMap<String, String>>,
-    out: &mut impl Write,
+    out: &mut (impl Write + ?Sized),
 ) -> io::Result<()> {
     tensors.sort_by(|(a, x), (b, y)| y.dtype().cmp(&x.dtype()).then_with(|| a.cmp(b)));
     let mut end = 0;

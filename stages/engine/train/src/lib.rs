@@ -35,5 +35,6 @@ pub use packing::{Packed, Packing, Ragged};
 pub use recent::Recent;
 pub use reward::{BradleyTerry, Scored, reward_scores, scored_batch};
 pub use schedule::{Decay, Schedule, Tail};
+pub use state::Save;
 pub use totals::StepTotals;
 pub use trainer::{MicroBatch, Report, Settings, Trainer, Uploader};

@@ -11,9 +11,10 @@ use crate::{Error, Optimizer, Trainer};
 use bytemuck::cast_slice;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Map, Value, json};
-use smelt_kernels::{DType, Tensor, bf16};
+use smelt_kernels::{DType, Downloads, Tensor, bf16};
 use smelt_model::{Params, Spec, write_tensors};
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
 
@@ -35,41 +36,45 @@ impl Trainer {
         bytes
     }
 
-    /// The same as `parts` files, of which this is number `part`; written tensor by tensor.
+    /// The same, written by whoever has it, while the training goes on. On a device that copies beside its operations
+    /// the host waits for nothing here; elsewhere the bytes are made now.
+    pub fn save_beside(&mut self) -> Save {
+        let (contents, tensors) = self.contents();
+        let downloads = self.backend().download_beside(&tensors);
+        match downloads.copied() {
+            Some(copied) => {
+                self.copied = Some(copied);
+                Save(Saved::Beside(contents, downloads))
+            }
+            None => {
+                let mut bytes = Vec::new();
+                let written = downloads.bytes().map(|of_tensors| contents.write(&of_tensors, 0, 1, &mut bytes));
+                written.expect("the copies are there").expect("memory takes every byte");
+                Save(Saved::Bytes(bytes))
+            }
+        }
+    }
+
+    /// What [`save`](Self::save) gives as `parts` files, of which this is number `part`; written tensor by tensor.
     pub fn write_part(&self, part: usize, parts: usize, out: &mut impl Write) -> io::Result<()> {
         assert!(part < parts, "write_part: part {part} of {parts}");
-        let mut tensors = self.list("", &self.params, &self.optimizer);
+        let (contents, tensors) = self.contents();
+        let here: Vec<Tensor> = tensors.iter().map(|tensor| self.backend().download(tensor)).collect();
+        let bytes: Vec<&[u8]> = here.iter().map(bytes_of).collect();
+        contents.write(&bytes, part, parts, out)
+    }
+
+    /// The tensors of a state, and what it says of them.
+    fn contents(&self) -> (Contents, Vec<&Tensor>) {
+        let (mut listed, mut tensors) = (Vec::new(), Vec::new());
+        list("", &self.params, &self.optimizer, &mut listed, &mut tensors);
         let mut numbers =
             json!({ "step": self.steps, "updates": self.optimizer.updates, "skipped": self.spikes.skipped });
         if let Some((params, optimizer)) = &self.spikes.kept {
-            tensors.extend(self.list("kept.", params, optimizer));
+            list("kept.", params, optimizer, &mut listed, &mut tensors);
             numbers["kept"] = optimizer.updates.into();
         }
-        let (mut views, mut starts) = (Vec::new(), Map::new());
-        for Listed { name, dims, tensor, place } in &tensors {
-            let span = span(place.len(), part, parts);
-            let elements = place.start + span.start..place.start + span.end;
-            let (dtype, bytes): (_, &[u8]) = match tensor.dtype() {
-                DType::Bf16 => (Dtype::BF16, cast_slice(&tensor.read::<bf16>()[elements])),
-                _ => (Dtype::F32, cast_slice(&tensor.read::<f32>()[elements])),
-            };
-            let dims = if parts == 1 { dims.to_vec() } else { vec![span.len()] };
-            if parts > 1 {
-                starts.insert(name.clone(), span.start.into());
-            }
-            views.push((name.clone(), TensorView::new(dtype, dims, bytes).expect("a tensor's bytes fit its shape")));
-        }
-        if parts > 1 {
-            numbers[STARTS] = starts.into();
-        }
-        // one entry: the file's metadata have no order of their own
-        let metadata = HashMap::from([(NUMBERS.to_owned(), numbers.to_string())]);
-        let losses: Vec<f64> = self.spikes.losses.iter().copied().collect();
-        if !losses.is_empty() {
-            let view = TensorView::new(Dtype::F64, vec![losses.len()], cast_slice(&losses));
-            views.push((LOSSES.to_owned(), view.expect("8 bytes per loss")));
-        }
-        write_tensors(views, Some(metadata), out)
+        (Contents { listed, numbers, losses: self.spikes.losses.iter().copied().collect() }, tensors)
     }
 
     /// Goes on where `bytes` were saved. On an error the trainer is as it was.
@@ -105,25 +110,6 @@ impl Trainer {
         self.spikes = crate::guard::Spikes { losses: losses.collect(), skipped, kept };
         (self.params, self.optimizer, self.steps) = (params, optimizer, steps);
         Ok(())
-    }
-
-    fn list<'a>(&self, prefix: &str, params: &'a Params, optimizer: &'a Optimizer) -> Vec<Listed<'a>> {
-        let mut all = Vec::new();
-        for (p, spec, value) in params.iter() {
-            let mut tensors = vec![("w", value)];
-            tensors.extend(optimizer.moments[p.index()].iter().flat_map(|Moment { m, v }| [("m", m), ("v", v)]));
-            tensors.extend(optimizer.average.as_ref().map(|average| ("average", average.get(p))));
-            for (kind, tensor) in tensors {
-                let tensor = self.backend().download(tensor);
-                all.extend(spec.spans().map(|(part, place)| Listed {
-                    name: format!("{prefix}{kind}.{}", part.name),
-                    dims: &part.shape,
-                    tensor: tensor.clone(),
-                    place,
-                }));
-            }
-        }
-        all
     }
 
     /// Parameters and optimizer under `prefix`, shaped like this trainer's; `updates` is left at 0.
@@ -172,12 +158,105 @@ fn state(what: String) -> Error {
     Error::State { what }
 }
 
-/// One tensor of a state: elements `place` of a tensor in memory, on the host.
-struct Listed<'a> {
+/// One tensor of a state: elements `place` of a tensor in memory.
+struct Listed {
     name: String,
-    dims: &'a [usize],
-    tensor: Tensor,
+    dims: Vec<usize>,
+    dtype: Dtype,
+    /// Which of the tensors in memory.
+    tensor: usize,
     place: Range<usize>,
+}
+
+/// A state but for the values of its tensors.
+struct Contents {
+    listed: Vec<Listed>,
+    numbers: Value,
+    losses: Vec<f64>,
+}
+
+/// A state that is written beside the training: see [`Trainer::save_beside`].
+pub struct Save(Saved);
+
+enum Saved {
+    Bytes(Vec<u8>),
+    Beside(Contents, Downloads),
+}
+
+impl fmt::Debug for Save {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Save").field("is_beside", &matches!(self.0, Saved::Beside(..))).finish()
+    }
+}
+
+impl Save {
+    /// Waits for the device, if its copies are not there yet. A device that failed panics, as in an operation.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        match &self.0 {
+            Saved::Bytes(bytes) => out.write_all(bytes),
+            Saved::Beside(contents, downloads) => {
+                let bytes = downloads.bytes().unwrap_or_else(|error| std::panic::panic_any(error));
+                contents.write(&bytes, 0, 1, out)
+            }
+        }
+    }
+}
+
+fn bytes_of(tensor: &Tensor) -> &[u8] {
+    match tensor.dtype() {
+        DType::Bf16 => cast_slice(tensor.read::<bf16>()),
+        _ => cast_slice(tensor.read::<f32>()),
+    }
+}
+
+fn list<'a>(
+    prefix: &str,
+    params: &'a Params,
+    optimizer: &'a Optimizer,
+    listed: &mut Vec<Listed>,
+    tensors: &mut Vec<&'a Tensor>,
+) {
+    for (p, spec, value) in params.iter() {
+        let mut of_one = vec![("w", value)];
+        of_one.extend(optimizer.moments[p.index()].iter().flat_map(|Moment { m, v }| [("m", m), ("v", v)]));
+        of_one.extend(optimizer.average.as_ref().map(|average| ("average", average.get(p))));
+        for (kind, tensor) in of_one {
+            listed.extend(spec.spans().map(|(part, place)| Listed {
+                name: format!("{prefix}{kind}.{}", part.name),
+                dims: part.shape.clone(),
+                dtype: if tensor.dtype() == DType::Bf16 { Dtype::BF16 } else { Dtype::F32 },
+                tensor: tensors.len(),
+                place,
+            }));
+            tensors.push(tensor);
+        }
+    }
+}
+
+impl Contents {
+    /// Part `part` of `parts`; `tensors` has the bytes of the tensors in memory.
+    fn write(&self, tensors: &[&[u8]], part: usize, parts: usize, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
+        let (mut views, mut starts, mut numbers) = (Vec::new(), Map::new(), self.numbers.clone());
+        for Listed { name, dims, dtype, tensor, place } in &self.listed {
+            let (span, size) = (span(place.len(), part, parts), dtype.bitsize() / 8);
+            let bytes = &tensors[*tensor][(place.start + span.start) * size..(place.start + span.end) * size];
+            let dims = if parts == 1 { dims.clone() } else { vec![span.len()] };
+            if parts > 1 {
+                starts.insert(name.clone(), span.start.into());
+            }
+            views.push((name.clone(), TensorView::new(*dtype, dims, bytes).expect("a tensor's bytes fit its shape")));
+        }
+        if parts > 1 {
+            numbers[STARTS] = starts.into();
+        }
+        // one entry: the file's metadata have no order of their own
+        let metadata = HashMap::from([(NUMBERS.to_owned(), numbers.to_string())]);
+        if !self.losses.is_empty() {
+            let view = TensorView::new(Dtype::F64, vec![self.losses.len()], cast_slice(&self.losses));
+            views.push((LOSSES.to_owned(), view.expect("8 bytes per loss")));
+        }
+        write_tensors(views, Some(metadata), out)
+    }
 }
 
 /// A tensor in memory from its parts, each from the spans of all files, which must cover it once.

@@ -4,7 +4,7 @@ use crate::guard::Spikes;
 use crate::objective::Loss;
 use crate::record::Record;
 use crate::{Error, Hyper, Objective, Optimizer, Schedule, SpikeGuard, StepTotals};
-use smelt_kernels::{Backend, Tensor};
+use smelt_kernels::{Backend, Copied, Tensor};
 use smelt_model::{Balance, BalanceScope, Batch, Grads, Model, Param, Params, Prepared, Recomputed, Stats};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -85,6 +85,8 @@ pub struct Trainer {
     pub(crate) optimizer: Optimizer,
     pub(crate) steps: u64,
     pub(crate) spikes: Spikes,
+    /// Of a save that may still be copied from the device.
+    pub(crate) copied: Option<Copied>,
     grads: Option<Grads>,
     backend: Arc<dyn Backend>,
     settings: Settings,
@@ -101,7 +103,8 @@ impl Trainer {
     pub fn new(model: Arc<Model>, params: Params, backend: Arc<dyn Backend>, settings: Settings) -> Self {
         let params = params.on(backend.as_ref());
         let optimizer = Optimizer::new(backend.as_ref(), &params, &settings.hyper, &settings.frozen);
-        Self { model, params, optimizer, steps: 0, spikes: Spikes::default(), grads: None, backend, settings }
+        let spikes = Spikes::default();
+        Self { model, params, optimizer, steps: 0, spikes, copied: None, grads: None, backend, settings }
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -223,6 +226,9 @@ impl Trainer {
 
     fn update(&mut self, grads: &Grads, report: &Report, square_sum: &Tensor, loads: &BTreeMap<usize, Tensor>) {
         let (backend, Settings { hyper, bias_speed, guard, frozen, .. }) = (self.backend.as_ref(), &self.settings);
+        if let Some(copied) = self.copied.take() {
+            backend.hold_back(&copied);
+        }
         self.optimizer.update(backend, hyper, report.lr, square_sum, &mut self.params, grads);
         if *bias_speed > 0.0 {
             self.model.balance(backend, &mut self.params, loads, *bias_speed, frozen);

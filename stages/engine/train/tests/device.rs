@@ -112,9 +112,14 @@ fn an_operation_takes_no_tensor_of_the_host() {
     fenced.copy(&smelt_kernels::Tensor::new([1], &[1.0f32]));
 }
 
+/// What the simulated GPU counted.
+fn counted(what: &str) -> u64 {
+    serde_json::from_str::<serde_json::Value>(&simulator::report()).unwrap()[what].as_u64().unwrap()
+}
+
 /// How often the host has waited for the simulated GPU.
 fn waits() -> u64 {
-    serde_json::from_str::<serde_json::Value>(&simulator::report()).unwrap()["host_waits"].as_u64().unwrap()
+    counted("host_waits")
 }
 
 /// √Σ(a − b)² / √Σb²
@@ -184,6 +189,50 @@ fn a_model_trains_on_a_gpu_as_on_the_cpu() {
             assert!(bits(other.params(), gpu.as_ref()) == bits(found.params(), gpu.as_ref()), "{precision:?}");
         }
     }
+}
+
+/// A save after every step, of the guard's snapshot too. The simulated GPU copies as late as the order of streams
+/// allows: an update that did not wait for the copies would be in them.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn a_save_is_copied_beside_the_next_step() {
+    let _one = ONE.lock();
+    let next = NextToken { mtp_weight: 0.3, z: 1e-4 };
+    let gpu = simulator::gpu();
+    for (text, precision) in [(DEEPSEEK, Precision::Fp8(Fp8::default())), (QWEN, Precision::BF16)] {
+        let config = Config::from_json(text.as_bytes()).unwrap();
+        let micro = |step| batches(step).into_iter().map(|batch| (batch, &next as &dyn Objective)).collect::<Vec<_>>();
+        let on_gpu = || trainer(&config, gpu.clone(), precision);
+        let (mut expected, mut found) = (on_gpu(), on_gpu());
+        let (mut states, mut saves) = (Vec::new(), Vec::new());
+        for step in 0..5 {
+            expected.step(&micro(step)).unwrap();
+            states.push(expected.save());
+            let before = waits();
+            found.step(&micro(step)).unwrap();
+            assert_eq!(waits() - before, 1, "step {step}, {precision:?}: as without a save");
+            saves.push(found.save_beside());
+            assert_eq!(waits() - before, 1, "step {step}, {precision:?}: the host waits to save");
+        }
+        found.step(&micro(5)).unwrap();
+        expected.step(&micro(5)).unwrap();
+        let write = |save: Save| {
+            let mut bytes = Vec::new();
+            save.write(&mut bytes).unwrap();
+            bytes
+        };
+        let written: Vec<_> = std::thread::spawn(move || saves.into_iter().map(write).collect()).join().unwrap();
+        for (step, (written, state)) in written.iter().zip(&states).enumerate() {
+            assert!(written == state, "the save after step {step}, {precision:?}, differs");
+        }
+        let mut resumed = on_gpu();
+        resumed.restore(&written[4]).unwrap();
+        resumed.step(&micro(5)).unwrap();
+        for other in [resumed, found] {
+            assert!(bits(other.params(), gpu.as_ref()) == bits(expected.params(), gpu.as_ref()), "{precision:?}");
+        }
+    }
+    assert_eq!(counted("changed_copies"), 0);
 }
 
 /// What shapes alone say of a step's memory, beside what the tensors of a GPU take at once: these are rounded up by up
