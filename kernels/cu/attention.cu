@@ -344,3 +344,93 @@ KERNEL(128) attention_cached(
   attend<TOGETHER>(h, q + row * q_row + head * q_head, q_head, queries, keys, seen,
                    o + ((i64)row * heads + head) * value, (float*)shared, scratch, p);
 }
+
+// Attention over caches of latents: all heads read one key, whose first `value` elements are the value. Block (i, g):
+// row i, `together` heads. Keys come to shared memory in blocks of LATENT_KEYS, for the scores and as values, so that
+// each is read once. A warp has the heads of its number, modulo warps. Dynamic shared memory: width + value floats for
+// each head, and LATENT_KEYS·(width | 1).
+constexpr int LATENT_HEADS = 16, LATENT_KEYS = 32, LATENT_WARPS = 8;
+KERNEL(256) attention_latent(
+    const float* q, const float* const* pages, const Request* requests, int count, float* o, i64 q_row, i64 q_head,
+    i64 page_row, int width, int value, int heads, int together, float scale) {
+  DYNAMIC_SHARED(shared);
+  __shared__ float p[LATENT_HEADS * LATENT_KEYS], keep[LATENT_HEADS], totals[LATENT_HEADS];
+  __shared__ const float* places[2][LATENT_KEYS];  // of the keys of this block of keys and the next one
+  __shared__ Request r;
+  const float lowest = -3.402823466e+38f;
+  int first = blockIdx.y * together, row = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  int queries = heads - first < together ? heads - first : together;
+  if (threadIdx.x == 0) {
+    int at = 0;
+    while (at + 1 < count && row >= requests[at].first + requests[at].rows) at++;
+    r = requests[at];
+  }
+  __syncthreads();
+  Cache keys{pages + r.page, r.page_rows, page_row, 0, 0};
+  int seen = r.length - r.rows + (row - r.first) + 1;
+  int pitch = width | 1;  // odd: lanes read one element of 32 keys from 32 banks
+  float *query = (float*)shared, *sum = query + queries * width, *staged = sum + queries * value;
+  q += row * q_row + first * q_head;
+  for (int i = 0; i < queries; i++) {
+    for (int c = threadIdx.x; c < width; c += 256) query[i * width + c] = q[i * q_head + c];
+    for (int c = threadIdx.x; c < value; c += 256) sum[i * value + c] = 0.f;
+  }
+  if (threadIdx.x < LATENT_KEYS && threadIdx.x < seen) places[0][threadIdx.x] = keys.at(threadIdx.x);
+  __syncthreads();
+  float largest[2] = {lowest, lowest}, total[2] = {0.f, 0.f};
+  for (int start = 0, now = 0; start < seen; start += LATENT_KEYS, now ^= 1) {
+    int here = seen - start < LATENT_KEYS ? seen - start : LATENT_KEYS;
+    for (int j = warp; j < here; j += LATENT_WARPS) {
+      const float* key = places[now][j];
+#pragma unroll 8
+      for (int c = lane; c < width; c += 32) staged[j * pitch + c] = key[c];
+    }
+    int next = start + LATENT_KEYS + (int)threadIdx.x;
+    if (threadIdx.x < LATENT_KEYS && next < seen) places[now ^ 1][threadIdx.x] = keys.at(next);
+    __syncthreads();
+    float s[2] = {0.f, 0.f};
+    const float* of[2] = {query + (warp < queries ? warp : 0) * width,
+                          query + (warp + LATENT_WARPS < queries ? warp + LATENT_WARPS : 0) * width};
+    if (lane < here && warp < queries) {
+      for (int c = 0; c < width; c++) {
+        float element = staged[lane * pitch + c];
+        s[0] = fmaf(of[0][c], element, s[0]);
+        s[1] = fmaf(of[1][c], element, s[1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int head = warp + i * LATENT_WARPS;
+      if (head >= queries) continue;  // whole warps
+      float own = lane < here ? s[i] * scale : lowest, most = fmaxf(largest[i], warp_max(own));
+      float e = lane < here ? exp_below(own - most) : 0.f, kept = exp_below(largest[i] - most);
+      total[i] = total[i] * kept + warp_sum(e);
+      largest[i] = most;
+      p[head * LATENT_KEYS + lane] = e;
+      if (lane == 0) keep[head] = kept;
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < value; c += 256) {
+      float of_head[LATENT_HEADS];
+#pragma unroll
+      for (int i = 0; i < LATENT_HEADS; i++) of_head[i] = i < queries ? sum[i * value + c] * keep[i] : 0.f;
+      for (int j = 0; j < here; j++) {
+        float element = staged[j * pitch + c];
+#pragma unroll
+        for (int i = 0; i < LATENT_HEADS; i++)
+          of_head[i] = fmaf(p[(i < queries ? i : 0) * LATENT_KEYS + j], element, of_head[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < LATENT_HEADS; i++)
+        if (i < queries) sum[i * value + c] = of_head[i];
+    }
+    __syncthreads();  // the keys and their weights are read
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    if (lane == 0 && warp + i * LATENT_WARPS < queries) totals[warp + i * LATENT_WARPS] = total[i];
+  __syncthreads();
+  o += ((i64)row * heads + first) * value;
+  for (int i = 0; i < queries; i++)
+    for (int c = threadIdx.x; c < value; c += 256) o[i * value + c] = sum[i * value + c] / totals[i];
+}

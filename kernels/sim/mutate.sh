@@ -4,7 +4,8 @@
 #   mutate.sh [part of a name]       all bugs, or those whose name or file has this part
 #
 # REFERENCE and CORES are built test programs of `reference` and `tensor_cores`; without them cargo builds them. CXX is
-# the compiler (g++). A bug is caught by the first of its checks that fails, or that takes longer than a minute. Checks:
+# the compiler (g++). A bug is caught by the first of its checks that fails, or that takes longer than LIMIT seconds
+# (60). Checks:
 #
 #   gpu::NAME      the test of this name of `reference`
 #   old::NAME      the same on a GPU without the tensor cores of Hopper
@@ -13,6 +14,7 @@
 set -euo pipefail
 
 wanted=${1:-}
+limit=${LIMIT:-60}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cu=$(cd "$here/../cu" && pwd)
 work=$(mktemp -d)
@@ -291,6 +293,21 @@ plant "cached: a run of values ends a row too late" attention.cu "gpu::cached_at
   's/int left = page_rows - key % page_rows;/int left = page_rows - key % page_rows + 1;/'
 plant "cached: pages of the first request" attention.cu "gpu::cached_attention gpu::latent_attention" \
   's/keys{pages + r.page, /keys{pages, /'
+plant "latent: keys are read before they are there" attention.cu gpu::latent_attention \
+  '/staged\[j \* pitch + c\] = key\[c\];/,/__sync/ s/__syncthreads();//'
+plant "latent: weights are read before they are there" attention.cu gpu::latent_attention \
+  '/keep\[head\] = kept;/,/__sync/ s/__syncthreads();//'
+plant "latent: keys are replaced too early" attention.cu gpu::latent_attention 's#__syncthreads();  // the keys and.*##'
+plant "latent: sums keep their scale" attention.cu gpu::latent_attention \
+  's/value + c\] \* keep\[i\] : 0.f/value + c] : 0.f/'
+plant "latent: heads behind the first sixteen are left out" attention.cu \
+  tensor::more_heads_than_a_block_serves_read_one_key 's/first = blockIdx.y \* together/first = 0/'
+plant "latent: the second half has the queries of the first" attention.cu \
+  tensor::more_heads_than_a_block_serves_read_one_key \
+  's/(warp + LATENT_WARPS < queries ? warp + LATENT_WARPS : 0)/warp/'
+plant "latent: rows of the block before are keys" attention.cu gpu::latent_attention \
+  's/int here = seen - start < LATENT_KEYS ? seen - start : LATENT_KEYS;/int here = LATENT_KEYS;/'
+plant "latent: sums of one lane" attention.cu gpu::latent_attention 's/kept + warp_sum(e);/kept + e;/'
 plant "place: dv over dk" attention.cu tensor::latent_attention_is_that_of_the_cpu \
   's/(nope + value) + nope + (i/(nope + value) + (i/'
 
@@ -325,10 +342,19 @@ plant "adamw in FP8: never powers of two" optimizer.cu $of_step 's/scale_of(most
 plant "adamw in FP8: the band of another row" optimizer.cu $of_step 's/to_pitch + first + lane/to_pitch + lane/'
 plant "draw: the last of equal tokens" sample.cu gpu::draw 's/weights\[b\] \&\& a < b)/weights[b] \&\& a > b)/'
 plant "draw: the last of equal tokens, without chance" sample.cu gpu::draw \
-  's/weights\[j\] > weights\[id\]/weights[j] >= weights[id]/'
+  's/weight > best/weight >= best/'
 plant "draw: steps of the sort overlap" sample.cu gpu::draw '/order\[other\] = a;/,/__sync/ s/__syncthreads();//'
-plant "draw: what is no token comes first" sample.cu gpu::draw 's/weight : -1.0;/weight : 2.0;/'
+plant "draw: what is no token comes first" sample.cu gpu::draw 's/weight(e) : -1.0;/weight(e) : 2.0;/'
 plant "draw: one token too few" sample.cu gpu::draw 's/while (kept < limit \&\& held/while (kept + 1 < limit \&\& held/'
+plant "draw: weights are added before they are there" sample.cu gpu::draw \
+  '/of_chunk\[j\] = tokens.weight(e);/,/__sync/ s/__syncthreads();//'
+plant "draw: sums of a chunk begin at 0" sample.cu gpu::draw 's/ends\[found - 1\] : 0.0/0.0 : 0.0/'
+plant "draw: a chunk too late" sample.cu gpu::draw \
+  's/!(ends\[found\] > passed)/!(found > 0 \&\& ends[found - 1] > passed)/'
+plant "draw: weights of the last chunk" sample.cu gpu::draw \
+  's/weights\[j\] = tokens.weight(tokens.exponential(first + j));/;/'
+plant "draw: logits that are not kept are those of the beginning" sample.cu \
+  tensor::a_token_of_a_large_vocabulary_is_drawn_as_on_the_cpu 's/kept\[j\] : row\[j\]/kept[j] : row[j - held]/'
 plant "draw: the place is not hashed" sample.cu gpu::draw 's/mix(seed) ^ stream) ^ index)/mix(seed) ^ stream))/'
 
 # ---- math.cuh
@@ -561,12 +587,12 @@ check() {
     done
   fi
   case $kind in
-    gpu) SMELT_SIM_SOURCES=$folder timeout 60 "$reference" --exact "gpu::$name" --test-threads=1 ;;
-    old) SMELT_SIM_SOURCES=$folder SMELT_SIM_CAPABILITY=80 timeout 60 "$reference" --exact "gpu::$name" ;;
-    tensor) SMELT_SIM_SOURCES=$folder timeout 60 "$tensor_cores" --exact "$name" ;;
+    gpu) SMELT_SIM_SOURCES=$folder timeout "$limit" "$reference" --exact "gpu::$name" --test-threads=1 ;;
+    old) SMELT_SIM_SOURCES=$folder SMELT_SIM_CAPABILITY=80 timeout "$limit" "$reference" --exact "gpu::$name" ;;
+    tensor) SMELT_SIM_SOURCES=$folder timeout "$limit" "$tensor_cores" --exact "$name" ;;
     cores)
       build_cores "$folder" "$name" || { echo "the simulator is not built"; return 1; }
-      timeout 60 "$work/simulator/cores" "$name"
+      timeout "$limit" "$work/simulator/cores" "$name"
       ;;
   esac
 }

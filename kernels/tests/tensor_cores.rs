@@ -327,7 +327,27 @@ fn more_rows_than_blocks_are_computed() {
     assert!(on(simulator::gpu().as_ref()) == on(&Cpu::new(1)));
 }
 
-/// Of generation: a block serves eight heads, here of 3 × 11 and of 19 that all read one latent.
+/// A row of more logits than shared memory holds.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
+fn a_token_of_a_large_vocabulary_is_drawn_as_on_the_cpu() {
+    let logits = noise(1, &[2, 70_000]);
+    let draws: Vec<Draw> = [(0, 0.0), (0, 1.0), (1, 0.7), (1, 1.0), (0, 1.3)]
+        .into_iter()
+        .zip(0..)
+        .map(|((row, temperature), place)| Draw { row, temperature, top_p: 1.0, top_k: 0, seed: 5, place })
+        .collect();
+    let on = |device: &dyn Backend| {
+        let (tokens, logp) = device.draw(&device.upload(&logits), &draws);
+        (device.download(&tokens).read::<u32>().to_vec(), device.download(&logp))
+    };
+    let ((found, logp), (expected, of_cpu)) = (on(simulator::gpu().as_ref()), on(&Cpu::new(1)));
+    assert_eq!(found, expected);
+    assert!(expected.iter().any(|&token| token > 58_000), "no token that is read again: {expected:?}");
+    assert!(distance(&logp, &of_cpu) < 1e-6);
+}
+
+/// Of generation: a block serves eight heads, here of 3 × 11, and sixteen of 19 that all read one latent.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the simulated GPU is for x86-64")]
 fn more_heads_than_a_block_serves_read_one_key() {

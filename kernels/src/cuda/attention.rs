@@ -12,6 +12,10 @@ use crate::tensor::Tensor;
 /// Heads of one key that a block serves in generation.
 const TOGETHER: usize = 8;
 
+/// As in `../../cu/attention.cu`, with the static shared memory of `attention_latent`.
+const LATENT_KEYS: usize = 32;
+const LATENT_STATIC: usize = 4 << 10;
+
 /// Where the elements of one operand lie: row i of head h at `address + i·row + h·head`.
 #[derive(Clone, Copy, Debug)]
 struct Rows {
@@ -278,9 +282,26 @@ impl Cuda {
         args.extend([int(requests.len()), self.write(o), long(h.q.row), long(h.q.head), long(width)]);
         args.extend([h.k_head, h.v_first, h.v_head, h.width, h.value, h.heads, h.queries_per_key].map(int));
         args.push(Arg::Float(h.scale as f32));
+        if let Some((together, shared)) = self.latents_together(h) {
+            let of_head = args.split_off(8);
+            args.extend([h.width, h.value, h.heads, together].map(int));
+            args.extend(of_head.last());
+            return self.launch("attention_latent", [n, h.heads.div_ceil(together), 1], shared, &args);
+        }
         let (kv_heads, parts) = (h.heads / h.queries_per_key, h.queries_per_key.div_ceil(TOGETHER));
         let queries = h.queries_per_key.min(TOGETHER);
         self.launch("attention_cached", [n, kv_heads * parts, 1], 4 * queries * (h.width + h.value), &args);
+    }
+
+    /// How many heads a block of `attention_latent` serves, with the bytes of shared memory that it takes: where all
+    /// heads read one key whose beginning is the value, and shared memory holds a block of keys.
+    fn latents_together(&self, h: &CachedHeads) -> Option<(usize, usize)> {
+        if h.queries_per_key != h.heads || h.v_first != 0 || h.value > h.width {
+            return None;
+        }
+        let bytes = |heads: usize| 4 * (heads.min(h.heads) * (h.width + h.value) + LATENT_KEYS * (h.width | 1));
+        let fits = |&heads: &usize| bytes(heads) + LATENT_STATIC <= self.found().shared_memory();
+        [16, 8, 4, 2, 1].into_iter().find(fits).map(|heads| (heads, bytes(heads)))
     }
 
     pub(super) fn latent_attention_of(

@@ -38,6 +38,15 @@ pub struct Found {
 }
 
 impl Found {
+    /// Bytes of shared memory that a block may have (CUDA C++ Programming Guide, compute capabilities).
+    pub(super) fn shared_memory(&self) -> usize {
+        match (self.major, self.minor) {
+            (8, 0 | 7) => 163 << 10,
+            (9..=11, _) => 227 << 10,
+            _ => 99 << 10,
+        }
+    }
+
     /// Whether it is Hopper, whose tensor cores have kernels of their own.
     pub(super) fn is_sm90(&self) -> bool {
         (self.major, self.minor) == (9, 0)

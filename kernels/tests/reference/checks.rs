@@ -494,7 +494,7 @@ pub(crate) fn head_backward(d: &mut Trial) {
 }
 
 pub(crate) fn draw(d: &mut Trial) {
-    let [n, v] = [20, 500].map(|most| d.up_to(most));
+    let [n, v] = [20, 700].map(|most| d.up_to(most));
     let mut logits = d.tensor_f32(&[n, v]);
     if d.pick(&[true, false]) {
         // few different ones: of equal tokens the first stands before the others
