@@ -258,6 +258,10 @@ fn an_estimate_names_hours_and_price_and_what_is_not_known() {
     assert!((seconds / (tokens * flops / 100e12) - 1.0).abs() < 1e-3, "{own}");
     assert!((own["dollars"].as_f64().unwrap() / (2.0 * seconds) - 1.0).abs() < 1e-6, "{own}");
     assert_eq!((own["fits"].as_bool(), listed(&[])["fits"].as_bool()), (Some(false), Some(true)));
+    // the vocabulary is that of the job that makes the tokenizer: a row of the embedding and of the head for each token
+    let parameters = |more: &[&str]| listed(more)["parameters"].as_u64().unwrap();
+    let wider = parameters(&["--set", "tokens.config.vocabulary=1300"]);
+    assert_eq!(wider - parameters(&[]), 1000 * 2 * 32);
 
     let said = bench.smelt(&["estimate", "p.yaml", "--device", "h200"]).ok().out;
     assert!(said.contains("at 40 % of 989.4 TFLOP/s"), "{said}");

@@ -3,6 +3,7 @@
 
 use crate::commands::Target;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::load::{Input, Instance, Plan};
 use crate::table::{Format, Listing, Measure};
 use serde::Deserialize;
 use serde_json::json;
@@ -63,6 +64,12 @@ fn cost(flops: f64, device: &Device, count: u32) -> (f64, f64) {
     (seconds, seconds / 3600.0 * device.dollars_per_hour * f64::from(count))
 }
 
+/// Tokens of the tokenizer that a job reads, where another job of the pipeline makes it.
+fn vocabulary(plan: &Plan, job: &Instance) -> Option<u64> {
+    let Input::Job { job, .. } = job.inputs.get("tokenizer")?.first()? else { return None };
+    plan.jobs[*job].resolved.config.get("vocabulary")?.as_u64()
+}
+
 pub(crate) fn run(target: &Target, args: &Args) -> Result<()> {
     let all = devices(args)?;
     let known = || all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -96,7 +103,7 @@ pub(crate) fn run(target: &Target, args: &Args) -> Result<()> {
     ];
     let (mut listing, mut total, mut unknown) = (Listing::new(&columns), (0.0, 0.0), Vec::new());
     for job in &plan.jobs {
-        let estimate: Estimate = job.program.estimate(&job.resolved.config, &job.run.env)?;
+        let estimate: Estimate = job.program.estimate(&job.resolved.config, vocabulary(&plan, job), &job.run.env)?;
         let detail = |name: &str| estimate.details.get(name).copied();
         let Some(flops) = estimate.flops else {
             unknown.push(job.name.as_str());

@@ -183,11 +183,12 @@ impl Program {
     }
 
     /// What a job of this config costs, as far as the config tells.
-    pub(crate) fn estimate(&self, config: &Value, named: &[String]) -> Result<Estimate> {
+    /// `vocabulary`: of its tokenizer, if the pipeline tells.
+    pub(crate) fn estimate(&self, config: &Value, vocabulary: Option<u64>, named: &[String]) -> Result<Estimate> {
         if self.description.io == Io::Files {
             return Ok(Estimate::default());
         }
-        let request = ResolveRequest { config: config.clone(), inputs: BTreeMap::new(), store: None };
+        let request = ResolveRequest { config: config.clone(), inputs: BTreeMap::new(), store: None, vocabulary };
         let text = serde_json::to_vec(&request).expect("a request is plain data");
         let bug = |what: String| Diagnostic::new(ExitCode::Bug, format!("stage `{}` {what}", self.description.name));
         let answer = child::ask(self.verb("estimate", named).arg("-"), &text)

@@ -39,6 +39,9 @@ pub struct ResolveRequest {
     /// The store's address: no source may lie in it, because every run would find what the run before left.
     #[serde(default)]
     pub store: Option<String>,
+    /// Tokens of the tokenizer that a job of the pipeline will make, for `estimate` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<u64>,
 }
 
 /// What `run` reads. Holds no secret: credentials come from the environment.

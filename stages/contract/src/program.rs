@@ -69,6 +69,11 @@ pub trait Stage {
         crate::estimates::by_the_input()
     }
 
+    /// The same where the pipeline also tells how many tokens its tokenizer will have.
+    fn estimate_with(config: &Self::Config, _vocabulary: Option<usize>) -> Estimate {
+        Self::estimate(config)
+    }
+
     /// What it needs from the machine: cores, memory for the default config, scratch space.
     fn doctor() -> Doctor {
         needs_of::<Self>()
@@ -190,8 +195,8 @@ pub fn main<S: Stage>() -> ProcessExit {
         }
         Some("resolve") => resolve_verb::<S>(file).inspect_err(|e| print(e.problem())),
         Some("estimate") => read_json::<ResolveRequest>(file)
-            .and_then(|r| Shape::of::<S>().read::<S>(&r.config))
-            .map(|c| print(&S::estimate(&c))),
+            .and_then(|r| Ok((Shape::of::<S>().read::<S>(&r.config)?, r.vocabulary.map(|tokens| tokens as usize))))
+            .map(|(config, vocabulary)| print(&S::estimate_with(&config, vocabulary))),
         Some("doctor") => {
             print(&S::doctor());
             Ok(())

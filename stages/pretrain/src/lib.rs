@@ -213,9 +213,13 @@ impl Stage for Pretrain {
     }
 
     fn estimate(config: &Config) -> Estimate {
+        Self::estimate_with(config, None)
+    }
+
+    fn estimate_with(config: &Config, vocabulary: Option<usize>) -> Estimate {
         let mut estimate = Estimate::default();
         let tokens = config.batches().before(config.steps) as f64 * config.context as f64;
-        let model = config.model.config(ASSUMED_VOCABULARY, config.context).and_then(Model::new);
+        let model = config.model.config(vocabulary.unwrap_or(ASSUMED_VOCABULARY), config.context).and_then(Model::new);
         if let Ok(model) = model.map(|model| model.in_precision(config.precision)) {
             let work = Work::of(&model, config.context);
             let context = config.context.max(1);
@@ -229,12 +233,16 @@ impl Stage for Pretrain {
                 [Meta::new(), Meta::of_gpu(is_low)].map(of)
             });
             let own = work.parameters as f64 * config.optimizer.bytes_per_parameter();
-            estimate.memory_bytes = memory.map(|[cpu, _]| cpu.peak);
             if let Some([cpu, gpu]) = memory {
+                // what the guard keeps, and a save has: all but the gradients
+                let state = cpu.weights + cpu.optimizer;
+                let kept = config.guard.map_or(0, |_| state);
+                estimate.memory_bytes = Some(cpu.peak + kept);
                 estimate.details.extend([
                     ("activations_bytes".to_owned(), cpu.activations as f64),
-                    ("gpu_memory_bytes".into(), gpu.peak as f64),
+                    ("gpu_memory_bytes".into(), (gpu.peak + kept) as f64),
                     ("gpu_activations_bytes".into(), gpu.activations as f64),
+                    ("gpu_save_host_bytes".into(), (state + kept) as f64),
                 ]);
             }
             estimate.flops = Some(work.flops * tokens);
@@ -247,13 +255,16 @@ impl Stage for Pretrain {
         }
         estimate.details.insert("tokens".into(), tokens);
         estimate.notes = vec![
-            format!(
-                "a vocabulary of {ASSUMED_VOCABULARY} is assumed: the real one comes with `tokenizer`; with \
-            `init` the model does too"
-            ),
+            match vocabulary {
+                Some(vocabulary) => format!("the vocabulary of {vocabulary} is that of the job that makes `tokenizer`"),
+                None => format!("a vocabulary of {ASSUMED_VOCABULARY} is assumed: the real one comes with `tokenizer`"),
+            },
+            "with `init` the model comes with that".into(),
             "memory is the most that the tensors of a step take at once: `weights_gradients_moments_bytes`, \
-             `activations_bytes` of a micro-batch (see `recompute`) and what backward adds; `gpu_memory_bytes` is the \
-             same on a GPU, whose attention keeps less, and which keeps weights in the precision of products too; \
+             `activations_bytes` of a micro-batch (see `recompute`), what backward adds, and what a `guard` keeps; \
+             `gpu_memory_bytes` is the \
+             same on a GPU, whose attention keeps less, and which keeps weights in the precision of products too; a \
+             save is copied beside the training to `gpu_save_host_bytes` of the host's memory, which are page-locked; \
              the corpus is read by pages, of which 64 MiB stay in the host's memory"
                 .into(),
         ];

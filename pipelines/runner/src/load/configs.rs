@@ -39,7 +39,7 @@ pub(super) fn resolve_configs(
         schemas.check(tree, draft, &program.description.config, &config)?;
         check_stage(tree, draft, program)?;
         let counts = inputs[i].iter().map(|(port, list)| (port.clone(), list.len())).collect();
-        let request = ResolveRequest { config, inputs: counts, store: Some(store.address().into()) };
+        let request = ResolveRequest { config, inputs: counts, store: Some(store.address().into()), vocabulary: None };
         groups.entry((&draft.text.stage, &draft.text.run.env)).or_default().push((i, request));
     }
     let mut answers: Vec<Option<Answer>> = drafts.iter().map(|_| None).collect();
