@@ -1,6 +1,6 @@
 //! Checks of what moves between host and device.
 
-use crate::trial::Trial;
+use super::trial::Trial;
 use smelt_kernels::*;
 
 pub(crate) fn upload(d: &mut Trial) {

@@ -3,6 +3,8 @@
 
 #[path = "../../../../kernels/tests/reference/checks.rs"]
 mod checks;
+#[path = "../../../../kernels/tests/reference/transfers.rs"]
+mod transfers;
 #[path = "../../../../kernels/tests/reference/trial.rs"]
 #[allow(dead_code, reason = "tests compare in more ways")]
 mod trial;
