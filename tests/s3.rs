@@ -3,6 +3,7 @@
 use crate::s3_server::{KEY, SECRET, Server};
 use crate::support::{Bench, Said, digests};
 use std::sync::OnceLock;
+use std::time::Instant;
 
 /// One that does nothing wrong, for all tests.
 fn server() -> &'static Server {
@@ -237,6 +238,31 @@ fn an_endpoint_without_a_scheme_is_refused() {
         "error: `minio:9000`, which AWS_ENDPOINT_URL says, is no address of an S3 server: it does not begin with \
          http:// or https://\n  --> --store\nhint: write it as http://minio:9000 or https://s3.example.org\n"
     );
+}
+
+/// Nobody waits ten seconds to learn of a typing error; a server that has answered is waited for.
+#[test]
+fn a_server_that_is_not_there_is_told_soon() {
+    let bench = Bench::new();
+    bench.pipeline("p.yaml", PIPELINE);
+    // A port that was free a moment ago.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for args in [&["run", "p.yaml"][..], &["sql", "select 1"], &["artifacts", "list"], &["doctor"]] {
+        let mut command = bench.command(args);
+        command.args(["--store", "s3://bucket/x"]).env("AWS_ACCESS_KEY_ID", KEY).env("AWS_SECRET_ACCESS_KEY", SECRET);
+        let begun = Instant::now();
+        let said = Said::from(command.env("AWS_ENDPOINT_URL", &address).output().unwrap());
+        let seconds = begun.elapsed().as_secs_f64();
+        let said = format!("{}{}", said.out, said.err);
+        assert!(said.contains("store s3://bucket/x does not answer: "), "{args:?}: {said}");
+        assert!(said.contains("Connection refused"), "{args:?}: {said}");
+        let hint = format!("hint: does a server listen at {address}, which AWS_ENDPOINT_URL says?\n");
+        assert!(said.contains(&hint), "{args:?}: {said}");
+        // The doctor starts every stage program besides.
+        assert!(args[0] == "doctor" || seconds < 4.0, "{args:?} took {seconds} s");
+    }
 }
 
 #[test]

@@ -171,6 +171,20 @@ fn a_server_without_create_only_puts_is_refused_unless_one_run_at_a_time_is_prom
     let text = PIPELINE.replace("jobs:", "store: { url: 's3://bucket/v', commit: single_writer }\njobs:");
     bench.pipeline("p.yaml", &text);
     server.smelt(&bench, SECRET, &["run", "p.yaml"]).ok();
+
+    // The same for copies. What the file says of its own store says nothing of another one.
+    let push = ["push", "s3://bucket/other", "--store", "s3://bucket/v"];
+    let refused = server.smelt(&bench, SECRET, &push).fails(6).err;
+    assert!(refused.starts_with("error: store s3://bucket/other accepts the same create-only put twice"), "{refused}");
+    let pushed = server.smelt(&bench, SECRET, &[&push[..], &["--single-writer"]].concat()).ok().out;
+    assert!(pushed.starts_with("3 artifacts pushed to s3://bucket/other"), "{pushed}");
+    bench.pipeline("empty.yaml", &text.replace("bucket/v", "bucket/u"));
+    let pull = ["pull", "s3://bucket/other", "--store", "s3://bucket/u"];
+    server.smelt(&bench, SECRET, &pull).fails(6);
+    server.smelt(&bench, SECRET, &[&pull[..], &["--single-writer"]].concat()).ok();
+    bench.pipeline("empty.yaml", &text.replace("bucket/v", "bucket/t"));
+    let pulled = server.smelt(&bench, SECRET, &["pull", "s3://bucket/other", "--pipeline", "empty.yaml"]).ok().out;
+    assert!(pulled.starts_with("3 artifacts pulled from s3://bucket/other"), "{pulled}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ const INPUTS_ARRIVE: Duration = Duration::from_secs(90);
 pub(crate) fn exec(options: &Options) -> Result<()> {
     run::catch_signals();
     catch_save();
-    let store = query::store_of(options.store.as_deref(), None)?;
+    let store = query::store_of(options.store.as_deref(), None)?.hasty(false);
     let asked = Asked::read(&store, &options.run)?;
     let done = one(options, &store, &asked);
     let Err(error) = &done else { return Ok(()) };

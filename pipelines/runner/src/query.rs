@@ -2,7 +2,7 @@
 
 use crate::child;
 use crate::diagnostic::{Diagnostic, Place, Result};
-use crate::load::{self, Plan};
+use crate::load::{self, Plan, StoreBy};
 use serde::Serialize;
 use serde_json::Value;
 use smelt_schemas::{ExitCode, InspectAnswer, InspectRequest, Kind, PlannedPort, Problem, QueryFormat, QueryRequest};
@@ -230,8 +230,14 @@ pub(crate) fn shell(store: &Store, pipeline: &str, answer: &Answer) -> Result<()
 
 /// Opens the store that the command line, the environment or the pipeline file names.
 pub(crate) fn store_of(given: Option<&str>, pipeline: Option<&str>) -> Result<Store> {
+    Ok(store_and_commit(given, pipeline)?.0)
+}
+
+/// The same, and whether the pipeline file says of this store that one run at a time writes to it.
+pub(crate) fn store_and_commit(given: Option<&str>, pipeline: Option<&str>) -> Result<(Store, bool)> {
     let file = pipeline.map(Path::new).filter(|file| file.is_file());
-    let in_file = file.map(load::head).transpose()?.and_then(|head| head.store);
-    let (address, by) = load::store_address(given, in_file.as_deref());
-    load::open_store(&address, by, file.map(|file| Place::named(file.display().to_string())))
+    let head = file.map(load::head).transpose()?;
+    let (address, by) = load::store_address(given, head.as_ref().and_then(|head| head.store.as_deref()));
+    let store = load::open_store(&address, by, file.map(|file| Place::named(file.display().to_string())))?;
+    Ok((store, by == StoreBy::File && head.is_some_and(|head| head.single_writer)))
 }

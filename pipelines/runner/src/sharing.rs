@@ -23,6 +23,9 @@ pub(crate) struct Copy {
     /// Leave out what they were made from
     #[arg(long)]
     no_lineage: bool,
+    /// Accept a store that knows no create-only put: nobody else writes to it meanwhile
+    #[arg(long)]
+    single_writer: bool,
 }
 
 #[derive(Args)]
@@ -53,14 +56,16 @@ struct Cargo {
 }
 
 pub(crate) fn copy(args: &Copy, way: Way) -> Result<()> {
-    let mut other = Store::open(&args.other).map_err(|e| Diagnostic::from(e).at(Some(Place::named("STORE"))))?;
-    let mut own = artifacts::open(&args.at)?;
+    let mut other =
+        Store::open(&args.other).map_err(|e| Diagnostic::from(e).at(Some(Place::named("STORE"))))?.hasty(true);
+    let (mut own, is_single_writer) = query::store_and_commit(args.at.store.as_deref(), args.at.pipeline.as_deref())?;
     if way == Way::Pull {
         std::mem::swap(&mut own, &mut other);
     }
     let (from, to) = (own, other);
     let cargo = cargo(&from, args)?;
-    to.probe(false)?;
+    // The pipeline's file speaks of its own store only.
+    to.probe(args.single_writer || (way == Way::Pull && is_single_writer))?;
     let mut copied = Copied::default();
     for manifest in &cargo.artifacts {
         copied += from.copy_to(&to, manifest)?;

@@ -73,6 +73,9 @@ pub trait Backing: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether a server that has never answered is given up soon.
+    fn set_hasty(&self, _is_hasty: bool) {}
+
     /// The client and the prefix of all keys, if there is one: for readers with their own runtime.
     fn objects(&self) -> Option<(Arc<dyn ObjectStore>, &str)> {
         None

@@ -45,6 +45,13 @@ fn endpoint(variable: impl Fn(&str) -> Option<String>, profile: &Profile) -> Opt
     set.or_else(|| Some((format!("endpoint_url of profile {}", profile.name), profile.get("endpoint_url")?.to_owned())))
 }
 
+/// The same for the user of this process, without secrets.
+pub(crate) fn named_endpoint() -> Option<(String, String)> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let (named_by, address) = endpoint(variable, &Profile::of_user(variable))?;
+    Some((named_by, without_secrets(&address)))
+}
+
 /// Why `address` is no address of a server, if it is none. The client panics at one without a scheme.
 fn wrong_endpoint(address: &str) -> Option<&'static str> {
     match url::Url::parse(address) {

@@ -1,6 +1,7 @@
 //! The errors of a store, sorted by who has to act.
 
 use crate::backing::BackingError;
+use crate::clouds;
 use smelt_schemas::{ExitCode, Fault};
 use std::io;
 
@@ -99,9 +100,10 @@ impl Fault for Error {
                 "free some space, perhaps with `smelt artifacts gc --delete`, and run again: finished work is kept"
                     .into()
             }
-            Self::Unreachable { store, .. } if store.starts_with("s3:") => {
-                "check AWS_ENDPOINT_URL and the network".into()
-            }
+            Self::Unreachable { store, .. } if store.starts_with("s3:") => match clouds::named_endpoint() {
+                Some((by, address)) => format!("does a server listen at {address}, which {by} says?"),
+                None => "check the network; AWS_ENDPOINT_URL names another server than Amazon's".into(),
+            },
             Self::Corrupt { .. } => {
                 "`smelt artifacts verify` lists what is damaged; `smelt rerun` recomputes it".into()
             }

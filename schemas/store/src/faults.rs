@@ -13,7 +13,7 @@ use object_store::{
 };
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often a client fails, and how.
@@ -63,6 +63,7 @@ impl Faults {
 pub struct Faulty {
     client: Arc<dyn Client>,
     faults: Faults,
+    is_down: Arc<AtomicBool>,
     requests: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
 }
@@ -99,7 +100,12 @@ impl Fault {
 
 impl Faulty {
     pub fn new(client: Arc<dyn Client>, faults: Faults) -> Self {
-        Self { client, faults, requests: Arc::default(), failed: Arc::default() }
+        Self { client, faults, is_down: Arc::default(), requests: Arc::default(), failed: Arc::default() }
+    }
+
+    /// Whether nobody listens at the server's address.
+    pub fn set_down(&self, is_down: bool) {
+        self.is_down.store(is_down, Ordering::SeqCst);
     }
 
     /// Requests so far, and how many of them failed.
@@ -110,6 +116,10 @@ impl Faulty {
     /// Waits, draws a fault, and fails if it comes before the server; else says what will happen to the answer.
     async fn request(&self) -> Result<Option<Fault>> {
         let n = self.requests.fetch_add(1, Ordering::SeqCst);
+        if self.is_down.load(Ordering::SeqCst) {
+            self.failed.fetch_add(1, Ordering::SeqCst);
+            return Err(failure("connection refused"));
+        }
         tokio::time::sleep(self.faults.latency.mul_f64(self.faults.uniform(n, 1))).await;
         let fault = self.faults.draw(n);
         self.failed.fetch_add(u64::from(fault.is_some()), Ordering::SeqCst);
@@ -260,6 +270,24 @@ mod tests {
         let error = store(&client).put("a", b"1").unwrap_err();
         assert!(error.to_string().starts_with("store memory with faults does not answer: writing `a`: "), "{error}");
         assert_eq!(client.counts(), (8, 8));
+    }
+
+    /// Where somebody waits, a server that is not there is told soon; one that has answered is waited for as ever.
+    #[test]
+    fn a_hasty_store_gives_up_early_only_before_the_first_answer() {
+        let faults = Faults { seed: 0, share: 0.0, latency: Duration::ZERO };
+        let client = Faulty::new(Arc::new(Memory::default()), faults);
+        let store = store(&client).hasty(true);
+        client.set_down(true);
+        store.put("a", b"1").unwrap_err();
+        assert_eq!(client.counts(), (4, 4));
+        client.set_down(false);
+        store.put("a", b"1").unwrap();
+        client.set_down(true);
+        let error = store.put("a", b"1").unwrap_err();
+        assert_eq!(client.counts(), (4 + 1 + 8, 4 + 8));
+        let said = "store memory with faults does not answer: writing `a`: connection refused";
+        assert_eq!(error.to_string(), said);
     }
 
     #[test]

@@ -193,6 +193,10 @@ impl Backing for Objects {
         }))
     }
 
+    fn set_hasty(&self, is_hasty: bool) {
+        self.client.set_hasty(is_hasty);
+    }
+
     fn objects(&self) -> Option<(Arc<dyn ObjectStore>, &str)> {
         Some((Arc::new(self.client.clone()), &self.prefix))
     }

@@ -19,7 +19,8 @@ use object_store::{
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// What object stores can do.
 pub trait Client: ObjectStore + MultipartStore {}
@@ -31,19 +32,36 @@ const RETRIES: u32 = 7;
 /// Before the second try; twice as long before each further one.
 const WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Where somebody waits for the first answer of a server: tries after the first one, none of which begins later than
+/// this. An address with a typing error is told at once.
+const HASTY_RETRIES: u32 = 3;
+const HASTY: Duration = Duration::from_secs(2);
 /// Objects that one request deletes, at most.
 const DELETED_AT_ONCE: usize = 1000;
+
+/// What is known of a server.
+#[derive(Default)]
+struct Server {
+    /// Whether it has answered any request.
+    has_answered: AtomicBool,
+    is_hasty: AtomicBool,
+}
 
 /// How long to wait before the next try.
 struct Patience {
     tries: u32,
     wait: Duration,
+    began: Instant,
+    server: Arc<Server>,
 }
 
 impl Patience {
     /// Waits, or gives the error back if another try would not help or there were enough.
     async fn after(&mut self, error: Error) -> Result<()> {
-        if self.tries == RETRIES || !is_transient(&error) {
+        if is_answer(&error) {
+            self.server.has_answered.store(true, Ordering::Relaxed);
+        }
+        if self.tries == RETRIES || !is_transient(&error) || self.is_never_answered() {
             return Err(error);
         }
         let wait = (self.wait * 2u32.pow(self.tries)).min(LONGEST_WAIT);
@@ -52,6 +70,21 @@ impl Patience {
         let share = f64::from(u32::from_str_radix(&crate::unique()[..6], 16).unwrap_or_default()) / f64::from(1 << 24);
         tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * share)).await;
         Ok(())
+    }
+
+    /// Whether a server that nobody has heard of is given up.
+    fn is_never_answered(&self) -> bool {
+        let is_new = !self.server.has_answered.load(Ordering::Relaxed);
+        let is_late = self.tries >= HASTY_RETRIES || self.began.elapsed() >= HASTY;
+        is_new && is_late && self.server.is_hasty.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether an error is what a server said, and not that nothing was heard of it.
+fn is_answer(error: &Error) -> bool {
+    match error {
+        Error::Generic { .. } => status(&innermost(error)).is_some(),
+        _ => true,
     }
 }
 
@@ -79,7 +112,10 @@ macro_rules! persist {
         loop {
             match $request.await {
                 Err(error) => patience.after(error).await?,
-                answer => break answer,
+                answer => {
+                    $store.server.has_answered.store(true, Ordering::Relaxed);
+                    break answer;
+                }
             }
         }
     }};
@@ -90,11 +126,17 @@ macro_rules! persist {
 pub(crate) struct Persistent {
     client: Arc<dyn Client>,
     wait: Duration,
+    server: Arc<Server>,
 }
 
 impl Persistent {
     pub(crate) fn new(client: Arc<dyn Client>) -> Self {
-        Self { client, wait: WAIT }
+        Self { client, wait: WAIT, server: Arc::default() }
+    }
+
+    /// Whether somebody waits for the first answer.
+    pub(crate) fn set_hasty(&self, is_hasty: bool) {
+        self.server.is_hasty.store(is_hasty, Ordering::Relaxed);
     }
 
     /// The same with another wait before the second try.
@@ -104,7 +146,7 @@ impl Persistent {
     }
 
     fn patience(&self) -> Patience {
-        Patience { tries: 0, wait: self.wait }
+        Patience { tries: 0, wait: self.wait, began: Instant::now(), server: self.server.clone() }
     }
 
     /// The first answer of a read.
@@ -186,7 +228,10 @@ impl ObjectStore for Persistent {
         loop {
             let error = match self.client.put_opts(location, payload.clone(), options.clone()).await {
                 Err(e) => e,
-                done => return done,
+                done => {
+                    self.server.has_answered.store(true, Ordering::Relaxed);
+                    return done;
+                }
             };
             // Refused, and perhaps by this put's own success whose answer was lost.
             if options.mode != PutMode::Overwrite
@@ -265,6 +310,7 @@ impl ObjectStore for Persistent {
                     None => return Ok(None),
                     Some(Ok(meta)) => {
                         last = Some(meta.location.clone());
+                        store.server.has_answered.store(true, Ordering::Relaxed);
                         let patience = store.patience();
                         return Ok(Some((meta, (store, prefix, last, stream, patience))));
                     }

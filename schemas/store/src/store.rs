@@ -120,6 +120,13 @@ impl Store {
         Self::over(Arc::new(Objects::new(client, prefix)), address)
     }
 
+    /// Whether somebody waits for the first answer: then a server that has never answered is given up after two seconds,
+    /// not after ten. One that has is waited for as long as any.
+    pub fn hasty(self, is_hasty: bool) -> Self {
+        self.backing.set_hasty(is_hasty);
+        self
+    }
+
     /// The same store, its files read through a cache.
     pub fn with_cache(mut self, cache: Cache) -> Self {
         self.cache = self.backing.local("").is_none().then(|| Arc::new(cache));

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Head {
     pub name: String,
     pub store: Option<String>,
+    /// Of that store.
+    pub single_writer: bool,
 }
 
 /// Reads the name and the store of a file, and checks nothing else.
@@ -20,8 +22,9 @@ pub(crate) fn head(file: &Path) -> Result<Head> {
     substitute(&mut tree.value, &|name| vars.get(name).cloned());
     let text = |of: Option<&Value>| of.and_then(Value::as_str).map(str::to_owned);
     let store = tree.value.get("store");
+    let single_writer = store.and_then(|store| store.get("commit")).is_some_and(|commit| commit == "single_writer");
     let store = text(store).or_else(|| text(store?.get("url")));
-    Ok(Head { name: text(tree.value.get("name")).unwrap_or_default(), store })
+    Ok(Head { name: text(tree.value.get("name")).unwrap_or_default(), store, single_writer })
 }
 
 /// The text of a pipeline file.

@@ -31,7 +31,8 @@ pub(crate) fn store_address(given: Option<&str>, in_file: Option<&str>) -> (Stri
 
 /// Opens a store. The error of a bad address names where the address came from. `place`: of the pipeline's `store:`.
 pub(crate) fn open_store(address: &str, by: StoreBy, place: Option<Place>) -> Result<Store> {
-    let opened = from_environment(address).and_then(|address| Ok(Store::open(&address)?));
+    // Whoever typed the command waits for its first answer.
+    let opened = from_environment(address).and_then(|address| Ok(Store::open(&address)?.hasty(true)));
     opened.map_err(|error| {
         error.at(match by {
             StoreBy::CommandLine => Some(Place::named("--store")),
