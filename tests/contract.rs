@@ -268,6 +268,27 @@ fn a_rerun_of_other_bytes_redoes_what_hangs_on_them_and_nothing_else() {
 }
 
 #[test]
+fn force_runs_again_what_is_named_with_what_needs_it_or_all() {
+    let bench = Bench::new();
+    let text = "name: p\njobs:\n  a: { stage: STAGE(count) }\n  b: { stage: STAGE(merge), input: a }\n  c: { stage: \
+        STAGE(merge), input: b }\n";
+    bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok();
+    let again = |args: &[&str]| {
+        let said = bench.smelt(&[&["run", "p.yaml", "--force"], args].concat()).ok().out;
+        let started = said.lines().filter(|line| line.starts_with("  start "));
+        let started: Vec<_> = started.filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect();
+        assert_eq!(said.matches(" reproduced ").count(), started.len(), "{said}");
+        started.join(" ")
+    };
+    assert_eq!(again(&["--only", "b"]), "b");
+    assert_eq!(again(&["--from", "b"]), "b c");
+    assert_eq!(again(&[]), "a b c");
+    let edition = |job: &str| bench.store().pointer("p", job).unwrap().unwrap().artifact.edition;
+    assert_eq!(["a", "b", "c"].map(edition), [1, 3, 2]);
+    assert!(bench.smelt(&["run", "p.yaml"]).ok().out.contains("nothing to do"));
+}
+
+#[test]
 fn unbalanced_books_do_not_commit() {
     let bench = Bench::new();
     let text = "name: p\njobs:\n  a: { stage: STAGE(count) }\n  b: { stage: STAGE(merge), input: a, config: { \

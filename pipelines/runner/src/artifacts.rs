@@ -5,7 +5,7 @@ use crate::table::{Format, Listing, Measure, bytes, duration, time};
 use crate::{digests, query};
 use clap::Subcommand;
 use serde_json::json;
-use smelt_schemas::{ArtifactRef, Books, ExitCode, Manifest};
+use smelt_schemas::{ArtifactRef, Books, ExitCode, Kind, Manifest};
 use smelt_store::{GcRules, Store, Tag, now};
 use std::collections::BTreeMap;
 
@@ -132,6 +132,11 @@ pub(crate) fn find(store: &Store, at: &Where, wanted: &str) -> Result<Manifest> 
         .hint("`smelt artifacts list` shows what is there"))
 }
 
+/// Whether a port is a table that its stage is for.
+fn is_result(kind: &Kind) -> bool {
+    kind.schema().is_some() && kind.counts_as_output() && kind.name != "drops"
+}
+
 fn list(store: &Store, format: Format) -> Result<()> {
     let mut named: BTreeMap<ArtifactRef, Vec<String>> = BTreeMap::new();
     for (name, artifact) in names(store)? {
@@ -157,8 +162,8 @@ fn list(store: &Store, format: Format) -> Result<()> {
             json!(format!("{}/{}", m.fingerprint.short(), m.edition)),
             json!(m.provenance.started),
             json!(m.bytes()),
-            // Of the port that the stage names first; null if its rows are not counted, as those of a checkpoint.
-            json!(m.ports.values().next().filter(|p| p.kind.schema().is_some()).and_then(|p| p.rows())),
+            // Of its largest table; null if there is none, as of a checkpoint.
+            json!(m.ports.values().filter(|p| is_result(&p.kind)).filter_map(|p| p.rows()).max()),
             json!(named),
         ]);
     }

@@ -117,6 +117,9 @@ pub(crate) enum Command {
         /// Run this job, what it needs and what needs it; may be given more than once
         #[arg(long, value_name = "JOB")]
         from: Vec<String>,
+        /// Run again although it is cached: the jobs of `--only`, those of `--from` with what needs them, or all
+        #[arg(long)]
+        force: bool,
     },
     /// Write down which stage programs a pipeline runs with now, in FILE.lock beside it: name, version, digest
     Lock(PipelineArgs),

@@ -131,13 +131,18 @@ pub(crate) fn lock(target: &Target) -> Result<()> {
 }
 
 /// `begun`: when this program started.
-pub(crate) fn run(
-    args: RunArgs,
-    only: &[String],
-    from: &[String],
-    again: Option<String>,
-    begun: Instant,
-) -> Result<()> {
+/// Which jobs of a pipeline are meant; all if nothing is said.
+#[derive(Default)]
+pub(crate) struct Chosen {
+    pub only: Vec<String>,
+    pub from: Vec<String>,
+    /// Although they are cached.
+    pub force: bool,
+    /// The job of `smelt rerun`.
+    pub rerun: Option<String>,
+}
+
+pub(crate) fn run(args: RunArgs, chosen: &Chosen, begun: Instant) -> Result<()> {
     run::catch_signals();
     let mode = match (args.quiet, args.format) {
         (true, _) => Mode::Quiet,
@@ -147,9 +152,16 @@ pub(crate) fn run(
     let target: Target = args.pipeline.into();
     let (plan, store) = target.load()?;
     let locked = args.locked.then(|| lock::checked(&plan)).transpose()?;
-    let again = again.map(|job| plan::named(&plan, &[job])).transpose()?.unwrap_or_default();
+    let (only, from) = (chosen.only.as_slice(), chosen.from.as_slice());
+    let again = match (&chosen.rerun, only, from) {
+        (Some(job), ..) => plan::named(&plan, std::slice::from_ref(job))?,
+        (None, ..) if !chosen.force => Vec::new(),
+        (None, [], []) => (0..plan.jobs.len()).collect(),
+        (None, only, []) => plan::named(&plan, only)?,
+        (None, _, from) => plan::below(&plan, from)?,
+    };
     let wanted = match (only, from) {
-        ([], []) if again.is_empty() => None,
+        ([], []) if chosen.rerun.is_none() => None,
         ([], []) => Some(plan::redone(&store, &plan, &again)?),
         (only, []) => Some(plan::needed(&plan, only)?),
         ([], from) => Some(plan::from(&plan, from)?),

@@ -51,8 +51,12 @@ fn main() -> ExitCode {
         Command::Check(p) => commands::check(&p.into()),
         Command::Plan { pipeline, diff, format } => commands::plan(&pipeline.into(), format, diff),
         Command::Estimate { pipeline, args } => estimate::run(&pipeline.into(), &args),
-        Command::Run { run, only, from } => commands::run(run, &only, &from, None, begun),
-        Command::Rerun { job, run } => commands::run(run, &[], &[], Some(job), begun),
+        Command::Run { run, only, from, force } => {
+            commands::run(run, &commands::Chosen { only, from, force, rerun: None }, begun)
+        }
+        Command::Rerun { job, run } => {
+            commands::run(run, &commands::Chosen { rerun: Some(job), ..Default::default() }, begun)
+        }
         Command::Lock(pipeline) => commands::lock(&pipeline.into()),
         Command::Exec { run, job, store, number, quiet } => {
             exec::exec(&exec::Options { store: store.store, run, job, number, quiet })

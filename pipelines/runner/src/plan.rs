@@ -270,6 +270,12 @@ pub(crate) fn redone(store: &Store, plan: &Plan, again: &[usize]) -> Result<Vec<
 
 /// Jobs that need one of `wanted`, including these, and everything that those need.
 pub(crate) fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
+    let names: Vec<String> = below(plan, wanted)?.into_iter().map(|i| plan.jobs[i].name.clone()).collect();
+    needed(plan, &names)
+}
+
+/// Places of the jobs that need one of `wanted`, and of these.
+pub(crate) fn below(plan: &Plan, wanted: &[String]) -> Result<Vec<usize>> {
     let mut keep = vec![false; plan.jobs.len()];
     for i in named(plan, wanted)? {
         keep[i] = true;
@@ -277,8 +283,7 @@ pub(crate) fn from(plan: &Plan, wanted: &[String]) -> Result<Vec<bool>> {
     for i in 0..plan.jobs.len() {
         keep[i] |= plan.jobs[i].needs().any(|n| keep[n]);
     }
-    let names: Vec<String> = (0..keep.len()).filter(|&i| keep[i]).map(|i| plan.jobs[i].name.clone()).collect();
-    needed(plan, &names)
+    Ok((0..keep.len()).filter(|&i| keep[i]).collect())
 }
 
 /// Places of the jobs that `wanted` names: an instance, or all instances of a job.

@@ -10,6 +10,7 @@ use crate::yaml::Tree;
 use indexmap::IndexMap;
 use serde_json::Value;
 use smelt_schemas::{Each, Job, Pipeline};
+use std::collections::BTreeSet;
 
 /// Every combination of a job's axes, the last axis fastest, and of each the iterations.
 pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Result<Vec<Draft>> {
@@ -66,6 +67,9 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
             drafts.push(Draft { name, base: base.clone(), axes: axes.clone(), iteration, text, inputs, when, set });
         }
     }
+    for (base, text) in pipeline.jobs.iter().filter(|(_, text)| !text.each.is_empty()) {
+        check_use(tree, pipeline, base, text, &drafts)?;
+    }
     for s in sets {
         let (Some(job), Some(instance)) = (&s.job, &s.instance) else { continue };
         if !drafts.iter().any(|d| d.name == *instance) {
@@ -76,6 +80,26 @@ pub(super) fn instances(tree: &Tree, pipeline: &Pipeline, sets: &[Set]) -> Resul
         }
     }
     Ok(drafts)
+}
+
+/// An error if instances of a job would be the same but for their names: a sweep that sweeps nothing.
+fn check_use(tree: &Tree, pipeline: &Pipeline, base: &str, text: &Job, drafts: &[Draft]) -> Result<()> {
+    let own: Vec<&Draft> = drafts.iter().filter(|draft| draft.base == base).collect();
+    let said = serde_json::to_string(&Job { each: Each::default(), ..text.clone() }).expect("a job is plain data");
+    let references = own.iter().flat_map(|draft| draft.inputs.iter().flat_map(|reading| &reading.references));
+    let read: BTreeSet<&str> = references.filter_map(|reference| reference.split(['[', '.']).next()).collect();
+    let unused = text.each.iter().find(|(axis, values)| {
+        let is_read = read.iter().filter(|job| **job != base).filter_map(|job| pipeline.jobs.get(*job));
+        let is_shared = is_read.into_iter().any(|job| job.each.contains_key(*axis));
+        let is_set = own.iter().any(|draft| !draft.set.is_empty());
+        values.len() > 1 && !said.contains(&format!("${{{axis}}}")) && !is_shared && !is_set
+    });
+    match unused {
+        Some((axis, _)) => Err(Diagnostic::pipeline(format!("axis `{axis}` of job `{base}` changes nothing"))
+            .at(tree.key_place(&format!("/jobs/{base}/each/{axis}")))
+            .hint(format!("say where its value goes, such as `config: {{ {axis}: \"${{{axis}}}\" }}`"))),
+        None => Ok(()),
+    }
 }
 
 fn instance_name(base: &str, axes: &IndexMap<String, Value>, iteration: Option<usize>) -> String {
