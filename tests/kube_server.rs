@@ -32,12 +32,31 @@ pub(crate) struct World {
     processes: BTreeMap<String, u32>,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// They do what they are told.
+    #[default]
+    Work,
+    /// Their image cannot be pulled.
+    NoImage,
+    /// No node has room for them.
+    NoNode,
+    /// They need more memory than they may.
+    OutOfMemory,
+    /// They do nothing, and end well.
+    Nothing,
+}
+
 #[derive(Default)]
 pub(crate) struct Trouble {
     /// A watch ends after one change, and every third one finds that its version is forgotten; of other requests every
     /// fourth fails.
     pub unsteady: AtomicBool,
     pub refuses: AtomicBool,
+    /// Verbs that this account may not use, as reviews of its access say.
+    pub forbidden: Mutex<Vec<&'static str>>,
+    /// What becomes of the pods of all Jobs that are created from now on.
+    pub fate: Mutex<Fate>,
     requests: AtomicU64,
     watches: AtomicU64,
     pub forgotten: AtomicU64,
@@ -46,7 +65,7 @@ pub(crate) struct Trouble {
 
 /// Ends with the value that holds it, and its pods with it.
 pub(crate) struct KubeServer {
-    address: String,
+    pub address: String,
     pub world: Arc<Mutex<World>>,
     pub trouble: Arc<Trouble>,
     _runtime: tokio::runtime::Runtime,
@@ -74,7 +93,7 @@ impl World {
         self.objects.insert((plural, name), object);
     }
 
-    fn remove(&mut self, plural: &'static str, name: &str) -> Option<Value> {
+    pub(crate) fn remove(&mut self, plural: &'static str, name: &str) -> Option<Value> {
         let mut object = self.objects.remove(&(plural, name.to_owned()))?;
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
@@ -196,6 +215,14 @@ impl Answer {
         let query: BTreeMap<String, String> = request.uri().query().map_or_else(BTreeMap::new, parameters);
         let words: Vec<&str> = path.trim_matches('/').split('/').collect();
         let (plural, name) = match words[..] {
+            ["version"] => {
+                return respond(200, &json!({ "major": "1", "minor": "33", "gitVersion": "v1.33.0" }));
+            }
+            ["api", "v1", "namespaces", "lab"] => {
+                let metadata = json!({ "name": "lab" });
+                return respond(200, &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata }));
+            }
+            ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => return self.review(request).await,
             ["apis", "batch", "v1", "namespaces", "lab", "jobs"] => ("jobs", None),
             ["apis", "batch", "v1", "namespaces", "lab", "jobs", name] => ("jobs", Some(name.to_owned())),
             ["api", "v1", "namespaces", "lab", "pods"] => ("pods", None),
@@ -236,6 +263,17 @@ impl Answer {
         }
     }
 
+    /// Whether the account may do what it asks about.
+    async fn review(&self, request: hyper::Request<Incoming>) -> Response {
+        let Ok(mut review) = body(request).await else { return refuse(400, "BadRequest", "no review") };
+        let attributes = &review["spec"]["resourceAttributes"];
+        let is_here = attributes["namespace"] == "lab";
+        let forbidden = self.trouble.forbidden.lock().unwrap();
+        let allowed = is_here && !forbidden.iter().any(|verb| attributes["verb"] == *verb);
+        review["status"] = json!({ "allowed": allowed });
+        respond(201, &review)
+    }
+
     fn create(&self, plural: &'static str, mut object: Value) -> Response {
         let mut world = self.world.lock().unwrap();
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -252,8 +290,8 @@ impl Answer {
         object["metadata"]["uid"] = json!(format!("uid-{}", world.version + 1));
         world.put(plural, object.clone());
         if plural == "jobs" {
-            let world = self.world.clone();
-            std::thread::spawn(move || Node { world, name, job: object }.run());
+            let (world, fate) = (self.world.clone(), *self.trouble.fate.lock().unwrap());
+            std::thread::spawn(move || Node { world, name, job: object, fate }.run());
         }
         respond(201, world_object(&world, plural))
     }
@@ -318,6 +356,7 @@ struct Node {
     world: Arc<Mutex<World>>,
     name: String,
     job: Value,
+    fate: Fate,
 }
 
 impl Node {
@@ -328,6 +367,9 @@ impl Node {
         let pods: Vec<String> = (0..count).map(|i| format!("{}-{i}-{:05}", self.name, i * 7919 % 99_991)).collect();
         for pod in &pods {
             self.put_pod(pod, json!({ "phase": "Pending" }));
+        }
+        if self.fate != Fate::Work {
+            return self.end(&pods);
         }
         let mut children: Vec<Child> = Vec::new();
         for (i, pod) in pods.iter().enumerate() {
@@ -380,6 +422,40 @@ impl Node {
         };
         job["status"] = json!({ "conditions": [condition] });
         world.put("jobs", job);
+    }
+
+    /// What becomes of pods that do not work.
+    fn end(&self, pods: &[String]) {
+        let put = |status: Value| pods.iter().for_each(|pod| self.put_pod(pod, status.clone()));
+        let ended = |condition: Value| {
+            let mut world = self.world.lock().unwrap();
+            let mut job = world.get("jobs", &self.name).cloned().unwrap();
+            job["status"] = json!({ "conditions": [condition] });
+            world.put("jobs", job);
+        };
+        match self.fate {
+            Fate::Nothing => {
+                put(container(json!({ "terminated": { "reason": "Completed", "exitCode": 0 } }), "Succeeded"));
+                return ended(json!({ "type": "Complete", "status": "True" }));
+            }
+            Fate::OutOfMemory => {
+                put(container(json!({ "terminated": { "reason": "OOMKilled", "exitCode": 137 } }), "Failed"));
+                return ended(json!({ "type": "Failed", "status": "True", "reason": "BackoffLimitExceeded",
+                    "message": "Job has reached the specified backoff limit" }));
+            }
+            Fate::NoImage => put(container(
+                json!({ "waiting": { "reason": "ImagePullBackOff", "message":
+                    "Back-off pulling image \"lab/smelt:1\": not found" } }),
+                "Pending",
+            )),
+            _ => put(json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False",
+                "reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu." }] })),
+        }
+        while self.world.lock().unwrap().get("jobs", &self.name).is_some() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut world = self.world.lock().unwrap();
+        pods.iter().for_each(|pod| drop(world.remove("pods", pod)));
     }
 
     fn put_pod(&self, name: &str, status: Value) {

@@ -1,6 +1,6 @@
 //! Pipelines on Kubernetes: against a small API server whose node starts the commands of pods on this machine.
 
-use crate::kube_server::{KubeServer, TOKEN};
+use crate::kube_server::{Fate, KubeServer, TOKEN};
 use crate::support::{Bench, Said, digests, wait_until};
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -225,4 +225,136 @@ fn ranks_are_pods_that_find_the_first_one() {
     let owner = &services[0]["metadata"]["ownerReferences"][0];
     assert_eq!((owner["kind"].as_str(), &owner["uid"]), (Some("Job"), &jobs[0]["metadata"]["uid"]));
     assert_eq!(services[0]["metadata"]["name"], jobs[0]["metadata"]["name"]);
+}
+
+/// The names of all Jobs that were created.
+fn created(server: &KubeServer) -> Vec<String> {
+    server.world.lock().unwrap().created.clone()
+}
+
+#[test]
+fn a_job_that_somebody_deletes_fails_and_goes_on_later() {
+    let (server, bench) = (KubeServer::start(), Bench::new());
+    let text = pipeline(&bench, "deleted", TRAIN);
+    let run = begin(&server, &bench, &["run", "p.yaml"]);
+    wait_for_steps(&bench, 3);
+    let name = created(&server).remove(0);
+    server.world.lock().unwrap().remove("jobs", &name).unwrap();
+    let failed = Said::from(run.wait_with_output().unwrap()).fails(4).err;
+    let words = format!(
+        "error: job `train` failed: somebody deleted Kubernetes job {name}\n  --> p.yaml:4:3\nhint: the same command \
+         goes on from what is saved\n"
+    );
+    assert!(failed.contains(&words), "{failed}");
+    said(&server, &bench, &["run", "p.yaml"]).ok();
+    assert_eq!(digests(&bench.store(), "deleted"), local(&text, "deleted"));
+    let log = bench.smelt(&["logs", "train"]).ok().out;
+    assert!(!log.lines().any(|line| line == "step 0"), "it went on from what was saved: {log}");
+}
+
+#[test]
+fn pods_that_have_too_little_memory_or_write_nothing_are_told_apart() {
+    let (server, bench) = (KubeServer::start(), Bench::new());
+    pipeline(&bench, "p", "  raw: { stage: STAGE(count) }\n");
+    let fails = |fate: Fate, code: i32, words: &str, hint: &str| {
+        *server.trouble.fate.lock().unwrap() = fate;
+        let failed = said(&server, &bench, &["run", "p.yaml"]).fails(code).err;
+        let name = created(&server).pop().unwrap();
+        let words = words.replace("NAME", &name);
+        let expected = format!("error: job `raw` failed: {words}\n  --> p.yaml:4:3\nhint: {hint}\n");
+        assert!(failed.contains(&expected), "{failed}");
+    };
+    let words = "it took more memory than its pod may (Kubernetes job NAME)";
+    fails(Fate::OutOfMemory, 6, words, "say more in its `run: { memory: … }`");
+    let words = "Kubernetes job NAME ended well, and nothing is in artifacts";
+    fails(Fate::Nothing, 5, words, "do the pods see the same store?");
+    assert_eq!(created(&server).len(), 2, "neither is tried again");
+}
+
+#[test]
+fn status_and_plan_tell_for_what_a_job_waits_in_the_cluster() {
+    let (server, bench) = (KubeServer::start(), Bench::new());
+    let why = "ImagePullBackOff: Back-off pulling image \"lab/smelt:1\": not found";
+    pipeline(&bench, "waits", "  raw: { stage: STAGE(count) }\n");
+    *server.trouble.fate.lock().unwrap() = Fate::NoImage;
+    let run = begin(&server, &bench, &["run", "p.yaml"]);
+    wait_until("the job is created", || !created(&server).is_empty());
+    let name = created(&server).remove(0);
+    let waits = format!("Kubernetes job {name} waits, {why}");
+    let status = || said(&server, &bench, &["status", "p.yaml"]).ok().out;
+    wait_until("status tells of it", || status().contains(&waits));
+    let line = status().lines().find(|line| line.contains(&waits)).unwrap().to_owned();
+    assert_eq!(line.split_whitespace().take(3).collect::<Vec<_>>(), ["raw", "count", "submitted"], "{line}");
+    let plan = said(&server, &bench, &["plan", "p.yaml"]).ok().out;
+    assert!(plan.contains(&format!("  raw  submitted  {waits}\n")), "{plan}");
+    assert!(plan.ends_with("0 new, 0 cached, 0 after them, 1 on the cluster; nothing was run\n"), "{plan}");
+    let run_name = bench.store().runs().unwrap().remove(0).run;
+    said(&server, &bench, &["cancel", &run_name]).ok();
+    let ended = Said::from(run.wait_with_output().unwrap()).fails(4);
+    let warning =
+        format!("{waits}; is `image` right, and may the cluster pull it? It tries again; `smelt cancel` ends it");
+    assert!(ended.out.contains(&warning) || ended.err.contains(&warning), "{ended:#?}");
+
+    // The runner may be gone.
+    *server.trouble.fate.lock().unwrap() = Fate::NoNode;
+    let mut run = begin(&server, &bench, &["run", "p.yaml"]);
+    wait_until("another job is created", || created(&server).len() == 2);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let why = "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.";
+    let waits = format!("Kubernetes job {} waits, {why}", created(&server)[1]);
+    wait_until("status tells of it", || status().contains(&waits));
+    server.trouble.refuses.store(true, Ordering::SeqCst);
+    let told = status();
+    assert!(told.contains("Kubernetes does not tell: jobs.batch is forbidden: User \"ada\""), "{told}");
+}
+
+/// What `doctor` says of Kubernetes.
+fn doctor(command: &mut Command) -> (Option<i32>, String) {
+    let said = Said::from(command.output().unwrap());
+    let lines = said.out.lines().skip_while(|line| !line.contains(" Kubernetes "));
+    let lines = lines.take_while(|line| !line.contains(" Slurm "));
+    (said.code, lines.map(|line| format!("{line}\n")).collect())
+}
+
+#[test]
+fn doctor_says_what_of_a_cluster_works() {
+    let (server, bench) = (KubeServer::start(), Bench::new());
+    let at = &server.address;
+    let (code, found) = doctor(&mut smelt(&server, &bench, &["doctor"]));
+    assert_eq!(code, Some(0), "{found}");
+    let line = |name: &str, found: &str| format!("  ok    {name:<22} {found}\n");
+    let rights = "jobs may be created, watched and deleted in `lab`";
+    let expected =
+        [("Kubernetes", format!("v1.33.0 at {at}")), ("  namespace", "lab".into()), ("  rights", rights.into())];
+    assert_eq!(found, expected.map(|(name, found)| line(name, &found)).concat());
+    *server.trouble.forbidden.lock().unwrap() = vec!["create", "watch"];
+    let (code, found) = doctor(&mut smelt(&server, &bench, &["doctor"]));
+    assert_eq!(code, Some(6));
+    let refused = "  FAIL    rights               this account may not create jobs, watch jobs, watch pods in `lab`\n\
+        \x20       hint: it needs a Role with these verbs, and a RoleBinding: ask whoever runs the cluster\n";
+    assert!(found.ends_with(refused), "{found}");
+    let (code, found) = doctor(&mut smelt(&server, &bench, &["doctor", "--namespace", "elsewhere"]));
+    assert_eq!(code, Some(6));
+    assert!(found.contains("  FAIL    namespace            there is no `elsewhere`\n        hint: `kubectl create "));
+    assert!(!found.contains("rights"), "{found}");
+    server.trouble.refuses.store(true, Ordering::SeqCst);
+    let (code, found) = doctor(&mut smelt(&server, &bench, &["doctor"]));
+    assert_eq!(code, Some(6));
+    let refused = format!("  FAIL  Kubernetes             {at} does not answer: jobs.batch is forbidden: ");
+    assert!(found.starts_with(&refused), "{found}");
+    // Nobody listens there any more.
+    let (config, file) = server.config(&bench);
+    let at = server.address.clone();
+    drop(server);
+    let (code, found) = doctor(bench.command(&["doctor"]).env(config, file));
+    assert_eq!(code, Some(6));
+    assert!(found.starts_with(&format!("  FAIL  Kubernetes             {at} does not answer: ")), "{found}");
+    assert!(found.contains("Connection refused") && found.contains("hint: `kubectl version` asks it too"), "{found}");
+    // No cluster at all is no fault.
+    let mut nowhere = bench.command(&["doctor"]);
+    let (code, found) = doctor(nowhere.env("HOME", bench.path("")).env_remove("KUBECONFIG"));
+    assert_eq!(code, Some(0), "{found}");
+    assert!(found.starts_with("  note  Kubernetes             no cluster is known here: jobs run on this machine\n"));
+    assert!(found.ends_with("        hint: to use one, let KUBECONFIG or ~/.kube/config name it\n"), "{found}");
 }

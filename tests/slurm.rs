@@ -275,7 +275,7 @@ fn ctrl_c_leaves_jobs_to_slurm_and_cancel_takes_them_away() {
     let plan = cluster.said(&bench, &["plan", "p.yaml"]).ok().out;
     let ids = cluster.ids();
     assert!(plan.contains(&format!("  train  submitted  Slurm job {}: RUNNING", ids[1])), "{plan} {ids:?}");
-    assert!(plan.ends_with("0 new, 0 cached, 0 after them, 2 on Slurm; nothing was run\n"), "{plan}");
+    assert!(plan.ends_with("0 new, 0 cached, 0 after them, 2 on the cluster; nothing was run\n"), "{plan}");
     let cancelled = cluster.said(&bench, &["cancel"]).ok().out;
     assert_eq!(cancelled, format!("run {name}: cancelled 2 jobs on Slurm: {}, {}\n", ids[1], ids[0]));
     wait_for("nothing is left in the queue", || cluster.ids().is_empty());

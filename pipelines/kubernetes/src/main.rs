@@ -4,11 +4,14 @@
 //! ```text
 //! smelt-kubernetes submit                 a Job, and a Service if ranks find each other by it, from standard input
 //! smelt-kubernetes watch LABEL=VALUE      a line of JSON for every Job that changes, until standard input ends
+//! smelt-kubernetes list LABEL=VALUE       a line of JSON for every Job that there is
 //! smelt-kubernetes cancel LABEL=VALUE     deletes Jobs and their pods, and prints their names
+//! smelt-kubernetes doctor                 a line of JSON for every check; nothing where no cluster is known
 //! ```
 //!
 //! The cluster is the one of KUBECONFIG or `~/.kube/config`, or the one in which this program runs itself.
 
+mod doctor;
 mod error;
 mod state;
 mod watch;
@@ -16,13 +19,14 @@ mod watch;
 use clap::{Parser, Subcommand};
 use error::{Failed, chain};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::process::ExitCode as ProcessExit;
+use std::time::Duration;
 
 #[derive(Parser)]
 #[command(name = "smelt-kubernetes", version, about = "Jobs of a run on a Kubernetes cluster, for `smelt run`")]
@@ -40,8 +44,12 @@ enum Verb {
     Submit,
     /// Prints a line of JSON for every Job that changes.
     Watch { selector: String },
+    /// Prints a line of JSON for every Job that there is.
+    List { selector: String },
     /// Deletes Jobs and their pods, and prints their names.
     Cancel { selector: String },
+    /// Checks server, namespace and rights, and prints a line of JSON for each.
+    Doctor,
 }
 
 fn main() -> ProcessExit {
@@ -61,16 +69,26 @@ fn main() -> ProcessExit {
 }
 
 async fn answer(arguments: Arguments) -> Result<(), Failed> {
+    if matches!(arguments.verb, Verb::Doctor) && !doctor::is_known() {
+        return Ok(());
+    }
     let known = Config::infer().await;
     let mut config = known.map_err(|e| Failed::machine(format!("no cluster is known here: {}", chain(&e))))?;
     if let Some(namespace) = arguments.namespace {
         config.default_namespace = namespace;
     }
+    if matches!(arguments.verb, Verb::Doctor | Verb::List { .. }) {
+        // Somebody waits for the answer.
+        (config.connect_timeout, config.read_timeout) = (Some(Duration::from_secs(5)), Some(Duration::from_secs(10)));
+    }
+    let address = config.cluster_url.to_string();
     let client = Client::try_from(config)?;
     match arguments.verb {
         Verb::Submit => submit(&client).await,
         Verb::Watch { selector } => watch::watch(&client, &selector).await,
+        Verb::List { selector } => list(&client, &selector).await,
         Verb::Cancel { selector } => cancel(&client, &selector).await,
+        Verb::Doctor => doctor::doctor(&client, address.trim_end_matches('/')).await,
     }
 }
 
@@ -102,6 +120,18 @@ async fn submit(client: &Client) -> Result<(), Failed> {
         if owner.is_null() {
             owner = json!({ "apiVersion": types.api_version, "kind": types.kind, "name": name, "uid": made.uid() });
         }
+    }
+    Ok(())
+}
+
+async fn list(client: &Client, selector: &str) -> Result<(), Failed> {
+    let selected = ListParams::default().labels(selector);
+    let jobs = Api::<Job>::default_namespaced(client.clone()).list(&selected).await?;
+    let pods = Api::<Pod>::default_namespaced(client.clone()).list(&selected).await?;
+    for job in &jobs {
+        let name = job.name_any();
+        let own: Vec<&Pod> = pods.iter().filter(|pod| pod.labels().get("job-name") == Some(&name)).collect();
+        println!("{}", serde_json::to_string(&state::view(job, &own)).expect("a state is plain data"));
     }
     Ok(())
 }

@@ -263,10 +263,13 @@ pub(crate) enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Check this machine, the stages and the store
+    /// Check this machine, the stages, the store, and the clusters that are known here
     Doctor {
         #[command(flatten)]
         store: StoreArg,
+        /// Of Kubernetes, as `run: { kubernetes: { namespace: … } }` says; the kubeconfig's own if not said
+        #[arg(long)]
+        namespace: Option<String>,
         /// Accept a store that knows no create-only put
         #[arg(long)]
         single_writer: bool,

@@ -3,7 +3,7 @@
 use crate::cli::{PipelineArgs, RunArgs};
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use crate::doctor::{self, Finding, Verdict};
-use crate::executor::slurm;
+use crate::executor::{kubernetes, slurm};
 use crate::load::{self, Plan, StoreBy};
 use crate::plan::{self, State};
 use crate::programs::{self, Program};
@@ -82,6 +82,7 @@ pub(crate) fn plan(target: &Target, format: Format, diffs: bool) -> Result<()> {
     let (plan, store) = target.load()?;
     let (mut states, _) = plan::states(&store, &plan)?;
     slurm::look_after(&store, &plan, &mut states)?;
+    kubernetes::look_after(&store, &plan, &mut states)?;
     let width = plan.jobs.iter().map(|j| j.name.chars().count()).max().unwrap_or(0);
     let columns = ["job", "stage", "state", "why", "seconds", "diff"].map(|name| (name, Measure::Plain));
     let mut listing = Listing::new(&columns[..if diffs { 6 } else { 5 }]);
@@ -120,7 +121,7 @@ pub(crate) fn plan(target: &Target, format: Format, diffs: bool) -> Result<()> {
     }
     print!("{text}");
     let some = |count: usize, what: &str| if count > 0 { format!(", {count} {what}") } else { String::new() };
-    let more = some(counts[3], "skipped") + &some(counts[4], "on Slurm");
+    let more = some(counts[3], "skipped") + &some(counts[4], "on the cluster");
     println!("  {} new, {} cached, {} after them{more}; nothing was run", counts[0], counts[1], counts[2]);
     Ok(())
 }
@@ -130,7 +131,6 @@ pub(crate) fn lock(target: &Target) -> Result<()> {
     lock::write(&plan)
 }
 
-/// `begun`: when this program started.
 /// Which jobs of a pipeline are meant; all if nothing is said.
 #[derive(Default)]
 pub(crate) struct Chosen {
@@ -142,6 +142,7 @@ pub(crate) struct Chosen {
     pub rerun: Option<String>,
 }
 
+/// `begun`: when this program started.
 pub(crate) fn run(args: RunArgs, chosen: &Chosen, begun: Instant) -> Result<()> {
     run::catch_signals();
     let mode = match (args.quiet, args.format) {
@@ -235,6 +236,7 @@ pub(crate) fn status(target: Target, format: Format) -> Result<()> {
     let (plan, store) = target.load_last()?;
     let (mut states, _) = plan::states(&store, &plan)?;
     slurm::look_after(&store, &plan, &mut states)?;
+    kubernetes::look_after(&store, &plan, &mut states)?;
     let mut listing = Listing::new(&[
         ("job", Measure::Plain),
         ("stage", Measure::Plain),
@@ -414,7 +416,7 @@ pub(crate) fn schema(name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn doctor(store: Option<&str>, single_writer: bool) -> Result<()> {
+pub(crate) fn doctor(store: Option<&str>, namespace: Option<String>, single_writer: bool) -> Result<()> {
     let mut failed = 0;
     let mut line = |ok: bool, name: &str, found: &str, hint: Option<&str>| {
         println!("  {}  {name:<22} {found}", if ok { "ok  " } else { "FAIL" });
@@ -446,10 +448,10 @@ pub(crate) fn doctor(store: Option<&str>, single_writer: bool) -> Result<()> {
     );
     let (address, by) = load::store_address(store, None);
     let folder = (!address.contains("://")).then(|| Path::new(&address));
-    for Finding { verdict, name, found, hint } in doctor::machine(folder) {
+    for Finding { verdict, name, found, hint } in doctor::machine(folder, namespace) {
         match verdict {
             Verdict::Note => println!("  note  {name:<22} {found}\n        hint: {hint}"),
-            verdict => line(verdict == Verdict::Good, name, &found, Some(hint)),
+            verdict => line(verdict == Verdict::Good, &name, &found, Some(&hint)),
         }
     }
     if by == StoreBy::Nobody && !Path::new(&address).exists() {

@@ -1,8 +1,10 @@
-//! What `smelt doctor` says of this machine beside the stages' own needs: disk, limits of memory, Slurm.
+//! What `smelt doctor` says of this machine beside the stages' own needs: disk, limits of memory, Kubernetes, Slurm.
 
 use crate::executor::cgroup::Cgroups;
+use crate::executor::kubernetes::client::Client;
 use crate::executor::slurm::queue::{ask, command};
 use crate::table::bytes;
+use smelt_schemas::Check;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,23 +20,24 @@ pub(crate) enum Verdict {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub verdict: Verdict,
-    pub name: &'static str,
+    pub name: String,
     pub found: String,
     /// What to do, unless it is good.
-    pub hint: &'static str,
+    pub hint: String,
 }
 
-fn finding(verdict: Verdict, name: &'static str, found: impl Into<String>, hint: &'static str) -> Finding {
-    Finding { verdict, name, found: found.into(), hint }
+fn finding(verdict: Verdict, name: &str, found: impl Into<String>, hint: &str) -> Finding {
+    Finding { verdict, name: name.into(), found: found.into(), hint: hint.into() }
 }
 
 /// Space in the store below which a job may not get far; bytes.
 const LEAST_SPACE: u64 = 1 << 30;
 
-/// `store`: its folder, if it is one.
-pub(crate) fn machine(store: Option<&Path>) -> Vec<Finding> {
+/// `store`: its folder, if it is one. `namespace`: of Kubernetes, if it is not the kubeconfig's own.
+pub(crate) fn machine(store: Option<&Path>, namespace: Option<String>) -> Vec<Finding> {
     let mut all: Vec<Finding> = store.map(space).into_iter().collect();
     all.push(memory_limits(Cgroups::here()));
+    all.extend(kubernetes(namespace));
     all.extend(slurm(store));
     all
 }
@@ -81,6 +84,30 @@ fn memory_limits(groups: Result<Cgroups, String>) -> Finding {
             "where systemd runs, `systemd-run --user --scope smelt run …` may make cgroups; a container needs \
              /sys/fs/cgroup writable",
         ),
+    }
+}
+
+/// Nothing but a note where no cluster is known.
+fn kubernetes(namespace: Option<String>) -> Vec<Finding> {
+    let name = "Kubernetes";
+    match Client::new(namespace).checks() {
+        Ok(checks) if checks.is_empty() => vec![finding(
+            Verdict::Note,
+            name,
+            "no cluster is known here: jobs run on this machine",
+            "to use one, let KUBECONFIG or ~/.kube/config name it",
+        )],
+        Ok(checks) => checks
+            .into_iter()
+            .map(|Check { name, ok, found, hint }| {
+                let verdict = if ok { Verdict::Good } else { Verdict::Bad };
+                finding(verdict, &name, found, &hint.unwrap_or_default())
+            })
+            .collect(),
+        Err(failed) => {
+            let hint = "`kubectl version` says more; is the kubeconfig right?";
+            vec![finding(Verdict::Bad, name, failed.words, hint)]
+        }
     }
 }
 

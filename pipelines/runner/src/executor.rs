@@ -5,6 +5,7 @@ mod follow;
 pub(crate) mod kubernetes;
 pub(crate) mod local;
 pub(crate) mod slurm;
+mod verdict;
 
 use self::kubernetes::Kubernetes;
 use self::local::Local;

@@ -91,7 +91,9 @@ fn main() -> ExitCode {
         Command::Pull(args) => sharing::copy(&args, sharing::Way::Pull),
         Command::Export(args) => sharing::export(&args),
         Command::Schema { name } => commands::schema(name.as_deref()),
-        Command::Doctor { store, single_writer } => commands::doctor(store.store.as_deref(), single_writer),
+        Command::Doctor { store, namespace, single_writer } => {
+            commands::doctor(store.store.as_deref(), namespace, single_writer)
+        }
         Command::Bench { args } => commands::bench(&args),
         Command::Shim { program, verb: _, invocation, ranks } => shim::run(&program, &invocation, ranks),
     };

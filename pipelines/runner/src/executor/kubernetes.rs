@@ -5,20 +5,22 @@
 //! its manifest says; the cluster is only asked whether somebody still works on it. The name of a Job follows from run,
 //! job and number, so a runner that is started again creates what is there already, and goes on with it.
 
-mod client;
+pub(crate) mod client;
 mod manifest;
 
 use self::client::{Client, Watch};
-use self::manifest::{Order, selector};
+use self::manifest::{Order, pipeline_selector, selector, stem};
 use super::Executor;
 use super::follow::Follow;
+use super::verdict::{Tries, Verdict};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::{Failure, STOP, Work, stopped};
 use crate::load::{Instance, Plan};
+use crate::plan::State;
 use crate::resources::{Budget, Claim, Granted};
 use crate::view::View;
-use smelt_schemas::{ClusterJob, ClusterState, Executor as Where, ExitCode, Kubernetes as Options, Manifest, Problem};
-use smelt_store::Store;
+use smelt_schemas::{ClusterJob, ClusterState, Executor as Where, ExitCode, Kubernetes as Options, Manifest};
+use smelt_store::{RunState, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -166,7 +168,7 @@ impl<'a> Kubernetes<'a> {
         let artifact = work.artifact();
         let mut number = Failure::last(work.store, work.run, &job.name)? + 1;
         let mut name = self.create(job, number)?;
-        let (mut tries, mut told, mut since) = (0, String::new(), Instant::now());
+        let (mut tries, mut told, mut since) = (Tries::default(), String::new(), Instant::now());
         let mut follow = Follow::new(work);
         loop {
             // Asked before the store: what it had written when it ended is there.
@@ -186,8 +188,7 @@ impl<'a> Kubernetes<'a> {
             };
             let failure = Failure::read(work.store, work.run, &job.name, number)?;
             let verdict = match (failure, seen) {
-                (Some(failure), _) if failure.code == ExitCode::Again => Verdict::Again(failure.problem.message),
-                (Some(failure), _) => Verdict::Fail(failure.code, failure.problem),
+                (Some(failure), _) => failure.into(),
                 (None, Err(why)) => {
                     if tell(&why) {
                         let what = format!("nobody knows how it is, Kubernetes does not answer: {why}");
@@ -199,7 +200,13 @@ impl<'a> Kubernetes<'a> {
                 }
                 (None, Ok(Some(ClusterJob { state: ClusterState::Waits | ClusterState::Runs, why, .. }))) => {
                     if tell(&why) {
-                        self.view.queued(&job.name, stage, &format!("Kubernetes job {name}: {why}"));
+                        match never_starts(&why) {
+                            Some(hint) => {
+                                let what = format!("Kubernetes job {name} waits, {why}; {hint}");
+                                self.view.warning(&job.name, stage, &what);
+                            }
+                            None => self.view.queued(&job.name, stage, &format!("Kubernetes job {name}: {why}")),
+                        }
                     }
                     since = Instant::now();
                     std::thread::sleep(PAUSE);
@@ -212,18 +219,7 @@ impl<'a> Kubernetes<'a> {
                 (None, Ok(over)) => self.verdict(&name, over),
             };
             self.note(&name, false);
-            match verdict {
-                Verdict::Fail(code, problem) => return Err(work.failed(code, "", problem, None)),
-                Verdict::Again(message) if tries >= work.retries() => {
-                    let problem = Problem { message, ..Problem::default() };
-                    return Err(work.failed(ExitCode::Again, "", problem, None));
-                }
-                Verdict::Again(why) => {
-                    tries += 1;
-                    self.view.again(&job.name, stage, &why, 0.0);
-                }
-                Verdict::GoOn(why) => self.view.queued(&job.name, stage, &why),
-            }
+            tries.settle(work, verdict)?;
             number += 1;
             name = self.create(job, number)?;
             since = Instant::now();
@@ -236,28 +232,25 @@ impl<'a> Kubernetes<'a> {
             return Verdict::Again(format!("nothing is heard of Kubernetes job {name}"));
         };
         let why = if why.is_empty() { why } else { format!(": {why}") };
-        let fail = |code, message: String, hint: &str| {
-            Verdict::Fail(code, Problem { message, hint: Some(hint.into()), ..Problem::default() })
-        };
         let end = ExitCode::of_process(status.filter(|status| *status < 128));
         match state {
-            ClusterState::Gone => fail(
+            ClusterState::Gone => Verdict::fail(
                 ExitCode::Again,
                 format!("somebody deleted Kubernetes job {name}"),
                 "the same command goes on from what is saved",
             ),
-            ClusterState::OutOfMemory => fail(
+            ClusterState::OutOfMemory => Verdict::fail(
                 ExitCode::Machine,
                 format!("it took more memory than its pod may (Kubernetes job {name})"),
                 "say more in its `run: { memory: … }`",
             ),
-            ClusterState::Done => fail(
+            ClusterState::Done => Verdict::fail(
                 ExitCode::Bug,
                 format!("Kubernetes job {name} ended well, and nothing is in {}", self.store.address()),
                 "do the pods see the same store?",
             ),
-            ClusterState::Late => Verdict::GoOn(format!("Kubernetes job {name} met its time limit, and goes on")),
-            _ if status.is_some() && end != ExitCode::Again => fail(
+            ClusterState::Late => Verdict::GoOn(Some(format!("Kubernetes job {name} met its time limit, and goes on"))),
+            _ if status.is_some() && end != ExitCode::Again => Verdict::fail(
                 ExitCode::Machine,
                 format!("Kubernetes job {name} ended with exit status {}{why}", status.unwrap_or_default()),
                 "`kubectl logs` of its pod says more: does the image hold smelt, its stages and what they need?",
@@ -267,12 +260,60 @@ impl<'a> Kubernetes<'a> {
     }
 }
 
-enum Verdict {
-    Fail(ExitCode, Problem),
-    /// Another try, if any is left.
-    Again(String),
-    /// Its time was over: it goes on from what it saved.
-    GoOn(String),
+/// What to do about a pod that waits for something that does not come by itself.
+fn never_starts(why: &str) -> Option<&'static str> {
+    let is = |reasons: &[&str]| reasons.iter().any(|reason| why.starts_with(reason));
+    if is(&["ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName"]) {
+        return Some("is `image` right, and may the cluster pull it? It tries again; `smelt cancel` ends it");
+    }
+    is(&["CreateContainerConfigError", "CreateContainerError"])
+        .then_some("are `secrets` and `volumes` there? It tries again; `smelt cancel` ends it")
+}
+
+/// What a cluster has of a pipeline's jobs, where they are not done.
+pub(crate) fn look_after(store: &Store, plan: &Plan, states: &mut [State]) -> Result<()> {
+    let is_open = |place: usize, states: &[State]| {
+        is_here(&plan.jobs[place]) && !matches!(states[place], State::Cached(_) | State::Skipped(_))
+    };
+    let open: Vec<usize> = (0..plan.jobs.len()).filter(|&place| is_open(place, states)).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    // Of a run that is done nothing is left there.
+    let runs = store.runs()?.into_iter().filter(|run| run.pipeline == plan.name && run.state != RunState::Done);
+    let runs: Vec<String> = runs.map(|run| run.run).collect();
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let mut listed = BTreeMap::new();
+    for place in open {
+        let job = &plan.jobs[place];
+        let found: &std::result::Result<Vec<ClusterJob>, String> =
+            listed.entry(namespace(job)).or_insert_with_key(|of| {
+                Client::new(of.clone()).list(&pipeline_selector(&plan.name)).map_err(|failed| failed.words)
+            });
+        match found {
+            Ok(found) => {
+                let stems: Vec<String> = runs.iter().map(|run| stem(run, &job.name)).collect();
+                let is_own = |name: &str| stems.iter().any(|stem| name.starts_with(stem));
+                if let Some(words) = found.iter().filter(|found| is_own(&found.name)).find_map(words) {
+                    states[place] = State::Submitted(words);
+                }
+            }
+            Err(why) => states[place] = State::Unknown(format!("Kubernetes does not tell: {why}")),
+        }
+    }
+    Ok(())
+}
+
+/// How a Job is that is not over.
+fn words(ClusterJob { name, state, why, .. }: &ClusterJob) -> Option<String> {
+    match state {
+        ClusterState::Runs => Some(format!("Kubernetes job {name} runs")),
+        ClusterState::Waits if why.is_empty() => Some(format!("Kubernetes job {name} waits")),
+        ClusterState::Waits => Some(format!("Kubernetes job {name} waits, {why}")),
+        _ => None, // the next run learns what became of it
+    }
 }
 
 impl Executor for Kubernetes<'_> {

@@ -13,6 +13,7 @@ use self::batch::{Batch, comment};
 use self::queue::{End, Seen, Task};
 use super::Executor;
 use super::follow::Follow;
+use super::verdict::{Tries, Verdict};
 use crate::child;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::job::{Failure, STOP, Work, job_folder, stopped};
@@ -20,7 +21,7 @@ use crate::load::{Instance, Plan};
 use crate::plan::State;
 use crate::resources::{Budget, Claim, Granted};
 use crate::view::View;
-use smelt_schemas::{Executor as Where, ExitCode, Manifest, Problem};
+use smelt_schemas::{Executor as Where, ExitCode, Manifest};
 use smelt_store::{RunState, Store, safe_name};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -239,46 +240,36 @@ impl<'a> Slurm<'a> {
     fn verdict(&self, work: &Work, submission: Submission, end: &End) -> Verdict {
         let (id, said) = (submission.id, self.last_words(&work.job.name, submission));
         let said = said.map_or_else(String::new, |said| format!(": {said}"));
-        let fail = |code, message: String, hint: &str| {
-            let hint = (!hint.is_empty()).then(|| hint.to_owned());
-            Verdict::Fail(code, Problem { message, hint, ..Problem::default() })
-        };
         match end.state.as_str() {
             // Slurm cancelled it because a job before it failed; meanwhile that one was done by another submission.
-            "CANCELLED" if !end.has_started && end.reason.contains("Dependency") => Verdict::Submit,
-            "CANCELLED" => fail(
+            "CANCELLED" if !end.has_started && end.reason.contains("Dependency") => Verdict::GoOn(None),
+            "CANCELLED" => Verdict::fail(
                 ExitCode::Again,
                 format!("it was cancelled on Slurm (job {id})"),
                 "the same command goes on from what is saved",
             ),
-            "OUT_OF_MEMORY" => fail(
+            "OUT_OF_MEMORY" => Verdict::fail(
                 ExitCode::Machine,
                 format!("it took more memory than Slurm gave it (job {id})"),
                 "say more in its `run: { memory: … }`",
             ),
-            "DEADLINE" => fail(ExitCode::Machine, format!("it cannot end before its deadline (job {id})"), ""),
-            "COMPLETED" => fail(
+            "DEADLINE" => Verdict::fail(ExitCode::Machine, format!("it cannot end before its deadline (job {id})"), ""),
+            "COMPLETED" => Verdict::fail(
                 ExitCode::Bug,
                 format!("Slurm job {id} ended well, and nothing is in {}{said}", self.store.address()),
                 "do the nodes see the same store?",
             ),
-            "FAILED" if ExitCode::of_process((end.status < 128).then_some(end.status)) != ExitCode::Again => fail(
-                ExitCode::Machine,
-                format!("Slurm job {id} ended with exit status {}{said}", end.status),
-                "do the nodes see the same programs and folders?",
-            ),
+            "FAILED" if ExitCode::of_process((end.status < 128).then_some(end.status)) != ExitCode::Again => {
+                Verdict::fail(
+                    ExitCode::Machine,
+                    format!("Slurm job {id} ended with exit status {}{said}", end.status),
+                    "do the nodes see the same programs and folders?",
+                )
+            }
             "TIMEOUT" => Verdict::Again(format!("Slurm job {id} met its time limit before it could save{said}")),
             state => Verdict::Again(format!("Slurm job {id} is lost: {state}{said}")),
         }
     }
-}
-
-enum Verdict {
-    Fail(ExitCode, Problem),
-    /// Another try, if any is left.
-    Again(String),
-    /// It has not been tried yet.
-    Submit,
 }
 
 /// `sbatch`, which answers with the id.
@@ -366,7 +357,7 @@ impl Slurm<'_> {
             Some(submission) => submission,
             None => self.submit(work.place, self.next_number(name)?, &[])?,
         };
-        let (mut tries, mut told, mut over_since) = (0, String::new(), None::<Instant>);
+        let (mut tries, mut told, mut over_since) = (Tries::default(), String::new(), None::<Instant>);
         let mut follow = Follow::new(work);
         loop {
             // Asked before the store: what it had written when it ended is there.
@@ -385,8 +376,7 @@ impl Slurm<'_> {
                 is_news
             };
             let verdict = match (failure, seen) {
-                (Some(failure), _) if failure.code == ExitCode::Again => Verdict::Again(failure.problem.message),
-                (Some(failure), _) => Verdict::Fail(failure.code, failure.problem),
+                (Some(failure), _) => failure.into(),
                 (None, Seen::Runs) => {
                     over_since = None;
                     self.rest();
@@ -421,18 +411,7 @@ impl Slurm<'_> {
                     self.verdict(work, current, &end)
                 }
             };
-            match verdict {
-                Verdict::Fail(code, problem) => return Err(work.failed(code, "", problem, None)),
-                Verdict::Again(message) if tries >= work.retries() => {
-                    let problem = Problem { message, ..Problem::default() };
-                    return Err(work.failed(ExitCode::Again, "", problem, None));
-                }
-                Verdict::Again(why) => {
-                    tries += 1;
-                    self.view.again(name, stage, &why, 0.0);
-                }
-                Verdict::Submit => {}
-            }
+            tries.settle(work, verdict)?;
             over_since = None;
             current = self.submit(work.place, current.number + 1, &[])?;
         }

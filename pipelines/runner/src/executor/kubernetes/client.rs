@@ -3,7 +3,7 @@
 use crate::child;
 use crate::diagnostic::{Diagnostic, Result};
 use serde_json::Value;
-use smelt_schemas::{ClusterJob, ExitCode};
+use smelt_schemas::{Check, ClusterJob, ExitCode};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -55,6 +55,18 @@ impl Client {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         let words = if said.is_empty() { format!("`smelt-kubernetes` {}", child::how(output.status)) } else { said };
         Err(Failed { code: ExitCode::of_process(output.status.code()), words })
+    }
+
+    /// The Jobs that a selector finds.
+    pub(crate) fn list(&self, selector: &str) -> std::result::Result<Vec<ClusterJob>, Failed> {
+        let lines = self.ask("list", Some(selector), "")?;
+        Ok(lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// What of a cluster there is, and what of it works; nothing where no cluster is known.
+    pub(crate) fn checks(&self) -> std::result::Result<Vec<Check>, Failed> {
+        let lines = self.ask("doctor", None, "")?;
+        Ok(lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
     /// Creates the objects of one job.

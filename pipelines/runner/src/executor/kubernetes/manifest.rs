@@ -30,9 +30,19 @@ pub(crate) fn selector(run: &str) -> String {
     format!("smelt/run={run}")
 }
 
+/// The one by which all Jobs of a pipeline are found.
+pub(crate) fn pipeline_selector(pipeline: &str) -> String {
+    format!("smelt/pipeline={}", label(pipeline))
+}
+
 /// The name of a Job: it follows from run, job and number, so that creating one twice is the same as once. At most 55
 /// characters, for pods put theirs behind it and a name in DNS has 63.
 pub(crate) fn name(run: &str, job: &str, number: u32) -> String {
+    format!("{}{number}", stem(run, job))
+}
+
+/// How the names of all Jobs begin that were created for a job of a run.
+pub(crate) fn stem(run: &str, job: &str) -> String {
     let plain = |text: &str| -> String {
         let plain = text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' });
         plain.collect()
@@ -40,7 +50,7 @@ pub(crate) fn name(run: &str, job: &str, number: u32) -> String {
     let (run, mut word) = (plain(run), plain(job));
     word.truncate(10);
     let hash = Digest::of(job.as_bytes());
-    format!("smelt-{run}-{}-{}-{number}", word.trim_end_matches('-'), &hash.to_string()[..6])
+    format!("smelt-{run}-{}-{}-", word.trim_end_matches('-'), &hash.to_string()[..6])
 }
 
 /// As a label takes it: at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends.
