@@ -1,7 +1,7 @@
 //! Compiles every kernel for every architecture that smelt is built for, with NVIDIA's own compiler, and keeps the
 //! table of what it made of them in `docs/kernels.md`. `get-nvrtc.sh` fetches the compiler; no GPU is needed.
 
-use smelt_kernels::cuda::{SOURCES, Source, compile};
+use smelt_kernels::cuda::{Comparison, SOURCES, Source, compile};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,25 @@ impl Row {
     fn count(&self, instruction: &str) -> usize {
         self.instructions.get(instruction).copied().unwrap_or(0)
     }
+}
+
+/// The same compiler gives the same bytes; other options give other code, and the kernels that have it are named.
+fn check_comparisons() {
+    let source = SOURCES.iter().find(|source| source.name == "rows").unwrap();
+    let of = |options: &[&str]| compile(source, "sm_90a", options).unwrap().cubin;
+    let (found, compared) = (of(&[]), |compiled| Comparison::of("rows", &of(&[]), compiled).unwrap());
+    let same = compared(found.clone());
+    assert!(same.is_equal && same.differing.is_empty() && same.is_of_one_version(), "{:?}", same.differing);
+    let release = same.made_by[0].as_deref().unwrap();
+    assert!(release.starts_with("13.0, V13.0."), "{release}");
+
+    let other = compared(of(&["--maxrregcount=24"]));
+    assert!(!other.is_equal && other.is_of_one_version());
+    let norm = other.differing.iter().find(|one| one.kernel == "rms_norm_backward").expect("its code differs");
+    let [there, here] = norm.codes.each_ref().map(|code| code.as_ref().unwrap());
+    assert!(there.registers > here.registers && there.frame == 0, "{norm}");
+    assert!(norm.to_string().starts_with(&format!("`rms_norm_backward`: {} registers, 0 bytes", there.registers)));
+    assert!(Comparison::of("rows", b"\x7fELF, simulated", found).is_none());
 }
 
 /// Where the compiler is, fetched if need be; None where it cannot be had.
@@ -125,6 +144,7 @@ fn every_kernel_compiles_without_spills_and_its_table_is_kept() {
     let Some(home) = home() else { return };
     // SAFETY: this is the only test of its process, and no other thread runs yet.
     unsafe { env::set_var("SMELT_CUDA_HOME", &home) };
+    check_comparisons();
     let jobs = SOURCES.iter().flat_map(|source| {
         ARCHITECTURES.iter().filter(|arch| !source.is_for_sm90 || **arch == "sm_90a").map(move |arch| (source, *arch))
     });

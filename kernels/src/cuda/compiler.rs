@@ -1,5 +1,6 @@
 //! Machine code for the kernels: prebuilt, from the disk cache, or compiled by NVRTC, which is opened at run time.
 
+use super::cubin::Cubin;
 use super::device::Found;
 use super::error::DeviceError;
 use super::sources::{HEADERS, SOURCES, Source};
@@ -31,17 +32,8 @@ pub fn architecture(major: i32, minor: i32) -> String {
 /// Machine code of `source`, from the first place that has it: the folder `SMELT_KERNELS`, what was embedded when
 /// smelt was built, the user's cache, the compiler.
 pub(super) fn machine_code(source: &Source, architecture: &str) -> Result<Vec<u8>, DeviceError> {
-    if let Some(folder) = env::var_os("SMELT_KERNELS") {
-        let path = Path::new(&folder).join(format!("{}.{architecture}.cubin", source.name));
-        return fs::read(&path).map_err(|e| {
-            DeviceError::new(
-                format!("the kernels `{}` cannot be read from {}: {e}", source.name, path.display()),
-                "unset SMELT_KERNELS to use what is embedded or to compile them",
-            )
-        });
-    }
-    if let Some((.., code)) = CUBINS.iter().find(|(name, of, _)| *name == source.name && *of == architecture) {
-        return Ok(code.to_vec());
+    if let Some(code) = prebuilt(source, architecture) {
+        return code;
     }
     let cached = cache_path(source, architecture);
     if let Some(code) = cached.as_ref().and_then(|path| fs::read(path).ok()) {
@@ -54,6 +46,21 @@ pub(super) fn machine_code(source: &Source, architecture: &str) -> Result<Vec<u8
     Ok(code)
 }
 
+/// Machine code that nobody has to compile: from the folder `SMELT_KERNELS`, or embedded.
+pub(super) fn prebuilt(source: &Source, architecture: &str) -> Option<Result<Vec<u8>, DeviceError>> {
+    if let Some(folder) = env::var_os("SMELT_KERNELS") {
+        let path = Path::new(&folder).join(format!("{}.{architecture}.cubin", source.name));
+        return Some(fs::read(&path).map_err(|e| {
+            DeviceError::new(
+                format!("the kernels `{}` cannot be read from {}: {e}", source.name, path.display()),
+                "unset SMELT_KERNELS to use what is embedded or to compile them",
+            )
+        }));
+    }
+    let embedded = CUBINS.iter().find(|(name, of, _)| *name == source.name && *of == architecture);
+    embedded.map(|(.., code)| Ok(code.to_vec()))
+}
+
 /// Where the machine code of the kernels for a GPU comes from.
 pub fn kernels_of(gpu: &Found) -> Result<String, DeviceError> {
     let architecture = architecture(gpu.major, gpu.minor);
@@ -61,7 +68,9 @@ pub fn kernels_of(gpu: &Found) -> Result<String, DeviceError> {
         return Ok(format!("for {architecture}, from {}", Path::new(&folder).display()));
     }
     if SOURCES.iter().filter(|s| s.runs_on(gpu)).all(|s| CUBINS.iter().any(|c| (c.0, c.1) == (s.name, &architecture))) {
-        return Ok(format!("for {architecture}, embedded"));
+        let made_by = CUBINS.first().and_then(|(.., code)| Cubin::read(code)?.made_by);
+        let made_by = made_by.map_or(String::new(), |release| format!(", made by CUDA {release}"));
+        return Ok(format!("for {architecture}, embedded{made_by}"));
     }
     let path = open_compiler().ok_or_else(|| no_compiler(&architecture))?;
     Ok(format!("for {architecture}, compiled by {}", path.display()))

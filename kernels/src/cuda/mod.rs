@@ -7,7 +7,9 @@
 
 mod attention;
 mod both;
+mod compared;
 mod compiler;
+mod cubin;
 mod cublaslt;
 mod device;
 mod error;
@@ -30,7 +32,9 @@ mod table;
 mod tensor_cores;
 mod uploads;
 
+pub use compared::{Comparison, Differing};
 pub use compiler::{Compiled, architecture, compile, kernels_of, open_compiler};
+pub use cubin::Code;
 pub(crate) use device::Watched;
 pub use device::{Cuda, Found, find};
 pub use error::{DeviceError, size};

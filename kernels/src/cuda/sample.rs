@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 const CHUNK: usize = 256;
 
 /// Static shared memory of `draw`, with room to spare.
-const STATIC: usize = 5 << 10;
+const STATIC: usize = 6 << 10;
 
 /// As `struct Draw` of `../../cu/sample.cu`, in words of four bytes.
 fn words(draw: &Draw) -> [u32; 10] {

@@ -51,7 +51,7 @@ sources! {
 
 impl Source {
     /// Whether its kernels are used on a GPU.
-    pub(super) fn runs_on(&self, gpu: &Found) -> bool {
+    pub fn runs_on(&self, gpu: &Found) -> bool {
         !self.is_for_sm90 || gpu.is_sm90()
     }
 

@@ -23,7 +23,7 @@ struct Part {
 }
 
 /// In order of value: what comes first is still there when the time is over.
-const PARTS: [Part; 16] = [
+const PARTS: [Part; 18] = [
     Part { name: "device", seconds: 20, run: device },
     Part { name: "products_right", seconds: 90, run: products_right },
     Part { name: "attention_right", seconds: 60, run: attention_right },
@@ -33,6 +33,7 @@ const PARTS: [Part; 16] = [
     Part { name: "resume", seconds: 60, run: resume },
     Part { name: "graphs", seconds: 60, run: crate::choices::graphs },
     Part { name: "nccl", seconds: 60, run: crate::nccl::part },
+    Part { name: "compiler", seconds: 60, run: crate::compiler::part },
     Part { name: "copy_speed", seconds: 30, run: copy_speed },
     Part { name: "products_speed", seconds: 60, run: products_speed },
     Part { name: "cublaslt", seconds: 40, run: crate::choices::cublaslt },
@@ -40,6 +41,7 @@ const PARTS: [Part; 16] = [
     Part { name: "rows_speed", seconds: 40, run: rows_speed },
     Part { name: "benchmark_model", seconds: 150, run: crate::whole::benchmark_model },
     Part { name: "generation", seconds: 60, run: generation },
+    Part { name: "operations_compiled", seconds: 90, run: crate::compiler::operations },
 ];
 
 /// Whether sizes are those of a test of this command, in which a simulator can compute it.
@@ -80,7 +82,12 @@ impl Row {
         Self { is_right: Some(distance <= most), ..row }
     }
 
-    /// A check that did not come to an end.
+    /// A check that holds.
+    pub(crate) fn right(what: impl Into<String>, figures: Value) -> Self {
+        Self { is_right: Some(true), ..Self::new(what, figures) }
+    }
+
+    /// A check that does not hold, or did not come to an end.
     pub(crate) fn wrong(what: impl Into<String>, figures: Value) -> Self {
         Self { is_right: Some(false), ..Self::new(what, figures) }
     }

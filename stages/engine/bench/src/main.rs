@@ -4,6 +4,7 @@
 //! `tests/parity/bench_with_pytorch.py` sets the same figures beside PyTorch's.
 
 mod choices;
+mod compiler;
 mod gpu;
 mod measure;
 mod models;
