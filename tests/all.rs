@@ -22,6 +22,7 @@ mod queries;
 mod quickstart;
 mod repeat;
 mod s3;
+mod s3_files;
 mod s3_server;
 mod scheduling;
 mod schemas;

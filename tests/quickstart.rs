@@ -1,6 +1,6 @@
 //! The whole quickstart, once: it does what the README promises.
 
-use crate::smoke::repository;
+use crate::smoke::{assert_published, repository};
 use crate::support::{Bench, Said};
 use smelt_store::Store;
 use std::collections::BTreeSet;
@@ -71,6 +71,9 @@ fn the_quickstart_tells_its_story() {
     for (job, manifest) in &manifests {
         manifest.books.check().unwrap_or_else(|e| panic!("{job}: {e}"));
     }
+
+    // and every byte is the published one
+    assert_published(&open, "quickstart");
 
     // the loss falls
     let curve = rows(store, "select value from smelt.metrics where job = 'base' and name = 'loss' order by step");

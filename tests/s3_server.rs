@@ -1,12 +1,14 @@
 //! An S3 server in this process, on a free port of 127.0.0.1. On demand it is late, refuses, throttles, loses requests
 //! and answers, cuts bodies off, or finds every credential expired.
 
+use crate::s3_files::Files;
 use crate::support::{Bench, Said};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, HttpResponse};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,6 +39,35 @@ pub(crate) struct Trouble {
     reads: Mutex<Vec<(String, u64)>>,
     requests: AtomicU64,
     pub failed: AtomicU64,
+    /// How often each way of failing was met.
+    ways: Mutex<BTreeMap<Way, u64>>,
+    /// Bodies of objects that broke off: the path, and the byte. A read that goes on there is counted.
+    broken: Mutex<Vec<(String, u64)>>,
+    /// Uploads in parts that were completed.
+    pub completed: AtomicU64,
+}
+
+/// What happened to a request on purpose, or after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// 500, and nothing was done.
+    Refused,
+    /// 503 with `SlowDown`.
+    Throttled,
+    /// The connection is closed, and nothing was done.
+    Reset,
+    /// It was done, and the connection is closed before the answer.
+    AnswerLost,
+    /// It was done, and the answer ends too early. One without a body is lost.
+    CutOff,
+    /// It waited.
+    Late,
+    /// A read went on behind the place where the one before was cut off.
+    Resumed,
+}
+
+impl Way {
+    const FAILURES: [Self; 5] = [Self::Refused, Self::Throttled, Self::Reset, Self::AnswerLost, Self::CutOff];
 }
 
 /// Ends with the value that holds it: its runtime is dropped, and its port closed.
@@ -66,7 +97,7 @@ impl Server {
     fn over(tls: Option<TlsAcceptor>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("bucket")).unwrap();
-        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
+        let files = Files::new(folder.path());
         let service = {
             let mut builder = S3ServiceBuilder::new(files);
             builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
@@ -119,6 +150,11 @@ impl Server {
     /// Requests so far, and how many of them failed on purpose.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.trouble.requests.load(Ordering::SeqCst), self.trouble.failed.load(Ordering::SeqCst))
+    }
+
+    /// How often each thing happened on purpose.
+    pub(crate) fn ways(&self) -> BTreeMap<Way, u64> {
+        self.trouble.ways.lock().unwrap().clone()
     }
 
     /// The reads of objects since the last call: their paths, and the bytes of the answers.
@@ -187,6 +223,18 @@ impl Trouble {
         let hash = blake3::hash(&request.to_le_bytes());
         u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash is longer than that")) % n.max(1)
     }
+
+    fn note(&self, way: Way) {
+        *self.ways.lock().unwrap().entry(way).or_default() += 1;
+    }
+
+    /// Whether a read of `path` from byte `start` on goes on where one was cut off; its client has at most what was
+    /// sent.
+    fn goes_on(&self, path: &str, start: u64) -> bool {
+        let mut broken = self.broken.lock().unwrap();
+        let at = broken.iter().position(|(of, end)| of == path && (1..=*end).contains(&start));
+        at.map(|at| broken.swap_remove(at)).is_some()
+    }
 }
 
 impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
@@ -200,6 +248,7 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
             let n = trouble.requests.fetch_add(1, Ordering::SeqCst) + 1;
             let late = trouble.milliseconds.load(Ordering::SeqCst);
             if late > 0 {
+                trouble.note(Way::Late);
                 tokio::time::sleep(Duration::from_millis(Trouble::draw(n, late))).await;
             }
             if let Some(answer) = metadata(request.uri().path()).or_else(|| session(request.uri().query()?)) {
@@ -215,13 +264,14 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
             }
             // Of a thousand numbers as many as the percentage says, times ten; the last digit says in which way.
             let drawn = Trouble::draw(n, 1000);
-            let way = (drawn < 10 * trouble.percent.load(Ordering::SeqCst)).then_some(drawn % 5);
-            trouble.failed.fetch_add(u64::from(way.is_some()), Ordering::SeqCst);
+            let fails = drawn < 10 * trouble.percent.load(Ordering::SeqCst);
+            let way = fails.then(|| Way::FAILURES[(drawn % 5) as usize]);
+            trouble.failed.fetch_add(u64::from(fails), Ordering::SeqCst);
+            way.into_iter().for_each(|way| trouble.note(way));
             match way {
-                Some(0) => return Ok(refusal(500, "InternalError")),
-                Some(1) => return Ok(refusal(503, "SlowDown")),
-                // The connection is closed, and nothing was done.
-                Some(2) => return Err(HttpError::new("on purpose".into())),
+                Some(Way::Refused) => return Ok(refusal(500, "InternalError")),
+                Some(Way::Throttled) => return Ok(refusal(503, "SlowDown")),
+                Some(Way::Reset) => return Err(HttpError::new("on purpose".into())),
                 _ => {}
             }
             if trouble.overwrites.load(Ordering::SeqCst) && request.headers().contains_key("if-none-match") {
@@ -237,17 +287,25 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
                 request.headers().contains_key("if-none-match") || request.headers().contains_key("if-match");
             let held = if conditional { Some(turn.lock().await) } else { None };
             let asked = (request.method() == hyper::Method::GET).then(|| request.uri().path().to_owned());
+            let range = request.headers().get(hyper::header::RANGE).and_then(|range| range.to_str().ok());
+            let start = range.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
+            let start: u64 = start.unwrap_or(0);
+            let query = request.uri().query().unwrap_or_default();
+            let completes = request.method() == hyper::Method::POST && query.starts_with("uploadId=");
             let mut answer = hyper::service::Service::call(&service, request).await?;
-            if let Some(path) = asked {
+            trouble.completed.fetch_add(u64::from(completes && answer.status().is_success()), Ordering::SeqCst);
+            if let Some(path) = asked.clone() {
+                if trouble.goes_on(&path, start) {
+                    trouble.note(Way::Resumed);
+                }
                 let length = answer.headers().get(hyper::header::CONTENT_LENGTH);
                 let bytes = length.and_then(|length| length.to_str().ok()?.parse().ok());
                 trouble.reads.lock().unwrap().push((path, bytes.unwrap_or_default()));
             }
             drop(held);
             match way {
-                // It was done, and the answer is lost.
-                Some(3) => Err(HttpError::new("on purpose".into())),
-                Some(4) => {
+                Some(Way::AnswerLost) => Err(HttpError::new("on purpose".into())),
+                Some(Way::CutOff) => {
                     let body = answer.body_mut().store_all_limited(1 << 30).await.map_err(HttpError::new)?;
                     if body.is_empty() {
                         return Err(HttpError::new("on purpose".into()));
@@ -256,6 +314,9 @@ impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for Answer {
                     let length = hyper::header::HeaderValue::from(body.len());
                     answer.headers_mut().insert(hyper::header::CONTENT_LENGTH, length);
                     answer.headers_mut().remove(hyper::header::TRANSFER_ENCODING);
+                    let end = start + body.len() as u64 / 2;
+                    let broken = asked.filter(|_| answer.status().is_success()).map(|path| (path, end));
+                    trouble.broken.lock().unwrap().extend(broken);
                     *answer.body_mut() = Body::http_body(Half { rest: Some(body.slice(..body.len() / 2)) });
                     Ok(answer)
                 }

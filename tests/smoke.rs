@@ -110,7 +110,7 @@ fn killed_at_each_write(job: &str, program: &str, training: Option<Saving>) {
 
 /// A line for every port of every job: `port stage version fingerprint digest`. The fingerprint stands for stage,
 /// version, effective config, digests of the inputs and sources; so the digest may change only when it does.
-fn published(store: &Store, pipeline: &str) -> String {
+pub(crate) fn published(store: &Store, pipeline: &str) -> String {
     let mut lines = BTreeMap::new();
     for (of, job, pointer) in store.pointers().unwrap() {
         let manifest = store.manifest(&pointer.artifact).unwrap().unwrap();
@@ -137,26 +137,39 @@ fn broken_promises(published: &str, found: &str) -> Vec<String> {
     found.lines().filter_map(split).filter(is_broken).map(tell).collect()
 }
 
-/// Every stage at once: these bytes are promised for one version of a stage, on any machine.
-#[test]
-fn the_digests_are_the_published_ones() {
-    let found = published(&open(undisturbed()), "smoke");
-    let path = repository().join("tests/golden/smoke.txt");
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
+/// What a pipeline's jobs gave when it was last blessed.
+pub(crate) fn golden(pipeline: &str) -> String {
+    std::fs::read_to_string(golden_file(pipeline)).unwrap_or_default()
+}
+
+fn golden_file(pipeline: &str) -> PathBuf {
+    repository().join(format!("tests/golden/{pipeline}.txt"))
+}
+
+/// Every stage at once: these bytes are promised for one version of a stage, on any machine. `SMELT_BLESS` writes what
+/// is found, unless a promise is broken.
+#[track_caller]
+pub(crate) fn assert_published(store: &Store, pipeline: &str) {
+    let (found, before) = (published(store, pipeline), golden(pipeline));
     let broken = broken_promises(&before, &found);
     assert!(
         broken.is_empty(),
         "{broken:#?}\nraise VERSION of the first of these stages; SMELT_BLESS writes nothing before"
     );
     if std::env::var_os("SMELT_BLESS").is_some() {
-        return std::fs::write(&path, &found).unwrap();
+        return std::fs::write(golden_file(pipeline), &found).unwrap();
     }
     let changed: Vec<&str> = found.lines().filter(|line| !before.lines().any(|l| l == *line)).collect();
     assert_eq!(
         found, before,
         "other recipes than published: {changed:#?}\nif each is meant, SMELT_BLESS=1 cargo test --release -p \
-            smelt-tests the_digests"
+            smelt-tests {pipeline}"
     );
+}
+
+#[test]
+fn the_digests_are_the_published_ones() {
+    assert_published(&open(undisturbed()), "smoke");
 }
 
 #[test]
