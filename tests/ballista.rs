@@ -11,7 +11,7 @@ const PIPELINE: &str = "
 name: p
 jobs:
   a: { stage: STAGE(count), config: { rows: 300, units: 3 } }
-  b: { stage: STAGE(merge), each: { x: [0, 1] }, input: a }
+  b: { stage: STAGE(merge), each: { x: [0, 1] }, input: a, run: { env: ['X${x}'] } }
   model: { stage: STAGE(train) }
 ";
 

@@ -3,6 +3,7 @@
 use crate::kube_server::{Fate, KubeServer, TOKEN};
 use crate::support::{Bench, Said, digests, wait_until};
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 
@@ -277,10 +278,14 @@ fn status_and_plan_tell_for_what_a_job_waits_in_the_cluster() {
     let why = "ImagePullBackOff: Back-off pulling image \"lab/smelt:1\": not found";
     pipeline(&bench, "waits", "  raw: { stage: STAGE(count) }\n");
     *server.trouble.fate.lock().unwrap() = Fate::NoImage;
-    let run = begin(&server, &bench, &["run", "p.yaml"]);
+    let mut run = begin(&server, &bench, &["run", "p.yaml"]);
     wait_until("the job is created", || !created(&server).is_empty());
     let name = created(&server).remove(0);
     let waits = format!("Kubernetes job {name} waits, {why}");
+    let mut told = BufReader::new(run.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let warning = told.find(|line| line.contains(" warning "));
+    let hint = "is `image` right, and may the cluster pull it? It tries again; `smelt cancel` ends it";
+    assert!(warning.as_ref().is_some_and(|line| line.ends_with(&format!("{waits}; {hint}"))), "{warning:?}");
     let status = || said(&server, &bench, &["status", "p.yaml"]).ok().out;
     wait_until("status tells of it", || status().contains(&waits));
     let line = status().lines().find(|line| line.contains(&waits)).unwrap().to_owned();
@@ -290,10 +295,7 @@ fn status_and_plan_tell_for_what_a_job_waits_in_the_cluster() {
     assert!(plan.ends_with("0 new, 0 cached, 0 after them, 1 on the cluster; nothing was run\n"), "{plan}");
     let run_name = bench.store().runs().unwrap().remove(0).run;
     said(&server, &bench, &["cancel", &run_name]).ok();
-    let ended = Said::from(run.wait_with_output().unwrap()).fails(4);
-    let warning =
-        format!("{waits}; is `image` right, and may the cluster pull it? It tries again; `smelt cancel` ends it");
-    assert!(ended.out.contains(&warning) || ended.err.contains(&warning), "{ended:#?}");
+    Said::from(run.wait_with_output().unwrap()).fails(4);
 
     // The runner may be gone.
     *server.trouble.fate.lock().unwrap() = Fate::NoNode;

@@ -141,7 +141,8 @@ impl Landing {
     /// Waits, on the host, until the copies are done: the bytes of each tensor.
     pub(crate) fn wait(&self) -> Result<Vec<&[u8]>, DeviceError> {
         if !self.is_there.load(Ordering::Acquire) {
-            self.done.0.wait().map_err(|error| DeviceError::of_driver("copy a save to the host", error))?;
+            // An operation before the copies may be what failed.
+            self.done.0.wait().map_err(|error| DeviceError::of_driver("compute", error))?;
             self.is_there.store(true, Ordering::Release);
         }
         let locked = self.locked.as_ref().expect("it is there until this is dropped");
