@@ -1,4 +1,4 @@
-//! What machine code says of itself: cubins are ELF files (CUDA Binary Utilities; System V ABI, 64 bits, little endian).
+//! What machine code says of itself: cubins are ELF files (CUDA Binary Utilities; System V ABI, 64 bits).
 
 use std::collections::BTreeMap;
 

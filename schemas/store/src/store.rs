@@ -120,8 +120,8 @@ impl Store {
         Self::over(Arc::new(Objects::new(client, prefix)), address)
     }
 
-    /// Whether somebody waits for the first answer: then a server that has never answered is given up after two seconds,
-    /// not after ten. One that has is waited for as long as any.
+    /// Whether somebody waits for the first answer: then a server that has never answered is given up after two
+    /// seconds, not after ten. One that has is waited for as long as any.
     pub fn hasty(self, is_hasty: bool) -> Self {
         self.backing.set_hasty(is_hasty);
         self

@@ -1,5 +1,5 @@
-//! Integers that overflow are an error on a cluster too. Its `+`, `-`, `*` and `sum` are DataFusion's, which wrap around,
-//! and functions of smelt's own cannot go there: the plan computes in decimals, and casts back, which checks.
+//! Integers that overflow are an error on a cluster too. Its `+`, `-`, `*` and `sum` are DataFusion's, which wrap
+//! around, and functions of smelt's own cannot go there: the plan computes in decimals, and casts back, which checks.
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::DFSchema;
