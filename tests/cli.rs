@@ -204,8 +204,8 @@ fn each_makes_instances_and_equal_axes_join() {
     // A sweep that sweeps nothing.
     let text = "name: e\njobs:\n  raw:\n    stage: STAGE(count)\n    each: { seed: [1, 2] }\n";
     let said = bench.pipeline("f.yaml", text).smelt(&["check", "f.yaml"]).fails(2).err;
-    let expected = "error: axis `seed` of job `raw` changes nothing\n  --> f.yaml:5:13\nhint: say where its value goes, \
-        such as `config: { seed: \"${seed}\" }`\n";
+    let expected = "error: axis `seed` of job `raw` changes nothing\n  --> f.yaml:5:13\n\
+        hint: say where its value goes, such as `config: { seed: \"${seed}\" }`\n";
     assert_eq!(said, expected);
     let set = ["check", "f.yaml", "--set", "raw[seed=2].config.seed=7"];
     bench.smelt(&set).ok();

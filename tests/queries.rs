@@ -66,7 +66,8 @@ fn no_table_is_short_without_a_word() {
 fn axes_are_numbers_where_they_were_written_so() {
     let bench = Bench::new();
     let text = "name: p\njobs:\n  a: { stage: STAGE(count), each: { seed: [0, 1, 10], rate: [0.5, 2], word: [x, '7'] \
-        }, config: { seed: '${seed}', rows: 1, units: 1 }, run: { env: ['${word}_${rate}'] } }\nreport: select sum(seed + rate) s, max(word) w from a\n";
+        }, config: { seed: '${seed}', rows: 1, units: 1 }, run: { env: ['${word}_${rate}'] } }\n\
+        report: select sum(seed + rate) s, max(word) w from a\n";
     let said = bench.pipeline("p.yaml", text).smelt(&["run", "p.yaml"]).ok().out;
     assert!(said.contains("| 59.0 | x |"), "{said}");
     assert_eq!(csv(&bench, "select distinct seed from a order by seed").ok().out, "seed\n0\n1\n10\n");
