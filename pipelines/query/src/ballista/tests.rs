@@ -11,7 +11,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use datafusion::datasource::MemTable;
-use datafusion::prelude::{ParquetReadOptions, SessionContext};
+use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use datafusion_proto::bytes::logical_plan_from_bytes;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, StreamBody};
@@ -195,7 +195,7 @@ async fn session(folder: &Path) -> SessionContext {
         writer.write(&rows).unwrap();
         writer.close().unwrap();
     }
-    let mut context = SessionContext::new();
+    let mut context = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
     datafusion_functions_json::register_all(&mut context).unwrap();
     let files = folder.to_str().unwrap();
     context.register_parquet("clean", files, ParquetReadOptions::default()).await.unwrap();
@@ -333,6 +333,20 @@ async fn what_a_cluster_cannot_do_is_said() {
     let (code, told, hint, _) = fails(Manners { forgets: true, ..as_usual }, "select * from clean order by id").await;
     assert_eq!((code, hint.as_str()), (ExitCode::Machine, "ask again"));
     assert_eq!(told, "0 of 300 rows came from the Ballista executor at http://HOST:PORT");
+
+    let frame = context.sql(count).await.unwrap();
+    let unseen = Manners { fails: Some("Object at location /lab/x.parquet not found"), ..as_usual };
+    let fake = Fake::start(unseen).await;
+    let unseen = ask(&fake.address, &frame, "quickstart", Some(Path::new("/lab"))).await.err().unwrap();
+    assert_eq!(unseen.message, "the Ballista cluster: Object at location /lab/x.parquet not found");
+    let hint = "the scheduler and all executors have to see the folder /lab";
+    assert_eq!(unseen.hint.as_deref(), Some(hint));
+
+    let here = "select count(*) from clean, information_schema.tables";
+    let (code, told, hint, calls) = fails(as_usual, here).await;
+    assert_eq!((code, calls.len()), (ExitCode::Pipeline, 0));
+    assert_eq!(told, "table `information_schema.tables` is of this machine alone");
+    assert_eq!(hint, "leave out `--ballista`, or ask about it in a query of its own");
 
     let nobody = asked(&context, "127.0.0.1:1", count).await.unwrap_err();
     assert_eq!(nobody.exit_code(), ExitCode::Machine);
